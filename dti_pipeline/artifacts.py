@@ -1,0 +1,160 @@
+"""The only place that writes or reads a stage's output folder.
+
+A stage writes into a folder beside its target; when it is done the folder gets a ``manifest.json`` and takes
+the target's place by rename. A reader therefore sees the old output or the new one, never half of either.
+
+One digest names a folder everywhere: :func:`folder_digest` is DVC's own directory hash (MD5 over the sorted list of
+file hashes), so ``dvc.lock``, Dagster's data version and MLflow's dataset digest are the same 32 characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dti_pipeline.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Draft:
+    """A stage's output while it is being written: put files into ``path`` and facts into ``report``."""
+
+    path: Path
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published folder says of itself."""
+
+    path: Path
+    stage: str
+    report: dict[str, Any]
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, str]
+
+
+def file_digest(path: Path) -> str:
+    """MD5 of a file's bytes: 32 hexadecimal characters, what DVC records for a file. Cost: one read."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+
+
+def folder_digest(folder: Path) -> str:
+    """DVC's hash of a directory, less its ``.dir`` ending: 32 hexadecimal characters. Cost: one read of every file."""
+    rows = sorted(
+        ({"md5": md5, "relpath": name} for name, md5 in _file_digests(folder).items()), key=lambda row: row["relpath"]
+    )
+    return hashlib.md5(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """Digest of an input, file or folder. Raises InputError where there is none."""
+    if path.is_dir():
+        return folder_digest(path)
+    if path.is_file():
+        return file_digest(path)
+    raise InputError(f"{path} does not exist")
+
+
+@contextmanager
+def publish(
+    target: Path,
+    stage: str,
+    config: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+) -> Iterator[Draft]:
+    """Write a stage's output folder: all of it or nothing.
+
+    ``config`` is the part of the configuration that shaped the output; ``inputs`` are the files or folders that were
+    read, recorded by digest. On an exception the draft is removed and the old output stays as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Read before the work starts: what is recorded is what the stage saw.
+    digests = {name: digest(path) for name, path in (inputs or {}).items()}
+    draft = Draft(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
+    draft.path.chmod(0o755)  # mkdtemp makes it private; outputs are for everyone who can read the project
+    try:
+        yield draft
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "report": draft.report,
+            "config": dict(config or {}),
+            "inputs": digests,
+            "files": _file_digests(draft.path),
+        }
+        write_json(draft.path / MANIFEST, manifest)
+        _take_place(draft.path, target)
+    except BaseException:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        raise
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    if not target.exists():
+        draft.rename(target)
+        return
+    # A folder cannot be renamed over a folder that holds files: the old one steps aside first. A crash between the
+    # two renames leaves no target, which a reader reports as "not there yet"; it never leaves a mixture.
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / target.name)
+    draft.rename(target)
+    shutil.rmtree(old)
+
+
+def read(folder: Path, made_by: str) -> Manifest:
+    """The manifest of a published folder. ``made_by`` is the command to name when there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} has no {MANIFEST}: run `dti {made_by}` first")
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} line {error.lineno} is not JSON: run `dti {made_by}` again") from error
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {raw.get('schema_version')}, this version reads {SCHEMA_VERSION}:"
+            f" run `dti {made_by}` again"
+        )
+    return Manifest(folder, raw["stage"], raw["report"], raw["config"], raw["inputs"], raw["files"])
+
+
+def verify(manifest: Manifest) -> None:
+    """Raise InputError naming the first file that is missing or is not what its manifest says. Cost: one read."""
+    for name, expected in manifest.files.items():
+        path = manifest.path / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: its manifest lists it")
+        if file_digest(path) != expected:
+            raise InputError(f"{path} was changed after it was published: its digest differs from the manifest's")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON aside and rename: sorted keys, two spaces, a newline at the end, so that equal content is equal bytes."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

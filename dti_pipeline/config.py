@@ -1,0 +1,376 @@
+"""The one configuration: ``params.yaml`` read into frozen, typed sections, one for each stage.
+
+Unknown keys, wrong types and values out of range are errors that name the key; an unknown key also gets the
+nearest right one. Every field's comment is its documentation: unit, range and reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dti_pipeline.errors import InputError
+
+
+def _require(ok: bool, key: str, rule: str, value: object) -> None:
+    if not ok:
+        raise InputError(f"params key `{key}` must be {rule}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """The demo's log: planted tastes, planted defects, a known best possible AUC."""
+
+    seed: int = 7
+    users: int = 400  # people in the log
+    items: int = 600  # titles to rate
+    interactions_per_user: int = 80  # mean; single users vary around it
+    defects: int = 25  # bad rows planted in the log, every kind in turn
+
+    def __post_init__(self) -> None:
+        for name in ("users", "items", "interactions_per_user"):
+            _require(getattr(self, name) >= 1, f"synth.{name}", "at least 1", getattr(self, name))
+        _require(self.defects >= 0, "synth.defects", "0 or more", self.defects)
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """Which column of a CSV, Parquet or JSONL table is what (``events.source: table``)."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    rating: str = "rating"
+    timestamp: str = "timestamp"  # unix seconds or ISO 8601
+    item_text: str | None = None  # None: titles come from events.items_path, else the item id is the text
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """Where the log is and how it is read."""
+
+    source: Literal["synthetic", "movielens", "movietweetings", "amazon", "table"] = "synthetic"
+    path: str = "data/raw/synthetic"  # a file or a folder; relative paths start at the project's home
+    items_path: str | None = None  # table, amazon: titles in a file of their own, when not found beside the log
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # table only
+    item_columns: tuple[str, str] = ("item_id", "item_text")  # table only: id and text columns of items_path
+    max_users: int | None = None  # keep whole histories of this many users, chosen by hash of their id; None: all
+    max_rating: float = 5.0  # ratings outside [min_rating, max_rating] are quarantined
+    min_rating: float = 0.0
+    memory_limit: str = "2GB"  # DuckDB's, as DuckDB writes it; beyond it, it spills to disk
+
+    def __post_init__(self) -> None:
+        _require(self.max_users is None or self.max_users >= 1, "events.max_users", "at least 1", self.max_users)
+        _require(
+            self.min_rating < self.max_rating, "events.min_rating", "below events.max_rating", self.min_rating
+        )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which interactions are learnt from, which are judged, and what counts as a click."""
+
+    # global_time: the earliest 80 % of eligible rows train, the next 10 % validate, the last 10 % test, one clock for
+    # all users. user_order: the same shares inside each user's own history, for logs that have an order but no clock.
+    rule: Literal["global_time", "user_order"] = "global_time"
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    label_threshold: float = 3.0  # label = 1 where rating > threshold
+    min_history: int = 5  # a target has at least this many earlier rows of its user; the others are context only
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "test_share"):
+            _require(0 < getattr(self, name) < 0.5, f"split.{name}", "in (0, 0.5)", getattr(self, name))
+        _require(self.min_history >= 0, "split.min_history", "0 or more", self.min_history)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What a batch must satisfy before anything is spent on it."""
+
+    required: bool = True  # tokenising refuses events that did not pass; False: go on at your own risk
+    max_quarantined_share: float = 0.05  # of rows read
+    max_untitled_share: float = 0.05  # of kept rows: items without a title of their own
+    min_rows: int = 1000
+    min_users: int = 20
+    label_rate: tuple[float, float] = (0.02, 0.98)  # share of clicks must lie in this range
+    max_label_rate_drift: float = 0.1  # absolute change of that share against the previous accepted batch
+    min_volume_ratio: float = 0.5  # rows against the previous accepted batch
+    max_shown_rows: int = 20  # failing rows shown for each failed expectation
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Text to tokens, once."""
+
+    tokenizer: str | None = None  # a transformers tokenizer by name or path; None: train one on the item texts
+    vocab_size: int = 4096  # of a trained tokenizer, special tokens included
+    template: str = "{item_text}"  # text of an interaction; {item_text} and {item_id} are filled in
+    max_text_tokens: int = 32  # longer texts are cut at the end, and counted
+    prefix: str = ""  # instruction that opens every prompt; empty: none
+
+    def __post_init__(self) -> None:
+        _require(self.max_text_tokens >= 1, "tokens.max_text_tokens", "at least 1", self.max_text_tokens)
+        _require(self.vocab_size >= 64, "tokens.vocab_size", "at least 64", self.vocab_size)
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """Interactions to prompts to rows of constant length."""
+
+    context: int = 20  # n: interactions before the first target
+    targets: int | Literal["all"] = 50  # k: targets a streaming prompt; "all": as many as a row holds
+    row_length: int = 1024  # tokens; the longest single-target prompt must fit
+    seed: int = 7  # order of rows and of equal prompts
+    max_targets: int | None = None  # keep this many training targets, whole users by hash; None: all of them
+
+    def __post_init__(self) -> None:
+        _require(self.context >= 0, "packing.context", "0 or more", self.context)
+        _require(
+            self.targets == "all" or (isinstance(self.targets, int) and self.targets >= 1),
+            "packing.targets", "a whole number from 1, or `all`", self.targets,
+        )
+        _require(self.row_length >= 16, "packing.row_length", "at least 16", self.row_length)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters on a pretrained model (peft)."""
+
+    rank: int = 16  # 0: train every weight
+    alpha: int = 32
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a Llama-style model from scratch, or any causal LM by name or path."""
+
+    name_or_path: str | None = None  # None: from scratch, in the shape below
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 4
+    intermediate_size: int = 128
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = True
+    dropout: float = 0.0  # on embeddings, attention output and MLP output, from scratch only
+    head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
+    # What [SUM] queries know of distance. rope: rotated as any token at its place. rope_alibi: the same with an ALiBi
+    # bias. nope_alibi: un-rotated query and keys, distance only through the ALiBi bias.
+    sum_position: Literal["rope", "rope_alibi", "nope_alibi"] = "rope"
+    forgetting: Literal["none", "linear", "quadratic", "step"] = "none"  # family of a(d)
+    forgetting_max: float = 1.0  # a(d) at d = n
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.forgetting_max <= 1, "model.forgetting_max", "in [0, 1]", self.forgetting_max)
+        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        _require(
+            self.hidden_size % self.heads == 0, "model.hidden_size", f"a multiple of model.heads ({self.heads})",
+            self.hidden_size,
+        )
+        _require(
+            self.heads % self.kv_heads == 0, "model.kv_heads", f"a divisor of model.heads ({self.heads})", self.kv_heads
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop. All counts are in targets, so that one recipe means the same for every paradigm."""
+
+    seed: int = 7
+    epochs: float = 2.0
+    targets_per_step: int = 128  # over all processes; rows are gathered until they hold about this many targets
+    learning_rate: float = 2e-3  # peak, of AdamW
+    warmup_share: float = 0.05  # of all targets; then cosine to final_learning_rate_share
+    final_learning_rate_share: float = 0.05
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    evaluations: int = 4  # times the validation targets are scored during training
+    evaluation_targets: int = 2000  # at most this many validation targets a time
+    checkpoint_seconds: int = 300  # resume state at least this often; 0: after every step
+    processes: int = 1  # more than one: started through torchrun
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "training.epochs", "above 0", self.epochs)
+        _require(self.targets_per_step >= 1, "training.targets_per_step", "at least 1", self.targets_per_step)
+        _require(self.learning_rate > 0, "training.learning_rate", "above 0", self.learning_rate)
+        _require(self.processes >= 1, "training.processes", "at least 1", self.processes)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The judgement, the same for every paradigm."""
+
+    split: Literal["validation", "test"] = "test"
+    max_targets: int | None = None  # the first so many by hash; None: all of the split
+    bootstrap_samples: int = 1000
+    confidence: float = 0.95
+    calibration_bins: int = 10
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Run records."""
+
+    enabled: bool = True
+    uri: str | None = None  # MLflow's tracking URI; None: mlflow.db in the project's home
+    experiment: str = "dti"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every section of params.yaml; a section left out has its defaults."""
+
+    paradigms: tuple[str, ...] = ("sliding_window", "dti")  # what `dti run` trains and compares
+    synth: SynthConfig = field(default_factory=SynthConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        from dti_pipeline.paths import PARADIGMS
+
+        for paradigm in self.paradigms:
+            check_paradigm(paradigm, PARADIGMS)
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain values, as a manifest or a tracker records them."""
+        return {name: to_plain(getattr(self, name)) for name in names}
+
+
+def check_paradigm(paradigm: str, known: Sequence[str]) -> None:
+    """Raise InputError for a name that is no paradigm."""
+    if paradigm not in known:
+        raise InputError(f"unknown paradigm {paradigm!r}: use one of {', '.join(known)}{_nearest(paradigm, known)}")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read params.yaml (all defaults where the file does not exist) and apply ``stage.key=value`` overrides."""
+    raw: Any = {}
+    if path.is_file():
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}" if mark else ""
+            raise InputError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+        if not isinstance(raw, dict):
+            raise InputError(f"{path} must hold a mapping of sections, not a {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return from_plain(Config, raw)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override!r} must read section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: the value is not YAML") from error
+    *parents, leaf = key.strip().split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override!r}: `{parent}` is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def from_plain(kind: type, raw: Any, key: str = "") -> Any:
+    """Build a section from plain values; InputError names the first wrong key."""
+    if not isinstance(raw, Mapping):
+        raise InputError(f"params key `{key}` must be a mapping, not {raw!r}")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    values = {}
+    for name, value in raw.items():
+        full = f"{key}.{name}" if key else str(name)
+        if name not in known:
+            raise InputError(f"unknown params key `{full}`{_nearest(str(name), known)}")
+        values[name] = _convert(hints[name], value, full)
+    return kind(**values)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean `{near[0]}`?" if near else ""
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_plain(typing.cast(type, hint), value, key)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            near = _nearest(str(value), [str(a) for a in args])
+            raise InputError(f"params key `{key}` must be one of {', '.join(map(str, args))}, not {value!r}{near}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for arm in args:
+            if arm is type(None) and value is None:
+                return None
+        for arm in (a for a in args if a is not type(None)):
+            try:
+                return _convert(arm, value, key)
+            except InputError:
+                continue
+        raise InputError(f"params key `{key}` must be {_describe(hint)}, not {value!r}")
+    if origin is tuple:
+        items = [args[0]] * len(value) if isinstance(value, (list, tuple)) and args[1:] == (...,) else list(args)
+        if not isinstance(value, (list, tuple)) or len(items) != len(value):
+            raise InputError(f"params key `{key}` must be a list ({_describe(hint)}), not {value!r}")
+        return tuple(_convert(item, v, f"{key}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise InputError(f"params key `{key}` must be {_describe(hint)}, not {value!r}")
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(a) for a in args)
+    if origin is tuple:
+        return f"list of {_describe(args[0])}"
+    return str(hint)
+
+
+def to_plain(value: Any) -> Any:
+    """A section as dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_plain(v) for v in value]
+    return value

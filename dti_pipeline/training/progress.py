@@ -1,0 +1,66 @@
+"""What a training tells the world while it runs. The loop emits these; trackers, bars and orchestrators listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """Once, before the first step (again after a resume, with ``targets_seen`` above 0)."""
+
+    paradigm: str
+    targets_total: int  # to be seen in all epochs together
+    targets_seen: int
+    parameters: int  # trainable
+    device: str
+    world_size: int
+    dataset_digest: str  # of the shards, 32 characters
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """After an optimizer step. Seconds exclude warm-up, evaluation and checkpoints."""
+
+    step: int
+    targets_seen: int
+    loss: float  # mean over the step's targets, nats
+    learning_rate: float
+    gradient_norm: float
+    targets_per_second: float
+    tokens_per_second: float
+    train_seconds: float
+    seconds_left: float
+    peak_memory_gib: float  # of the accelerator; of the process on a CPU
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """After the validation targets were scored."""
+
+    targets_seen: int
+    train_seconds: float
+    metrics: dict[str, float]  # auc, log_loss
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """After resume state was written."""
+
+    targets_seen: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Once, after the model was published."""
+
+    targets_seen: int
+    train_seconds: float
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Started | Stepped | Evaluated | Checkpointed | Finished
+Listener = Callable[[Event], None]

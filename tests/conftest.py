@@ -1,0 +1,45 @@
+"""Fixtures every kind of test shares. Tests never touch the clone's own data/: each has a home of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from dti_pipeline.paths import Paths
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Real rating logs, where somebody has put them; no test needs them to pass, those marked `real` are skipped without.
+REAL_DATA = Path(os.environ.get("DTI_REAL_DATA") or ROOT.parent / "shared" / "data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_data = pytest.mark.skip(reason=f"no real rating logs at {REAL_DATA} (set DTI_REAL_DATA)")
+    no_gpu = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "real" in item.keywords and not REAL_DATA.is_dir():
+            item.add_marker(no_data)
+        if "gpu" in item.keywords and not _cuda():
+            item.add_marker(no_gpu)
+
+
+def _cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """An empty project home, also in the environment."""
+    monkeypatch.setenv("DTI_HOME", str(tmp_path))
+    return Paths(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    return REAL_DATA
