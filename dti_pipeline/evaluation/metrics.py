@@ -1,0 +1,188 @@
+"""What a set of scores is worth: pure functions of labels and probabilities, NumPy in, numbers out.
+
+Shapes everywhere: ``label`` (N,) of 0 and 1, ``score`` or ``probability`` (N,) of floats, ``user`` (N,) of whole numbers
+from 0. A figure that is not defined (an AUC over one class, a mean over nothing) is None, which JSON writes as null;
+no function returns NaN. Cost is that of one sort, O(N log N), unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: Probabilities are kept this far from 0 and 1 in the log loss: one certain mistake must not make the mean infinite.
+#: It is about the resolution of float32, in which models answer.
+CLIP = 1e-7
+#: A target counts as a predicted click from this probability on (F1, accuracy).
+THRESHOLD = 0.5
+#: First value of each bucket; the last one is open.
+HISTORY_BUCKETS = (0, 10, 20, 50, 100, 200)
+POPULARITY_BUCKETS = (0, 1, 5, 20, 100, 500)
+
+
+@dataclass(frozen=True)
+class GroupedAuc:
+    """gAUC with what it rests on."""
+
+    value: float | None
+    users: int  # with both classes: the ones counted
+    users_skipped: int  # with one class: their AUC is not defined
+    targets: int  # of the counted users
+
+
+def auc(label: Array, score: Array) -> float | None:
+    """Area under the ROC curve: P(score of a click > score of a non-click), ties counting one half.
+
+    Exact, by the ranks of the scores: the Mann-Whitney statistic (Hanley and McNeil 1982). None over one class.
+    """
+    return group_auc(label, score, np.zeros(len(label), dtype=np.int64)).value
+
+
+def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
+    """gAUC: each user's own AUC, averaged with the user's number of targets as weight (Zhu et al. 2017).
+
+    It asks what a ranking within one user's list asks; a user's general inclination to click adds nothing to it.
+    """
+    if len(label) == 0:
+        return GroupedAuc(None, 0, 0, 0)
+    order = np.lexsort((score, user))
+    label, score, user = np.asarray(label)[order], np.asarray(score)[order], np.asarray(user)[order]
+    # Runs of equal (user, score): clicks and non-clicks in each, and the non-clicks of the same user ranked below it.
+    run = np.flatnonzero(np.r_[True, (np.diff(user) != 0) | (np.diff(score) != 0)])
+    clicks = np.add.reduceat(label.astype(np.float64), run)
+    others = np.diff(np.r_[run, len(label)]) - clicks
+    first = np.flatnonzero(np.r_[True, np.diff(user[run]) != 0])
+    below = np.cumsum(others) - others
+    below -= np.repeat(below[first], np.diff(np.r_[first, len(run)]))
+    won = np.add.reduceat(clicks * (below + others / 2), first)
+    clicks, others = np.add.reduceat(clicks, first), np.add.reduceat(others, first)
+    both = (clicks > 0) & (others > 0)
+    weight = (clicks + others)[both]
+    mean = float(np.average(won[both] / (clicks * others)[both], weights=weight)) if both.any() else None
+    return GroupedAuc(mean, int(both.sum()), int((~both).sum()), int(weight.sum()))
+
+
+def log_losses(label: Array, probability: Array) -> Array:
+    """(N,) cross entropy of each target in nats, probabilities clipped by ``CLIP``. Cost O(N)."""
+    p = np.clip(np.asarray(probability, dtype=np.float64), CLIP, 1 - CLIP)
+    return -np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p))
+
+
+def log_loss(label: Array, probability: Array) -> float | None:
+    """Mean cross entropy in nats: lower is better. Cost O(N)."""
+    return float(log_losses(label, probability).mean()) if len(label) else None
+
+
+def normalised_entropy(label: Array, probability: Array) -> float | None:
+    """Log loss over the entropy of the judged targets' own click rate (He et al. 2014, section 3).
+
+    1.0 is what always answering that rate would score; lower is better. None over one class, whose entropy is 0.
+    """
+    loss, rate = log_loss(label, probability), float(np.mean(label)) if len(label) else 0.0
+    if loss is None or rate in (0.0, 1.0):
+        return None
+    return loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+
+
+def f1(label: Array, probability: Array) -> float | None:
+    """Harmonic mean of precision and recall of "probability >= THRESHOLD"; 0.0 where no click was found. O(N)."""
+    if len(label) == 0:
+        return None
+    predicted, clicked = np.asarray(probability) >= THRESHOLD, np.asarray(label) == 1
+    total = int(predicted.sum() + clicked.sum())
+    return 2 * int((predicted & clicked).sum()) / total if total else 0.0
+
+
+def accuracy(label: Array, probability: Array) -> float | None:
+    """Share of targets on the right side of THRESHOLD. Cost O(N)."""
+    return float(np.mean((np.asarray(probability) >= THRESHOLD) == (np.asarray(label) == 1))) if len(label) else None
+
+
+def brier(label: Array, probability: Array) -> float | None:
+    """Mean squared error of the probabilities (Brier 1950): lower is better. Cost O(N)."""
+    return float(np.mean((np.asarray(probability) - np.asarray(label)) ** 2)) if len(label) else None
+
+
+def calibration(label: Array, probability: Array, bins: int) -> list[dict[str, float]]:
+    """Reliability curve: mean prediction, observed click rate and count in bins of equal mass, lowest first.
+
+    Equal mass rather than equal width, so that every point rests on as many targets (Nguyen and O'Connor 2015). Equal
+    predictions share a bin, so that the curve does not depend on row order; bins left empty by that are not listed.
+    """
+    if len(label) == 0:
+        return []
+    _, group, size = np.unique(np.asarray(probability), return_inverse=True, return_counts=True)
+    middle = np.cumsum(size) - size / 2
+    which = np.minimum((middle * bins / len(label)).astype(np.int64), bins - 1)[group]
+    count = np.bincount(which, minlength=bins)
+    predicted, observed = (np.bincount(which, weights=values, minlength=bins) for values in (probability, label))
+    return [
+        {"predicted": float(predicted[b] / count[b]), "observed": float(observed[b] / count[b]), "count": int(count[b])}
+        for b in np.flatnonzero(count)
+    ]
+
+
+def expected_calibration_error(curve: list[dict[str, float]]) -> float | None:
+    """ECE: mean distance between prediction and observation over the bins of :func:`calibration`, weighted by count
+    (Naeini et al. 2015, with bins of equal mass)."""
+    total = sum(point["count"] for point in curve)
+    return sum(abs(p["predicted"] - p["observed"]) * p["count"] for p in curve) / total if total else None
+
+
+def roc(label: Array, score: Array, points: int = 200) -> list[tuple[float, float]]:
+    """ROC curve as (false positive rate, true positive rate) from (0, 0) to (1, 1), thinned evenly along its length to
+    at most ``points``. Empty over one class. For drawing: :func:`auc` is computed from all scores, not from these."""
+    label = np.asarray(label)
+    clicks = int(label.sum())
+    if clicks in (0, len(label)):
+        return []
+    order = np.argsort(-np.asarray(score), kind="stable")
+    end = np.flatnonzero(np.r_[np.diff(np.asarray(score)[order]) != 0, True])
+    true = np.cumsum(label[order])[end]
+    fpr = np.r_[0.0, (end + 1 - true) / (len(label) - clicks)]
+    tpr = np.r_[0.0, true / clicks]
+    keep = np.unique(np.searchsorted(fpr + tpr, np.linspace(0, 2, points)).clip(max=len(fpr) - 1))
+    return [(float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True)]
+
+
+def summary(label: Array, probability: Array, user: Array, bins: int) -> dict[str, Any]:
+    """Every figure of one set of probabilities, by name."""
+    grouped = group_auc(label, probability, user)
+    rate = float(np.mean(label)) if len(label) else None
+    mean = float(np.mean(probability)) if len(label) else None
+    return {
+        "auc": auc(label, probability),
+        "log_loss": log_loss(label, probability),
+        "gauc": grouped.value,
+        "gauc_users": grouped.users,
+        "gauc_users_skipped": grouped.users_skipped,
+        "ne": normalised_entropy(label, probability),
+        "f1": f1(label, probability),
+        "accuracy": accuracy(label, probability),
+        "brier": brier(label, probability),
+        "ece": expected_calibration_error(calibration(label, probability, bins)),
+        "mean_prediction": mean,
+        "predicted_over_observed": mean / rate if mean is not None and rate else None,
+    }
+
+
+def slices(label: Array, probability: Array, value: Array, starts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Count, AUC and log loss of the targets in each bucket of ``value`` (N,), buckets without targets left out.
+
+    ``starts`` are the buckets' first values; names read ``0-9``, a bucket of one value ``0``, the last one ``200+``.
+    """
+    which = np.searchsorted(np.asarray(starts), value, side="right") - 1
+    result = []
+    for b, start in enumerate(starts):
+        rows = which == b
+        if rows.any():
+            last = starts[b + 1] - 1 if b + 1 < len(starts) else None
+            name = f"{start}+" if last is None else str(start) if last == start else f"{start}-{last}"
+            y, p = np.asarray(label)[rows], np.asarray(probability)[rows]
+            result.append({"bucket": name, "count": int(rows.sum()), "auc": auc(y, p), "log_loss": log_loss(y, p)})
+    return result
