@@ -1,0 +1,79 @@
+"""Records of what was run, behind three calls.
+
+The pipeline calls these and knows no tracker. With ``tracking.enabled: false`` they do nothing and MLflow is never
+imported; otherwise :mod:`dti_pipeline.tracking.mlflow_store` keeps the records.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from dti_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from dti_pipeline.config import Config
+    from dti_pipeline.paths import Paths
+    from dti_pipeline.training.progress import Event
+
+
+class Run(Protocol):
+    """The record of one training while it is written."""
+
+    @property
+    def id(self) -> str | None:
+        """The tracker's name for the run; None where nothing is tracked."""
+
+    def listen(self, event: Event) -> None:
+        """Take one event of the training."""
+
+
+class Untracked:
+    """The record that nobody keeps."""
+
+    id: str | None = None
+
+    def listen(self, event: Event) -> None:
+        """Forget it."""
+
+
+@contextmanager
+def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open the record of a training, or go on with the one its checkpoint names; close it with what became of it.
+
+    Of several processes of one training only the first keeps a record.
+    """
+    if not config.tracking.enabled or os.environ.get("RANK", "0") != "0":
+        yield Untracked()
+        return
+    _require_mlflow()
+    from dti_pipeline.tracking import mlflow_store
+
+    with mlflow_store.training_run(config, paths, paradigm, tags) as run:
+        yield run
+
+
+def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
+    """Put an evaluation's figures and plots onto the run that trained its model."""
+    if config.tracking.enabled:
+        _require_mlflow()
+        from dti_pipeline.tracking import mlflow_judgement
+
+        mlflow_judgement.record_evaluation(config, paths, paradigm)
+
+
+def record_comparison(config: Config, paths: Paths) -> None:
+    """Group the compared trainings under one run that holds the comparison."""
+    if config.tracking.enabled:
+        _require_mlflow()
+        from dti_pipeline.tracking import mlflow_judgement
+
+        mlflow_judgement.record_comparison(config, paths)
+
+
+def _require_mlflow() -> None:
+    if importlib.util.find_spec("mlflow") is None:
+        raise InputError("MLflow is not installed: install it, or set tracking.enabled=false")

@@ -1,0 +1,64 @@
+# What a person types. `make` alone lists the targets.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test ui repro lint bench clean
+
+BIN := .venv/bin
+PIP := -m pip --quiet --disable-pip-version-check --no-input
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& command -v $$python && break; done)
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/.installed .venv/bin/dvc  ## Build .venv and .venv-dvc from the pinned files; nothing when they are current
+
+demo: setup  ## Synthetic log to judged comparison through Dagster: a few minutes on two cores, no network
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dti_pipeline.demo
+
+test: setup  ## Run every test; ARGS="-k packing" passes arguments to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dti_pipeline.ui
+
+repro: setup  ## The same pipeline through DVC: only what changed is run
+	@$(BIN)/dvc repro
+
+lint: setup  ## Style, types, and dvc.yaml against the stage table
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m dti_pipeline.dvc --check
+
+bench: setup  ## Measure on this machine; each script prints a table of docs/benchmark.md
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove what the stages made here; raw logs, run records and environments stay
+	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards
+	@rm -rf models/sliding_window models/dti models/dti_growing models/dti_isolated models/.checkpoints
+	@rm -rf reports .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Environments. A stamp is younger than the file it was built from exactly when the environment is current.
+
+.venv/.pinned: requirements/project.txt
+	@test -n "$(PYTHON)" || { echo "make setup needs Python 3.11 or newer with venv (Debian: apt install python3 python3-venv);" \
+		"name one with PYTHON=/path/to/python"; exit 1; }
+	@echo "Building .venv from requirements/project.txt: a minute or two, about 2 GB"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python $(PIP) install -r requirements/project.txt
+	@touch $@
+
+.venv/.installed: .venv/.pinned pyproject.toml
+	@$(BIN)/python $(PIP) install --no-deps -e .
+	@touch $@
+
+.venv-dvc/.pinned: requirements/dvc.txt .venv/.pinned
+	@echo "Building .venv-dvc from requirements/dvc.txt"
+	@test -x .venv-dvc/bin/python || $(BIN)/python -m venv .venv-dvc
+	@.venv-dvc/bin/python $(PIP) install -r requirements/dvc.txt
+	@touch $@
+
+.venv/bin/dvc: requirements/dvc-wrapper.sh .venv-dvc/.pinned
+	@install -m 755 $< $@

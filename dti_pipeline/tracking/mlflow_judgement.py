@@ -1,0 +1,116 @@
+"""What was found of trained models, on MLflow: test metrics on each training's run, a comparison as their parent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from dti_pipeline import artifacts
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import Paths
+from dti_pipeline.tracking.mlflow_store import connect, flatten
+
+log = logging.getLogger(__name__)
+
+PARENT = "mlflow.parentRunId"
+COMPARISON = "comparison.digest"
+
+
+def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
+    """``<split>/auc``, ``<split>/auc_streaming``, ... and the evaluation's files onto the run that trained the model.
+
+    A model that was trained without a record is left without one; the log says so.
+    """
+    store, _ = connect(config, paths)
+    run = _trained(store, artifacts.read(paths.model(paradigm), "train").report.get("mlflow_run_id"), paradigm)
+    if run is None:
+        return
+    report = artifacts.read(paths.evaluation(paradigm), "evaluate").report
+    figures = {f"{report['split']}/{name}": value for name, value in report.items() if _is_figure(value)}
+    _log_metrics(store, run, figures)
+    store.log_artifacts(run.info.run_id, str(paths.evaluation(paradigm)), "evaluation")
+
+
+def record_comparison(config: Config, paths: Paths) -> None:
+    """One run that is the parent of the compared trainings and holds the tables, plots, speed-ups and AUC differences.
+
+    The same comparison recorded again finds its run; another one makes a new parent, to which the trainings move.
+    """
+    file = paths.comparison_file("json")
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: run `dti compare` first")
+    comparison = json.loads(file.read_text(encoding="utf-8"))
+    store, experiment = connect(config, paths)
+    trained = {name: _trained(store, row.get("mlflow_run_id"), name) for name, row in comparison["paradigms"].items()}
+    children = {name: run for name, run in trained.items() if run is not None}
+    if not children:
+        return
+    parent = _parent(store, experiment, artifacts.file_digest(file), comparison)
+    _log_metrics(store, parent, _headline(comparison))
+    for suffix in ("json", "md", "html"):
+        store.log_artifact(parent.info.run_id, str(paths.comparison_file(suffix)))
+    store.log_artifacts(parent.info.run_id, str(paths.comparison), "plots")
+    for run in children.values():
+        store.set_tag(run.info.run_id, PARENT, parent.info.run_id)
+    store.set_terminated(parent.info.run_id, "FINISHED")
+
+
+def _parent(store: MlflowClient, experiment: str, digest: str, comparison: Mapping[str, Any]) -> Run:
+    found = store.search_runs([experiment], f"tags.`{COMPARISON}` = '{digest}'", max_results=1)
+    if found:
+        return found[0]
+    tags = {
+        COMPARISON: digest,
+        "dataset": str(comparison.get("dataset", "")),
+        "hardware": str(comparison.get("hardware", "")),
+        "mlflow.source.git.commit": str(comparison.get("commit") or ""),
+        "mlflow.source.name": "dti compare",
+        "mlflow.source.type": "LOCAL",
+    }
+    name = "comparison: " + ", ".join(comparison["paradigms"])
+    return store.create_run(experiment, run_name=name, tags={key: value for key, value in tags.items() if value})
+
+
+def _headline(comparison: Mapping[str, Any]) -> dict[str, float]:
+    parts = {
+        "speedup": comparison["speedup"],
+        "auc_delta": {name: delta["mean"] for name, delta in comparison["auc_delta"].items() if delta},
+        "baseline_auc": comparison["baselines"],
+        "auc": {name: row["auc"] for name, row in comparison["paradigms"].items()},
+    }
+    flat = flatten(parts)
+    return {name.replace(".", "/", 1): value for name, value in flat.items() if _is_figure(value)}
+
+
+def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:
+    if run_id is None:
+        log.info("%s was trained without a record; nothing is added to one", paradigm)
+        return None
+    try:
+        return store.get_run(run_id)
+    except MlflowException:
+        log.warning("run %s of %s is not in this MLflow store; nothing is added to it", run_id, paradigm)
+        return None
+
+
+def _log_metrics(store: MlflowClient, run: Run, figures: Mapping[str, float]) -> None:
+    """Log what differs from the run's last values, so that a repeated judgement leaves no second point."""
+    now = int(time.time() * 1000)
+    new = {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
+    store.log_batch(
+        run.info.run_id,
+        metrics=[Metric(name, float(value), now, 0) for name, value in new.items()],
+        tags=[RunTag("judged", "true")],
+    )
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
