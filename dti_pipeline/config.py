@@ -100,10 +100,19 @@ class ValidationConfig:
     max_untitled_share: float = 0.05  # of kept rows: items without a title of their own
     min_rows: int = 1000
     min_users: int = 20
+    min_targets: int = 10  # in each split: below it no metric of that split means anything
     label_rate: tuple[float, float] = (0.02, 0.98)  # share of clicks must lie in this range
     max_label_rate_drift: float = 0.1  # absolute change of that share against the previous accepted batch
     min_volume_ratio: float = 0.5  # rows against the previous accepted batch
     max_shown_rows: int = 20  # failing rows shown for each failed expectation
+
+    def __post_init__(self) -> None:
+        for name in ("max_quarantined_share", "max_untitled_share", "max_label_rate_drift"):
+            _require(0 <= getattr(self, name) <= 1, f"validation.{name}", "in [0, 1]", getattr(self, name))
+        for name in ("min_rows", "min_users", "min_targets", "min_volume_ratio", "max_shown_rows"):
+            _require(getattr(self, name) >= 0, f"validation.{name}", "0 or more", getattr(self, name))
+        low, high = self.label_rate
+        _require(0 <= low < high <= 1, "validation.label_rate", "two shares, the lower one first", self.label_rate)
 
 
 @dataclass(frozen=True)
