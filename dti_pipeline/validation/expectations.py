@@ -1,0 +1,83 @@
+"""The one expectation that Great Expectations does not have: its ``UnexpectedRowsExpectation``, run by DuckDB.
+
+Great Expectations 1.x reaches DuckDB only through SQLAlchemy, where most expectations fail (its issues 10738, 11579).
+Overriding ``_validate`` is the extension point its own documentation names; everything else, Data Docs included, is
+stock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import great_expectations.expectations as gxe
+from great_expectations.render import LegacyDiagnosticRendererType, RenderedTableContent
+from great_expectations.render.renderer.renderer import renderer
+
+from dti_pipeline.validation.tables import Tables
+
+# Great Expectations rebuilds expectations from plain values, so that a connection cannot travel inside one.
+_tables: ContextVar[Tables] = ContextVar("tables")
+
+
+@contextmanager
+def judging(tables: Tables) -> Iterator[None]:
+    """Within it, expectations ask these tables."""
+    token = _tables.set(tables)
+    try:
+        yield
+    finally:
+        _tables.reset(token)
+
+
+class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
+    """The query finds at most ``max_share`` of the batch's rows; those it finds are what is wrong.
+
+    ``{batch}`` in the query stands for the table. A result holds ``observed_value`` (plain words), ``unexpected_count``
+    and ``unexpected_rows``, the first ``max_shown_rows`` by value.
+    """
+
+    table: str  # what {batch} stands for
+    column: str | None = None  # Data Docs file the expectation under it; None: it is about whole rows
+    max_share: float = 0.0  # of the table's rows, in [0, 1]
+    max_shown_rows: int = 20
+
+    metric_dependencies: ClassVar[tuple[str, ...]] = ()
+    success_keys: ClassVar[tuple[str, ...]] = ("unexpected_rows_query", "max_share")
+    domain_keys: ClassVar[tuple[str, ...]] = ("batch_id", "table", "column")
+
+    def _validate(
+        self, metrics: dict[str, Any], runtime_configuration: Any = None, execution_engine: Any = None
+    ) -> dict[str, Any]:
+        tables = _tables.get()
+        query = str(self.unexpected_rows_query).replace("{batch}", self.table)
+        found = tables.count(query)
+        total = tables.count(f"FROM {self.table}")
+        success = found <= self.max_share * total
+        return {
+            "success": success,
+            "result": {
+                "observed_value": f"{found:,} of {total:,} rows",
+                "unexpected_count": found,
+                "unexpected_rows": [] if success else tables.rows(query, self.max_shown_rows),
+            },
+        }
+
+    @classmethod
+    @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_TABLE)
+    def _diagnostic_unexpected_table_renderer(
+        cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None
+    ) -> list[RenderedTableContent] | None:
+        rows = result.result.get("unexpected_rows") if result is not None else None
+        if not rows:
+            return None
+        return [
+            RenderedTableContent(
+                content_block_type="table",
+                header_row=list(rows[0]),
+                table=[["null" if value is None else str(value) for value in row.values()] for row in rows],
+                styling={"body": {"classes": ["table-bordered", "table-sm", "mt-3"]}},
+            )
+        ]

@@ -1,0 +1,97 @@
+"""Suites in, outcomes and Data Docs out: the only module that drives a Great Expectations context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.base import (
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
+
+from dti_pipeline.validation.expectations import judging
+from dti_pipeline.validation.outcome import Outcome
+from dti_pipeline.validation.rule import Rule
+from dti_pipeline.validation.suites import Suite
+from dti_pipeline.validation.tables import Tables
+
+
+def judge(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_shown_rows: int) -> list[Outcome]:
+    """Validate each suite and build Data Docs into ``docs`` (its ``index.html`` is the way in).
+
+    Nothing is written anywhere else and nothing is sent anywhere. Cost: one query for each rule about rows.
+    """
+    context = _context(docs)
+    source = context.data_sources.add_pandas("batch")
+    outcomes = []
+    for suite in suites:
+        stored = context.suites.add(gx.ExpectationSuite(name=suite.name))
+        for rule in suite.rules:
+            rule.expectation.meta = {"rule": rule.name}
+            stored.add_expectation(rule.expectation)
+        batch = source.add_dataframe_asset(suite.asset).add_batch_definition_whole_dataframe(suite.asset)
+        definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=stored)
+        with judging(tables):
+            answer = context.validation_definitions.add(definition).run(
+                batch_parameters={"dataframe": suite.frame}, run_id=RunIdentifier(run_name=run_name)
+            )
+        results = {result.expectation_config.meta["rule"]: result for result in answer.results}
+        outcomes += [_outcome(suite.name, rule, results[rule.name], tables, max_shown_rows) for rule in suite.rules]
+    context.build_data_docs()
+    return outcomes
+
+
+def _context(docs: Path) -> Any:
+    site = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)},
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False},
+    }
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        data_docs_sites={"docs": site},
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _outcome(
+    suite: str, rule: Rule, result: ExpectationValidationResult, tables: Tables, max_shown_rows: int
+) -> Outcome:
+    expectation, found = rule.expectation, result.result
+    rows = found.get("unexpected_rows", [])
+    if not result.success and rule.rows:
+        rows = tables.rows(rule.rows, max_shown_rows)
+    return Outcome(
+        suite=suite,
+        name=rule.name,
+        expectation=expectation.expectation_type,
+        column=getattr(expectation, "column", None),
+        success=bool(result.success),
+        expected=str(expectation.description),
+        observed=_words(found.get("observed_value")),
+        unexpected_count=int(found.get("unexpected_count", 0)),
+        failing_rows=rows,
+    )
+
+
+def _words(observed: Any) -> str:
+    if observed is None:
+        return "not there"
+    if isinstance(observed, list):
+        return ", ".join(map(str, observed))
+    return (
+        f"{observed:,.6g}"
+        if isinstance(observed, float)
+        else f"{observed:,}"
+        if isinstance(observed, int)
+        else str(observed)
+    )
