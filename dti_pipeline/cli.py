@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,8 @@ from dti_pipeline import __version__, config, pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.pipeline import Stage
+from dti_pipeline.training.bar import progress_bar
 
 app = typer.Typer(
     help="Dynamic Target Isolation for CTR prediction: a raw log in, a judged comparison out.",
@@ -54,18 +55,85 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _print_report(report: dict[str, Any], as_json: bool) -> None:
+def _show(title: str, report: dict[str, Any], as_json: bool) -> None:
+    """The report's numbers and words, one a line; or all of it as one line of JSON."""
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return
+    print(title)
     for key, value in report.items():
+        name = key.replace("_", " ")
+        if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
+            continue
         if isinstance(value, (int, float)):
-            print(f"  {key.replace('_', ' '):<28} {value:>14,}" if isinstance(value, int) else f"  {key.replace('_', ' '):<28} {value:>14,.4f}")
-        elif isinstance(value, str):
-            print(f"  {key.replace('_', ' '):<28} {value}")
+            print(f"  {name:<30} {value:>14,}" if isinstance(value, int) else f"  {name:<30} {value:>14,.4f}")
+        else:
+            print(f"  {name:<30} {value}")
+
+
+def _run(stage: Stage, settings: Config, paths: Paths, paradigm: str | None) -> dict[str, Any]:
+    listeners = [progress_bar(console)] if stage.name == "train" and console.is_terminal else []
+    return pipeline.execute(stage, settings, paths, paradigm, listeners)
+
+
+def _paradigms(stage: Stage, settings: Config, paradigm: str | None) -> tuple[str | None, ...]:
+    if paradigm is not None:
+        config.check_paradigm(paradigm, PARADIGMS)
+    return (paradigm,) if paradigm else settings.paradigms if stage.per_paradigm else (None,)
+
+
+def _stage_command(stage: Stage) -> None:
+    """Give a stage of the table its command."""
+    if stage.per_paradigm:
+        example = f"dti {stage.name} --paradigm dti"
+    else:
+        example = f"dti {stage.name} --json"
+
+    def run(overrides: list[str] | None, params: Path | None, as_json: bool, paradigm: str | None) -> None:
+        with _exit_codes():
+            settings, paths = _configure(overrides, params)
+            reports = {}
+            for one in _paradigms(stage, settings, paradigm):
+                reports[one] = _run(stage, settings, paths, one)
+                if not as_json:
+                    _show(f"{stage.name}{f' ({one})' if one else ''}", reports[one], False)
+            if as_json:
+                _show("", next(iter(reports.values())) if len(reports) == 1 else reports, True)
+
+    def per_paradigm(overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None) -> None:
+        run(overrides, params, as_json, paradigm)
+
+    def once(overrides: Set = None, params: Params = None, as_json: Json = False) -> None:
+        run(overrides, params, as_json, None)
+
+    app.command(stage.name, help=f"{stage.summary}\n\nExample: `{example}`")(per_paradigm if stage.per_paradigm else once)
+
+
+for _stage in pipeline.STAGES:
+    _stage_command(_stage)
+
+
+@app.command("run")
+def run_all(overrides: Set = None, params: Params = None, as_json: Json = False) -> None:
+    """Everything, from the raw log to the comparison, for each paradigm in `paradigms`.
+
+    Example: `dti run --set events.source=movielens --set events.path=data/raw/movielens-latest-small`
+    """
+    with _exit_codes():
+        settings, paths = _configure(overrides, params)
+        report: dict[str, Any] = {}
+        for stage, paradigm in pipeline.plan(settings):
+            report = _run(stage, settings, paths, paradigm)
+            if not as_json and stage.name != "compare":
+                _show(f"{stage.name}{f' ({paradigm})' if paradigm else ''}", report, False)
+        if as_json:
+            _show("", report, True)
+        else:
+            print(paths.comparison_file("md").read_text(encoding="utf-8"))
 
 
 def main() -> None:
+    """Entry point of the ``dti`` script."""
     app()
 
 

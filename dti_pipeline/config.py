@@ -48,7 +48,7 @@ class ColumnsConfig:
     user_id: str = "user_id"
     item_id: str = "item_id"
     rating: str = "rating"
-    timestamp: str = "timestamp"  # unix seconds or ISO 8601
+    timestamp: str | None = "timestamp"  # unix seconds (or milli-, microseconds), or ISO 8601; None: no clock, only order
     item_text: str | None = None  # None: titles come from events.items_path, else the item id is the text
 
 
@@ -62,14 +62,17 @@ class EventsConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # table only
     item_columns: tuple[str, str] = ("item_id", "item_text")  # table only: id and text columns of items_path
     max_users: int | None = None  # keep whole histories of this many users, chosen by hash of their id; None: all
-    max_rating: float = 5.0  # ratings outside [min_rating, max_rating] are quarantined
-    min_rating: float = 0.0
+    # Ratings outside [min_rating, max_rating] are quarantined. None: the scale of the source (movielens 0.5 to 5,
+    # movietweetings 0 to 10, amazon and synthetic 1 to 5, table open).
+    min_rating: float | None = None
+    max_rating: float | None = None
     memory_limit: str = "2GB"  # DuckDB's, as DuckDB writes it; beyond it, it spills to disk
 
     def __post_init__(self) -> None:
         _require(self.max_users is None or self.max_users >= 1, "events.max_users", "at least 1", self.max_users)
         _require(
-            self.min_rating < self.max_rating, "events.min_rating", "below events.max_rating", self.min_rating
+            self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating,
+            "events.min_rating", "below events.max_rating", self.min_rating,
         )
 
 
@@ -175,7 +178,7 @@ class ModelConfig:
     # What [SUM] queries know of distance. rope: rotated as any token at its place. rope_alibi: the same with an ALiBi
     # bias. nope_alibi: un-rotated query and keys, distance only through the ALiBi bias.
     sum_position: Literal["rope", "rope_alibi", "nope_alibi"] = "rope"
-    forgetting: Literal["none", "linear", "quadratic", "step"] = "none"  # family of a(d)
+    forgetting: Literal["none", "linear", "quadratic", "square_root"] = "none"  # family of a(d)
     forgetting_max: float = 1.0  # a(d) at d = n
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -198,6 +201,7 @@ class TrainingConfig:
     seed: int = 7
     epochs: float = 2.0
     targets_per_step: int = 128  # over all processes; rows are gathered until they hold about this many targets
+    tokens_per_batch: int = 8192  # a forward pass: whole rows; a step takes as many passes as its rows need
     learning_rate: float = 2e-3  # peak, of AdamW
     warmup_share: float = 0.05  # of all targets; then cosine to final_learning_rate_share
     final_learning_rate_share: float = 0.05

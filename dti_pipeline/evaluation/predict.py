@@ -1,0 +1,72 @@
+"""Scores of held-out targets, in both forms: one prompt a target, as a server sees it, and streaming."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dti_pipeline import artifacts
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling import ctr_model
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.scoring import score
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+
+
+def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Score every target of ``split``: columns ``row`` (of the log, ascending), ``label``, ``probability`` (one prompt
+    a target) and ``probability_streaming``; and how long each form took.
+
+    Raises InputError where the model was trained on other tokens than are there now.
+    """
+    manifest = artifacts.read(paths.model(paradigm), "train")
+    tokens = artifacts.folder_digest(paths.tokens)
+    if manifest.inputs["tokens"] != tokens:
+        raise InputError(
+            f"{manifest.path} was trained on other tokens than {paths.tokens} holds: run `dti train` again"
+        )
+    cuda = config.training.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    model = ctr_model.load(manifest.path, device)
+    store = TokenStore.open(paths.tokens)
+    columns: dict[str, np.ndarray] = {}
+    facts: dict[str, Any] = {}
+    for plan, name in ((split, "probability"), (f"{split}_streaming", "probability_streaming")):
+        model.paradigm = _mask(paradigm, plan)
+        row, columns[name], seconds = _score(config, paths, paradigm, plan, model, store, device)
+        form = "streaming" if plan.endswith("_streaming") else "sliding_window"
+        facts[f"seconds_{form}"] = round(seconds, 3)
+        facts[f"targets_per_second_{form}"] = round(len(row) / max(seconds, 1e-9), 1)
+    return pa.table({"row": row, "label": store.label[row], **columns}), facts
+
+
+def _mask(paradigm: str, plan: str) -> str:
+    """A sliding-window model has no streaming mask of its own: it is given the paper's."""
+    return "dti" if paradigm == "sliding_window" and plan.endswith("_streaming") else paradigm
+
+
+def _score(
+    config: Config,
+    paths: Paths,
+    paradigm: str,
+    plan: str,
+    model: CTRModel,
+    store: TokenStore,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    rows = Rows.open(store, paths.shards(paradigm), plan)
+    if not len(rows):
+        raise InputError(
+            f"the {plan.removesuffix('_streaming')} split has no targets: check split and split.min_history"
+        )
+    autocast = torch.bfloat16 if config.training.dtype == "bfloat16" else None
+    start = time.perf_counter()
+    row, probability = score(model, rows, np.arange(len(rows)), config.training.tokens_per_batch, device, autocast)
+    return row, probability, time.perf_counter() - start

@@ -1,0 +1,110 @@
+"""Attention that obeys a paradigm, as an attention function of transformers.
+
+Registered under the name :data:`NAME`. transformers makes no mask for a name it does not know, and this function takes
+none from it: the batch's :class:`View` must arrive with every call, and a call without one is an error. So no wiring
+mistake can turn into plain causal attention in silence.
+
+One call serves text, label and [SUM] queries alike. Where a [SUM] needs another rule (positions, forgetting) its rows,
+one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention` and take the first result's place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from dti_pipeline.modeling.masks import Intervals, dense
+from dti_pipeline.modeling.sum_attention import SumRows, sum_attention
+
+NAME = "dti"
+#: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
+#: and 256 for rows of 512 and 1,024 tokens on two cores.
+BAND = 128
+
+
+@dataclass(frozen=True)
+class View:
+    """What every layer needs to know of one batch: the mask in one of two forms, and the [SUM] rows' own rule."""
+
+    bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
+    block_mask: BlockMask | None = None  # CUDA
+    sums: SumRows | None = None
+
+
+def bands(i: Intervals) -> tuple[tuple[int, int, Tensor], ...]:
+    """The dense mask cut into bands of queries, each with only the keys that some query of the band can see."""
+    mask, reach = dense(i), i.reach()
+    length = mask.shape[1]
+    cuts = []
+    for q in range(0, length, BAND):
+        stop = min(q + BAND, length)
+        k = int(reach[:, q:stop].min())
+        cuts.append((q, k, mask[:, None, q:stop, k:stop].contiguous()))
+    return tuple(cuts)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: query (B, H, L, D), key and value (B, H_kv, L, D) -> (B, L, H, D).
+
+    Raises RuntimeError without a :class:`View` (keyword ``dti``), and for what it cannot honour: a mask of another
+    kind, attention dropout, soft-capping.
+    """
+    view: View | None = kwargs.get("dti")
+    if view is None:
+        raise RuntimeError("attention was called without a view of the batch: it would have been plain causal")
+    if attention_mask is not None:
+        raise RuntimeError("attention was given a mask beside the view of the batch: only one can be right")
+    if dropout or kwargs.get("softcap"):
+        raise RuntimeError("attention dropout and soft-capping of scores are not supported")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if view.block_mask is not None:
+        out = _flex(query, key, value, view.block_mask, scale)
+    elif view.bands is not None:
+        out = _banded(query, key, value, view.bands, scale)
+    else:
+        raise RuntimeError("the view of the batch holds no mask")
+    if view.sums is not None:
+        out = view.sums.put(out, sum_attention(module, query, key, value, view.sums, scale, kwargs))
+    return out.transpose(1, 2), None
+
+
+def _banded(
+    query: Tensor, key: Tensor, value: Tensor, cuts: tuple[tuple[int, int, Tensor], ...], scale: float
+) -> Tensor:
+    """SDPA, band by band. Cost: L (band + longest reach) scores a head instead of L²."""
+    parts = [
+        scaled_dot_product_attention(
+            query[:, :, q : q + mask.shape[2]],
+            key[:, :, k : k + mask.shape[3]],
+            value[:, :, k : k + mask.shape[3]],
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        for q, k, mask in cuts
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
+    return flex_attention(
+        query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+AttentionInterface.register(NAME, attend)

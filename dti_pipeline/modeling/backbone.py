@@ -1,0 +1,190 @@
+"""The language model: Llama-style from scratch, or any causal LM by name or path, wired to our attention.
+
+Whatever could not obey a paradigm's mask is refused here, in one sentence, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from dti_pipeline.config import ModelConfig
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling import attention
+from dti_pipeline.modeling.sum_attention import LayerMemory
+
+
+def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens: list[int]) -> PreTrainedModel:
+    """A causal LM in fp32 whose attention is ours; with LoRA adapters where the model is pretrained and rank > 0.
+
+    ``vocabulary`` is the tokenizer's size (embeddings are resized to it); ``trained_tokens`` are the ids whose
+    embeddings are trained beside the adapters: [SUM], and labels that the vocabulary lacked.
+    """
+    lm = from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
+    check(lm, config, row_length)
+    if config.forgetting != "none":
+        _remember_layer_inputs(lm)
+    if config.name_or_path is None or config.lora.rank == 0:
+        return lm
+    return _with_lora(lm, config, trained_tokens)
+
+
+def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTrainedModel:
+    """A Llama in the configured shape, initialised by transformers from torch's global generator."""
+    lm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            max_position_embeddings=row_length,
+            tie_word_embeddings=config.tie_embeddings,
+            use_cache=False,
+            attn_implementation=attention.NAME,
+        )
+    )
+    if config.dropout:
+        _add_dropout(lm, config.dropout)
+    return lm
+
+
+def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
+    assert config.name_or_path is not None
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            config.name_or_path, attn_implementation=attention.NAME, dtype=torch.float32, use_cache=False
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"params key `model.name_or_path`: no causal language model that can take our mask at"
+            f" {config.name_or_path!r} ({str(error).splitlines()[0]})"
+        ) from error
+    if lm.get_input_embeddings().num_embeddings < vocabulary:
+        lm.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return lm
+
+
+def check(lm: PreTrainedModel, config: ModelConfig, row_length: int) -> None:
+    """Refuse an architecture that cannot take our mask, or cannot take the fixes that were asked for."""
+    name = type(lm).__name__
+    settings: Any = lm.config.get_text_config()
+    if not getattr(lm, "_supports_attention_backend", False):
+        raise InputError(f"{name} has attention of its own that cannot take our mask: use another model.name_or_path")
+    if getattr(settings, "attn_logit_softcapping", None):
+        raise InputError(f"{name} soft-caps attention scores, which our attention does not: use another model")
+    if getattr(settings, "attention_dropout", 0):
+        settings.attention_dropout = 0.0
+    window = getattr(settings, "sliding_window", None)
+    layers = getattr(settings, "layer_types", None)
+    uses_window = window and (layers is None or "sliding_attention" in layers)
+    if uses_window and window < row_length:
+        raise InputError(
+            f"{name} looks back {window} tokens at most, less than packing.row_length = {row_length}: lower it to"
+            f" {window}"
+        )
+    if config.sum_position != "rope" or config.forgetting != "none":
+        _check_fixes(lm, config, name)
+
+
+def _check_fixes(lm: PreTrainedModel, config: ModelConfig, name: str) -> None:
+    decoder = lm.get_decoder()
+    layer = decoder.layers[0]
+    rotary = getattr(decoder, "rotary_emb", None)
+    nested = any(isinstance(v, dict) for v in (getattr(lm.config, "rope_parameters", None) or {}).values())
+    if rotary is None or nested:
+        raise InputError(
+            f"{name} has no single rotary embedding: model.sum_position must be rope and model.forgetting none"
+        )
+    if config.forgetting != "none" and (
+        hasattr(layer.self_attn, "k_norm") or not hasattr(layer, "input_layernorm") or not _is_rms(layer.input_layernorm)
+    ):
+        raise InputError(f"{name} norms its keys or states in a way that forgetting cannot follow: set model.forgetting to none")
+
+
+def _is_rms(norm: nn.Module) -> bool:
+    return "RMSNorm" in type(norm).__name__
+
+
+def _with_lora(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[int]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(
+            lm,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=config.lora.rank,
+                lora_alpha=config.lora.alpha,
+                target_modules=list(config.lora.target_modules),
+                # Only the new rows of the embedding are trained and saved, not a copy of the whole matrix.
+                trainable_token_indices=trained_tokens or None,
+            ),
+            # peft would keep adapters in fp32 and cast every linear's input to match: 20-24 % more memory.
+            autocast_adapter_dtype=False,
+        )
+    except ValueError as error:
+        raise InputError(f"params key `model.lora.target_modules`: {str(error).splitlines()[0]}") from error
+
+
+def decoder_of(lm: Any) -> PreTrainedModel:
+    """The stack of layers under a causal LM, with or without adapters around it."""
+    return (lm.get_base_model() if hasattr(lm, "get_base_model") else lm).get_decoder()
+
+
+def _add_dropout(lm: PreTrainedModel, rate: float) -> None:
+    """Dropout where a Llama has none: on the embeddings and on what each block adds to the residual stream."""
+
+    def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return functional.dropout(output, rate, module.training)
+
+    decoder = lm.get_decoder()
+    decoder.embed_tokens.register_forward_hook(drop)
+    for layer in decoder.layers:
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.down_proj.register_forward_hook(drop)
+
+
+def _remember_layer_inputs(lm: PreTrainedModel) -> None:
+    """Let every decoder layer hand its input and norm to the attention function, which transformers does not.
+
+    A subclass of the layer's own class: weights keep their names, and compilation sees plain code, no hook.
+    """
+    for layer in lm.get_decoder().layers:
+        base = type(layer)
+
+        class Remembering(base):  # type: ignore[misc, valid-type]
+            def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                memory = LayerMemory(self.input_layernorm, hidden_states)
+                return super().forward(hidden_states, *args, layer=memory, **kwargs)
+
+        Remembering.__name__ = base.__name__
+        layer.__class__ = Remembering
+
+
+def shape_of(config: ModelConfig) -> dict[str, int]:
+    """Hidden size, layers, heads .. of the configured model, without loading weights."""
+    if config.name_or_path is None:
+        return {
+            "hidden_size": config.hidden_size,
+            "layers": config.layers,
+            "heads": config.heads,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.hidden_size // config.heads,
+            "intermediate_size": config.intermediate_size,
+        }
+    settings = AutoConfig.from_pretrained(config.name_or_path).get_text_config()
+    return {
+        "hidden_size": settings.hidden_size,
+        "layers": settings.num_hidden_layers,
+        "heads": settings.num_attention_heads,
+        "kv_heads": settings.num_key_value_heads,
+        "head_dim": getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads,
+        "intermediate_size": settings.intermediate_size,
+    }

@@ -1,0 +1,167 @@
+"""P(click) at every [SUM]: a causal LM under one paradigm's mask, and a two-way head on the [SUM] states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dti_pipeline import artifacts, config
+from dti_pipeline.config import ModelConfig
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling import backbone
+from dti_pipeline.modeling.attention import View, bands
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.distance import alibi_slopes, forgetting
+from dti_pipeline.modeling.masks import BlockMasks, Intervals, dense, intervals
+from dti_pipeline.modeling.sum_attention import SumRows
+
+HEAD = "head.safetensors"
+
+
+class CTRModel(nn.Module):
+    """The network, the mask and the head. ``forward`` maps a batch to one logit a target."""
+
+    def __init__(
+        self,
+        settings: ModelConfig,
+        paradigm: str,
+        context: int,
+        vocabulary: int,
+        row_length: int,
+        special: dict[str, int],
+        prefix_length: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings, self.paradigm, self.context = settings, paradigm, context
+        self.has_prefix = prefix_length > 0
+        self.lm = backbone.build(settings, vocabulary, row_length, [special[role] for role in ("sum", "no", "yes")])
+        decoder = backbone.decoder_of(self.lm)
+        width = decoder.config.get_text_config().hidden_size
+        heads = decoder.config.get_text_config().num_attention_heads
+        self.head = nn.Linear(width, 2) if settings.head == "fresh" else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)  # starts at P = 1/2 for everyone: the first steps are calm
+            nn.init.zeros_(self.head.bias)
+        self.register_buffer("label_tokens", torch.tensor([special["no"], special["yes"]]), persistent=False)
+        self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+        self._block_masks: BlockMasks | None = None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(T,) logits of P(label = 1), fp32, in the order of ``batch.sum_index``."""
+        decoder = backbone.decoder_of(self.lm)
+        embedded = decoder.embed_tokens(batch.token)
+        hidden = decoder(
+            inputs_embeds=embedded,
+            position_ids=batch.position,
+            attention_mask=None,
+            use_cache=False,
+            dti=self.view(batch, embedded),
+        ).last_hidden_state
+        at_sum = hidden.reshape(-1, hidden.shape[-1])[batch.sum_index]
+        no, yes = self.label_logits(at_sum).unbind(-1)
+        return yes - no
+
+    def label_logits(self, at_sum: Tensor) -> Tensor:
+        """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""
+        if self.head is not None:
+            return nn.functional.linear(at_sum.float(), self.head.weight.float(), self.head.bias.float())
+        rows = self.lm.get_output_embeddings().weight[self.label_tokens]
+        return at_sum.float() @ rows.float().T
+
+    def view(self, batch: Batch, embedded: Tensor) -> View:
+        """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer."""
+        spans = intervals(batch.tokens, self.paradigm, self.context)
+        sums = None
+        if self.settings.sum_position != "rope" or self.settings.forgetting != "none":
+            sums = self._sum_rows(batch, spans, embedded)
+        if batch.token.device.type != "cuda":
+            return View(bands=bands(spans), sums=sums)
+        shape = tuple(batch.token.shape)
+        if self._block_masks is None or self._block_masks.shape != shape:
+            self._block_masks = BlockMasks(shape[0], shape[1], batch.token.device, self.has_prefix)
+        return View(block_mask=self._block_masks.build(spans), sums=sums)
+
+    def _sum_rows(self, batch: Batch, spans: Intervals, embedded: Tensor) -> SumRows:
+        slot, valid = _sum_slots(batch)
+        visible = torch.gather(dense(spans), 1, slot[..., None].expand(-1, -1, batch.token.shape[1]))[:, None]
+        cos, sin = backbone.decoder_of(self.lm).rotary_emb(embedded, position_ids=batch.position)
+        bias = amount = None
+        if self.settings.sum_position != "rope":
+            back = torch.gather(batch.position, 1, slot)[:, :, None] - batch.position[:, None, :]
+            bias = -self.slopes[None, :, None, None] * back[:, None].clamp(min=0)
+        if self.settings.forgetting != "none":
+            back = torch.gather(batch.interaction, 1, slot)[:, :, None] - batch.interaction[:, None, :]
+            prefix = (batch.interaction < 0)[:, None, :]  # the instruction is at no distance: it is not forgotten
+            back = torch.where(prefix, torch.zeros_like(back), back)
+            amount = forgetting(back, self.settings.forgetting, self.settings.forgetting_max, self.context)[:, None]
+        return SumRows(
+            slot=slot,
+            valid=valid,
+            visible=visible,
+            bias=bias,
+            keep_rotation=self.settings.sum_position != "nope_alibi",
+            cos=cos,
+            sin=sin,
+            amount=amount,
+            initial=embedded if amount is not None else None,
+        )
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """Weights (or adapters) and head as safetensors, with the configuration to load them again."""
+        self.lm.save_pretrained(folder / "lm")
+        if self.head is not None:
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / HEAD)
+
+
+def _sum_slots(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B, S) slots of the [SUM]s of each row, and which of them are real. S is the fullest row's count."""
+    rows, length = batch.token.shape
+    row, slot = batch.sum_index // length, batch.sum_index % length
+    counts = torch.bincount(row, minlength=rows)
+    most = int(counts.max()) if len(row) else 1
+    within = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    slots = torch.zeros(rows, most, dtype=torch.long, device=row.device)
+    valid = torch.zeros(rows, most, dtype=torch.bool, device=row.device)
+    slots[row, within] = slot
+    valid[row, within] = True
+    return slots, valid
+
+
+def load(folder: Path, device: str | torch.device = "cpu") -> CTRModel:
+    """A model that ``dti train`` published, ready to score. Raises InputError where the folder is not one."""
+    manifest = artifacts.read(folder, "train")
+    facts = manifest.report["network"]
+    settings = config.from_plain(ModelConfig, manifest.config["model"], "model")
+    if settings.name_or_path is None or settings.lora.rank == 0:
+        # All weights are in the folder: the shape comes from there, not from where training started.
+        settings = config.from_plain(
+            ModelConfig, {**manifest.config["model"], "name_or_path": str(folder / "lm"), "lora": {"rank": 0}}, "model"
+        )
+    model = CTRModel(settings, **facts)
+    if settings.lora.rank and (folder / "lm" / "adapter_model.safetensors").is_file():
+        model.lm.load_adapter(str(folder / "lm"), adapter_name="default")
+    if model.head is not None:
+        if not (folder / HEAD).is_file():
+            raise InputError(f"{folder / HEAD} is missing: run `dti train` again")
+        model.head.load_state_dict(load_file(folder / HEAD))
+    return model.to(device).eval()
+
+
+def network_facts(model: CTRModel, vocabulary: int, row_length: int, special: dict[str, int], prefix: int) -> dict[str, Any]:
+    """What :func:`load` needs to build the same network again; it goes into the model's manifest."""
+    return {
+        "paradigm": model.paradigm,
+        "context": model.context,
+        "vocabulary": vocabulary,
+        "row_length": row_length,
+        "special": special,
+        "prefix_length": prefix,
+    }

@@ -1,0 +1,161 @@
+"""Who sees whom: each paradigm as a dense, readable mask (the specification), and as one interval a query (its twin).
+
+The dense form, :func:`visible`, is written as the paradigms are told. The interval form, :func:`intervals`, says the
+same in a few numbers a query, which is what FlexAttention can evaluate and skip blocks by. Tests hold them equal.
+
+    paradigm         a text or label token of interaction i sees   [SUM] of target i sees
+    sliding_window   everything before it in its prompt            the same
+    dti              interactions i-n .. i                         interactions i-n .. i
+    dti_growing      everything before it in its prompt            the same
+    dti_isolated     its own interaction                           interactions i-n .. i
+
+always causally, within its own prompt, and never a [SUM] other than itself. The prefix is seen by its whole prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from dti_pipeline.packing.layout import Kind
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The layout of a batch as tensors of shape (B, L); see :class:`dti_pipeline.packing.layout.Layout`."""
+
+    document: Tensor
+    interaction: Tensor
+    kind: Tensor
+
+
+def visible(tokens: Tokens, paradigm: str, context: int) -> Tensor:
+    """Dense mask (B, L, L), True where query (dim 1) sees key (dim 2). Padding sees itself only. Memory: B L² bytes."""
+    length = tokens.kind.shape[1]
+    slot = torch.arange(length, device=tokens.kind.device)
+    itself = slot[:, None] == slot[None, :]
+    causal = slot[:, None] >= slot[None, :]
+
+    query, key = _pairs(tokens.document)
+    same_prompt = (query == key) & (_query(tokens.kind) != Kind.PAD)
+    query, key = _pairs(tokens.interaction)
+    within_window = key >= query - context
+    own_interaction = key == query
+    query_is_sum = _query(tokens.kind) == Kind.SUM
+    key_is_sum = _key(tokens.kind) == Kind.SUM
+    key_is_prefix = _key(tokens.kind) == Kind.PREFIX
+
+    if paradigm in ("sliding_window", "dti_growing"):
+        reach = torch.ones_like(within_window)
+    elif paradigm == "dti":
+        reach = within_window
+    elif paradigm == "dti_isolated":
+        reach = torch.where(query_is_sum, within_window, own_interaction)
+    else:
+        raise ValueError(f"unknown paradigm {paradigm!r}")
+    return (same_prompt & causal & (reach | key_is_prefix) & ~key_is_sum) | itself
+
+
+def _query(x: Tensor) -> Tensor:
+    return x[:, :, None]
+
+
+def _key(x: Tensor) -> Tensor:
+    return x[:, None, :]
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _query(x), _key(x)
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The same mask as numbers a query: it sees slots ``first .. itself`` and ``prompt .. prompt_text`` (the prefix),
+    less every [SUM] but itself. All (B, L)."""
+
+    first: Tensor
+    prompt: Tensor  # first slot of the prompt
+    prompt_text: Tensor  # first slot after the prefix
+    is_sum: Tensor
+
+    def reach(self) -> Tensor:
+        """(B, L) the earliest slot each query can see."""
+        has_prefix = self.prompt_text > self.prompt
+        return torch.where(has_prefix, self.prompt, self.first)
+
+
+def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
+    """The mask of ``paradigm`` as intervals. Cost: four binary searches a token; no L x L matrix is made."""
+    document, interaction = tokens.document.long(), tokens.interaction.long()
+    slot = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    is_sum, is_pad = tokens.kind == Kind.SUM, tokens.kind == Kind.PAD
+    # (document, interaction) ascends along a row, so the first slot of any interaction is a binary search away.
+    width = document.shape[1] + 2
+    key = (document * width + interaction + 1).contiguous()
+
+    def start_of(target: Tensor) -> Tensor:
+        return torch.searchsorted(key, (document * width + target + 1).contiguous())
+
+    prompt, prompt_text = start_of(torch.full_like(interaction, -1)), start_of(torch.zeros_like(interaction))
+    if paradigm in ("sliding_window", "dti_growing"):
+        first = prompt
+    elif paradigm == "dti":
+        first = start_of((interaction - context).clamp(min=0))
+    elif paradigm == "dti_isolated":
+        first = torch.where(is_sum, start_of((interaction - context).clamp(min=0)), start_of(interaction))
+    else:
+        raise ValueError(f"unknown paradigm {paradigm!r}")
+    first = torch.where(tokens.kind == Kind.PREFIX, prompt, first)
+    first, prompt, prompt_text = (torch.where(is_pad, slot, x) for x in (first, prompt, prompt_text))
+    return Intervals(first, prompt, prompt_text, is_sum)
+
+
+def dense(i: Intervals) -> Tensor:
+    """The intervals written out, (B, L, L): the twin of :func:`visible` that a test can compare with it."""
+    length = i.first.shape[1]
+    slot = torch.arange(length, device=i.first.device)
+    query, key = slot[None, :, None], slot[None, None, :]
+    window = (key <= query) & (key >= _query(i.first))
+    prefix = (key <= query) & (key >= _query(i.prompt)) & (key < _query(i.prompt_text))
+    return (window | prefix) & (~_key(i.is_sum) | (key == query))
+
+
+class BlockMasks:
+    """FlexAttention block masks of batches of one shape.
+
+    The intervals live in buffers that are overwritten for each batch: the mask function is the same Python object
+    every time, so that a compiled step is compiled once. (A closure over fresh tensors recompiles at each batch.)
+    """
+
+    def __init__(self, batch: int, length: int, device: torch.device, has_prefix: bool, block_size: int = 128) -> None:
+        self.shape = (batch, length)
+        self.block_size = block_size
+        self._first, self._prompt, self._prompt_text = (
+            torch.zeros(batch, length, dtype=torch.int32, device=device) for _ in range(3)
+        )
+        self._is_sum = torch.zeros(batch, length, dtype=torch.bool, device=device)
+        first, prompt, prompt_text, is_sum = self._first, self._prompt, self._prompt_text, self._is_sum
+
+        def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (k <= q) & (k >= first[b, q]) & (~is_sum[b, k] | (k == q))
+
+        def window_and_prefix(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            prefix = (k <= q) & (k >= prompt[b, q]) & (k < prompt_text[b, q])
+            return (((k <= q) & (k >= first[b, q])) | prefix) & (~is_sum[b, k] | (k == q))
+
+        self._mask = window_and_prefix if has_prefix else window
+        self._create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+
+    def build(self, i: Intervals) -> BlockMask:
+        """The block mask of one batch, (B, 1, L, L). It is valid until the next call."""
+        self._first.copy_(i.first)
+        self._prompt.copy_(i.prompt)
+        self._prompt_text.copy_(i.prompt_text)
+        self._is_sum.copy_(i.is_sum)
+        batch, length = self.shape
+        return self._create(
+            self._mask, batch, None, length, length, device=str(self._first.device), BLOCK_SIZE=self.block_size
+        )

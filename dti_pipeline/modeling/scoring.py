@@ -1,0 +1,38 @@
+"""Scores of a plan's targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.packing.reader import Rows
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    rows: Rows,
+    wanted: NDArray[np.int64],
+    tokens_per_batch: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Log rows of the targets in the ``wanted`` rows of a plan, ascending, and their probabilities.
+
+    Cost: one forward pass over those rows. ``model`` is left in the mode it is in; put it in ``eval`` first.
+    """
+    targets, logits = [], []
+    for part in rows.split(wanted, tokens_per_batch):
+        batch = Batch.of(rows.assemble(part), rows.store.label).to(device)
+        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            logits.append(model(batch).float().cpu())
+        targets.append(batch.target.cpu())
+    if not targets:
+        return np.zeros(0, np.int64), np.zeros(0)
+    target = torch.cat(targets).numpy()
+    probability = torch.sigmoid(torch.cat(logits).double()).numpy()
+    order = np.argsort(target)
+    return target[order], probability[order]

@@ -1,0 +1,59 @@
+"""What every token of a packed row is: the one structure that packing and modeling share.
+
+A row holds whole prompts, one after another, then padding. Each token knows its prompt (``document``), its interaction
+within the prompt, its kind, and its position. From these four arrays alone the masks decide who sees whom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(IntEnum):
+    """What a token is."""
+
+    TEXT = 0  # the item's text
+    SUM = 1  # [SUM]: stands after a target's text, its hidden state predicts the click; nobody else sees it
+    LABEL = 2  # what the user did: yes or no; after [SUM], so that a target never sees its own
+    PREFIX = 3  # the instruction that opens a prompt
+    PAD = 4
+
+
+#: Document of padding. Larger than any prompt's, so that (document, interaction) ascends along a row.
+NO_DOCUMENT = np.int32(2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Arrays of shape (rows, row_length).
+
+    ``[SUM]`` does not advance positions: it stands where the label will stand. Both follow the last text token.
+    """
+
+    token: NDArray[np.int32]
+    document: NDArray[np.int32]  # prompt within the row, from 0; NO_DOCUMENT on padding
+    interaction: NDArray[np.int32]  # interaction within the prompt, from 0; -1 on the prefix and on padding
+    kind: NDArray[np.int8]  # Kind
+    position: NDArray[np.int32]  # within the prompt, from 0
+    target: NDArray[np.int64]  # on [SUM]: row of the log that it predicts; -1 elsewhere
+
+    def as_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def padding(rows: int, row_length: int, pad_id: int) -> Layout:
+    """Rows of nothing but padding, to be written into."""
+    shape = (rows, row_length)
+    return Layout(
+        token=np.full(shape, pad_id, np.int32),
+        document=np.full(shape, NO_DOCUMENT, np.int32),
+        interaction=np.full(shape, -1, np.int32),
+        kind=np.full(shape, Kind.PAD, np.int8),
+        position=np.zeros(shape, np.int32),
+        target=np.full(shape, -1, np.int64),
+    )

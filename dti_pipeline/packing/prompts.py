@@ -1,0 +1,101 @@
+"""Histories to prompts: n context interactions, then k targets. k = 1 is the sliding window.
+
+A prompt is a span of the log: context ``[start, first_target)``, targets ``[first_target, stop)``. With c tokens an
+interaction (text and label) and one [SUM] a target, a target costs ``(c + 1) + n c / k`` tokens; the sliding window
+pays ``(n + 1) c + 1``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dti_pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """``p`` prompts as spans of log rows."""
+
+    start: NDArray[np.int64]  # (p,) first context row
+    first_target: NDArray[np.int64]  # (p,)
+    stop: NDArray[np.int64]  # (p,) one past the last target
+    length: NDArray[np.int64]  # (p,) tokens: prefix, texts, labels and [SUM]s
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def targets(self) -> int:
+        return int((self.stop - self.first_target).sum())
+
+    def take(self, order: NDArray[np.int64]) -> Prompts:
+        return Prompts(self.start[order], self.first_target[order], self.stop[order], self.length[order])
+
+
+def cut(
+    is_target: NDArray[np.bool_],
+    position: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    context: int,
+    targets: int | None,
+    row_length: int,
+    prefix_length: int = 0,
+) -> Prompts:
+    """Cut every user's targets into prompts of up to ``targets`` (None: as many as a row holds).
+
+    ``is_target``, ``position`` (index within the user's history) and ``lengths`` (tokens of text and label) are (m,),
+    ordered by user and time. A history shorter than ``context`` gives what it has. A prompt that would outgrow the row
+    is closed early and the next one opens with a context of its own, so no target is lost. Raises InputError where
+    even one target does not fit. Cost: O(m) vectorised steps, as many as the longest history has prompts.
+    """
+    m = len(is_target)
+    # tokens[i]: of rows before i, as context; a span of targets has one [SUM] each besides.
+    tokens = np.zeros(m + 1, np.int64)
+    np.cumsum(lengths, out=tokens[1:])
+    as_targets = tokens + np.arange(m + 1)
+    history = np.arange(m) - position  # first row of each row's user
+
+    follows = np.zeros(m, bool)
+    follows[1:] = is_target[:-1] & (position[1:] > 0)
+    first = np.flatnonzero(is_target & ~follows)  # first row of each run of targets
+    continues = np.append(follows, False)[1:] & np.append(is_target[1:], False)
+    end = np.flatnonzero(is_target & ~continues) + 1
+
+    parts = []
+    while len(first):
+        start = np.maximum(history[first], first - context)
+        room = row_length - prefix_length - (tokens[first] - tokens[start])
+        stop = np.searchsorted(as_targets, as_targets[first] + room, side="right") - 1
+        if (stop <= first).any():
+            _refuse(first[stop <= first], start[stop <= first], tokens, context, row_length, prefix_length)
+        stop = np.minimum(stop, end if targets is None else np.minimum(end, first + targets))
+        length = prefix_length + (tokens[first] - tokens[start]) + (as_targets[stop] - as_targets[first])
+        parts.append(Prompts(start, first, stop, length))
+        more = stop < end
+        first, end = stop[more], end[more]
+    if not parts:
+        empty = np.zeros(0, np.int64)
+        return Prompts(empty, empty, empty, empty)
+    joined = Prompts(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "first_target", "stop", "length"))
+    )
+    return joined.take(np.argsort(joined.first_target, kind="stable"))
+
+
+def _refuse(
+    first: NDArray[np.int64],
+    start: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    context: int,
+    row_length: int,
+    prefix_length: int,
+) -> None:
+    needed = int((prefix_length + tokens[first + 1] - tokens[start] + 1).max())
+    raise InputError(
+        f"params key `packing.row_length` is {row_length}, but the longest prompt of packing.context = {context}"
+        f" interactions and one target takes {needed} tokens: raise it to {-(-needed // 128) * 128}, or lower"
+        " packing.context or tokens.max_text_tokens"
+    )

@@ -1,0 +1,75 @@
+"""The token store: each item text tokenised once, the log as memory-mapped columns beside it.
+
+Prompts are never copied out: a plan names a span of the log, and the reader gathers its tokens from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Manifest
+
+#: Codes of the split column.
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """One log in tokens. ``m`` rows, ``t`` distinct texts; arrays are views of memory-mapped files."""
+
+    manifest: Manifest
+    tokens: NDArray[np.int32]  # all texts' tokens, end to end
+    offsets: NDArray[np.int64]  # (t + 1,) where each text starts in ``tokens``
+    text: NDArray[np.int32]  # (m,) text of each interaction
+    label: NDArray[np.int8]  # (m,) 0 or 1
+    split: NDArray[np.int8]  # (m,) index into SPLITS
+    position: NDArray[np.int32]  # (m,) index within the user's history
+    prefix: NDArray[np.int32]  # tokens that open every prompt
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenStore:
+        """Memory-map a store that ``dti tokenize`` made. Cost: nothing is read until it is used."""
+        manifest = artifacts.read(folder, "tokenize")
+        interactions = read_columns(folder / "interactions.arrow")
+        return cls(
+            manifest=manifest,
+            tokens=read_columns(folder / "texts.arrow")["token"],
+            offsets=read_columns(folder / "offsets.arrow")["offset"],
+            text=interactions["text"],
+            label=interactions["label"],
+            split=interactions["split"],
+            position=interactions["position"],
+            prefix=np.asarray(manifest.report["prefix_tokens"], np.int32),
+        )
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Token ids by role: pad, sum, yes, no."""
+        return self.manifest.report["special_tokens"]
+
+    def lengths(self) -> NDArray[np.int32]:
+        """(m,) tokens of each interaction as context: its text and its label."""
+        return (np.diff(self.offsets)[self.text] + 1).astype(np.int32)
+
+
+def write_columns(path: Path, columns: dict[str, Any]) -> None:
+    """Write equal-length arrays as one Arrow IPC batch: a single chunk, so that reading it maps instead of copying."""
+    batch = pa.record_batch([pa.array(values) for values in columns.values()], names=list(columns))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_columns(path: Path) -> dict[str, NDArray[Any]]:
+    """Memory-map what :func:`write_columns` wrote. Cost: nothing is read until it is used."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return {
+        name: column.chunk(0).to_numpy(zero_copy_only=True) if column.num_chunks else column.to_numpy()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }

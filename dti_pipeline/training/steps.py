@@ -1,0 +1,70 @@
+"""Which rows make up each optimizer step: a pure function of the plan, the seed and the step's number.
+
+Rows are drawn in a new order each epoch and cut into steps of about ``targets_per_step`` *targets*, so that a step means
+the same for every paradigm, however many targets its rows hold. Nothing is remembered between steps: a run that
+resumes at step i asks for step i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step."""
+
+    number: int  # from 0, over all epochs
+    rows: NDArray[np.int64]  # rows of the plan, of all processes together
+    targets: int  # in those rows
+    targets_before: int  # in all earlier steps
+
+
+class _Epoch(NamedTuple):
+    number: int
+    order: NDArray[np.int64]  # rows, as drawn
+    bounds: NDArray[np.int64]  # (steps + 1,) first row of each step
+    before: NDArray[np.int64]  # (steps + 1,) targets before each step
+
+
+class Steps:
+    """The steps of a training. ``targets_of_row`` (r,) counts the targets of each row of the plan."""
+
+    def __init__(self, targets_of_row: NDArray[np.int64], targets_per_step: int, epochs: float, seed: int) -> None:
+        self._targets, self._seed = targets_of_row, seed
+        self._per_epoch = int(targets_of_row.sum())
+        wanted = max(1, round(self._per_epoch / targets_per_step))
+        self._steps = min(wanted, len(targets_of_row))  # a step has a row at least
+        self._drawn = self._draw(0)
+        self.count = max(1, round(epochs * self._steps))
+        whole, rest = divmod(self.count, self._steps)
+        #: Targets seen in all steps together.
+        self.targets = whole * self._per_epoch + int(self._draw(whole).before[rest])
+
+    def __getitem__(self, number: int) -> Step:
+        number_of_epoch, index = divmod(number, self._steps)
+        if self._drawn.number != number_of_epoch:
+            self._drawn = self._draw(number_of_epoch)
+        epoch = self._drawn
+        before = int(epoch.before[index])
+        return Step(
+            number,
+            epoch.order[epoch.bounds[index] : epoch.bounds[index + 1]],
+            int(epoch.before[index + 1]) - before,
+            number_of_epoch * self._per_epoch + before,
+        )
+
+    def _draw(self, epoch: int) -> _Epoch:
+        """Shuffle the rows and cut them where the running count of targets passes equal shares."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._targets))
+        running = np.concatenate([[0], np.cumsum(self._targets[order])])
+        step = np.arange(self._steps + 1)
+        bounds = np.searchsorted(running, self._per_epoch * step / self._steps)
+        # At least one row each: no step starts before the one before it, or so late that the rest run out of rows.
+        bounds = np.maximum.accumulate(bounds - step) + step
+        bounds = np.minimum(bounds, len(order) - self._steps + step)
+        return _Epoch(epoch, order, bounds, running[bounds])

@@ -1,0 +1,252 @@
+"""The training stage: from row plans to a published model."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from dti_pipeline import artifacts
+from dti_pipeline.config import Config, TrainingConfig
+from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.evaluation import metrics
+from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
+from dti_pipeline.modeling.scoring import score
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+from dti_pipeline.training import checkpoint
+from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.loop import Trainer, optimizer_for, peak_memory_gib
+from dti_pipeline.training.progress import Checkpointed, Event, Finished, Listener, Started
+from dti_pipeline.training.steps import Steps
+
+HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
+
+
+def train(
+    config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = (), run_id: str | None = None
+) -> dict[str, Any]:
+    """Train one paradigm's model, continuing from its newest checkpoint, and publish it.
+
+    SIGINT and SIGTERM save a checkpoint and raise CheckFailed; the next call goes on from there. On the CPU an
+    interrupted and continued training gives the same weights, bit for bit, as one that was left alone.
+    """
+    settings = config.training
+    accelerator = _accelerator(settings)
+    device = accelerator.device
+    store = TokenStore.open(paths.tokens)
+    manifest = artifacts.read(paths.shards(paradigm), "pack")
+    if manifest.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
+        raise InputError(f"{manifest.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again")
+    rows = Rows.open(store, manifest.path, "train")
+    set_seed(settings.seed)
+    model = _model(config, paradigm, store, manifest.report["row_length"]).to(device)
+    optimizer = optimizer_for(model, settings)
+    steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
+    digest = artifacts.folder_digest(manifest.path)
+    fingerprint = _fingerprint(config, digest)
+    folder = paths.checkpoints(paradigm)
+    progress = checkpoint.restore(folder, fingerprint, model, optimizer) or Progress()
+    progress.run_id = run_id or progress.run_id
+
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            path = checkpoint.save(folder, fingerprint, progress, model, optimizer)
+            emit(Checkpointed(progress.targets_seen, str(path)))
+
+    if accelerator.is_main_process:
+        emit(
+            Started(
+                paradigm=paradigm,
+                targets_total=steps.targets,
+                targets_seen=progress.targets_seen,
+                parameters=sum(p.numel() for p in model.trained().values()),
+                device=str(device),
+                world_size=accelerator.num_processes,
+                dataset_digest=digest,
+            )
+        )
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    trainer = Trainer(
+        model=prepared,
+        optimizer=prepared_optimizer,
+        accelerator=accelerator,
+        config=settings,
+        rows=rows,
+        steps=steps,
+        progress=progress,
+        emit=emit,
+        evaluate=lambda: _validate(model, store, manifest.path, settings, device),
+        checkpoint=save,
+    )
+    with _interruptible() as interrupted:
+        done = trainer.run(interrupted)
+    if not done:
+        raise CheckFailed(f"training of {paradigm} was interrupted at step {progress.step}; run it again to go on")
+    report = _report(config, trainer, model, store, manifest.report, device)
+    if accelerator.is_main_process:
+        _publish(config, paths, paradigm, model, report, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        emit(Finished(progress.targets_seen, progress.train_seconds, report))
+    accelerator.wait_for_everyone()
+    return report
+
+
+def _accelerator(settings: TrainingConfig) -> Accelerator:
+    """accelerate, on the configured device; the number of processes must be the configured one."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("params key `training.device` is cuda, but there is no CUDA device")
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
+    if accelerator.num_processes != settings.processes:
+        # accelerate runs one process where it was asked for two and found no launcher: never let that pass.
+        raise InputError(
+            f"params key `training.processes` is {settings.processes}, but {accelerator.num_processes} are running:"
+            f" start with `torchrun --nproc-per-node {settings.processes} -m dti_pipeline.cli train ..`"
+        )
+    return accelerator
+
+
+def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) -> CTRModel:
+    vocabulary = store.manifest.report["vocabulary"]
+    return CTRModel(
+        config.model, paradigm, config.packing.context, vocabulary, row_length, store.special, len(store.prefix)
+    )
+
+
+def _fingerprint(config: Config, shards: str) -> str:
+    """What a checkpoint must have in common with the run that continues it."""
+    content = json.dumps([config.sections("model", "training"), shards], sort_keys=True)
+    return hashlib.md5(content.encode()).hexdigest()
+
+
+def _validate(
+    model: CTRModel, store: TokenStore, shards: Path, settings: TrainingConfig, device: torch.device
+) -> dict[str, float]:
+    """AUC and log loss on validation targets, streaming: k times cheaper than one prompt a target, and only a guide.
+    (What is reported in the end comes from the evaluation stage, one prompt a target.)"""
+    rows = Rows.open(store, shards, "validation_streaming")
+    enough = int((rows.targets().cumsum() <= settings.evaluation_targets).sum())
+    wanted = torch.arange(min(max(enough, 1), len(rows))).numpy()
+    autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    target, probability = score(model, rows, wanted, settings.tokens_per_batch, device, autocast)
+    label = store.label[target]
+    scores = {"auc": metrics.auc(label, probability), "log_loss": metrics.log_loss(label, probability)}
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """A function that says whether SIGINT or SIGTERM has come; a second one acts as it always does."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever owns it decides what signals do
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _report(
+    config: Config, trainer: Trainer, model: CTRModel, store: TokenStore, plan: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    progress, accelerator = trainer.progress, trainer.accelerator
+    scores = [row for row in progress.history if "val_auc" in row]
+    return {
+        "paradigm": model.paradigm,
+        "train_seconds": round(progress.train_seconds, 3),
+        "targets": progress.targets_seen,
+        "targets_unique": plan["targets"],
+        "tokens": progress.tokens_seen,
+        "targets_per_second": round(progress.targets_seen / progress.train_seconds, 3),
+        "tokens_per_second": round(progress.tokens_seen / progress.train_seconds, 3),
+        "tokens_per_target": plan["tokens_per_target"],
+        "padding_share": plan["padding_share"],
+        "steps": progress.step,
+        "epochs": config.training.epochs,
+        "seed": config.training.seed,
+        "loss": next(row["loss"] for row in reversed(progress.history) if "loss" in row),
+        "validation_auc": scores[-1]["val_auc"] if scores else None,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_trained": sum(p.numel() for p in model.trained().values()),
+        "device": device.type,
+        "hardware": _hardware(device),
+        "world_size": accelerator.num_processes,
+        "peak_memory_gib": round(peak_memory_gib(device), 3),
+        "mlflow_run_id": progress.run_id,
+        "network": network_facts(
+            model, store.manifest.report["vocabulary"], plan["row_length"], store.special, len(store.prefix)
+        ),
+    }
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _publish(
+    config: Config, paths: Paths, paradigm: str, model: CTRModel, report: dict[str, Any], progress: Progress
+) -> None:
+    with artifacts.publish(
+        paths.model(paradigm),
+        "train",
+        config.sections("model", "training"),
+        {"tokens": paths.tokens, "shards": paths.shards(paradigm)},
+    ) as draft:
+        model.save(draft.path)
+        shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
+        with (draft.path / "history.csv").open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, HISTORY_COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerows(progress.history)
+        artifacts.write_text(draft.path / "README.md", model_card(config, paradigm, report))
+        draft.report |= report
+
+
+def model_card(config: Config, paradigm: str, report: dict[str, Any]) -> str:
+    """What somebody who finds the folder needs to know of the model."""
+    base = config.model.name_or_path or "Llama-style, from scratch"
+    auc = report["validation_auc"]
+    return f"""# CTR model trained with paradigm `{paradigm}`
+
+P(click) of a target item given a user's previous {config.packing.context} interactions and their labels.
+
+| | |
+|---|---|
+| base model | {base} |
+| parameters (trained) | {report["parameters"]:,} ({report["parameters_trained"]:,}) |
+| targets seen | {report["targets"]:,} ({report["targets_unique"]:,} distinct, {config.training.epochs:g} epochs) |
+| training time | {report["train_seconds"]:,.1f} s on {report["hardware"]} |
+| validation AUC, streaming | {"not measured" if auc is None else f"{auc:.4f}"} |
+
+Load it with `dti_pipeline.modeling.ctr_model.load(folder)`; score a candidates file with `dti score`.
+"""
