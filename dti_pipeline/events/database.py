@@ -1,0 +1,55 @@
+"""DuckDB, in memory for one call: no database file, so no lock and nothing that differs from run to run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from dti_pipeline.errors import InputError
+
+
+@contextmanager
+def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory database that spills into a folder under ``scratch``, removed afterwards.
+
+    ``memory_limit`` is written as DuckDB writes it (``2GB``); anything else raises InputError.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".duckdb.", dir=scratch) as spill, duckdb.connect() as connection:
+        try:
+            connection.execute(f"SET memory_limit = {_literal(memory_limit)}")
+        except duckdb.Error as error:
+            raise InputError(
+                f"params key `events.memory_limit` must be a size such as 2GB, not {memory_limit!r}"
+            ) from error
+        connection.execute(f"SET temp_directory = {_literal(spill)}")
+        connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
+        yield connection
+
+
+def run_script(connection: duckdb.DuckDBPyConnection, name: str, **variables: Any) -> None:
+    """Run ``sql/<name>.sql``; the script reads ``variables`` with ``getvariable``."""
+    for variable, value in variables.items():
+        connection.execute(f"SET VARIABLE {variable} = $value", {"value": value})
+    connection.execute(script(name))
+
+
+def script(name: str) -> str:
+    return resources.files("dti_pipeline.events").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+
+
+def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    """Write an ordered query to a zstd Parquet file; the same rows give the same bytes, however many threads run."""
+    connection.execute(
+        f"COPY ({query}) TO {_literal(str(path))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
+    )
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

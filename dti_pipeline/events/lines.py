@@ -1,0 +1,167 @@
+"""A text file as its physical lines: exact line numbers, out of core, whatever bytes are in it.
+
+DuckDB's own CSV reader numbers the rows it could read, skips blank lines and stops at bytes that are not UTF-8; a
+quarantine that names lines needs every line. So the file is cut at its newlines here, a block at a time and without a
+Python object per line, and handed to DuckDB as an Arrow stream; all that looks into a line is SQL.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import itertools
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from dti_pipeline.errors import InputError
+
+SCHEMA = pa.schema([("line", pa.int64()), ("text", pa.large_string()), ("utf8", pa.bool_())])
+BLOCK = 8 << 20  # bytes read at a time
+RECORD_LINES = 100  # a quoted CSV field may span this many lines; beyond it, its quote was never closed
+UNREADABLE = (OSError, EOFError, zlib.error)  # what a missing, truncated or corrupt file raises
+
+
+@dataclass
+class Lines:
+    """One file's lines. ``error`` holds what stopped the stream, for DuckDB reports it only as text."""
+
+    path: Path
+    skip: int = 0  # header lines
+    encoding: str = "utf-8"
+    record: re.Pattern[bytes] | None = None  # a whole CSV record; fields in quotes may then hold newlines
+    error: BaseException | None = field(default=None, init=False)
+
+    def stream(self) -> pa.RecordBatchReader:
+        """Arrow stream of (line, text, utf8): 1-based number, text with its line ending, and whether the bytes were
+        text at all. Memory: a few blocks."""
+        return pa.RecordBatchReader.from_batches(SCHEMA, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            first, rest, last = 1, b"", False
+            with open_bytes(self.path) as handle:
+                while not last:
+                    block = handle.read(BLOCK)
+                    last = not block
+                    data = rest + block
+                    if last and data and not data.endswith(b"\n"):
+                        data += b"\n"
+                    ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
+                    whole = np.ones(len(ends), dtype=bool)
+                    if self.record is not None:
+                        whole = _record_ends(data, ends, self.record, last)
+                        ends = ends[: len(whole)]
+                    rest = data[ends[-1] if len(ends) else 0 :]
+                    if len(ends):
+                        yield self._batch(first, data, ends, whole)
+                    first += len(ends)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def _batch(self, first: int, data: bytes, ends: np.ndarray, whole: np.ndarray) -> pa.RecordBatch:
+        """One block's records: ``whole`` says of each line whether a record ends with it."""
+        numbers = np.arange(first, first + len(ends))[np.concatenate([[True], whole[:-1]])]
+        offsets = np.concatenate([[0], ends[whole]])
+        skipped = int(np.searchsorted(numbers, self.skip, side="right"))
+        numbers, offsets = numbers[skipped:], offsets[skipped:]
+        text, utf8 = _texts(data, offsets, self.encoding)
+        return pa.record_batch([pa.array(numbers), text, utf8], schema=SCHEMA)
+
+
+def _texts(data: bytes, offsets: np.ndarray, encoding: str) -> tuple[pa.Array, pa.Array]:
+    count = len(offsets) - 1
+    if _is_utf8(data):
+        array = pa.LargeStringArray.from_buffers(count, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(data))
+        return array, pa.array(np.ones(count, dtype=bool))
+    parts = [data[start:end] for start, end in itertools.pairwise(offsets)]
+    good = [encoding != "utf-8" or _is_utf8(part) for part in parts]
+    return pa.array([part.decode(encoding, "backslashreplace") for part in parts], pa.large_string()), pa.array(good)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def record_pattern(separator: str, width: int) -> re.Pattern[bytes]:
+    """A whole CSV record of ``width`` fields: in quotes anything with quotes doubled, outside them no newline."""
+    mark = re.escape(separator.encode())
+    one = rb'(?:"(?:[^"]|"")*"|[^"\n' + mark + rb"][^\n" + mark + rb"]*|)"
+    return re.compile(one + rb"(?:" + mark + one + rb"){%d}\r?\n" % (width - 1))
+
+
+def _record_ends(data: bytes, ends: np.ndarray, record: re.Pattern[bytes], last: bool) -> np.ndarray:
+    """For each line, whether a record ends with it; shorter than ``ends`` where the rest needs the next block.
+
+    Only a line with an odd number of quotes can open a longer record. One that does not become a record within
+    RECORD_LINES lines stands alone, so that a stray quote spoils its own line and no other.
+    """
+    whole = np.ones(len(ends), dtype=bool)
+    quotes = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord('"'))
+    odd = np.bincount(np.searchsorted(ends, quotes, side="right"), minlength=len(ends))[: len(ends)] % 2 == 1
+    starts = np.concatenate([[0], ends[:-1]])
+    done = 0
+    for index in np.flatnonzero(odd).tolist():
+        if index < done or record.fullmatch(data, starts[index], ends[index]):
+            continue
+        closing = np.flatnonzero(odd[index + 1 : index + RECORD_LINES])
+        if len(closing):
+            done = index + 2 + int(closing[0])
+            if record.fullmatch(data, starts[index], ends[done - 1]):
+                whole[index : done - 1] = False
+            else:
+                done = index + 1
+        elif not last and index + RECORD_LINES > len(ends):
+            return whole[:index]
+    return whole
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, unzipped where its name ends in .gz, without a byte order mark."""
+    handle: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment] # noqa: SIM115
+    if handle.read(3) != codecs.BOM_UTF8:
+        handle.seek(0)
+    return handle
+
+
+def head(path: Path, count: int) -> list[str]:
+    """The first lines, without their endings; bytes that are not UTF-8 as ISO-8859-1. Raises InputError for a file that
+    cannot be read."""
+    try:
+        with open_bytes(path) as handle:
+            lines = [handle.readline() for _ in range(count)]
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    return [(line.decode() if _is_utf8(line) else line.decode("iso-8859-1")).rstrip("\r\n") for line in lines if line]
+
+
+def encoding_of(path: Path) -> str:
+    """``utf-8``, or ``iso-8859-1`` for a file that is not. Cost: one read. Raises InputError if it cannot be read."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open_bytes(path) as handle:
+            while block := handle.read(BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "iso-8859-1"
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    return "utf-8"
+
+
+def unreadable(path: Path, error: BaseException) -> InputError:
+    if path.suffix == ".gz" and not isinstance(error, FileNotFoundError):
+        return InputError(f"{path} is not a whole gzip file: {error}")
+    return InputError(f"{path} cannot be read: {error}")

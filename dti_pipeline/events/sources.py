@@ -1,0 +1,182 @@
+"""Where each kind of log keeps its rows and its titles, and how they are written there."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dti_pipeline.config import EventsConfig
+from dti_pipeline.errors import InputError
+from dti_pipeline.events.forms import INTERACTION, ITEM, Form, Names, named, separated
+from dti_pipeline.events.lines import encoding_of, head
+from dti_pipeline.paths import Paths
+
+#: Genre flags of MovieLens 100K's u.item, in the order of its last 19 fields.
+GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+TABLES = tuple(
+    f"*{suffix}{packed}" for suffix in (".csv", ".tsv", ".jsonl", ".ndjson", ".json") for packed in ("", ".gz")
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a log: where it is, what the ledger calls it, how it is written (None: it is empty)."""
+
+    path: Path
+    name: str
+    form: Form | None
+
+
+@dataclass(frozen=True)
+class Log:
+    """All of a log's files, sorted by name, and the ends of its rating scale (None: open)."""
+
+    logs: tuple[File, ...]
+    items: tuple[File, ...]
+    lowest: float | None
+    highest: float | None
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What tells one source from another."""
+
+    logs: tuple[str, ...]  # name patterns of files with interactions
+    items: tuple[str, ...]  # and of those with titles, beside them
+    log_form: Callable[[Path, EventsConfig], Form | None]
+    item_form: Callable[[Path, EventsConfig], Form | None]
+    scale: tuple[float | None, float | None] = (None, None)
+
+
+def locate(config: EventsConfig, paths: Paths) -> Log:
+    """Find a log's files and learn their forms; nothing but their first lines is read.
+
+    Raises InputError where there is no such path, no file of the kind, no row in any of them, or no such column.
+    """
+    reader = _READERS[config.source]
+    root = paths.resolve(config.path)
+    if not root.exists():
+        raise InputError(f"params key `events.path` names {root}, which does not exist")
+    if zipfile.is_zipfile(root) or root.suffix == ".zip":
+        state = (
+            "a zip archive: unpack it and name the folder" if zipfile.is_zipfile(root) else "not a whole zip archive"
+        )
+        raise InputError(f"params key `events.path` names {root}, which is {state}")
+    folder = root if root.is_dir() else root.parent
+    listed = paths.resolve(config.items_path) if config.items_path else None
+    if listed and not listed.is_file():
+        raise InputError(f"params key `events.items_path` names {listed}, which is not a file")
+    items = [listed] if listed else _find(folder, reader.items)
+    logs = [path for path in _find(root, reader.logs) if path not in items] if root.is_dir() else [root]
+    if not logs:
+        raise InputError(f"{root} has no {config.source} log: looked for {' or '.join(reader.logs)}")
+    files = tuple(File(path, _name(path, folder), reader.log_form(path, config)) for path in logs)
+    forms = [file.form for file in files if file.form]
+    if not forms:
+        raise InputError(f"{root} is an empty log: it has no rows")
+    if len({form.clock for form in forms}) > 1:
+        without = next(file for file in files if file.form and not file.form.clock)
+        raise InputError(f"{without.path} has no timestamps and other files of the log do: keep them apart")
+    return Log(
+        files,
+        tuple(File(path, _name(path, folder), reader.item_form(path, config)) for path in items),
+        reader.scale[0] if config.min_rating is None else config.min_rating,
+        reader.scale[1] if config.max_rating is None else config.max_rating,
+    )
+
+
+def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def _rating_lines(path: Path, separator: str) -> Form | None:
+    """``user::item::rating`` with or without ``::timestamp``: what most of the first lines have."""
+    widths = [line.count(separator) + 1 for line in head(path, 100)]
+    if not widths:
+        return None
+    width = max((4, 3), key=widths.count)
+    places = dict(zip(INTERACTION[:width], range(1, width + 1), strict=True))
+    return separated(separator, width, places, INTERACTION)
+
+
+def _movielens_log(path: Path, config: EventsConfig) -> Form | None:
+    if path.suffix == ".csv":
+        names = {"user_id": ("userId",), "item_id": ("movieId",), "rating": ("rating",), "timestamp": ("timestamp",)}
+        return named(path, names, INTERACTION, {})
+    return _rating_lines(path, "\t" if path.name.startswith("u.") else "::")
+
+
+def _movielens_items(path: Path, config: EventsConfig) -> Form | None:
+    if path.suffix == ".csv":
+        return named(path, {"item_id": ("movieId",), "title": ("title",), "genres": ("genres",)}, ITEM, {})
+    if path.name == "u.item":
+        places = [1, 2, *range(6, 6 + len(GENRES_100K))]
+        columns = [f"field {place}" for place in places]
+        return separated(
+            "|", 24, dict(zip(columns, places, strict=True)), columns, encoding=encoding_of(path), genres=GENRES_100K
+        )
+    return separated("::", 3, {"item_id": 1, "title": 2, "genres": 3}, ITEM, encoding=encoding_of(path))
+
+
+def _movietweetings_log(path: Path, config: EventsConfig) -> Form | None:
+    return _rating_lines(path, "::")
+
+
+def _amazon_log(path: Path, config: EventsConfig) -> Form | None:
+    """Field names of the 2023 release, or those of 2018."""
+    names: Names = {
+        "user_id": ("user_id", "reviewerID"),
+        "item_id": ("parent_asin", "asin"),
+        "rating": ("rating", "overall"),
+        "timestamp": ("timestamp", "unixReviewTime"),
+    }
+    return named(path, names, INTERACTION, {})
+
+
+def _amazon_items(path: Path, config: EventsConfig) -> Form | None:
+    return named(path, {"item_id": ("parent_asin", "asin"), "title": ("title",)}, ITEM, {})
+
+
+def _table_log(path: Path, config: EventsConfig) -> Form | None:
+    columns = {name: getattr(config.columns, name) for name in INTERACTION}
+    names = {name: (column,) for name, column in columns.items() if column is not None}
+    return named(path, names, INTERACTION, {name: f"events.columns.{name}" for name in names})
+
+
+def _table_items(path: Path, config: EventsConfig) -> Form | None:
+    names = dict(zip(ITEM[:2], ((column,) for column in config.item_columns), strict=True))
+    return named(path, names, ITEM, dict.fromkeys(names, "events.item_columns"))
+
+
+def _synthetic_log(path: Path, config: EventsConfig) -> Form | None:
+    return named(path, {name: (name,) for name in INTERACTION[:4]}, INTERACTION, {})
+
+
+def _synthetic_items(path: Path, config: EventsConfig) -> Form | None:
+    return named(path, {"item_id": ("item_id",), "title": ("title",)}, ITEM, {})
+
+
+_READERS = {
+    "synthetic": _Reader(("ratings*.csv",), ("items.csv",), _synthetic_log, _synthetic_items, (1, 5)),
+    "movielens": _Reader(
+        ("ratings*.csv", "ratings*.dat", "u.data"), ("movies.csv", "movies.dat", "u.item"),
+        _movielens_log, _movielens_items, (0.5, 5),
+    ),
+    "movietweetings": _Reader(("ratings*.dat",), ("movies*.dat",), _movietweetings_log, _movielens_items, (0, 10)),
+    "amazon": _Reader(
+        ("[!m]*.json*", "m[!e]*.json*", "me[!t]*.json*", "met[!a]*.json*"), ("meta*.json*",),
+        _amazon_log, _amazon_items, (1, 5),
+    ),
+    "table": _Reader((*TABLES, "*.parquet"), (), _table_log, _table_items),
+}  # fmt: skip

@@ -1,0 +1,50 @@
+-- Values to typed interactions; `reason` says why a row cannot be one. The first reason counts.
+-- clock: the log has timestamps; lowest, highest: the rating scale, null where it is open.
+CREATE OR REPLACE TEMP VIEW parsed AS
+WITH trimmed AS (
+    SELECT
+        line,
+        raw,
+        problem,
+        CASE WHEN problem IS NULL THEN nullif(trim("values"[1]), '') END AS user_id,
+        CASE WHEN problem IS NULL THEN nullif(trim("values"[2]), '') END AS item_id,
+        CASE WHEN problem IS NULL THEN nullif(trim("values"[3]), '') END AS rating_text,
+        CASE WHEN problem IS NULL THEN nullif(trim("values"[4]), '') END AS time_text,
+        CASE WHEN problem IS NULL THEN nullif(trim(regexp_replace("values"[5], '\s+', ' ', 'g')), '') END AS item_text
+    FROM records
+),
+typed AS (
+    SELECT
+        *,
+        TRY_CAST(rating_text AS DOUBLE) AS rating,
+        coalesce(TRY_CAST(time_text AS DOUBLE), epoch(TRY_CAST(time_text AS TIMESTAMPTZ))) AS clock_value,
+        -- Seconds since 1970 reach 1e11 in the year 5138: above, it is milliseconds, and above 1e14 microseconds.
+        clock_value / CASE WHEN clock_value < 1e11 THEN 1 WHEN clock_value < 1e14 THEN 1e3 ELSE 1e6 END AS seconds
+    FROM trimmed
+),
+judged AS (
+    SELECT
+        *,
+        CASE
+            WHEN problem IS NOT NULL THEN problem
+            WHEN user_id IS NULL THEN 'user id missing'
+            WHEN item_id IS NULL THEN 'item id missing'
+            WHEN rating_text IS NULL THEN 'rating missing'
+            WHEN rating IS NULL OR NOT isfinite(rating) THEN 'rating not a number'
+            WHEN rating < getvariable('lowest') OR rating > getvariable('highest') THEN 'rating outside the scale'
+            WHEN getvariable('clock') AND time_text IS NULL THEN 'timestamp missing'
+            WHEN getvariable('clock') AND seconds < 0 THEN 'timestamp before 1970'
+            WHEN getvariable('clock') AND (seconds IS NULL OR NOT seconds <= 1e11) THEN 'timestamp not a time'
+        END AS reason
+    FROM typed
+)
+SELECT
+    line,
+    CASE WHEN reason IS NOT NULL THEN raw END AS raw,
+    user_id,
+    item_id,
+    CASE WHEN isfinite(rating) THEN rating END AS rating,
+    CASE WHEN seconds BETWEEN 0 AND 1e11 THEN floor(seconds)::BIGINT END AS "timestamp",
+    item_text,
+    reason
+FROM judged;

@@ -1,0 +1,17 @@
+-- Lines of JSON objects to the values that are asked for.
+-- pointers: JSON pointer of each value; '/' and a key no object has where the log has none.
+CREATE OR REPLACE TEMP VIEW records AS
+WITH stripped AS (
+    SELECT line, utf8, rtrim(text, e'\r\n') AS text, utf8 AND json_valid(text) AS valid FROM lines
+)
+SELECT
+    line,
+    text AS raw,
+    CASE
+        WHEN NOT utf8 THEN 'not UTF-8 text'
+        WHEN trim(text) = '' THEN 'blank line'
+        WHEN NOT valid THEN 'not JSON'
+        WHEN json_type(text) <> 'OBJECT' THEN 'not a JSON object'
+    END AS problem,
+    CASE WHEN problem IS NULL THEN json_extract_string(text, getvariable('pointers')) END AS "values"
+FROM stripped;

@@ -1,0 +1,88 @@
+"""Each raw file parsed once: a Parquet part named by what the file holds and how it is read.
+
+A part that is there is not made again, so that ingesting the same files is a no-op and a new file costs only itself;
+a part no file asks for is removed, so that the folder is a function of the files and the parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from dti_pipeline.artifacts import file_digest
+from dti_pipeline.errors import InputError
+from dti_pipeline.events.database import run_script, script, write_parquet
+from dti_pipeline.events.lines import UNREADABLE, unreadable
+from dti_pipeline.events.sources import File, Log
+
+LINES_VERSION = 1  # of lines.py: part of a part's name, as the text of the SQL is
+ITEMS = "items"  # folder of the item parts
+
+
+def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tuple[list[Path], list[Path]]:
+    """Parse what is not parsed yet. Returns the parts of the logs and those of the item files, file by file.
+
+    Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, reason``; ``line`` is 1-based in the file
+    (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both null for a good row.
+    Items: ``line, item_id, item_text``. Cost: one read of every file, and a parse of the new ones, out of core.
+    Raises InputError for a file that cannot be read to its end.
+    """
+    scale = {"lowest": log.lowest, "highest": log.highest}
+    logs = [_part(connection, file, "interactions", scale, folder) for file in log.logs if file.form]
+    items = [_part(connection, file, "items", {}, folder / ITEMS) for file in log.items if file.form]
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in logs and path not in items:
+            path.unlink()
+    return logs, items
+
+
+def _part(connection: duckdb.DuckDBPyConnection, file: File, kind: str, scale: dict, folder: Path) -> Path:
+    form = file.form
+    assert form is not None
+    variables = {**form.variables, **scale, "clock": form.clock, "genres": form.genres and list(form.genres)}
+    recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, script(kind)]
+    recipe += [script(form.view)] if form.view != "parquet" else []
+    mapping = hashlib.md5(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    part = folder / f"{file_digest(file.path)[:16]}-{mapping[:8]}.parquet"
+    if part.is_file():
+        return part
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = part.with_name(f".{part.name}.{os.getpid()}")
+    if form.view == "parquet":
+        _rows_of(connection, file.path, form.variables["columns"])
+        run_script(connection, kind, **variables)
+        write_parquet(connection, "FROM parsed", aside)
+    else:
+        lines = form.lines(file.path)
+        connection.register("lines", lines.stream())
+        run_script(connection, form.view, **form.variables)
+        run_script(connection, kind, **variables)
+        try:
+            write_parquet(connection, "FROM parsed", aside)
+        except duckdb.Error:
+            aside.unlink(missing_ok=True)
+            if isinstance(lines.error, UNREADABLE):
+                raise unreadable(file.path, lines.error) from lines.error
+            raise
+    aside.replace(part)
+    return part
+
+
+def _rows_of(connection: duckdb.DuckDBPyConnection, path: Path, columns: Sequence[str | None]) -> None:
+    """View ``records`` over a Parquet file: names of columns cannot be variables, so it is written here."""
+    quoted = ['"' + name.replace('"', '""') + '"' if name else None for name in columns]
+    casts = ", ".join(f"CAST({name} AS VARCHAR)" if name else "NULL" for name in quoted)
+    source = str(path).replace("'", "''")
+    try:
+        connection.execute(
+            f'CREATE OR REPLACE TEMP VIEW records AS SELECT file_row_number + 1 AS line, to_json("values") AS raw,'
+            f' NULL AS problem, [{casts}]::VARCHAR[] AS "values"'
+            f" FROM read_parquet('{source}', file_row_number = true)"
+        )
+    except duckdb.Error as error:
+        raise InputError(f"{path} is not a whole Parquet file") from error
