@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from dti_pipeline import __version__
 from dti_pipeline.config import Config
+from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import lineage
 from dti_pipeline.training.progress import Evaluated, Event, Finished, Started, Stepped
@@ -45,7 +46,9 @@ def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str,
         run.flush()
         with suppress(MlflowException):  # what ended the training is the news, not a store that is away
             store.set_tag(run.id, "error", f"{type(error).__name__}: {error}"[:5000])
-            store.set_terminated(run.id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            # A training that was interrupted says CheckFailed: it is to be continued.
+            failed = isinstance(error, Exception) and not isinstance(error, CheckFailed)
+            store.set_terminated(run.id, "FAILED" if failed else "KILLED")
         raise
     run.flush()
     store.log_artifacts(run.id, str(paths.model(paradigm)), "model")

@@ -1,0 +1,46 @@
+"""After a stage ran under Dagster: tell DVC, so that ``dvc status`` is clean and ``dvc repro`` has nothing to do."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dti_pipeline import dvc
+from dti_pipeline.defs.resources import Work
+from dti_pipeline.pipeline import Stage
+
+
+def record(stage: Stage, work: Work, paradigm: str | None, log: logging.Logger) -> None:
+    """``dvc commit`` the stage, where the home is a DVC project; a log line says why where it is not done.
+
+    A commit that fails is a warning: the data is made, and the line says how to record it by hand. DVC holds a lock on
+    its repository and gives up after seconds, so the commits of several runs wait for one another here.
+    """
+    name, home = dvc.stage_name(stage, paradigm), work.paths.home
+    program = shutil.which("dvc", path=str(Path(sys.executable).parent)) or shutil.which("dvc")
+    if reason := _not_recorded(work, paradigm, program):
+        log.info(f"DVC does not record {name}: {reason}")
+        return
+    with (home / ".dvc" / "dagster.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [str(program), "commit", "--quiet", "--force", name]
+        done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        log.warning(f"`dvc commit --force {name}` failed, run it by hand: {done.stderr.strip()[-2000:]}")
+
+
+def _not_recorded(work: Work, paradigm: str | None, program: str | None) -> str | None:
+    home = work.paths.home
+    if not (home / ".dvc").is_dir() or not (home / dvc.FILE).is_file():
+        return f"{home} is no DVC project"
+    if program is None:
+        return "there is no `dvc` beside this Python or on PATH"
+    if work.overrides:
+        return f"params.yaml does not describe a run with {', '.join(work.overrides)}"
+    if paradigm is not None and paradigm not in work.config.paradigms:
+        return f"`paradigms` in params.yaml does not list {paradigm}"
+    return None

@@ -1,0 +1,110 @@
+"""DVC's door: ``dvc.yaml``, rendered from the stage table.
+
+``python -m dti_pipeline.dvc`` writes it into the working directory; ``--check`` says whether the one there is current.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dti_pipeline.pipeline import STAGES, Stage
+
+FILE = Path("dvc.yaml")
+HEADER = """\
+# Rendered from dti_pipeline/pipeline.py by `python -m dti_pipeline.dvc`; a test fails when it differs. Do not edit.
+# `dvc repro` runs what changed, `dvc metrics show` and `dvc plots show` read the comparison.
+"""
+#: Ingestion adds to what it parsed before; DVC would otherwise delete it before each run.
+KEPT = frozenset({"data/staged"})
+METRICS = ["reports/comparison.json"]
+PLOTS = [
+    {
+        "auc_against_training_time": {
+            "title": "Validation AUC against training time",
+            "template": "by_paradigm",
+            "x": "train_seconds",
+            "y": {"reports/comparison/learning_curve.csv": "val_auc"},
+            "x_label": "training time (s)",
+            "y_label": "AUC",
+        }
+    },
+    {
+        "roc": {
+            "title": "ROC of the judged targets",
+            "template": "by_paradigm",
+            "x": "fpr",
+            "y": {"reports/comparison/roc.csv": "tpr"},
+            "x_label": "false positive rate",
+            "y_label": "true positive rate",
+        }
+    },
+    {
+        "calibration": {
+            "title": "Calibration",
+            "template": "by_paradigm",
+            "x": "predicted",
+            "y": {"reports/comparison/calibration.csv": "observed"},
+            "x_label": "mean predicted probability",
+            "y_label": "observed click rate",
+        }
+    },
+    {
+        "speedup": {
+            "title": "Training speed per target against sliding_window",
+            "template": "bar_horizontal",
+            "x": "speedup",
+            "y": {"reports/comparison/speedup.csv": "paradigm"},
+        }
+    },
+]
+
+
+def render() -> str:
+    """The text of dvc.yaml."""
+    content = {"stages": {stage.name: _entry(stage) for stage in STAGES}, "metrics": METRICS, "plots": PLOTS}
+    return HEADER + yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def stage_name(stage: Stage, paradigm: str | None) -> str:
+    """What DVC calls a stage, of one paradigm where it exists once for each."""
+    return f"{stage.name}@{paradigm}" if stage.per_paradigm else stage.name
+
+
+def _entry(stage: Stage) -> dict[str, Any]:
+    entry: dict[str, Any] = {"desc": stage.summary, "cmd": f"dti {stage.name}"}
+    if stage.per_paradigm:
+        # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.
+        entry = {"matrix": {"paradigm": "${paradigms}"}, **entry}
+        entry["cmd"] += " --paradigm ${item.paradigm}"
+    if stage.deps:
+        entry["deps"] = [_path(dep) for dep in stage.deps]
+    if stage.params:
+        entry["params"] = list(stage.params)
+    entry["outs"] = [{_path(out): {"persist": True}} if out in KEPT else _path(out) for out in stage.outs]
+    return entry
+
+
+def _path(path: str) -> str:
+    return path.replace("{paradigm}", "${item.paradigm}")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the file, or with ``--check`` return 1 where it differs."""
+    if arguments not in ([], ["--check"]):
+        print("usage: python -m dti_pipeline.dvc [--check]", file=sys.stderr)
+        return 2
+    if arguments:
+        if FILE.is_file() and FILE.read_text(encoding="utf-8") == render():
+            return 0
+        print(f"{FILE} is not what the stage table renders: run `python -m dti_pipeline.dvc`", file=sys.stderr)
+        return 1
+    FILE.write_text(render(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
