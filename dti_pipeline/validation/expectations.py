@@ -60,7 +60,9 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
             "success": success,
             "result": {
                 "observed_value": f"{found:,} of {total:,} rows",
+                "element_count": total,
                 "unexpected_count": found,
+                "unexpected_percent": 100 * found / max(total, 1),
                 "unexpected_rows": [] if success else tables.rows(query, self.max_shown_rows),
             },
         }

@@ -45,7 +45,7 @@ class Suite:
     """Rules over one batch. ``frame`` is what stock expectations see of it."""
 
     name: str
-    asset: str  # what the batch is called in Data Docs
+    asset: str  # what the batch is called in Data Docs and in the names of their files
     frame: pandas.DataFrame
     rules: list[Rule]
 
@@ -56,7 +56,7 @@ def raw(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
     rules = _schema(RAW_TYPES)
     if types == RAW_TYPES:  # rules about rows name its columns
         rules += row_rules.parsed(config, "parsed", scale)
-    return Suite("raw", "rows as read", pandas.DataFrame([types]), rules)
+    return Suite("raw", "rows_as_read", pandas.DataFrame([types]), rules)
 
 
 def canonical(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
@@ -78,7 +78,7 @@ def _schema(types: Mapping[str, str]) -> list[Rule]:
         *(
             Rule(
                 f"{column}_type",
-                gxe.ExpectColumnDistinctValuesToBeInSet(
+                gxe.ExpectColumnMostCommonValueToBeInSet(
                     column=column, value_set=[kind], description=f"{column} is of type {kind}"
                 ),
             )
@@ -131,7 +131,7 @@ def batch(config: Config, profile: Mapping[str, Any], ledger: Mapping[str, Any])
         _figure("unaccounted_rows", "Rows read = rows kept + quarantined + duplicates", 0, 0),
         _figure("rows_beside_ledger", "The rows that are there are the rows that the ledger says were kept", 0, 0),
     ]
-    return Suite("batch", "figures of the batch", pandas.DataFrame([figures]), rules)
+    return Suite("batch", "figures", pandas.DataFrame([figures]), rules)
 
 
 def drift(config: Config, profile: Mapping[str, Any], previous: Mapping[str, Any]) -> Suite:
@@ -152,7 +152,7 @@ def drift(config: Config, profile: Mapping[str, Any], previous: Mapping[str, Any
         _figure("label_rate_change", rate, None, limits.max_label_rate_drift),
         _figure("volume_ratio", volume, limits.min_volume_ratio, None),
     ]
-    return Suite("drift", "against the previous accepted batch", pandas.DataFrame([figures]), rules)
+    return Suite("drift", "change_since_accepted", pandas.DataFrame([figures]), rules)
 
 
 def _figure(column: str, description: str, low: float | None, high: float | None) -> Rule:

@@ -43,7 +43,7 @@ def validate(config: Config, paths: Paths) -> dict[str, Any]:
                 chosen += [suites.splits(config, tables), suites.batch(config, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
-            outcomes = judge(chosen, tables, docs.path, f"batch {batch[:8]}", config.validation.max_shown_rows)
+            outcomes = judge(chosen, tables, docs.path, f"batch_{batch[:8]}", config.validation.max_shown_rows)
         outcome.write(draft.path, outcomes)
         draft.report = outcome.summarise(outcomes) | {"profile": profile, "compared_with": previous}
     if not draft.report["success"]:

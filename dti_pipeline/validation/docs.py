@@ -1,0 +1,58 @@
+"""Data Docs that can be read without a network.
+
+Great Expectations loads the stylesheet, the icons and the index's tables of its Data Docs from other hosts. Where these
+cannot be reached its index is empty and its pages bare, so each page gets a small stylesheet that yields to theirs
+(``:where`` weighs nothing) and the index a plain list of what was judged.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from dti_pipeline.validation.outcome import Outcome
+
+_LOGO_HOST = "https://great-expectations-web-assets.s3.us-east-2.amazonaws.com/"
+_STYLE = """<style>
+:where(body) { font-family: system-ui, sans-serif; margin: 1em; line-height: 1.4; }
+:where(table) { border-collapse: collapse; margin: 0.3em 0; }
+:where(td, th) { border: 1px solid #ccc; padding: 0.25em 0.6em; text-align: left; vertical-align: top; }
+:where(.collapse, footer) { display: none; }
+:where(.text-success) { color: #28a745; font-style: normal; }
+:where(.text-danger) { color: #dc3545; font-style: normal; }
+:where(.fa-check-circle)::before { content: "\\2713"; }
+:where(.fa-times)::before { content: "\\2717"; }
+.judged { margin: 1em 3em; }
+</style>
+"""
+
+
+def make_readable_offline(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Change the pages in place."""
+    for page in folder.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        home = "../" * (len(page.relative_to(folder).parts) - 1)
+        text = text.replace(_LOGO_HOST, f"{home}static/images/").replace("</head>", f"{_STYLE}</head>", 1)
+        if page == folder / "index.html":
+            text = text.replace("</nav>\n    <div", f"</nav>\n    {_judged(folder, outcomes)}<div", 1)
+        page.write_text(text, encoding="utf-8")
+
+
+def _judged(folder: Path, outcomes: Sequence[Outcome]) -> str:
+    pages = {page.relative_to(folder).parts[1]: page for page in folder.glob("validations/*/*/*/*.html")}
+    rows = []
+    for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
+        judged = [outcome for outcome in outcomes if outcome.suite == suite]
+        failed = [outcome for outcome in judged if not outcome.success]
+        mark = (
+            '<i class="fas fa-times text-danger"></i>' if failed else '<i class="fas fa-check-circle text-success"></i>'
+        )
+        says = (
+            "<br>".join(html.escape(f"{outcome.expected}: {outcome.observed}") for outcome in failed) or "as expected"
+        )
+        link = f'<a href="{pages[suite].relative_to(folder).as_posix()}">{suite}</a>'
+        rows.append(
+            f"<tr><td>{mark}</td><td>{link}</td><td>{len(failed)} of {len(judged)} failed</td><td>{says}</td></tr>"
+        )
+    return f'<div class="judged"><h4>What was judged</h4><table class="table table-sm">{"".join(rows)}</table></div>\n'
