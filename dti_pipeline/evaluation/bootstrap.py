@@ -25,9 +25,6 @@ class Interval:
     low: float
     high: float
 
-    def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
 
 class Users:
     """The judged targets' users, and the draws from them.

@@ -1,13 +1,13 @@
-"""What costs nothing: logistic regression on smoothed like-rates. A model below these has learnt nothing worth its time.
+"""What costs nothing: logistic regression on smoothed like-rates. A model below these has learnt nothing of worth.
 
 Three floors, each on the logit of its rates: the item's like-rate alone; with the user's like-rate over the last n rows
 (n = the prompts' context, so that it sees what a model sees); with the user's like-rate over all earlier rows.
 Fitted on the training targets, judged on the targets that the models are judged on.
 
 What each rate may see:
-- An item's rate counts training targets only. Context rows are left out because under a global-time split they may lie
-  later than the targets that are judged. A training target's own label is taken out of its item's rate (leave one out):
-  otherwise the regression learns to trust a rate that contains the answer.
+- An item's rate counts training targets only: what a model learns from, none later than a judged target of its user.
+  A training target's own label is taken out of its item's rate (leave one out): otherwise the regression learns to
+  trust a rate that contains the answer.
 - A user's rate counts the user's earlier rows, whatever split they belong to, as a model's prompt does.
 """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -34,22 +35,27 @@ class Interactions:
         return np.bincount(self.item[self.train], minlength=int(self.item.max(initial=-1)) + 1)[self.item]
 
 
-def read(paths: Paths) -> Interactions:
-    """Read data/events/interactions.parquet. InputError where it is missing. Memory: about 60 bytes a row."""
+def read(paths: Paths, min_history: int) -> Interactions:
+    """Read data/events/interactions.parquet. InputError where it is missing. Memory: about 60 bytes a row.
+
+    ``min_history`` is what makes a row of the training split a target rather than context only: its position from 0.
+    """
     path = paths.events / "interactions.parquet"
     if not path.is_file():
         raise InputError(f"{path} does not exist: run `dti ingest` first")
-    return from_table(pq.read_table(path, columns=COLUMNS))
+    return from_table(pq.read_table(path, columns=COLUMNS), min_history)
 
 
-def from_table(table: pa.Table) -> Interactions:
+def from_table(table: pa.Table, min_history: int) -> Interactions:
     """Arrays of a table with the columns ``COLUMNS``, in its own order."""
+    position = table["position"].to_numpy().astype(np.int64)
+    train = pc.equal(table["split"], "train").fill_null(False).to_numpy()
     return Interactions(
         user=_codes(table["user_id"]),
         item=_codes(table["item_id"]),
         label=table["label"].to_numpy().astype(np.int8),
-        position=table["position"].to_numpy().astype(np.int64),
-        train=np.asarray(pa.compute.equal(table["split"], "train").fill_null(False)),
+        position=position,
+        train=train & (position >= min_history),
         table=table,
     )
 

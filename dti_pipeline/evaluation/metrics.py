@@ -1,7 +1,7 @@
 """What a set of scores is worth: pure functions of labels and probabilities, NumPy in, numbers out.
 
-Shapes everywhere: ``label`` (N,) of 0 and 1, ``score`` or ``probability`` (N,) of floats, ``user`` (N,) of whole numbers
-from 0. A figure that is not defined (an AUC over one class, a mean over nothing) is None, which JSON writes as null;
+Shapes everywhere: ``label`` (N,) of 0 and 1, ``score`` or ``probability`` (N,) of floats, ``user`` (N,) of whole
+numbers. A figure that is not defined (an AUC over one class, a mean over nothing) is None, which JSON writes as null;
 no function returns NaN. Cost is that of one sort, O(N log N), unless a docstring says otherwise.
 """
 

@@ -1,0 +1,106 @@
+"""comparison.html: one file that needs nothing else, pictures included."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dti_pipeline.evaluation import tables
+
+STYLE = """
+:root { --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --wash: #f6f8fa; --mark: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink); font: 15px/1.55 system-ui, "Liberation Sans", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 27px; margin: 0 0 6px; letter-spacing: -.01em; }
+h2 { font-size: 18px; margin: 36px 0 10px; }
+p.facts { color: var(--soft); max-width: 88ch; margin: 0 0 22px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 7px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-size: 13px; }
+th { border-bottom: 2px solid var(--ink); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; }
+tr.floor td, tr.best td { color: var(--soft); background: var(--wash); }
+tr.first td { border-top: 2px solid var(--line); }
+.scroll { overflow-x: auto; }
+small { color: var(--soft); font-size: 11.5px; display: block; line-height: 1.2; }
+code { font: 13px/1.4 ui-monospace, "Liberation Mono", monospace; }
+dl.verdict { margin: 0; }
+dl.verdict div { border-left: 4px solid var(--mark); background: var(--wash); padding: 9px 14px; margin: 0 0 8px; }
+dt { font-weight: 600; } dd { margin: 2px 0 0; }
+p.note { border-left: 4px solid #e69f00; background: #fdf6e7; padding: 9px 14px; margin: 0 0 8px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 18px; }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
+figure img { width: 100%; height: auto; display: block; }
+@media print { main { max-width: none; } figure { break-inside: avoid; } }
+"""
+
+
+INTERVAL, SMALL = re.compile(r" (\[.*\])"), r"<small>\1</small>"
+
+
+def render(comparison: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The page. ``pictures`` are SVG files by name, written into it as base64."""
+    title = f"Comparison: {comparison['dataset']}"
+    header = list(tables.COLUMNS)
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="facts">{_inline(tables.facts(comparison))}</p>',
+        _main_table(header, tables.rows(comparison)),
+        "<h2>Verdict</h2>",
+        '<dl class="verdict">',
+        *(
+            f"<div><dt>{name}</dt><dd>{_inline(comparison['verdict'][name])}</dd></div>"
+            for name in tables.paradigms(comparison)
+        ),
+        "</dl>",
+        *(f'<p class="note">{_inline(note)}</p>' for note in comparison["notes"]),
+        "<h2>Pictures</h2>",
+        '<div class="grid">',
+        *(_figure(name, data) for name, data in pictures.items()),
+        "</div>",
+        *(
+            f'<h2>{_inline(heading)}</h2><div class="scroll">{_table(columns, lines)}</div>'
+            for heading, columns, lines in tables.side_tables(comparison)
+        ),
+        "<h2>Where to look next</h2>",
+        "<ul>",
+        *(f"<li>{_inline(line)}</li>" for line in tables.where_next()),
+        "</ul>",
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _main_table(header: Sequence[str], rows: Iterable[tables.Row]) -> str:
+    lines, kind = [], "paradigm"
+    for row in rows:
+        # An interval goes under its figure: the table stays narrow enough to read on one screen.
+        cells = "".join(f"<td>{INTERVAL.sub(SMALL, _inline(cell))}</td>" for cell in row.cells)
+        lines.append(f'<tr class="{row.kind}{" first" if row.kind != kind else ""}">{cells}</tr>')
+        kind = row.kind
+    return f'<div class="scroll"><table><thead>{_header(header)}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    body = "".join(f"<tr>{''.join(f'<td>{_inline(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f"<table><thead>{_header(header)}</thead><tbody>{body}</tbody></table>"
+
+
+def _header(cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<th>{_inline(cell)}</th>' for cell in cells)}</tr>"
+
+
+def _figure(name: str, svg: bytes) -> str:
+    data = base64.b64encode(svg).decode("ascii")
+    return f'<figure><img alt="{html.escape(name.replace("_", " "))}" src="data:image/svg+xml;base64,{data}"></figure>'
+
+
+def _inline(text: str) -> str:
+    """Escaped text in which `code` is code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))

@@ -1,0 +1,206 @@
+"""The comparison as a table to read: Markdown for a page, fixed width for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dti_pipeline.evaluation.verdict import floor_label
+from dti_pipeline.paths import PARADIGMS
+
+COLUMNS = ("", "AUC", "AUC streaming", "log loss", "gAUC", "NE", "train s", "targets/s", "speed-up", "ΔAUC")
+WITH_INTERVAL = ("AUC", "ΔAUC")
+#: The terminal table's columns: two spaces between them make 110 characters.
+WIDTHS = (16, 18, 6, 8, 6, 6, 8, 9, 8, 7)
+MISSING = "–"
+#: Short names of the floors, to fit a terminal.
+SHORT_FLOORS = {
+    "item_rate": "item rate",
+    "item_and_user_rate": "+ user, last {}",
+    "item_and_user_rate_all_rows": "+ user, all rows",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``cells`` stand under ``COLUMNS`` in either form."""
+
+    kind: str  # paradigm, floor or best
+    cells: tuple[str, ...]  # with intervals
+    short: tuple[str, ...]  # for a terminal
+
+
+def render_markdown(comparison: Mapping[str, Any], pictures: Iterable[str] = ()) -> str:
+    """comparison.md. ``pictures`` are names of PNG files in the folder comparison/ beside it."""
+    header = [f"{c} [{percent(comparison)}]" if c in WITH_INTERVAL else c for c in COLUMNS]
+    parts = [
+        f"# Comparison: {comparison['dataset']}",
+        facts(comparison),
+        _markdown_table(header, [row.cells for row in rows(comparison)]),
+        "## Verdict",
+        "\n".join(f"- **{name}**: {comparison['verdict'][name]}" for name in paradigms(comparison)),
+        *(f"> {note}" for note in comparison["notes"]),
+    ]
+    for title, table_header, lines in side_tables(comparison):
+        parts += [f"## {title}", _markdown_table(table_header, lines)]
+    parts += [f"![{name.replace('_', ' ')}](comparison/{name}.png)" for name in pictures]
+    parts += ["## Where to look next", "\n".join(f"- {line}" for line in where_next())]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_text(comparison: Mapping[str, Any]) -> str:
+    """The same for a terminal, at most 110 columns: table, verdicts, notes, where to look next."""
+    width = sum(WIDTHS) + 2 * (len(WIDTHS) - 1)
+    header = ("", f"AUC [{percent(comparison)}]", "stream", *COLUMNS[3:])
+    lines = [*textwrap.wrap(facts(comparison), width), "", _fixed(header)]
+    kind = None
+    for row in rows(comparison):
+        if row.kind != kind:
+            lines.append("-" * width)
+            kind = row.kind
+        lines.append(_fixed(row.short))
+    lines.append("")
+    sentences = [f"{name}: {comparison['verdict'][name]}" for name in paradigms(comparison)]
+    for text in sentences + [f"Note: {note}" for note in comparison["notes"]]:
+        lines += textwrap.wrap(text, width, subsequent_indent="  ")
+    lines += ["", "Where to look next:", *(f"  {line}" for line in where_next())]
+    return "\n".join(lines).replace("`", "") + "\n"
+
+
+def facts(comparison: Mapping[str, Any]) -> str:
+    """One paragraph: what was judged, on what, with which intervals."""
+    protocol = comparison["protocol"]
+    commit = f" Commit {comparison['commit'][:10]}." if comparison["commit"] else ""
+    return (
+        f"{protocol['targets']:,} {protocol['split']} targets of {protocol['users']:,} users, of whom"
+        f" {protocol['users_in_training']:,} were seen in training; {100 * protocol['click_rate']:.1f} % clicks;"
+        f" split by {protocol['rule'].replace('_', ' ')}. AUC is of single-target prompts with"
+        f" {protocol['context']} context interactions, what a server sees; `streaming` scores the same targets in"
+        " prompts of many. Intervals:"
+        f" {percent(comparison)}, {protocol['bootstrap_samples']:,} resamples of users; differences are paired."
+        f" Trained on {comparison['hardware']}.{commit}"
+    )
+
+
+def rows(comparison: Mapping[str, Any]) -> Iterator[Row]:
+    """Paradigms, then floors, then the best possible where it is known."""
+    for name, figures in paradigms(comparison).items():
+        delta, speedup = comparison["auc_delta"].get(name), comparison["speedup"].get(name)
+        change = signed(delta["mean"]) if delta else MISSING
+        wide = f"{change} {_interval(delta['ci_low'], delta['ci_high'], '+.4f')}" if delta else change
+        tail = (
+            number(figures["auc_streaming"]), *_quality(figures), _amount(figures["train_seconds"]),
+            _amount(figures["targets_per_second"]), f"{speedup:.1f}x" if speedup else MISSING,
+        )  # fmt: skip
+        yield Row("paradigm", (f"`{name}`", _auc(figures), *tail, wide), (name, _short_auc(figures), *tail, change))
+    context = comparison["protocol"]["context"]
+    named = [
+        ("floor", f"floor: {floor_label(name, context)}", SHORT_FLOORS[name].format(context), figures)
+        for name, figures in comparison["floors"].items()
+    ]
+    if comparison["best_possible"]:
+        named.append(("best", "best possible", "best possible", comparison["best_possible"]))
+    for kind, name, short, figures in named:
+        blank = (MISSING,) * 4
+        yield Row(
+            kind,
+            (name, _auc(figures), MISSING, *_quality(figures), *blank),
+            (short, _short_auc(figures), MISSING, *_quality(figures), *blank),
+        )
+
+
+def side_tables(comparison: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and lines of what stands below the main table: slices, and the figures it has no room for."""
+    judged = paradigms(comparison)
+    titles = {
+        "history_length": "AUC by history length (earlier rows of the user)",
+        "item_popularity": "AUC by item popularity (training targets of the item)",
+    }
+    for key, title in titles.items():
+        lines = []
+        for buckets in zip(*(figures["slices"][key] for figures in judged.values()), strict=True):
+            lines.append([buckets[0]["bucket"], f"{buckets[0]['count']:,}", *(number(b["auc"]) for b in buckets)])
+        yield title, ["", "targets", *(f"`{name}`" for name in judged)], lines
+    threshold = comparison["protocol"]["threshold"]
+    context = comparison["protocol"]["context"]
+    named = {f"`{name}`": figures for name, figures in judged.items()}
+    named |= {f"floor: {floor_label(name, context)}": figures for name, figures in comparison["floors"].items()}
+    keys = ("f1", "accuracy", "brier", "ece", "predicted_over_observed")
+    yield (
+        "Decisions and calibration",
+        ["", f"F1 at {threshold}", f"accuracy at {threshold}", "Brier", "ECE", "predicted / observed clicks"],
+        [[name, *(number(figures[key]) for key in keys)] for name, figures in named.items()],
+    )
+    yield (
+        "What was trained",
+        ["", "targets a prompt", "targets seen", "epochs", "tokens/s", "parameters", "seed"],
+        [
+            [
+                f"`{name}`", str(row["prompts"]["targets_per_prompt"]), f"{row['targets']:,}", f"{row['epochs']:g}",
+                _amount(row["tokens_per_second"]), f"{row['parameters']:,}", str(row["seed"]),
+            ]
+            for name, row in judged.items()
+        ],
+    )  # fmt: skip
+
+
+def paradigms(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The paradigms' figures in the order of :data:`PARADIGMS`, the baseline first; JSON files have them sorted."""
+    return {name: comparison["paradigms"][name] for name in PARADIGMS if name in comparison["paradigms"]}
+
+
+def where_next() -> list[str]:
+    """What a reader opens after the table."""
+    return [
+        "`reports/comparison.html`: this, with the pictures; `reports/comparison.json`: every figure",
+        "`reports/evaluation/<paradigm>/predictions.parquet`: every score",
+        "`mlflow ui --backend-store-uri sqlite:///mlflow.db`: the training runs",
+        "`dg dev`: the graph from log to comparison",
+    ]
+
+
+def percent(comparison: Mapping[str, Any]) -> str:
+    return f"{100 * comparison['protocol']['confidence']:g} %"
+
+
+def number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.4f}"
+
+
+def _quality(figures: Mapping[str, Any]) -> tuple[str, str, str]:
+    return number(figures["log_loss"]), number(figures["gauc"]), number(figures["ne"])
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _auc(figures: Mapping[str, Any]) -> str:
+    low, high = figures["auc_interval"] or (None, None)
+    return f"{number(figures['auc'])} {_interval(low, high, '.4f')}".strip()
+
+
+def _short_auc(figures: Mapping[str, Any]) -> str:
+    low, high = figures["auc_interval"] or (None, None)
+    interval = _interval(low, high, ".3f").replace(",", "").replace("0.", ".")
+    return f"{number(figures['auc'])} {interval}".strip()
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
+
+
+def _fixed(cells: Sequence[str]) -> str:
+    rest = (cell.rjust(width) for cell, width in zip(cells[1:], WIDTHS[1:], strict=True))
+    return "  ".join([cells[0].ljust(WIDTHS[0]), *rest])
+
+
+def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    align = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, align, *lines))

@@ -1,0 +1,113 @@
+"""One plain sentence on each paradigm, and what a reader must know beside it. No claim goes beyond its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: A difference within an interval wider than this to either side is not evidence of equality; the verdict says so.
+BLUNT = 0.01
+#: Speed-ups closer to 1 than this are called the same.
+SAME_SPEED = 0.05
+#: Percentiles over the draws of fewer users than this are rough, and rather too narrow than too wide.
+FEW_USERS = 100
+
+
+def floor_label(name: str, context: int) -> str:
+    """A floor's name in words."""
+    return {
+        "item_rate": "item rate",
+        "item_and_user_rate": f"item and user rate (last {context} rows)",
+        "item_and_user_rate_all_rows": "item and user rate (all earlier rows)",
+    }[name]
+
+
+def sentence(paradigm: str, comparison: Mapping[str, Any]) -> str:
+    """AUC against the baseline's with its interval, training time for each target, and where the floors lie."""
+    auc = comparison["paradigms"][paradigm]["auc"]
+    if auc is None:
+        return "AUC is not defined: the judged targets are all of one class."
+    parts = [f"AUC {auc:.4f}{_difference(paradigm, comparison)}"]
+    if paradigm in comparison["speedup"]:
+        parts.append(_speed(comparison["speedup"][paradigm]))
+    parts.append(_floors(paradigm, comparison))
+    return "; ".join(parts) + "."
+
+
+def _difference(paradigm: str, comparison: Mapping[str, Any]) -> str:
+    percent = f"{100 * comparison['protocol']['confidence']:g} % interval"
+    delta = comparison["auc_delta"].get(paradigm)
+    if delta is None:
+        interval = comparison["paradigms"][paradigm]["auc_interval"]
+        return f" ({percent} {interval[0]:.4f} .. {interval[1]:.4f})" if interval else ""
+    base = comparison["paradigms"]["sliding_window"]["auc"]
+    text = f" against {base:.4f}: {delta['mean']:+.4f}"
+    low, high = delta["ci_low"], delta["ci_high"]
+    if low is None:
+        return f"{text} (no interval: too few users)"
+    text += f" ({percent} {low:+.4f} .. {high:+.4f}), "
+    if low > 0:
+        return text + "better"
+    if high < 0:
+        return text + "worse"
+    half = (high - low) / 2
+    blunt = f" (this test cannot see differences below about {half:.3f})" if half > BLUNT else ""
+    return f"{text}no measurable difference{blunt}"
+
+
+def _speed(speedup: float) -> str:
+    if abs(speedup - 1) < SAME_SPEED:
+        return "the same training time per target"
+    return (
+        f"{speedup:.1f}x less training time per target"
+        if speedup > 1
+        else f"{1 / speedup:.1f}x more training time per target"
+    )
+
+
+def _floors(paradigm: str, comparison: Mapping[str, Any]) -> str:
+    context, above, others = comparison["protocol"]["context"], [], []
+    for name, delta in comparison["floor_delta"][paradigm].items():
+        label = f"{floor_label(name, context)} {comparison['baselines'][name]:.4f}"
+        if delta["ci_low"] is not None and delta["ci_low"] > 0:
+            above.append(label)
+        elif delta["ci_high"] is not None and delta["ci_high"] < 0:
+            others.append(f"below the floor {label}")
+        else:
+            others.append(f"not measurably {'above' if delta['mean'] >= 0 else 'below'} the floor {label}")
+    return ", ".join(others) if others else f"above all {len(above)} floors"
+
+
+def notes(comparison: Mapping[str, Any]) -> list[str]:
+    """What limits the comparison, one sentence each."""
+    protocol, paradigms, found = comparison["protocol"], comparison["paradigms"], []
+    if "sliding_window" not in paradigms:
+        found.append("sliding_window has no evaluation here: no speed-up and no AUC difference can be given.")
+    if protocol["users"] < FEW_USERS:
+        found.append(
+            f"The judged targets come from {protocol['users']} users, {protocol['users_in_training']} of them seen in"
+            " training: intervals by user are wide and rough."
+        )
+    if protocol["rule"] == "user_order":
+        found.append(
+            "The split follows each user's row order, not one clock: compare these figures with one another, not with"
+            " figures of a split by time."
+        )
+    if protocol["source"] == "synthetic" and comparison["best_possible"] is None:
+        found.append("The synthetic log's true probabilities do not cover every target: the best possible is left out.")
+    unequal = {
+        "hardware": "were trained on different hardware, so the speed-ups compare machines too",
+        "targets": "saw different numbers of training targets, so AUC is not at equal data",
+        "context": "see different numbers of context interactions",
+    }
+    for key, meaning in unequal.items():
+        values = {name: row["prompts"][key] if key == "context" else row[key] for name, row in paradigms.items()}
+        if len(set(values.values())) > 1:
+            found.append(f"The paradigms {meaning}: {', '.join(f'{n} {v}' for n, v in values.items())}.")
+    for name, delta in comparison["streaming_delta"].items():
+        if delta["ci_low"] is not None and not delta["ci_low"] <= 0 <= delta["ci_high"]:
+            found.append(
+                f"{name} scores {delta['mean']:+.4f} AUC in streaming prompts against the single prompts a server sees"
+                f" ({delta['ci_low']:+.4f} .. {delta['ci_high']:+.4f})."
+            )
+    return found
