@@ -21,6 +21,7 @@ from dti_pipeline.events.lines import UNREADABLE, unreadable
 from dti_pipeline.events.sources import File, Log
 
 LINES_VERSION = 1  # of lines.py: part of a part's name, as the text of the SQL is
+BROKEN_PARQUET = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 ITEMS = "items"  # folder of the item parts
 
 
@@ -53,22 +54,23 @@ def _part(connection: duckdb.DuckDBPyConnection, file: File, kind: str, scale: d
         return part
     folder.mkdir(parents=True, exist_ok=True)
     aside = part.with_name(f".{part.name}.{os.getpid()}")
-    if form.view == "parquet":
-        _rows_of(connection, file.path, form.variables["columns"])
+    try:
+        if form.view == "parquet":
+            lines = None
+            _rows_of(connection, file.path, form.variables["columns"])
+        else:
+            lines = form.lines(file.path)
+            connection.register("lines", lines.stream())
+            run_script(connection, form.view, **form.variables)
         run_script(connection, kind, **variables)
         write_parquet(connection, "FROM parsed", aside)
-    else:
-        lines = form.lines(file.path)
-        connection.register("lines", lines.stream())
-        run_script(connection, form.view, **form.variables)
-        run_script(connection, kind, **variables)
-        try:
-            write_parquet(connection, "FROM parsed", aside)
-        except duckdb.Error:
-            aside.unlink(missing_ok=True)
-            if isinstance(lines.error, UNREADABLE):
-                raise unreadable(file.path, lines.error) from lines.error
-            raise
+    except duckdb.Error as error:
+        aside.unlink(missing_ok=True)
+        if lines is None and isinstance(error, BROKEN_PARQUET):
+            raise InputError(f"{file.path} is not a whole Parquet file") from error
+        if lines is not None and isinstance(lines.error, UNREADABLE):
+            raise unreadable(file.path, lines.error) from lines.error
+        raise
     aside.replace(part)
     return part
 
@@ -78,11 +80,8 @@ def _rows_of(connection: duckdb.DuckDBPyConnection, path: Path, columns: Sequenc
     quoted = ['"' + name.replace('"', '""') + '"' if name else None for name in columns]
     casts = ", ".join(f"CAST({name} AS VARCHAR)" if name else "NULL" for name in quoted)
     source = str(path).replace("'", "''")
-    try:
-        connection.execute(
-            f'CREATE OR REPLACE TEMP VIEW records AS SELECT file_row_number + 1 AS line, to_json("values") AS raw,'
-            f' NULL AS problem, [{casts}]::VARCHAR[] AS "values"'
-            f" FROM read_parquet('{source}', file_row_number = true)"
-        )
-    except duckdb.Error as error:
-        raise InputError(f"{path} is not a whole Parquet file") from error
+    connection.execute(
+        'CREATE OR REPLACE TEMP VIEW records AS SELECT line, to_json("values") AS raw, NULL AS problem, "values"'
+        f' FROM (SELECT file_row_number + 1 AS line, [{casts}]::VARCHAR[] AS "values"'
+        f" FROM read_parquet('{source}', file_row_number = true))"
+    )

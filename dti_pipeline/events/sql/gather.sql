@@ -15,7 +15,7 @@ SELECT
     user_id,
     row_number() OVER (ORDER BY TRY_CAST(user_id AS BIGINT) NULLS LAST, user_id) AS "user"  -- 1, 2, 10, then a, b
 FROM (
-    SELECT DISTINCT user_id FROM staged WHERE reason IS NULL
+    SELECT user_id FROM staged WHERE reason IS NULL GROUP BY user_id
     QUALIFY getvariable('max_users') IS NULL OR row_number() OVER (ORDER BY md5(user_id)) <= getvariable('max_users')
 );
 
