@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dti_pipeline.validation.outcome import Outcome
 
@@ -18,7 +19,7 @@ _STYLE = """<style>
 :where(body) { font-family: system-ui, sans-serif; margin: 1em; line-height: 1.4; }
 :where(table) { border-collapse: collapse; margin: 0.3em 0; }
 :where(td, th) { border: 1px solid #ccc; padding: 0.25em 0.6em; text-align: left; vertical-align: top; }
-:where(.collapse, footer) { display: none; }
+:where(.collapse, .breadcrumb, footer) { display: none; }
 :where(.text-success) { color: #28a745; font-style: normal; }
 :where(.text-danger) { color: #dc3545; font-style: normal; }
 :where(.fa-check-circle)::before { content: "\\2713"; }
@@ -28,12 +29,16 @@ _STYLE = """<style>
 """
 
 
-def make_readable_offline(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """Change the pages in place."""
+def build(context: Any, folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Build the Data Docs of a context, whose one site is at ``folder``, then change its pages in place."""
+    context.build_data_docs()
     for page in folder.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         home = "../" * (len(page.relative_to(folder).parts) - 1)
         text = text.replace(_LOGO_HOST, f"{home}static/images/").replace("</head>", f"{_STYLE}</head>", 1)
+        text = text.replace(
+            "Data asset: None", f"Data asset: {page.stem.partition('-')[2]}", 1
+        )  # its name is in the file's
         if page == folder / "index.html":
             text = text.replace("</nav>\n    <div", f"</nav>\n    {_judged(folder, outcomes)}<div", 1)
         page.write_text(text, encoding="utf-8")

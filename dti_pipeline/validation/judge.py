@@ -15,7 +15,7 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
-from dti_pipeline.validation.docs import make_readable_offline
+from dti_pipeline.validation.docs import build
 from dti_pipeline.validation.expectations import judging
 from dti_pipeline.validation.outcome import Outcome
 from dti_pipeline.validation.rule import Rule
@@ -46,8 +46,7 @@ def judge(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, ma
             )
         results = {result.expectation_config.meta["rule"]: result for result in answer.results}
         outcomes += [_outcome(suite.name, rule, results[rule.name], tables, max_shown_rows) for rule in suite.rules]
-    context.build_data_docs()
-    make_readable_offline(docs, outcomes)
+    build(context, docs, outcomes)
     return outcomes
 
 

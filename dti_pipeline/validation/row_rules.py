@@ -40,7 +40,7 @@ def parsed(config: Config, table: str, scale: Scale) -> list[Rule]:
             rule(
                 f"{column}_not_null",
                 column,
-                f"A row that was not refused has a {column}",
+                f"A row that was not refused has its {column}",
                 f"SELECT {_LINE}, rating FROM {{batch}} WHERE reason IS NULL AND {column} IS NULL",
             )
             for column in ("user_id", "item_id", "rating")
@@ -76,7 +76,7 @@ def values(config: Config, table: str, scale: Scale) -> list[Rule]:
             rule(
                 f"{column}_not_null",
                 column,
-                f"Every row has a {column}",
+                f"No row lacks its {column}",
                 f"SELECT {_ROW} FROM {{batch}} WHERE {column} IS NULL",
             )
             for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position")
@@ -84,7 +84,7 @@ def values(config: Config, table: str, scale: Scale) -> list[Rule]:
         rule(
             "timestamp_not_null",
             "timestamp",
-            "Every row has a time, unless the log has no clock at all",
+            "No row lacks its time, unless the log has no clock at all",
             f"SELECT {_ROW} FROM {{batch}} WHERE timestamp IS NULL AND (SELECT count(timestamp) FROM {{batch}}) > 0",
         ),
         rule(
