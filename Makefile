@@ -15,13 +15,13 @@ help:  ## List the targets
 setup: .venv/.installed .venv/bin/dvc  ## Build .venv and .venv-dvc from the pinned files; nothing when they are current
 
 demo: setup  ## Synthetic log to judged comparison through Dagster: a few minutes on two cores, no network
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dti_pipeline.demo
+	@DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}" $(BIN)/python -m dti_pipeline.defs.demo
 
 test: setup  ## Run every test; ARGS="-k packing" passes arguments to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dti_pipeline.ui
+	@$(BIN)/python -m dti_pipeline.ui
 
 repro: setup  ## The same pipeline through DVC: only what changed is run
 	@$(BIN)/dvc repro

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dagster as dg
 
 from dti_pipeline.defs.assets import ASSETS
+from dti_pipeline.defs.console import console
 from dti_pipeline.defs.jobs import JOBS
 from dti_pipeline.defs.resources import Project
 
 defs = dg.Definitions(
     assets=ASSETS,
     jobs=JOBS,
+    loggers={"console": console},
     resources={"project": Project(), "pipes": dg.PipesSubprocessClient()},
     # A run is a chain of stages, each of which uses what cores there are; a process for each would only add its
     # start. Training has its own process whatever the executor is.

@@ -20,7 +20,7 @@ HEADER = """\
 """
 #: Ingestion adds to what it parsed before; DVC would otherwise delete it before each run.
 KEPT = frozenset({"data/staged"})
-METRICS = ["reports/comparison.json"]
+METRICS = ["reports/comparison/metrics"]  # a file, and so a line of `dvc metrics show`, for each paradigm
 PLOTS = [
     {
         "auc_against_training_time": {

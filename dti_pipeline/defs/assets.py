@@ -5,6 +5,7 @@ Without ``from __future__ import annotations``: Dagster reads the annotations of
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -75,6 +76,7 @@ def build(stage: Stage) -> dg.AssetsDefinition:
                 report = training.run(context, pipes, work, context.partition_key)
             else:
                 report = _run(stage, work, paradigm)
+            context.log.info(metadata.headline(stage.name, report))
             output = _output(stage, work, paradigm)
             judged = checks.judge(stage, report)
             if not any(checks.refuses(result) for result in judged):
@@ -132,8 +134,10 @@ def _code_reference(stage: Stage) -> dict[str, Any]:
     text = source.read_text(encoding="utf-8")
     found = re.search(rf"^def {name}\b", text, re.MULTILINE)
     line = text.count("\n", 0, found.start()) + 1 if found else 1
-    reference = dg.LocalFileCodeReference(file_path=str(source), line_number=line, label=stage.function)
-    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        reference = dg.LocalFileCodeReference(file_path=str(source), line_number=line, label=stage.function)
+        return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
 
 
 def _source(stage: Stage) -> Path:

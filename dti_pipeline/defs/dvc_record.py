@@ -25,7 +25,9 @@ def record(stage: Stage, work: Work, paradigm: str | None, log: logging.Logger) 
     if reason := _not_recorded(work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
-    with (home / ".dvc" / "dagster.lock").open("w") as lock:
+    turn = home / ".dvc" / "tmp" / "dagster.lock"
+    turn.parent.mkdir(exist_ok=True)
+    with turn.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [str(program), "commit", "--quiet", "--force", name]
         done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A stage's report as what Dagster shows: figures it can plot, tables, pictures, the link to the tracked run."""
+"""A stage's report as what Dagster shows: figures it can plot, tables, pictures, links to the tracked runs."""
 
 from __future__ import annotations
 
@@ -12,24 +12,38 @@ import dagster as dg
 
 #: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
 MLFLOW_URL = "http://127.0.0.1:5000"
+#: What a log line says of a stage's report.
+HEADLINES = {
+    "synth": ("rows", "users", "items", "best_possible_auc"),
+    "ingest": ("read", "kept", "quarantined", "duplicates", "users", "items"),
+    "validate": ("expectations", "failed"),
+    "tokenize": ("interactions", "vocabulary", "tokens_per_interaction"),
+    "pack": ("targets", "dropped", "rows", "tokens_per_target", "padding_share"),
+    "train": ("targets", "train_seconds", "targets_per_second", "validation_auc"),
+    "evaluate": ("targets", "auc", "auc_streaming", "log_loss"),
+    "compare": (),
+}
 
 
 def describe(report: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Metadata of a materialisation, figures first."""
-    shown: dict[str, Any] = {}
+    """Metadata of a materialisation: figures first, then links, pictures, tables."""
+    figures: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     for name, value in report.items():
-        if name == "mlflow_run_id" and value is not None:
-            url = os.environ.get("DTI_MLFLOW_URL") or MLFLOW_URL
-            shown["mlflow_run"] = dg.MetadataValue.url(f"{url}/#/runs/{value}")
-        elif isinstance(value, (bool, int, float, str)):
-            shown[name] = value
-        elif isinstance(value, Mapping) and value:
-            tables[name] = table(_rows(value))
-        elif isinstance(value, Sequence) and value and all(isinstance(row, Mapping) for row in value):
-            tables[name] = table(value)
+        if _is_plain(value):
+            figures[name] = _plain(value)
+        elif isinstance(value, (Mapping, list)) and value:
+            tables |= _tables(name, value)
+    if "paradigms" in report and isinstance(report["paradigms"], Mapping):
+        figures |= _compared(report)
     pictures = {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
-    return {**shown, **pictures, **tables, "path": dg.MetadataValue.path(str(output))}
+    return {**figures, **_links(report), **pictures, **tables, "path": dg.MetadataValue.path(str(output))}
+
+
+def headline(stage: str, report: Mapping[str, Any]) -> str:
+    """The few figures of a report that a log line has room for."""
+    found = {name: report[name] for name in HEADLINES[stage] if report.get(name) is not None}
+    return ", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in found.items())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
@@ -39,19 +53,58 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def _rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A mapping of mappings has a line for each; one of plain values is a single line."""
-    if all(isinstance(inner, Mapping) for inner in value.values()):
-        return [{"": name, **inner} for name, inner in value.items()]
-    return [dict(value)]
+def _compared(report: Mapping[str, Any]) -> dict[str, float]:
+    """AUC, speed-up and AUC difference of each paradigm as single figures, which Dagster plots over time."""
+    figures = {f"auc: {name}": row["auc"] for name, row in report["paradigms"].items()}
+    figures |= {f"speedup: {name}": value for name, value in report["speedup"].items()}
+    figures |= {f"auc_delta: {name}": delta["mean"] for name, delta in report["auc_delta"].items() if delta}
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def _tables(name: str, value: Any) -> dict[str, Any]:
+    """What is no single figure: as a table where it has the shape of one, else as JSON."""
+    if isinstance(value, list):
+        return {name: table(value)} if _are_rows(value) else {name: dg.MetadataValue.json(value)}
+    if _are_rows(list(value.values())):
+        return {name: table([{name: key, **row} for key, row in value.items()])}
+    if all(_is_plain(inner) or inner is None for inner in value.values()):
+        return {name: table([{"": key, "value": inner} for key, inner in value.items()])}
+    if all(isinstance(inner, list) and _are_rows(inner) for inner in value.values()):
+        return {f"{name}: {key}": table(rows) for key, rows in value.items()}
+    return {name: dg.MetadataValue.json(value)}
+
+
+def _are_rows(values: Sequence[Any]) -> bool:
+    return all(isinstance(row, Mapping) and not any(isinstance(v, Mapping) for v in row.values()) for row in values)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars pass for Python's until Dagster writes them."""
+    return float(value) if isinstance(value, float) else value
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _links(report: Mapping[str, Any]) -> dict[str, Any]:
+    runs = {"mlflow_run": report.get("mlflow_run_id") or _nested(report.get("training"))}
+    if isinstance(report.get("paradigms"), Mapping):
+        runs |= {f"mlflow_run: {name}": _nested(row) for name, row in report["paradigms"].items()}
+    url = os.environ.get("DTI_MLFLOW_URL") or MLFLOW_URL
+    return {name: dg.MetadataValue.url(f"{url}/#/runs/{run}") for name, run in runs.items() if run}
+
+
+def _nested(report: Any) -> str | None:
+    return report.get("mlflow_run_id") if isinstance(report, Mapping) else None
 
 
 def _picture(path: Path) -> dg.MarkdownMetadataValue:

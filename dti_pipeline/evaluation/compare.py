@@ -63,6 +63,8 @@ def compare(config: Config, paths: Paths) -> dict[str, Any]:
         speedup = comparison["speedup"]
         curves.write_csv(draft.path / "speedup.csv", ("paradigm", "speedup"), list(speedup.items()))
         pictures = plots.draw_all(drawn, draft.path, {BASELINE: 1.0, **speedup} if speedup else None)
+        for e in evaluations:  # one small file each: `dvc metrics show` prints a line for a file
+            artifacts.write_json(draft.path / "metrics" / f"{e.paradigm}.json", _headline(comparison, e.paradigm))
         draft.report |= {"paradigms": [e.paradigm for e in evaluations], "notes": comparison["notes"]}
     artifacts.write_json(paths.comparison_file("json"), comparison)
     artifacts.write_text(paths.comparison_file("md"), tables.render_markdown(comparison, pictures))
@@ -71,6 +73,16 @@ def compare(config: Config, paths: Paths) -> dict[str, Any]:
         page.render(comparison, {name: (paths.comparison / f"{name}.svg").read_bytes() for name in pictures}),
     )
     return comparison
+
+
+def _headline(comparison: dict[str, Any], paradigm: str) -> dict[str, Any]:
+    row = comparison["paradigms"][paradigm]
+    figures = {name: row[name] for name in ("auc", "auc_streaming", "log_loss", "train_seconds", "targets_per_second")}
+    if paradigm in comparison["speedup"]:
+        figures["speedup"] = comparison["speedup"][paradigm]
+    if delta := comparison["auc_delta"].get(paradigm):
+        figures["auc_delta"] = delta["mean"]
+    return figures
 
 
 def _evaluations(paths: Paths) -> tuple[list[Evaluation], list[str]]:

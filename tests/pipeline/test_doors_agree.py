@@ -1,0 +1,105 @@
+"""The stage table, dvc.yaml and the asset graph say the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from dti_pipeline import config, dvc
+from dti_pipeline.definitions import defs
+from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.pipeline import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+GRAPH = defs.resolve_asset_graph()
+DEPS = {
+    "log": set(),
+    "events": {"log"},
+    "checks": {"events"},
+    "tokens": {"events", "checks"},
+    "shards": {"tokens"},
+    "model": {"tokens", "shards"},
+    "evaluation": {"events", "tokens", "shards", "model"},
+    "comparison": {"events", "evaluation"},
+}
+
+
+def test_committed_dvc_yaml_is_what_the_table_renders() -> None:
+    assert (ROOT / "dvc.yaml").read_text() == dvc.render()
+
+
+def test_check_names_a_dvc_yaml_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dvc.main(["--check"]) == 1
+    assert "python -m dti_pipeline.dvc" in capsys.readouterr().err
+    assert dvc.main([]) == 0
+    assert dvc.main(["--check"]) == 0
+
+
+def test_assets_are_the_stages_by_their_nouns() -> None:
+    # A module with a @dg.definitions function loses its assets and says nothing: this is where it would show.
+    assert {key.to_user_string() for key in GRAPH.get_all_asset_keys()} == {stage.asset for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.asset)
+def test_asset_depends_on_what_its_stage_reads(stage) -> None:
+    node = GRAPH.get(dg.AssetKey(stage.asset))
+    assert {key.to_user_string() for key in node.parent_keys} == DEPS[stage.asset]
+    entry = yaml.safe_load(dvc.render())["stages"][stage.name]
+    assert len(entry.get("deps", [])) == len(stage.deps)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.asset)
+def test_paradigms_are_partitions_and_a_matrix_exactly_where_the_table_says(stage) -> None:
+    node = GRAPH.get(dg.AssetKey(stage.asset))
+    keys = node.partitions_def.get_partition_keys() if node.partitions_def else None
+    assert keys == (list(PARADIGMS) if stage.per_paradigm else None)
+    assert ("matrix" in yaml.safe_load(dvc.render())["stages"][stage.name]) == stage.per_paradigm
+
+
+def test_comparison_reads_every_partition_of_the_evaluation() -> None:
+    mapping = GRAPH.get_partition_mapping(dg.AssetKey("comparison"), dg.AssetKey("evaluation"))
+    assert isinstance(mapping, dg.AllPartitionMapping)
+
+
+def test_assets_draw_as_one_open_group_and_explain_themselves() -> None:
+    nodes = [GRAPH.get(dg.AssetKey(stage.asset)) for stage in STAGES]
+    assert len({node.group_name for node in nodes}) == 1
+    for node, stage in zip(nodes, STAGES, strict=True):
+        assert stage.summary in (node.description or "")
+        assert node.owners
+        assert node.kinds
+        assert node.code_version
+        (reference,) = node.metadata["dagster/code_references"].code_references
+        line = Path(reference.file_path).read_text().splitlines()[reference.line_number - 1]
+        assert line.startswith(f"def {stage.function.partition(':')[2]}(")
+
+
+def test_only_training_takes_the_gpu() -> None:
+    assert {node.key.to_user_string() for node in GRAPH.asset_nodes if "gpu" in node.pools} == {"model"}
+
+
+def test_every_parameter_that_dvc_watches_exists() -> None:
+    plain = config.to_plain(config.Config())
+    for stage in STAGES:
+        for param in stage.params:
+            node = plain
+            for part in param.split("."):
+                assert part in node, f"{stage.name} watches {param}"
+                node = node[part]
+
+
+def test_definitions_load_without_the_libraries_that_the_stages_use() -> None:
+    heavy = ["torch", "transformers", "duckdb", "great_expectations", "mlflow", "pyarrow", "pandas", "matplotlib"]
+    script = (
+        "import sys, json; import dti_pipeline.definitions;"
+        f" print(json.dumps([name for name in {heavy!r} if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == []
