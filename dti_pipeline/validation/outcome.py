@@ -59,3 +59,17 @@ def read(folder: Path) -> list[Outcome]:
     if not path.is_file():
         raise InputError(f"{path} does not exist: run `dti validate` first")
     return [Outcome(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def listing(outcomes: Sequence[Outcome]) -> str:
+    """Failures with their rows, for a terminal; empty where nothing failed."""
+    lines = []
+    for outcome in outcomes:
+        if outcome.success:
+            continue
+        lines.append(f"{outcome.suite}.{outcome.name}: {outcome.expected}; observed: {outcome.observed}")
+        lines += ["  " + "  ".join(f"{key}={value}" for key, value in row.items()) for row in outcome.failing_rows]
+        left = outcome.unexpected_count - len(outcome.failing_rows)
+        if outcome.failing_rows and left > 0:
+            lines.append(f"  ... and {left:,} more")
+    return "\n".join(lines)

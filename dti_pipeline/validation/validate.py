@@ -18,7 +18,7 @@ INTERACTIONS = "interactions.parquet"
 def validate(config: Config, paths: Paths) -> dict[str, Any]:
     """Judge ``data/events`` and ``data/staged``; publish ``data/checks`` and ``reports/data_docs`` whatever they say.
 
-    Returns counts, failures, the batch's profile and the one it was compared with (null: none to compare with). Raises
+    Returns counts, failures, the batch's profile and the one it was compared with (null: the first of its kind). Raises
     CheckFailed after publishing where an expectation failed, InputError where there is nothing to judge. Memory:
     ``events.memory_limit``.
     """
@@ -46,6 +46,11 @@ def validate(config: Config, paths: Paths) -> dict[str, Any]:
             outcomes = judge(chosen, tables, docs.path, f"batch_{batch[:8]}", config.validation.max_shown_rows)
         outcome.write(draft.path, outcomes)
         draft.report = outcome.summarise(outcomes) | {"profile": profile, "compared_with": previous}
+        draft.report["drift"] = (
+            f"against the accepted batch {previous['batch'][:8]} of {previous['rows']:,} rows"
+            if previous
+            else "nothing to compare with: no batch of this kind was accepted before"
+        )
     if not draft.report["success"]:
         raise CheckFailed(_sentence(draft.report, paths))
     assert profile is not None  # its columns passed
@@ -55,7 +60,8 @@ def validate(config: Config, paths: Paths) -> dict[str, Any]:
 
 def _sentence(report: dict[str, Any], paths: Paths) -> str:
     first = report["failures"][0]
-    afresh = f" (another log? remove {paths.accepted})" if first["suite"] == "drift" else ""
+    drifted = report["suites"].get("drift", {}).get("failed")
+    afresh = f" (if the drift is meant, remove {paths.accepted})" if drifted else ""
     return (
         f"{report['failed']} of {report['expectations']} checks failed, first {first['suite']}.{first['name']}:"
         f" expected: {first['expected']}; observed: {first['observed']}{afresh};"

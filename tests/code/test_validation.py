@@ -34,6 +34,7 @@ def test_a_good_batch_passes_every_expectation_and_is_remembered(home: Paths) ->
     assert (report["success"], report["failed"], report["failures"]) == (True, 0, [])
     assert set(report["suites"]) == {"raw", "canonical", "splits", "batch"}  # the first batch has no drift to judge
     assert report["compared_with"] is None
+    assert report["drift"].startswith("nothing to compare with")
     assert report["profile"]["rows"] == USERS * LENGTH
     assert artifacts.read(home.checks, "validate").report == report
     outcomes = outcome.read(home.checks)

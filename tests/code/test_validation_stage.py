@@ -53,6 +53,22 @@ def test_a_failure_is_one_sentence_that_names_the_check_and_where_its_rows_are(h
     ]
 
 
+def test_a_listing_for_the_terminal_names_the_rows_and_counts_the_rest(home: Paths) -> None:
+    batch = good_batch()
+    for row in batch.interactions[3:8]:
+        row["split"] = "holdout"
+    batch.write(home)
+    with pytest.raises(CheckFailed):
+        validate(CONFIG, home)
+    assert outcome.listing(outcome.read(home.checks)).splitlines() == [
+        "canonical.split_set: A split is train, validation or test; observed: 5 of 160 rows",
+        "  item_id=i3  position=3  split=holdout  user_id=u0",
+        "  item_id=i4  position=4  split=holdout  user_id=u0",
+        "  item_id=i5  position=5  split=holdout  user_id=u0",
+        "  ... and 2 more",
+    ]
+
+
 def test_the_same_batch_gives_the_same_bytes_before_and_after_it_was_accepted(home: Paths) -> None:
     good_batch().write(home)
     validate(CONFIG, home)
