@@ -227,10 +227,15 @@ class EvaluationConfig:
 
     split: Literal["validation", "test"] = "test"
     max_targets: int | None = None  # the first so many by hash; None: all of the split
-    bootstrap_samples: int = 1000
-    confidence: float = 0.95
-    calibration_bins: int = 10
-    seed: int = 7
+    bootstrap_samples: int = 1000  # draws of users behind every interval; fewer than a few hundred make it rough
+    confidence: float = 0.95  # share of the draws inside an interval
+    calibration_bins: int = 10  # of equal mass, for the calibration curve and ECE
+    seed: int = 7  # of the draws
+
+    def __post_init__(self) -> None:
+        for name in ("bootstrap_samples", "calibration_bins"):
+            _require(getattr(self, name) >= 1, f"evaluation.{name}", "at least 1", getattr(self, name))
+        _require(0 < self.confidence < 1, "evaluation.confidence", "between 0 and 1", self.confidence)
 
 
 @dataclass(frozen=True)
