@@ -1,0 +1,268 @@
+"""Run records: what a training tells ends up in MLflow once, whatever interrupts it; and nothing is kept when off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from dti_pipeline import artifacts, config, tracking
+from dti_pipeline.config import Config
+from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.paths import Paths
+from dti_pipeline.training import checkpoint
+from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
+
+DIGEST = "0123456789abcdef0123456789abcdef"
+TOTAL = 1000
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs. Making one walks through every version of MLflow's schema: once for all tests."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def tracked(home: Paths, empty_store: Path) -> Paths:
+    """A home with an empty store."""
+    shutil.copy(empty_store, home.home / "mlflow.db")
+    return home
+
+
+def settings(home: Paths) -> Config:
+    return config.load(home.params)
+
+
+def started(seen: int = 0) -> Started:
+    return Started("dti", TOTAL, seen, parameters=42, device="cpu", world_size=1, dataset_digest=DIGEST)
+
+
+def stepped(step: int, targets: int = 100) -> Stepped:
+    return Stepped(
+        step=step, targets_seen=step * targets, loss=1 / step, learning_rate=0.1, gradient_norm=1.0, seconds_left=0.0,
+        targets_per_second=50.0, tokens_per_second=500.0, train_seconds=2.0 * step, peak_memory_gib=0.5,
+    )  # fmt: skip
+
+
+def publish_model(home: Paths, paradigm: str, run_id: str | None) -> None:
+    with artifacts.publish(home.model(paradigm), "train") as draft:
+        (draft.path / "model.safetensors").write_bytes(b"weights")
+        draft.report["mlflow_run_id"] = run_id
+
+
+def train(home: Paths, paradigm: str = "dti", steps: range = range(1, 11)) -> str:
+    with tracking.training_run(settings(home), home, paradigm, {"dagster.run_id": "abc"}) as run:
+        run.listen(started((steps.start - 1) * 100))
+        for step in steps:
+            run.listen(stepped(step))
+        run.listen(Evaluated(TOTAL, 20.0, {"auc": 0.7, "log_loss": 0.5}))
+        run.listen(Finished(TOTAL, 20.5))
+        publish_model(home, paradigm, run.id)
+    assert run.id is not None
+    return run.id
+
+
+def store(home: Paths) -> MlflowClient:
+    return MlflowClient(home.tracking_uri)
+
+
+def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths) -> None:
+    run = store(tracked).get_run(train(tracked))
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "dti n=20 k=50"
+    expected = config.to_plain(settings(tracked).training)
+    assert {key: run.data.params[f"training.{key}"] for key in expected} == {k: str(v) for k, v in expected.items()}
+    assert run.data.params["model.lora.rank"] == "16"
+    assert run.data.tags["dagster.run_id"] == "abc"
+    assert run.data.tags["paradigm"] == "dti"
+    assert run.data.tags["hardware"]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == DIGEST
+    assert [file.path for file in store(tracked).list_artifacts(run.info.run_id, "model")] == [
+        "model/manifest.json",
+        "model/model.safetensors",
+    ]
+
+
+def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
+    run_id = train(tracked)
+    loss = store(tracked).get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in loss] == [(100 * s, 1 / s) for s in range(1, 11)]
+    last = store(tracked).get_run(run_id).data.metrics
+    assert last["eval/auc"] == 0.7
+    assert last["time/train_seconds"] == 20.0  # the first value told for a point stays: a repeated one is dropped
+    assert {"train/learning_rate", "perf/targets_per_second", "perf/tokens_per_second", "mem/peak_gib"} <= set(last)
+
+
+def test_values_are_written_in_batches(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = MlflowClient.log_batch
+
+    def counted(self: MlflowClient, run_id: str, metrics: Any = (), **rest: Any) -> None:
+        calls.append(len(metrics))
+        real(self, run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    train(tracked)
+    written = [count for count in calls if count]
+    assert sum(written) >= 70
+    assert len(written) <= 3
+
+
+def end_early(home: Paths, steps: int, error: BaseException) -> str:
+    """Train some steps and end with an error; return the run's id."""
+    with (
+        suppress(type(error)),
+        tracking.training_run(settings(home), home, "dti", {}) as run,
+    ):
+        run.listen(started())
+        for step in range(1, steps + 1):
+            run.listen(stepped(step))
+        raise error
+    assert run.id is not None
+    return run.id
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("diverged"), "FAILED"), (CheckFailed("interrupted"), "KILLED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_a_failure_and_an_interruption_are_told_apart(tracked: Paths, error: BaseException, status: str) -> None:
+    record = store(tracked).get_run(end_early(tracked, 1, error))
+    assert record.info.status == status
+    assert record.data.tags["error"] == f"{type(error).__name__}: {error}"
+    assert record.data.metrics["train/loss"] == 1.0
+
+
+def test_a_resumed_training_goes_on_in_its_run_without_a_second_point(
+    tracked: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = end_early(tracked, 6, KeyboardInterrupt())
+    monkeypatch.setattr(checkpoint, "run_id", lambda paths, paradigm: run_id)
+    assert train(tracked, steps=range(4, 11)) == run_id  # its last checkpoint was after step 3
+    loss = store(tracked).get_metric_history(run_id, "train/loss")
+    assert [point.step for point in loss] == [100 * s for s in range(1, 11)]
+    assert store(tracked).get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "run_id", lambda paths, paradigm: "f" * 32)
+    assert train(tracked) != "f" * 32
+
+
+def test_an_evaluation_lands_on_the_run_that_trained_and_twice_changes_nothing(tracked: Paths) -> None:
+    run_id = train(tracked)
+    with artifacts.publish(tracked.evaluation("dti"), "evaluate") as draft:
+        draft.report |= {"split": "test", "auc": 0.71, "auc_streaming": 0.72, "log_loss": 0.6, "forms": {"x": 1}}
+        (draft.path / "roc.png").write_bytes(b"png")
+    for _ in range(2):
+        tracking.record_evaluation(settings(tracked), tracked, "dti")
+    assert [p.value for p in store(tracked).get_metric_history(run_id, "test/auc")] == [0.71]
+    assert store(tracked).get_run(run_id).data.metrics["test/auc_streaming"] == 0.72
+    assert "evaluation/roc.png" in [file.path for file in store(tracked).list_artifacts(run_id, "evaluation")]
+
+
+def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: Paths) -> None:
+    runs = {name: train(tracked, name) for name in ("sliding_window", "dti")}
+    comparison = {
+        "dataset": "synthetic",
+        "hardware": "cpu",
+        "commit": None,
+        "paradigms": {name: {"auc": 0.7, "mlflow_run_id": run} for name, run in runs.items()},
+        "baselines": {"item_rate": 0.6},
+        "speedup": {"dti": 5.0},
+        "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
+    }
+    artifacts.write_json(tracked.comparison_file("json"), comparison)
+    for suffix in ("md", "html"):
+        artifacts.write_text(tracked.comparison_file(suffix), "table")
+    tracked.comparison.mkdir()
+    (tracked.comparison / "roc.png").write_bytes(b"png")
+    for _ in range(2):
+        tracking.record_comparison(settings(tracked), tracked)
+    experiment = store(tracked).get_experiment_by_name("dti").experiment_id
+    (parent,) = store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")
+    assert parent.data.metrics["speedup/dti"] == 5.0
+    assert parent.data.metrics["auc_delta/dti"] == 0.01
+    assert parent.info.status == "FINISHED"
+    children = store(tracked).search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {child.info.run_id for child in children} == set(runs.values())
+    artifacts.write_json(tracked.comparison_file("json"), comparison | {"commit": "other"})
+    tracking.record_comparison(settings(tracked), tracked)
+    assert len(store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")) == 2
+
+
+def test_what_was_trained_without_a_record_is_judged_without_one(tracked: Paths) -> None:
+    publish_model(tracked, "dti", None)
+    tracking.record_evaluation(settings(tracked), tracked, "dti")
+    experiment = store(tracked).get_experiment_by_name("dti").experiment_id
+    assert store(tracked).search_runs([experiment]) == []
+
+
+def test_only_the_first_process_keeps_a_record(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with tracking.training_run(settings(home), home, "dti", {}) as run:
+        run.listen(started())
+    assert run.id is None
+    assert not (home.home / "mlflow.db").exists()
+
+
+def test_without_tracking_mlflow_is_never_imported(home: Paths) -> None:
+    script = (
+        "import sys; from dti_pipeline import config, tracking; from dti_pipeline.paths import Paths\n"
+        "settings, paths = config.load(Paths.from_env().params, ['tracking.enabled=false']), Paths.from_env()\n"
+        "with tracking.training_run(settings, paths, 'dti', {}) as run: pass\n"
+        "tracking.record_comparison(settings, paths)\n"
+        "print(run.id, 'mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False"]
+    assert list(home.home.iterdir()) == []
+
+
+def test_tracking_without_mlflow_says_what_to_set(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with (
+        pytest.raises(InputError, match=r"tracking\.enabled=false"),
+        tracking.training_run(settings(home), home, "dti", {}),
+    ):
+        pytest.fail("a run was opened")
+
+
+def test_a_store_that_does_not_answer_for_a_while_loses_no_value(
+    tracked: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from dti_pipeline.tracking import mlflow_store
+
+    monkeypatch.setattr(mlflow_store, "FLUSH_SECONDS", 0.0)
+    real = MlflowClient.log_batch
+    away = {"calls": 0}
+
+    def flaky(self: MlflowClient, run_id: str, metrics: Any = (), **rest: Any) -> None:
+        if metrics and away["calls"] < 3:
+            away["calls"] += 1
+            raise MlflowException("database is locked")
+        real(self, run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    run_id = train(tracked)
+    assert away["calls"] == 3
+    assert len(store(tracked).get_metric_history(run_id, "train/loss")) == 10
+
+
+def test_artifacts_are_in_the_home_and_the_model_names_its_run(tracked: Paths) -> None:
+    train(tracked)
+    assert list(Path(tracked.mlflow_artifacts).glob("*/artifacts/model/model.safetensors"))
+    assert json.loads((tracked.model("dti") / "manifest.json").read_text())["report"]["mlflow_run_id"]
