@@ -72,7 +72,8 @@ def render_text(comparison: Mapping[str, Any]) -> str:
 def facts(comparison: Mapping[str, Any]) -> str:
     """One paragraph: what was judged, on what, with which intervals."""
     protocol = comparison["protocol"]
-    commit = f" Commit {comparison['commit'][:10]}." if comparison["commit"] else ""
+    sha, dash, dirty = (comparison["commit"] or "").partition("-")
+    commit = f" Commit {sha[:10]}{dash}{dirty}." if sha else ""
     return (
         f"{protocol['targets']:,} {protocol['split']} targets of {protocol['users']:,} users, of whom"
         f" {protocol['users_in_training']:,} were seen in training; {100 * protocol['click_rate']:.1f} % clicks;"

@@ -321,7 +321,7 @@ def test_words_from_the_log_cannot_become_markup(project: Paths) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [(0.001, 0.005, "better"), (-0.005, -0.001, "worse"), (-0.001, 0.002, "no measurable difference;"),
-     (-0.03, 0.04, "cannot see differences below about 0.04")],
+     (-0.03, 0.04, "cannot see differences below about 0.035)")],
 )  # fmt: skip
 def test_a_verdict_claims_no_more_than_its_interval(low: float, high: float, words: str) -> None:
     comparison = {
