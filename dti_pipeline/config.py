@@ -38,6 +38,7 @@ class SynthConfig:
     def __post_init__(self) -> None:
         for name in ("users", "items", "interactions_per_user"):
             _require(getattr(self, name) >= 1, f"synth.{name}", "at least 1", getattr(self, name))
+        _require(self.items <= 100_000, "synth.items", "at most 100000: there are no more titles", self.items)
         _require(self.defects >= 0, "synth.defects", "0 or more", self.defects)
 
 
@@ -173,6 +174,10 @@ class ModelConfig:
     intermediate_size: int = 128
     rope_theta: float = 10000.0
     tie_embeddings: bool = True
+    # mimetic: queries and keys start as one map, so that a token attends to what resembles it from the first step on
+    # (Trockman & Kolter, arXiv 2305.09828); standard: independent normal weights.
+    initialisation: Literal["standard", "mimetic"] = "standard"
+    initial_std: float = 0.02  # of the weights, from scratch
     dropout: float = 0.0  # on embeddings, attention output and MLP output, from scratch only
     head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
     # What [SUM] queries know of distance. rope: rotated as any token at its place. rope_alibi: the same with an ALiBi
@@ -207,6 +212,7 @@ class TrainingConfig:
     final_learning_rate_share: float = 0.05
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
+    text_loss_weight: float = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     evaluations: int = 4  # times the validation targets are scored during training

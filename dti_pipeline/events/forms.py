@@ -60,17 +60,19 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
         return _parquet(path, names, wanted, keys)
-    lines = head(path, PROBED)
+    is_json = suffix in (".jsonl", ".json", ".ndjson")
+    lines = head(path, PROBED if is_json else 1)
     if not lines:
         return None
-    if suffix in (".jsonl", ".json", ".ndjson"):
-        return _json(path, lines, names, wanted, keys)
-    return _csv(path, lines[0], names, wanted, keys)
+    return _json(path, lines, names, wanted, keys) if is_json else _csv(path, lines[0], names, wanted, keys)
 
 
 def _csv(path: Path, header: str, names: Names, wanted: Sequence[str], keys: Mapping[str, str]) -> Form:
     separator = max(",\t;|", key=header.count)
-    columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    try:
+        columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    except csv.Error as error:
+        raise InputError(f"{path} line 1 is not a header: {error}") from error
     chosen = _choose(path, columns, names, keys)
     places = [columns.index(chosen[name]) + 1 if name in chosen else 0 for name in wanted]
     encoding = encoding_of(path) if wanted == ITEM else "utf-8"
@@ -96,7 +98,7 @@ def _json(path: Path, lines: list[str], names: Names, wanted: Sequence[str], key
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             columns.update(dict.fromkeys(record))
@@ -123,8 +125,12 @@ def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str,
         present = [name for name in options if name in columns]
         if not present:
             key = f"params key `{keys[value]}` names" if value in keys else "this reader needs"
-            raise InputError(
-                f"{key} the column {options[0]!r}, which {path} does not have: it has {', '.join(columns)}"
-            )
+            raise InputError(f"{key} the column {options[0]!r}, which {path} does not have: it has {_listed(columns)}")
         chosen[value] = present[0]
     return chosen
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Names for a message: not all of a wide table's, and what a file of some other kind has in their place is cut."""
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in columns[:20]]
+    return ", ".join(shown + ["..."] * (len(columns) > 20)) or "none"

@@ -18,9 +18,8 @@ GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
-TABLES = tuple(
-    f"*{suffix}{packed}" for suffix in (".csv", ".tsv", ".jsonl", ".ndjson", ".json") for packed in ("", ".gz")
-)
+TABLES = (*(f"*.{kind}{packed}" for kind in ("csv", "tsv", "jsonl", "ndjson") for packed in ("", ".gz")), "*.parquet")
+REVIEWS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")  # .json: how the release of 2018 calls its lines
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,21 @@ def locate(config: EventsConfig, paths: Paths) -> Log:
     reader = _READERS[config.source]
     root = paths.resolve(config.path)
     if not root.exists():
-        raise InputError(f"params key `events.path` names {root}, which does not exist")
-    if zipfile.is_zipfile(root) or root.suffix == ".zip":
-        state = (
-            "a zip archive: unpack it and name the folder" if zipfile.is_zipfile(root) else "not a whole zip archive"
-        )
+        hint = ": run `dti synth` first" if config.source == "synthetic" else ""
+        raise InputError(f"params key `events.path` names {root}, which does not exist{hint}")
+    if root.suffix == ".zip":
+        whole = zipfile.is_zipfile(root)
+        state = "a zip archive: unpack it and name the folder" if whole else "not a whole zip archive"
         raise InputError(f"params key `events.path` names {root}, which is {state}")
     folder = root if root.is_dir() else root.parent
     listed = paths.resolve(config.items_path) if config.items_path else None
     if listed and not listed.is_file():
         raise InputError(f"params key `events.items_path` names {listed}, which is not a file")
-    items = [listed] if listed else _find(folder, reader.items)
-    logs = [path for path in _find(root, reader.logs) if path not in items] if root.is_dir() else [root]
+    titles = _find(folder, reader.items, deep=root.is_dir())
+    items = [listed] if listed else titles
+    logs = [root]
+    if root.is_dir():
+        logs = [path for path in _find(root, reader.logs, deep=True) if path not in {*titles, listed}]
     if not logs:
         raise InputError(f"{root} has no {config.source} log: looked for {' or '.join(reader.logs)}")
     files = tuple(File(path, _name(path, folder), reader.log_form(path, config)) for path in logs)
@@ -90,8 +92,9 @@ def locate(config: EventsConfig, paths: Paths) -> Log:
     )
 
 
-def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+def _find(folder: Path, patterns: Sequence[str], deep: bool) -> list[Path]:
+    search = folder.rglob if deep else folder.glob  # what lies below a single file's folder is not its affair
+    found = {path for pattern in patterns for path in search(pattern) if path.is_file()}
     shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -100,12 +103,14 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
-def _rating_lines(path: Path, separator: str) -> Form | None:
-    """``user::item::rating`` with or without ``::timestamp``: what most of the first lines have."""
-    widths = [line.count(separator) + 1 for line in head(path, 100)]
-    if not widths:
+def _rating_lines(path: Path, config: EventsConfig) -> Form | None:
+    """``user::item::rating`` with or without ``::timestamp``, or the same with TABs: what most first lines have."""
+    lines = head(path, 100)
+    if not lines:
         return None
-    width = max((4, 3), key=widths.count)
+    separator = max("::", "\t", key=lambda mark: sum(mark in line for line in lines))
+    widths = [line.count(separator) + 1 for line in lines]
+    width = max(4, 3, key=widths.count)
     places = dict(zip(INTERACTION[:width], range(1, width + 1), strict=True))
     return separated(separator, width, places, INTERACTION)
 
@@ -114,7 +119,7 @@ def _movielens_log(path: Path, config: EventsConfig) -> Form | None:
     if path.suffix == ".csv":
         names = {"user_id": ("userId",), "item_id": ("movieId",), "rating": ("rating",), "timestamp": ("timestamp",)}
         return named(path, names, INTERACTION, {})
-    return _rating_lines(path, "\t" if path.name.startswith("u.") else "::")
+    return _rating_lines(path, config)
 
 
 def _movielens_items(path: Path, config: EventsConfig) -> Form | None:
@@ -127,10 +132,6 @@ def _movielens_items(path: Path, config: EventsConfig) -> Form | None:
             "|", 24, dict(zip(columns, places, strict=True)), columns, encoding=encoding_of(path), genres=GENRES_100K
         )
     return separated("::", 3, {"item_id": 1, "title": 2, "genres": 3}, ITEM, encoding=encoding_of(path))
-
-
-def _movietweetings_log(path: Path, config: EventsConfig) -> Form | None:
-    return _rating_lines(path, "::")
 
 
 def _amazon_log(path: Path, config: EventsConfig) -> Form | None:
@@ -173,10 +174,10 @@ _READERS = {
         ("ratings*.csv", "ratings*.dat", "u.data"), ("movies.csv", "movies.dat", "u.item"),
         _movielens_log, _movielens_items, (0.5, 5),
     ),
-    "movietweetings": _Reader(("ratings*.dat",), ("movies*.dat",), _movietweetings_log, _movielens_items, (0, 10)),
+    "movietweetings": _Reader(("ratings*.dat",), ("movies*.dat",), _rating_lines, _movielens_items, (0, 10)),
     "amazon": _Reader(
-        ("[!m]*.json*", "m[!e]*.json*", "me[!t]*.json*", "met[!a]*.json*"), ("meta*.json*",),
+        REVIEWS, tuple(f"meta{pattern}" for pattern in REVIEWS),
         _amazon_log, _amazon_items, (1, 5),
     ),
-    "table": _Reader((*TABLES, "*.parquet"), (), _table_log, _table_items),
+    "table": _Reader(TABLES, (), _table_log, _table_items),
 }  # fmt: skip

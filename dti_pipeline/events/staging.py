@@ -36,13 +36,16 @@ def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tupl
     scale = {"lowest": log.lowest, "highest": log.highest}
     logs = [_part(connection, file, "interactions", scale, folder) for file in log.logs if file.form]
     items = [_part(connection, file, "items", {}, folder / ITEMS) for file in log.items if file.form]
+    wanted = {*logs, *items}
     for path in folder.rglob("*"):
-        if path.is_file() and path not in logs and path not in items:
+        if path.is_file() and path not in wanted:
             path.unlink()
     return logs, items
 
 
-def _part(connection: duckdb.DuckDBPyConnection, file: File, kind: str, scale: dict, folder: Path) -> Path:
+def _part(
+    connection: duckdb.DuckDBPyConnection, file: File, kind: str, scale: dict[str, float | None], folder: Path
+) -> Path:
     form = file.form
     assert form is not None
     variables = {**form.variables, **scale, "clock": form.clock, "genres": form.genres and list(form.genres)}

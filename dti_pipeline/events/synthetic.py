@@ -81,7 +81,7 @@ def synth(config: Config, paths: Paths) -> dict[str, Any]:
             items=len(np.unique(rows.item)),
             label_rate=round(float((rows.rating > 3).mean()), 6),
             test_targets=int(test.sum()),
-            best_possible_auc=round(_auc(rows.rating[test] > 3, rows.probability[test]), 6) if test.any() else None,
+            best_possible_auc=_auc(rows.rating[test] > 3, rows.probability[test]),
         )
         report = dict(draft.report)
     return report
@@ -117,9 +117,8 @@ def _ratings(rng: np.random.Generator, config: SynthConfig, topics: np.ndarray) 
         item = rng.permutation(np.sort(drawn))
         begin = START + rng.integers(DAYS * 86400 // 3)
         time = np.sort(rng.integers(begin, START + DAYS * 86400, size=count))
-        turned = (rng.random(count) < FLIP)[:, None] & (
-            rng.integers(len(TOPICS), size=count)[:, None] == np.arange(len(TOPICS))
-        )
+        turns, topic = rng.random(count) < FLIP, rng.integers(len(TOPICS), size=count)
+        turned = turns[:, None] & (topic[:, None] == np.arange(len(TOPICS)))
         taste = np.where(rng.random(len(TOPICS)) < 0.5, -TASTE, TASTE) * np.cumprod(np.where(turned, -1, 1), axis=0)
         logit = LEANING + PERSON * rng.standard_normal() + (taste * topics[item]).sum(axis=1) + quality[item]
         probability = 1 / (1 + np.exp(-logit))
@@ -188,12 +187,12 @@ def _test_targets(rows: _Rows, split: SplitConfig) -> np.ndarray:
     return eligible & (rows.timestamp >= times[int(len(times) * (1 - split.test_share) + 1e-6)])
 
 
-def _auc(label: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve by ranks; equal scores share theirs. NaN where there is one class only."""
+def _auc(label: np.ndarray, score: np.ndarray) -> float | None:
+    """Area under the ROC curve by ranks; equal scores share theirs. None where there is one class only."""
+    if len(np.unique(label)) < 2:
+        return None
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positive = int(label.sum())
     negative = len(label) - positive
-    if not positive or not negative:
-        return float("nan")
-    return float((rank[label].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return round(float((rank[label].sum() - positive * (positive + 1) / 2) / (positive * negative)), 6)

@@ -528,3 +528,28 @@ def test_no_bytes_crash_it_and_every_line_is_in_the_ledger(home: Paths, name: st
     assert report["read"] == lines or (name == "log.csv" and report["read"] < lines and b'"' in content)
     assert len(quarantine(home)) == report["quarantined"]
     assert len(rows(home)) == report["kept"]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 50_000, "1" * 10_000], ids=["lists", "objects", "number"])
+def test_json_of_any_depth_is_only_a_bad_row(home: Paths, line: str) -> None:
+    good = '{"user_id":1,"item_id":2,"rating":3,"timestamp":4}\n'
+    (home.home / "log.jsonl").write_text(line + "\n" + good)
+    assert ingest(settings(home.home / "log.jsonl"), home)["quarantined"] == 1
+
+
+def test_a_log_named_by_its_file_takes_titles_from_beside_it_only(home: Paths) -> None:
+    (home.home / "ratings.dat").write_text("1::1::5::10\n")
+    (home.home / "deeper").mkdir()
+    (home.home / "deeper" / "movies.dat").write_text("1::Wrong (1999)::Drama\n")
+    assert ingest(settings(home.home / "ratings.dat", "movielens"), home)["untitled"] == 1
+    (home.home / "movies.dat").write_text("1::Right (1999)::Drama\n")
+    ingest(settings(home.home / "ratings.dat", "movielens"), home)
+    assert rows(home, "item_text") == [("Right (1999) Drama",)]
+
+
+def test_a_file_of_another_kind_is_shown_in_short(home: Paths) -> None:
+    (home.home / "log.csv").write_bytes(bytes(range(14, 256)) * 2000)
+    sentence = said(settings(home.home / "log.csv"), home)
+    assert "`events.columns.user_id`" in sentence
+    assert len(sentence) < 1500
+    assert sentence.isprintable()
