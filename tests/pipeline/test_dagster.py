@@ -1,0 +1,303 @@
+"""The asset graph's own behaviour, with stages that cost nothing in the place of the real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from dti_pipeline import artifacts, tracking
+from dti_pipeline.config import Config
+from dti_pipeline.definitions import defs
+from dti_pipeline.defs import dvc_record, training
+from dti_pipeline.defs.train_process import report_to
+from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
+
+SUITES = {name: {"expectations": 2, "failed": 0} for name in ("raw", "canonical", "splits", "batch")}
+PLAN = {"targets": 90, "targets_in_log": 90, "dropped": 0, "dropped_reason": None}
+REPORTS: dict[str, dict[str, Any]] = {
+    "synth": {"rows": 100},
+    "ingest": {"read": 100, "kept": 90, "quarantined": 6, "duplicates": 4},
+    "validate": {"success": True, "expectations": 8, "failed": 0, "suites": SUITES, "failures": []},
+    "tokenize": {"vocabulary": 64},
+    "pack": {**PLAN, "rows": 7, "plans": {"train": PLAN, "test": PLAN}},
+    "train": {"loss": 0.5, "train_seconds": 2.0, "mlflow_run_id": "a" * 32},
+    "evaluate": {"auc": 0.75, "auc_streaming": 0.76, "training": {"mlflow_run_id": "a" * 32}},
+    "compare": {
+        "paradigms": {"dti": {"auc": 0.75, "mlflow_run_id": "a" * 32}},
+        "baselines": {"item_rate": 0.7, "item_and_user_rate": None},
+        "speedup": {"dti": 5.0},
+        "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
+    },
+}
+
+
+class Stages:
+    """Stand-ins for the stage functions: each publishes its report, or raises what it was told to."""
+
+    def __init__(self) -> None:
+        self.reports = {name: dict(report) for name, report in REPORTS.items()}
+        self.errors: dict[str, Exception] = {}
+        self.ran: list[tuple[str, str | None]] = []
+
+    def run(self, stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> dict[str, Any]:
+        self.ran.append((stage.name, paradigm))
+        report = self.reports[stage.name]
+        with artifacts.publish(paths.resolve(stage.outs[0].format(paradigm=paradigm)), stage.name) as draft:
+            draft.report |= report
+        if stage.name in self.errors:
+            raise self.errors[stage.name]
+        return report
+
+
+@pytest.fixture
+def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    fake = Stages()
+    train = next(stage for stage in STAGES if stage.name == "train")
+
+    def run(stage: Stage, *arguments: Any) -> dict[str, Any]:
+        return fake.run(stage, *arguments)
+
+    monkeypatch.setattr(Stage, "run", run)
+    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(train, work.config, work.paths, p))
+    monkeypatch.setattr(tracking, "record_evaluation", lambda *_: None)
+    monkeypatch.setattr(tracking, "record_comparison", lambda *_: None)
+    return fake
+
+
+def launch(instance: dg.DagsterInstance, *assets: str, overrides: tuple[str, ...] = ()) -> dg.ExecuteInProcessResult:
+    """Materialise assets (all of them where none is named) for `dti`."""
+    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+        partition_key="dti",
+        instance=instance,
+        asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
+        run_config={"resources": {"project": {"config": {"overrides": list(overrides)}}}},
+        raise_on_error=False,
+    )
+
+
+@pytest.fixture
+def instance() -> Any:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+def materialization(instance: dg.DagsterInstance, asset: str) -> dg.AssetMaterialization:
+    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return event.asset_materialization
+
+
+def evaluations(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {event.check_name: event.passed for event in result.get_asset_check_evaluations()}
+
+
+def test_the_whole_graph_runs_in_the_tables_order(stages: Stages, instance: dg.DagsterInstance) -> None:
+    assert launch(instance).success
+    assert stages.ran == [(stage.name, "dti" if stage.per_paradigm else None) for stage in STAGES]
+    assert materialization(instance, "model").partition == "dti"
+
+
+def test_a_data_version_is_the_folders_digest(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
+    launch(instance)
+    tags = materialization(instance, "shards").tags or {}
+    assert tags["dagster/data_version"] == artifacts.folder_digest(home.shards("dti"))
+
+
+def test_figures_are_numbers_and_the_run_is_linked(
+    stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DTI_MLFLOW_URL", "http://mlflow.example:5000")
+    launch(instance)
+    events = materialization(instance, "events").metadata
+    assert [events[name].value for name in ("read", "kept", "quarantined", "duplicates")] == [100, 90, 6, 4]
+    comparison = materialization(instance, "comparison").metadata
+    assert isinstance(comparison["auc: dti"], dg.FloatMetadataValue)
+    assert comparison["speedup: dti"].value == 5.0
+    for asset, name in (("model", "mlflow_run"), ("evaluation", "mlflow_run"), ("comparison", "mlflow_run: dti")):
+        url = materialization(instance, asset).metadata[name].value
+        assert url == f"http://mlflow.example:5000/#/runs/{'a' * 32}"
+
+
+def test_pictures_are_shown_inline(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
+    real = stages.run
+
+    def draws(stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> dict[str, Any]:
+        report = real(stage, config, paths, paradigm)
+        if stage.name == "evaluate":
+            (paths.evaluation("dti") / "roc.png").write_bytes(b"\x89PNG")
+        return report
+
+    stages.run = draws  # type: ignore[method-assign]
+    launch(instance)
+    assert materialization(instance, "evaluation").metadata["roc"].value == "![roc](data:image/png;base64,iVBORw==)"
+
+
+def test_failed_validation_is_a_failed_check_that_shows_rows_and_stops_what_follows(
+    stages: Stages, instance: dg.DagsterInstance
+) -> None:
+    failure = {
+        "suite": "raw", "name": "rating_in_range", "column": "rating", "expected": "1 to 5", "observed": "9",
+        "unexpected_count": 1, "failing_rows": [{"line": 17, "rating": 9}],
+    }  # fmt: skip
+    stages.reports["validate"] |= {"success": False, "failed": 1, "failures": [failure]}
+    stages.errors["validate"] = CheckFailed("1 of 8 checks failed")
+    result = launch(instance)
+    assert not result.success
+    assert [name for name, _ in stages.ran] == ["synth", "ingest", "validate"]
+    failed = next(event for event in result.get_asset_check_evaluations() if not event.passed)
+    assert failed.check_name == "raw_rows"
+    assert "| 17 | 9 |" in failed.metadata["rows: rating_in_range"].value
+    assert evaluations(result)["canonical_rows"]
+
+
+def test_a_lost_target_stops_before_training(stages: Stages, instance: dg.DagsterInstance) -> None:
+    stages.reports["pack"]["plans"] = {"train": PLAN | {"targets": 89}}
+    result = launch(instance)
+    assert not evaluations(result)["no_target_lost"]
+    assert ("train", "dti") not in stages.ran
+
+
+def test_targets_dropped_on_request_are_not_lost(stages: Stages, instance: dg.DagsterInstance) -> None:
+    asked = PLAN | {"targets": 50, "dropped": 40, "dropped_reason": "packing.max_targets = 50"}
+    stages.reports["pack"]["plans"] = {"train": asked}
+    assert evaluations(launch(instance))["no_target_lost"]
+
+
+def test_a_loss_that_is_no_number_stops_before_evaluation(stages: Stages, instance: dg.DagsterInstance) -> None:
+    stages.reports["train"]["loss"] = float("nan")
+    result = launch(instance)
+    assert not evaluations(result)["loss_is_finite"]
+    assert ("evaluate", "dti") not in stages.ran
+
+
+def test_an_auc_below_the_floors_warns_and_stops_nothing(stages: Stages, instance: dg.DagsterInstance) -> None:
+    stages.reports["compare"]["baselines"] = {"item_rate": 0.8}
+    result = launch(instance)
+    assert result.success
+    check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "above_the_floors")
+    assert not check.passed
+    assert check.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_bad_input_is_one_sentence(stages: Stages, instance: dg.DagsterInstance) -> None:
+    stages.errors["ingest"] = InputError("data/raw/nothing does not exist")
+    result = launch(instance)
+    (failure,) = result.get_step_failure_events()
+    assert failure.step_failure_data.user_failure_data.description == "data/raw/nothing does not exist"
+
+
+def test_a_wrong_override_is_one_sentence(stages: Stages, instance: dg.DagsterInstance) -> None:
+    (failure,) = launch(instance, "log", overrides=("training.epoch=1",)).get_step_failure_events()
+    assert "did you mean `epochs`?" in failure.step_failure_data.user_failure_data.description
+    assert stages.ran == []
+
+
+def test_a_log_of_ones_own_is_read_where_it_lies(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
+    (home.home / "mine.csv").write_text("user_id,item_id,rating,timestamp\n")
+    home.params.write_text("events: {source: table, path: mine.csv}")
+    assert launch(instance, "log").success
+    assert stages.ran == []
+    tags = materialization(instance, "log").tags or {}
+    assert tags["dagster/data_version"] == artifacts.file_digest(home.home / "mine.csv")
+
+
+@pytest.fixture
+def dvc_calls(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC project whose `dvc` writes its arguments into the file that is returned."""
+    home.params.write_text("paradigms: [dti]")
+    (home.home / ".dvc").mkdir()
+    (home.home / "dvc.yaml").write_text("")
+    calls, program = home.home / "calls", home.home / "dvc"
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> '{calls}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: str(program))
+    return calls
+
+
+def logs(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> str:
+    return "\n".join(record.user_message for record in instance.all_logs(result.run_id))
+
+
+def test_dvc_records_what_a_run_made(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
+    assert launch(instance, "log", "shards").success
+    assert dvc_calls.read_text() == "commit --quiet --force synth\ncommit --quiet --force pack@dti\n"
+
+
+def test_dvc_does_not_record_a_run_with_overrides(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path
+) -> None:
+    result = launch(instance, "shards", overrides=("packing.targets=3",))
+    assert result.success
+    assert not dvc_calls.exists()
+    assert "params.yaml does not describe a run with packing.targets=3" in logs(instance, result)
+
+
+def test_dvc_does_not_record_a_paradigm_it_has_no_stage_for(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
+) -> None:
+    home.params.write_text("paradigms: [sliding_window]")
+    result = launch(instance, "shards")
+    assert result.success
+    assert not dvc_calls.exists()
+    assert "`paradigms` in params.yaml does not list dti" in logs(instance, result)
+
+
+def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
+    stages.reports["ingest"]["duplicates"] = 0
+    assert not launch(instance, "events").success
+    assert not dvc_calls.exists()
+
+
+def test_a_dvc_commit_that_fails_is_a_warning_with_the_command_to_type(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: "/bin/false")
+    result = launch(instance, "log")
+    assert result.success
+    assert "`dvc commit --force synth` failed, run it by hand" in logs(instance, result)
+
+
+def test_several_processes_are_started_by_torchrun() -> None:
+    assert training.launcher(1)[1:] == []
+    assert training.launcher(2)[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_a_failure_on_purpose_of_the_training_process_is_its_sentence(
+    home: Paths, instance: dg.DagsterInstance
+) -> None:
+    # The real process, which finds no tokens in an empty home.
+    (failure,) = launch(instance, "model", overrides=("tracking.enabled=false",)).get_step_failure_events()
+    description = failure.step_failure_data.user_failure_data.description
+    assert description.endswith("run `dti tokenize` first")
+    assert "Traceback" not in description
+
+
+def test_progress_is_told_in_words() -> None:
+    class Pipes:
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+            self.log = self
+
+        def info(self, line: str) -> None:
+            self.lines.append(line)
+
+    pipes = Pipes()
+    listen = report_to(pipes)  # type: ignore[arg-type]
+    listen(Started("dti", 1000, 200, 42, "cpu", 1, "0" * 32))
+    for step in (1, 2):  # the second within five seconds: not told
+        listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
+    listen(Evaluated(400, 4.0, {"auc": 0.7}))
+    listen(Finished(1000, 3725.0))
+    assert pipes.lines == [
+        "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",
+        "201 of 1,000 targets (20%), loss 0.5000, 50 targets/s, 1:15 left",
+        "validation after 400 targets: auc 0.7000",
+        "1,000 targets in 1:02:05 of training",
+    ]
