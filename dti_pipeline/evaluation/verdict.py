@@ -66,16 +66,18 @@ def _speed(speedup: float) -> str:
 
 
 def _floors(paradigm: str, comparison: Mapping[str, Any]) -> str:
-    context, above, others = comparison["protocol"]["context"], [], []
-    for name, delta in comparison["floor_delta"][paradigm].items():
-        label = f"{floor_label(name, context)} {comparison['baselines'][name]:.4f}"
-        if delta["ci_low"] is not None and delta["ci_low"] > 0:
-            above.append(label)
-        elif delta["ci_high"] is not None and delta["ci_high"] < 0:
-            others.append(f"below the floor {label}")
-        else:
-            others.append(f"not measurably {'above' if delta['mean'] >= 0 else 'below'} the floor {label}")
-    return ", ".join(others) if others else f"above all {len(above)} floors"
+    below, level = [], []
+    floors = comparison["floor_delta"][paradigm]
+    for name, delta in floors.items():
+        label = f"{floor_label(name, comparison['protocol']['context'])} {comparison['baselines'][name]:.4f}"
+        if delta["ci_high"] is not None and delta["ci_high"] < 0:
+            below.append(f"below {label}")
+        elif delta["ci_low"] is None or delta["ci_low"] <= 0:
+            level.append(f"no measurable difference from {label}")
+    beaten = len(floors) - len(below) - len(level)
+    if beaten == len(floors):
+        return f"above all {beaten} floors"
+    return f"above {beaten or 'none'} of the {len(floors)} floors: {', '.join(below + level)}"
 
 
 def notes(comparison: Mapping[str, Any]) -> list[str]:
