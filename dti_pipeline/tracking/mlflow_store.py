@@ -66,7 +66,8 @@ def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
     # A server knows where its artifacts go; the home's own store keeps them in the home.
     location = None if config.tracking.uri else paths.mlflow_artifacts.as_uri()
     try:
-        return store, store.create_experiment(name, artifact_location=location)
+        # Without the kind, MLflow's page opens on its views of language-model traces.
+        return store, store.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
     except MlflowException:  # another training made it a moment ago
         found = store.get_experiment_by_name(name)
         if found is None:
