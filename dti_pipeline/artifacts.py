@@ -148,7 +148,7 @@ def verify(manifest: Manifest) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename: sorted keys, two spaces, a newline at the end, so that equal content is equal bytes."""
+    """Write JSON aside and rename; keys are sorted, so that equal content is equal bytes."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import DownloadColumn, Progress
 
-from dti_pipeline import __version__, config, pipeline
+from dti_pipeline import config, pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.evaluation import tables
 from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.training.bar import progress_bar
+from dti_pipeline.validation import outcome
 
 app = typer.Typer(
     help="Dynamic Target Isolation for CTR prediction: a raw log in, a judged comparison out.",
@@ -55,25 +59,32 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _show(title: str, report: dict[str, Any], as_json: bool) -> None:
-    """The report's numbers and words, one a line; or all of it as one line of JSON."""
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+def _run(stage: Stage, settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> dict[str, Any]:
+    """One stage with what a person wants to see of it: a bar while it trains, the rows that failed, its report."""
+    listeners = [progress_bar(console)] if stage.name == "train" and console.is_terminal else []
+    try:
+        report = pipeline.execute(stage, settings, paths, paradigm, listeners)
+    except CheckFailed:
+        if stage.name == "validate":
+            print(outcome.listing(outcome.read(paths.checks)), file=sys.stderr)
+        raise
+    if not as_json:
+        _show(stage, paradigm, report)
+    return report
+
+
+def _show(stage: Stage, paradigm: str | None, report: dict[str, Any]) -> None:
+    """The report's numbers and words, one a line; the comparison as its table."""
+    if stage.name == "compare":
+        print(tables.render_text(report))
         return
-    print(title)
+    print(f"{stage.name} ({paradigm})" if paradigm else stage.name)
     for key, value in report.items():
         name = key.replace("_", " ")
-        if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
-            continue
-        if isinstance(value, (int, float)):
-            print(f"  {name:<30} {value:>14,}" if isinstance(value, int) else f"  {name:<30} {value:>14,.4f}")
-        else:
+        if isinstance(value, str):
             print(f"  {name:<30} {value}")
-
-
-def _run(stage: Stage, settings: Config, paths: Paths, paradigm: str | None) -> dict[str, Any]:
-    listeners = [progress_bar(console)] if stage.name == "train" and console.is_terminal else []
-    return pipeline.execute(stage, settings, paths, paradigm, listeners)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            print(f"  {name:<30} {value:>14,}" if isinstance(value, int) else f"  {name:<30} {value:>14,.4f}")
 
 
 def _paradigms(stage: Stage, settings: Config, paradigm: str | None) -> tuple[str | None, ...]:
@@ -84,29 +95,26 @@ def _paradigms(stage: Stage, settings: Config, paradigm: str | None) -> tuple[st
 
 def _stage_command(stage: Stage) -> None:
     """Give a stage of the table its command."""
-    if stage.per_paradigm:
-        example = f"dti {stage.name} --paradigm dti"
-    else:
-        example = f"dti {stage.name} --json"
+    example = f"dti {stage.name} {'--paradigm dti' if stage.per_paradigm else '--json'}"
 
     def run(overrides: list[str] | None, params: Path | None, as_json: bool, paradigm: str | None) -> None:
         with _exit_codes():
             settings, paths = _configure(overrides, params)
-            reports = {}
-            for one in _paradigms(stage, settings, paradigm):
-                reports[one] = _run(stage, settings, paths, one)
-                if not as_json:
-                    _show(f"{stage.name}{f' ({one})' if one else ''}", reports[one], False)
+            reports = {one: _run(stage, settings, paths, one, as_json) for one in _paradigms(stage, settings, paradigm)}
             if as_json:
-                _show("", next(iter(reports.values())) if len(reports) == 1 else reports, True)
+                print(json.dumps(next(iter(reports.values())) if len(reports) == 1 else reports, ensure_ascii=False))
 
-    def per_paradigm(overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None) -> None:
+    def per_paradigm(
+        overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None
+    ) -> None:
         run(overrides, params, as_json, paradigm)
 
     def once(overrides: Set = None, params: Params = None, as_json: Json = False) -> None:
         run(overrides, params, as_json, None)
 
-    app.command(stage.name, help=f"{stage.summary}\n\nExample: `{example}`")(per_paradigm if stage.per_paradigm else once)
+    app.command(stage.name, help=f"{stage.summary}\n\nExample: `{example}`")(
+        per_paradigm if stage.per_paradigm else once
+    )
 
 
 for _stage in pipeline.STAGES:
@@ -123,13 +131,42 @@ def run_all(overrides: Set = None, params: Params = None, as_json: Json = False)
         settings, paths = _configure(overrides, params)
         report: dict[str, Any] = {}
         for stage, paradigm in pipeline.plan(settings):
-            report = _run(stage, settings, paths, paradigm)
-            if not as_json and stage.name != "compare":
-                _show(f"{stage.name}{f' ({paradigm})' if paradigm else ''}", report, False)
+            report = _run(stage, settings, paths, paradigm, as_json)
         if as_json:
-            _show("", report, True)
+            print(json.dumps(report, ensure_ascii=False))
+
+
+@app.command("fetch")
+def fetch_log(
+    name: Annotated[str, typer.Argument(help="movielens-1m, movielens-latest-small, movielens-100k or amazon.")],
+    category: Annotated[str | None, typer.Option(help="Of amazon's reviews, for example All_Beauty.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download a public rating log into data/raw, checked and unpacked.
+
+    Example: `dti fetch movielens-latest-small`
+    """
+    from dti_pipeline.events.fetch import fetch
+
+    with _exit_codes():
+        bar = Progress(
+            *Progress.get_default_columns(), DownloadColumn(), console=console, disable=not console.is_terminal
+        )
+        with bar:
+            task = bar.add_task(name, total=None)
+            report = fetch(
+                name,
+                Paths.from_env(),
+                category,
+                say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        if as_json:
+            print(json.dumps(report, ensure_ascii=False))
         else:
-            print(paths.comparison_file("md").read_text(encoding="utf-8"))
+            print(
+                f"fetched {name}; use it: `--set events.source={report['source']} --set events.path={report['path']}`"
+            )
 
 
 def main() -> None:

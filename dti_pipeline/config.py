@@ -49,7 +49,9 @@ class ColumnsConfig:
     user_id: str = "user_id"
     item_id: str = "item_id"
     rating: str = "rating"
-    timestamp: str | None = "timestamp"  # unix seconds (or milli-, microseconds), or ISO 8601; None: no clock, only order
+    timestamp: str | None = (
+        "timestamp"  # unix seconds (or milli-, microseconds), or ISO 8601; None: no clock, only order
+    )
     item_text: str | None = None  # None: titles come from events.items_path, else the item id is the text
 
 
@@ -73,7 +75,9 @@ class EventsConfig:
         _require(self.max_users is None or self.max_users >= 1, "events.max_users", "at least 1", self.max_users)
         _require(
             self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating,
-            "events.min_rating", "below events.max_rating", self.min_rating,
+            "events.min_rating",
+            "below events.max_rating",
+            self.min_rating,
         )
 
 
@@ -148,7 +152,9 @@ class PackingConfig:
         _require(self.context >= 0, "packing.context", "0 or more", self.context)
         _require(
             self.targets == "all" or (isinstance(self.targets, int) and self.targets >= 1),
-            "packing.targets", "a whole number from 1, or `all`", self.targets,
+            "packing.targets",
+            "a whole number from 1, or `all`",
+            self.targets,
         )
         _require(self.row_length >= 16, "packing.row_length", "at least 16", self.row_length)
 
@@ -174,10 +180,14 @@ class ModelConfig:
     intermediate_size: int = 128
     rope_theta: float = 10000.0
     tie_embeddings: bool = True
-    # mimetic: queries and keys start as one map, so that a token attends to what resembles it from the first step on
-    # (Trockman & Kolter, arXiv 2305.09828); standard: independent normal weights.
-    initialisation: Literal["standard", "mimetic"] = "standard"
-    initial_std: float = 0.02  # of the weights, from scratch
+    initial_std: float = (
+        0.1  # of the weights, from scratch; 0.02, the habit for wide models, starts small ones too flat
+    )
+    # From scratch only. pooled: a [SUM] and a label enter the first layer with the mean embedding of their own item's
+    # text added, so that a target can be matched with past items before any layer has learnt to gather texts. Without
+    # it small models stay at the user's and the item's rate (31 trials on the demo's log, none above AUC 0.67; with it
+    # 0.87 after three epochs). plain: tokens alone.
+    summaries: Literal["plain", "pooled"] = "pooled"
     dropout: float = 0.0  # on embeddings, attention output and MLP output, from scratch only
     head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
     # What [SUM] queries know of distance. rope: rotated as any token at its place. rope_alibi: the same with an ALiBi
@@ -191,7 +201,9 @@ class ModelConfig:
         _require(0 <= self.forgetting_max <= 1, "model.forgetting_max", "in [0, 1]", self.forgetting_max)
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
         _require(
-            self.hidden_size % self.heads == 0, "model.hidden_size", f"a multiple of model.heads ({self.heads})",
+            self.hidden_size % self.heads == 0,
+            "model.hidden_size",
+            f"a multiple of model.heads ({self.heads})",
             self.hidden_size,
         )
         _require(

@@ -5,7 +5,7 @@ none from it: the batch's :class:`View` must arrive with every call, and a call 
 mistake can turn into plain causal attention in silence.
 
 One call serves text, label and [SUM] queries alike. Where a [SUM] needs another rule (positions, forgetting) its rows,
-one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention` and take the first result's place.
+one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention` and replace the first result.
 """
 
 from __future__ import annotations
@@ -101,8 +101,12 @@ def _banded(
     return torch.cat(parts, dim=2)
 
 
+#: Uncompiled, FlexAttention writes out all L x L scores. Inside a compiled layer this compiles into the layer.
+_compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+
+
 def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
-    return flex_attention(
+    return _compiled_flex_attention(
         query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
 

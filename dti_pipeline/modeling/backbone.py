@@ -24,7 +24,9 @@ def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens:
     ``vocabulary`` is the tokenizer's size (embeddings are resized to it); ``trained_tokens`` are the ids whose
     embeddings are trained beside the adapters: [SUM], and labels that the vocabulary lacked.
     """
-    lm = from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
+    lm = (
+        from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
+    )
     check(lm, config, row_length)
     if config.forgetting != "none":
         _remember_layer_inputs(lm)
@@ -46,6 +48,7 @@ def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTr
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             max_position_embeddings=row_length,
             tie_word_embeddings=config.tie_embeddings,
+            initializer_range=config.initial_std,
             use_cache=False,
             attn_implementation=attention.NAME,
         )
@@ -59,14 +62,18 @@ def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
     assert config.name_or_path is not None
     try:
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path, attn_implementation=attention.NAME, dtype=torch.float32, use_cache=False
+            config.name_or_path,
+            attn_implementation=attention.NAME,
+            dtype=torch.float32,
+            attention_dropout=0.0,
+            use_cache=False,
         )
     except (OSError, ValueError) as error:
         raise InputError(
             f"params key `model.name_or_path`: no causal language model that can take our mask at"
             f" {config.name_or_path!r} ({str(error).splitlines()[0]})"
         ) from error
-    if lm.get_input_embeddings().num_embeddings < vocabulary:
+    if lm.get_input_embeddings().weight.shape[0] < vocabulary:
         lm.resize_token_embeddings(vocabulary, mean_resizing=False)
     return lm
 
@@ -79,9 +86,7 @@ def check(lm: PreTrainedModel, config: ModelConfig, row_length: int) -> None:
         raise InputError(f"{name} has attention of its own that cannot take our mask: use another model.name_or_path")
     if getattr(settings, "attn_logit_softcapping", None):
         raise InputError(f"{name} soft-caps attention scores, which our attention does not: use another model")
-    if getattr(settings, "attention_dropout", 0):
-        settings.attention_dropout = 0.0
-    window = getattr(settings, "sliding_window", None)
+    window: int = getattr(settings, "sliding_window", None) or 0
     layers = getattr(settings, "layer_types", None)
     uses_window = window and (layers is None or "sliding_attention" in layers)
     if uses_window and window < row_length:
@@ -103,9 +108,13 @@ def _check_fixes(lm: PreTrainedModel, config: ModelConfig, name: str) -> None:
             f"{name} has no single rotary embedding: model.sum_position must be rope and model.forgetting none"
         )
     if config.forgetting != "none" and (
-        hasattr(layer.self_attn, "k_norm") or not hasattr(layer, "input_layernorm") or not _is_rms(layer.input_layernorm)
+        hasattr(layer.self_attn, "k_norm")
+        or not hasattr(layer, "input_layernorm")
+        or not _is_rms(layer.input_layernorm)
     ):
-        raise InputError(f"{name} norms its keys or states in a way that forgetting cannot follow: set model.forgetting to none")
+        raise InputError(
+            f"{name} norms its keys or states in a way that forgetting cannot follow: set model.forgetting to none"
+        )
 
 
 def _is_rms(norm: nn.Module) -> bool:

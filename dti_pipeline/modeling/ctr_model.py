@@ -18,6 +18,7 @@ from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes, forgetting
 from dti_pipeline.modeling.masks import BlockMasks, Intervals, dense, intervals
 from dti_pipeline.modeling.sum_attention import SumRows
+from dti_pipeline.packing.layout import Kind
 
 HEAD = "head.safetensors"
 
@@ -34,9 +35,12 @@ class CTRModel(nn.Module):
         row_length: int,
         special: dict[str, int],
         prefix_length: int = 0,
+        pooled: bool | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.paradigm, self.context = settings, paradigm, context
+        # A pretrained model knows how to read a text; one that starts from nothing is helped (ModelConfig.summaries).
+        self.pooled = settings.name_or_path is None and settings.summaries == "pooled" if pooled is None else pooled
         self.has_prefix = prefix_length > 0
         self.lm = backbone.build(settings, vocabulary, row_length, [special[role] for role in ("sum", "no", "yes")])
         decoder = backbone.decoder_of(self.lm)
@@ -46,14 +50,22 @@ class CTRModel(nn.Module):
         if self.head is not None:
             nn.init.zeros_(self.head.weight)  # starts at P = 1/2 for everyone: the first steps are calm
             nn.init.zeros_(self.head.bias)
+        self.label_tokens: Tensor
+        self.slopes: Tensor
         self.register_buffer("label_tokens", torch.tensor([special["no"], special["yes"]]), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: BlockMasks | None = None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """(T,) logits of P(label = 1), fp32, in the order of ``batch.sum_index``."""
+    def forward(self, batch: Batch, with_text_loss: bool = False) -> tuple[Tensor, Tensor]:
+        """(T,) logits of P(label = 1), fp32, in the order of ``batch.sum_index``; and the text loss, or 0.
+
+        The text loss is the mean next-token cross entropy inside item texts, nats: an auxiliary task that teaches the
+        words of a vocabulary which clicks alone say little about. Cost: logits over the vocabulary at text tokens.
+        """
         decoder = backbone.decoder_of(self.lm)
         embedded = decoder.embed_tokens(batch.token)
+        if self.pooled:
+            embedded = embedded + _pooled_texts(embedded, batch.kind)
         hidden = decoder(
             inputs_embeds=embedded,
             position_ids=batch.position,
@@ -63,13 +75,23 @@ class CTRModel(nn.Module):
         ).last_hidden_state
         at_sum = hidden.reshape(-1, hidden.shape[-1])[batch.sum_index]
         no, yes = self.label_logits(at_sum).unbind(-1)
-        return yes - no
+        text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
+        return yes - no, text_loss
+
+    def _text_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        # A token predicts the next one where both are text; between interactions a label stands, so never across.
+        is_text = batch.kind == Kind.TEXT
+        predicts = is_text[:, :-1] & is_text[:, 1:]
+        vocabulary = self.lm.get_output_embeddings().weight
+        logits = nn.functional.linear(hidden[:, :-1][predicts], vocabulary)
+        return nn.functional.cross_entropy(logits.float(), batch.token[:, 1:][predicts])
 
     def label_logits(self, at_sum: Tensor) -> Tensor:
         """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""
         if self.head is not None:
             return nn.functional.linear(at_sum.float(), self.head.weight.float(), self.head.bias.float())
-        rows = self.lm.get_output_embeddings().weight[self.label_tokens]
+        vocabulary: Tensor = self.lm.get_output_embeddings().weight
+        rows = vocabulary[self.label_tokens]
         return at_sum.float() @ rows.float().T
 
     def view(self, batch: Batch, embedded: Tensor) -> View:
@@ -121,6 +143,19 @@ class CTRModel(nn.Module):
             save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / HEAD)
 
 
+def _pooled_texts(embedded: Tensor, kind: Tensor) -> Tensor:
+    """(B, L, E): at each [SUM] and label, the mean embedding of its own interaction's text; 0 elsewhere."""
+    kind, tokens = kind.reshape(-1), embedded.reshape(-1, embedded.shape[-1])
+    is_text = kind == Kind.TEXT
+    begins = is_text & ~torch.cat([is_text.new_zeros(1), is_text[:-1]])
+    text = (begins.cumsum(0) - 1).clamp(min=0)  # the text a token belongs to, or stands behind
+    weight = is_text.to(tokens.dtype)
+    total = torch.zeros_like(tokens).index_add(0, text, tokens * weight[:, None])
+    count = torch.zeros_like(weight).index_add(0, text, weight)
+    behind = (kind == Kind.SUM) | (kind == Kind.LABEL)
+    return ((total / count.clamp(min=1)[:, None])[text] * behind[:, None]).view(embedded.shape)
+
+
 def _sum_slots(batch: Batch) -> tuple[Tensor, Tensor]:
     """(B, S) slots of the [SUM]s of each row, and which of them are real. S is the fullest row's count."""
     rows, length = batch.token.shape
@@ -155,7 +190,9 @@ def load(folder: Path, device: str | torch.device = "cpu") -> CTRModel:
     return model.to(device).eval()
 
 
-def network_facts(model: CTRModel, vocabulary: int, row_length: int, special: dict[str, int], prefix: int) -> dict[str, Any]:
+def network_facts(
+    model: CTRModel, vocabulary: int, row_length: int, special: dict[str, int], prefix: int
+) -> dict[str, Any]:
     """What :func:`load` needs to build the same network again; it goes into the model's manifest."""
     return {
         "paradigm": model.paradigm,
@@ -164,4 +201,5 @@ def network_facts(model: CTRModel, vocabulary: int, row_length: int, special: di
         "row_length": row_length,
         "special": special,
         "prefix_length": prefix,
+        "pooled": model.pooled,
     }

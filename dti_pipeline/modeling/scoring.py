@@ -28,7 +28,7 @@ def score(
     for part in rows.split(wanted, tokens_per_batch):
         batch = Batch.of(rows.assemble(part), rows.store.label).to(device)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits.append(model(batch).float().cpu())
+            logits.append(model(batch)[0].float().cpu())
         targets.append(batch.target.cpu())
     if not targets:
         return np.zeros(0, np.int64), np.zeros(0)

@@ -75,8 +75,10 @@ def sum_attention(
     mixed = (1 - a) * _scores(query, key_state, scale) + a * _scores(query, first_key, scale)
     scores = mixed / rms + _scores(query, key_bias.expand_as(key), scale)
     share = _softmax(scores, rows) / rms
-    return _values(share * (1 - a), value_state) + _values(share * a, first_value) + _repeat(
-        value_bias.expand_as(value)[:, :, :1], query.shape[1]
+    return (
+        _values(share * (1 - a), value_state)
+        + _values(share * a, first_value)
+        + _repeat(value_bias.expand_as(value)[:, :, :1], query.shape[1])
     )
 
 
@@ -85,7 +87,8 @@ def sum_attention_reference(
 ) -> Tensor:
     """The same from mixed states, plainly: for every amount that occurs, mix, norm, project, and use those keys and
     values where a pair has that amount. Cost: one k and v projection for every distance."""
-    assert rows.amount is not None and rows.initial is not None
+    assert rows.amount is not None
+    assert rows.initial is not None
     memory: LayerMemory = kwargs["layer"]
     if not rows.keep_rotation:
         query = unrotate(query, rows.cos, rows.sin)
@@ -113,7 +116,7 @@ class LayerMemory:
     def eps(self) -> float:
         return float(getattr(self.norm, "variance_epsilon", getattr(self.norm, "eps", 0.0)))
 
-    def project(self, module: nn.Module, state: Tensor, rows: SumRows) -> tuple[Tensor, Tensor]:
+    def project(self, module: Any, state: Tensor, rows: SumRows) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H_kv, L, D) of a state (B, L, E), rotated where the batch's are."""
         normed = self.norm(state)
         shape = (*state.shape[:2], -1, module.head_dim)
@@ -121,7 +124,7 @@ class LayerMemory:
         value = module.v_proj(normed).view(shape).transpose(1, 2)
         return (_rotate(key, rows.cos, rows.sin) if rows.keep_rotation else key), value
 
-    def biases(self, module: nn.Module, rows: SumRows, like: Tensor) -> tuple[Tensor, Tensor]:
+    def biases(self, module: Any, rows: SumRows, like: Tensor) -> tuple[Tensor, Tensor]:
         """Biases of the k and v projections as they appear in ``like`` (B, H_kv, L, D); zeros where there are none."""
         biases = []
         for projection in (module.k_proj, module.v_proj):

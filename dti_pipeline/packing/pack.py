@@ -60,9 +60,7 @@ def _plan(config: Config, store: TokenStore, paradigm: str, plan: str) -> tuple[
         if packing.max_targets is not None:
             kept = _limit(in_log, store.position, packing.max_targets, packing.seed)
     k = targets_per_prompt(config, plan, paradigm)
-    cut = prompts.cut(
-        kept, store.position, store.lengths(), packing.context, k, packing.row_length, len(store.prefix)
-    )
+    cut = prompts.cut(kept, store.position, store.lengths(), packing.context, k, packing.row_length, len(store.prefix))
     packed = best_fit.pack(cut.length, packing.row_length, packing.seed)
     order = np.argsort(packed.row, kind="stable")
     cut, row = cut.take(order), packed.row[order]

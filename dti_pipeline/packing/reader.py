@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
-from dti_pipeline.artifacts import Manifest
 from dti_pipeline.packing.layout import Kind, Layout, padding
 from dti_pipeline.packing.store import TokenStore, read_columns
 

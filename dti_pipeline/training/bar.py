@@ -27,7 +27,11 @@ def progress_bar(console: Console) -> Listener:
         if isinstance(event, Started):
             bar.start()
             task = bar.add_task(
-                f"train {event.paradigm}", total=event.targets_total, rate="", loss="-", auc="-",
+                f"train {event.paradigm}",
+                total=event.targets_total,
+                rate="",
+                loss="-",
+                auc="-",
                 completed=event.targets_seen,
             )
         elif task is None:

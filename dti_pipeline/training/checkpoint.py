@@ -35,7 +35,9 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
 
 
-def save(folder: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+def save(
+    folder: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Path:
     """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights."""
     target = folder / f"step-{progress.step:09d}"
     aside = folder / f".{target.name}"
@@ -50,7 +52,9 @@ def save(folder: Path, fingerprint: str, progress: Progress, model: nn.Module, o
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, aside / "state.safetensors")
+    save_file(
+        {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, aside / "state.safetensors"
+    )
     write_json(aside / "state.json", {"fingerprint": fingerprint, "trained": names, "progress": asdict(progress)})
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)

@@ -1,4 +1,4 @@
-"""The loop: the same for every paradigm, on accelerate. It knows targets, not rows: loss, schedule and steps count them."""
+"""The loop: the same for every paradigm, on accelerate. Loss, schedule and steps count targets, not rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -137,10 +136,13 @@ class Trainer:
             batch = Batch.of(layout, self.rows.store.label).to(accelerator.device)
             last = index == len(passes) - 1
             with _synchronise(accelerator, self.model, last), accelerator.autocast():
-                logits = self.model(batch)
+                logits, text_loss = self.model(batch, config.text_loss_weight > 0)
                 loss = weight * binary_cross_entropy_with_logits(logits, batch.label, reduction="sum")
+                # Each pass weighs by its targets, so the text loss does not depend on how a step is cut.
+                share = weight * len(batch.target)
+                objective = loss + config.text_loss_weight * share * text_loss
                 # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
-                accelerator.backward(loss * accelerator.num_processes / step.targets)
+                accelerator.backward(objective * accelerator.num_processes / step.targets)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
         self.optimizer.step()

@@ -1,7 +1,7 @@
 """Which rows make up each optimizer step: a pure function of the plan, the seed and the step's number.
 
-Rows are drawn in a new order each epoch and cut into steps of about ``targets_per_step`` *targets*, so that a step means
-the same for every paradigm, however many targets its rows hold. Nothing is remembered between steps: a run that
+Rows are drawn in a new order each epoch and cut into steps of about ``targets_per_step`` *targets*, so that a step
+means the same for every paradigm, however many targets its rows hold. Nothing is remembered between steps: a run that
 resumes at step i asks for step i.
 """
 

@@ -51,7 +51,9 @@ def train(
     store = TokenStore.open(paths.tokens)
     manifest = artifacts.read(paths.shards(paradigm), "pack")
     if manifest.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
-        raise InputError(f"{manifest.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again")
+        raise InputError(
+            f"{manifest.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"
+        )
     rows = Rows.open(store, manifest.path, "train")
     set_seed(settings.seed)
     model = _model(config, paradigm, store, manifest.report["row_length"]).to(device)
@@ -160,7 +162,7 @@ def _interruptible() -> Iterator[Any]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     try:
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

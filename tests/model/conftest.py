@@ -1,0 +1,105 @@
+"""Small logs and models for the proofs: fp32, CPU, a fraction of a second each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from dti_pipeline.config import ModelConfig
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.packing import best_fit, prompts
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.store import TokenStore
+
+SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
+VOCABULARY = 40
+History = list[tuple[list[int], int]]
+
+
+@dataclass
+class Log:
+    """A log in memory, packable as the stages pack it."""
+
+    histories: list[History]
+    store: TokenStore
+
+    @classmethod
+    def of(cls, histories: list[History], prefix: tuple[int, ...] = ()) -> Log:
+        rows = [row for history in histories for row in history]
+        tokens = [token for text, _ in rows for token in text]
+        offsets = np.cumsum([0, *(len(text) for text, _ in rows)]).astype(np.int64)
+        manifest = type("M", (), {"report": {"special_tokens": SPECIAL, "vocabulary": VOCABULARY}})()
+        store = TokenStore(
+            manifest=manifest,
+            tokens=np.array(tokens, np.int32),
+            offsets=offsets,
+            text=np.arange(len(rows), dtype=np.int32),
+            label=np.array([label for _, label in rows], np.int8),
+            split=np.zeros(len(rows), np.int8),
+            position=np.array([i for history in histories for i in range(len(history))], np.int32),
+            prefix=np.array(prefix, np.int32),
+        )
+        return cls(histories, store)
+
+    @classmethod
+    def random(cls, users: int, seed: int, shortest: int = 3, longest: int = 12, text: int = 4,
+               prefix: tuple[int, ...] = ()) -> Log:  # fmt: skip
+        draw = np.random.default_rng(seed)
+        histories = [
+            [
+                (draw.integers(4, VOCABULARY, draw.integers(1, text + 1)).tolist(), int(draw.integers(2)))
+                for _ in range(draw.integers(shortest, longest + 1))
+            ]
+            for _ in range(users)
+        ]
+        return cls.of(histories, prefix)
+
+    def rows(self, context: int, targets: int | None, row_length: int, min_history: int = 1, seed: int = 0) -> Rows:
+        store = self.store
+        cut = prompts.cut(
+            store.position >= min_history, store.position, store.lengths(), context, targets, row_length,
+            len(store.prefix),
+        )  # fmt: skip
+        packed = best_fit.pack(cut.length, row_length, seed)
+        order = np.argsort(packed.row, kind="stable")
+        cut = cut.take(order)
+        bounds = np.searchsorted(packed.row[order], np.arange(packed.rows + 1))
+        return Rows(store, row_length, cut.start, cut.first_target, cut.stop, bounds)
+
+    def batch(self, context: int, targets: int | None, row_length: int = 256, **options: int) -> Batch:
+        rows = self.rows(context, targets, row_length, **options)
+        return Batch.of(rows.assemble(np.arange(len(rows))), self.store.label)
+
+
+def small_model(paradigm: str, context: int, layers: int = 2, row_length: int = 256, prefix: int = 0, seed: int = 0,
+                **settings: object) -> CTRModel:  # fmt: skip
+    """A random model with a head that says something (a new one says 1/2 to everything)."""
+    torch.manual_seed(seed)
+    shape = {
+        "hidden_size": 32,
+        "layers": layers,
+        "heads": 4,
+        "kv_heads": 2,
+        "intermediate_size": 48,
+        "initial_std": 0.3,
+    }
+    model = CTRModel(ModelConfig(**{**shape, **settings}), paradigm, context, VOCABULARY, row_length, SPECIAL, prefix)
+    if model.head is not None:
+        torch.nn.init.normal_(model.head.weight)
+    return model.eval()
+
+
+def logits_by_target(model: CTRModel, batch: Batch) -> dict[int, float]:
+    """Logit of each target, by its row of the log."""
+    with torch.no_grad():
+        logits = model(batch)[0]
+    return dict(zip(batch.target.tolist(), logits.tolist(), strict=True))
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log.random(users=5, seed=3)

@@ -1,0 +1,97 @@
+"""Every token of every packed row, and every pair of tokens, against plain loops that use no code of the package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.masks import dense, intervals, visible
+from dti_pipeline.packing.layout import Kind
+from dti_pipeline.paths import PARADIGMS
+from tests.model import oracle
+from tests.model.conftest import SPECIAL, Log
+
+KINDS = {Kind.TEXT: "text", Kind.SUM: "sum", Kind.LABEL: "label", Kind.PREFIX: "prefix"}
+
+logs = st.builds(
+    Log.random,
+    users=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+    longest=st.integers(3, 15),
+    text=st.integers(1, 5),
+    prefix=st.sampled_from([(), (9,), (9, 8, 7)]),
+)
+
+
+def expected_prompts(log: Log, context: int, k: int | None, min_history: int) -> dict[int, list[oracle.Token]]:
+    """Every prompt's tokens by the log row of its first target, with rows of the log instead of the history's."""
+    found = {}
+    base = 0
+    for history in log.histories:
+        flags = [i >= min_history for i in range(len(history))]
+        for first, stop in oracle.targets_of(flags, k):
+            tokens = oracle.prompt(history, first, stop, context, SPECIAL, tuple(log.store.prefix.tolist()))
+            for token in tokens:
+                token["row"] += base if token["row"] >= 0 else 0
+            found[base + first] = tokens
+        base += len(history)
+    return found
+
+
+@given(log=logs, context=st.integers(0, 6), k=st.sampled_from([1, 2, 3, 7, None]), min_history=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_rows_hold_exactly_the_prompts_of_the_oracle(log: Log, context: int, k: int | None, min_history: int) -> None:
+    expected = expected_prompts(log, context, k, min_history)
+    rows = log.rows(context, k, row_length=256, min_history=min_history)
+    layout = rows.assemble(np.arange(len(rows)))
+    found = {}
+    for r in range(len(rows)):
+        for document in np.unique(layout.document[r][layout.kind[r] != Kind.PAD]):
+            slots = np.flatnonzero((layout.document[r] == document) & (layout.kind[r] != Kind.PAD))
+            assert (np.diff(slots) == 1).all(), "a prompt is contiguous"
+            tokens = [
+                (
+                    int(layout.token[r, s]),
+                    KINDS[Kind(layout.kind[r, s])],
+                    int(layout.interaction[r, s]),
+                    int(layout.position[r, s]),
+                )
+                for s in slots
+            ]
+            targets = layout.target[r, slots]
+            found[int(targets[targets >= 0][0])] = (tokens, targets[targets >= 0].tolist())
+    assert found.keys() == expected.keys()
+    for first, tokens in expected.items():
+        assert found[first][0] == [(t["token"], t["kind"], t["interaction"], t["position"]) for t in tokens]
+        assert found[first][1] == [t["row"] for t in tokens if t["kind"] == "sum"]
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@given(log=logs, context=st.integers(0, 5), k=st.sampled_from([1, 3, None]))
+@settings(max_examples=25, deadline=None)
+def test_masks_are_the_oracle_s_pair_by_pair(paradigm: str, log: Log, context: int, k: int | None) -> None:
+    batch = log.batch(context, k, row_length=192)
+    mask = visible(batch.tokens, paradigm, context)
+    for r in range(batch.kind.shape[0]):
+        expected = torch.eye(batch.kind.shape[1], dtype=torch.bool)
+        for document in batch.document[r][batch.kind[r] != Kind.PAD].unique():
+            slots = ((batch.document[r] == document) & (batch.kind[r] != Kind.PAD)).nonzero().flatten().tolist()
+            tokens = [
+                {"kind": KINDS[Kind(int(batch.kind[r, s]))], "interaction": int(batch.interaction[r, s])} for s in slots
+            ]
+            for q in range(len(slots)):
+                for k_ in range(len(slots)):
+                    expected[slots[q], slots[k_]] = oracle.sees(paradigm, context, tokens, q, k_)
+        assert torch.equal(mask[r], expected)
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@given(log=logs, context=st.integers(0, 6), k=st.sampled_from([1, 2, 5, None]))
+@settings(max_examples=40, deadline=None)
+def test_intervals_say_the_same_as_the_dense_mask(paradigm: str, log: Log, context: int, k: int | None) -> None:
+    batch: Batch = log.batch(context, k, row_length=256)
+    assert torch.equal(dense(intervals(batch.tokens, paradigm, context)), visible(batch.tokens, paradigm, context))
