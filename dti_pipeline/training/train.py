@@ -30,9 +30,12 @@ from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.loop import Trainer, optimizer_for, peak_memory_gib
+from dti_pipeline.training.loader import Loader
+from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Checkpointed, Event, Finished, Listener, Started
 from dti_pipeline.training.steps import Steps
+from dti_pipeline.training.stopwatch import peak_memory_gib
 
 HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
 
@@ -86,14 +89,17 @@ def train(
                 dataset_digest=digest,
             )
         )
+    if device.type == "cuda":
+        model.compile_layers()
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     trainer = Trainer(
         model=prepared,
         optimizer=prepared_optimizer,
         accelerator=accelerator,
         config=settings,
-        rows=rows,
-        steps=steps,
+        loader=Loader(
+            rows, steps, settings.tokens_per_batch, device, accelerator.process_index, accelerator.num_processes
+        ),
         progress=progress,
         emit=emit,
         evaluate=lambda: _validate(model, store, manifest.path, settings, device),

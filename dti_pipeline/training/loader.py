@@ -1,0 +1,102 @@
+"""Steps to batches, ahead of the model: a thread assembles the next steps while the device works on this one."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.packing.layout import Kind
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.training.steps import Step, Steps
+
+#: Steps assembled ahead. Assembly is faster than any step it feeds, so this only has to cover its jitter.
+AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """One process's share of a step."""
+
+    step: Step
+    passes: list[Batch]
+    tokens: int  # in those passes, padding left out
+    idle: bool  # this process has no row of its own: it computes one to take part, and counts it for nothing
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The steps of a training from any of them on, for process ``rank`` of ``world``.
+
+    Rows of a step are dealt to the processes in turn. On a GPU every pass has the same shape, filled up with rows of
+    padding, so that a compiled model is compiled once.
+    """
+
+    rows: Rows
+    steps: Steps
+    tokens_per_batch: int
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def work(self, number: int) -> Work:
+        """What this process does in step ``number``."""
+        step = self.steps[number]
+        mine = step.rows[self.rank :: self.world]
+        idle = not len(mine)
+        passes, tokens = [], 0
+        for part in self.rows.split(step.rows[:1] if idle else mine, self.tokens_per_batch):
+            layout = self.rows.assemble(part, self.height)
+            tokens += int((layout.kind != Kind.PAD).sum())
+            batch = Batch.of(layout, self.rows.store.label)
+            passes.append(batch.pin() if self.device.type == "cuda" else batch)
+        return Work(step, passes, 0 if idle else tokens, idle)
+
+    @property
+    def height(self) -> int:
+        """Rows of a pass, at least."""
+        return max(1, self.tokens_per_batch // self.rows.row_length) if self.device.type == "cuda" else 0
+
+    def start(self, first: int) -> Iterator[Work]:
+        """Steps ``first``, ``first + 1``, .. to the last. On the CPU they are made as they are asked for."""
+        if self.device.type != "cuda":
+            yield from (self.work(number) for number in range(first, self.steps.count))
+            return
+        ready: queue.Queue[Work | BaseException | None] = queue.Queue(AHEAD)
+        stop = threading.Event()
+
+        def assemble() -> None:
+            try:
+                for number in range(first, self.steps.count):
+                    _put(ready, self.work(number), stop)
+                    if stop.is_set():
+                        return
+                _put(ready, None, stop)
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the next step
+                _put(ready, error, stop)
+
+        thread = threading.Thread(target=assemble, name="loader", daemon=True)
+        thread.start()
+        try:
+            while (work := ready.get()) is not None:
+                if isinstance(work, BaseException):
+                    raise work
+                yield work
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _put(
+    ready: queue.Queue[Work | BaseException | None], item: Work | BaseException | None, stop: threading.Event
+) -> None:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue

@@ -1,0 +1,31 @@
+"""AdamW and its schedule, counted in targets."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dti_pipeline.config import TrainingConfig
+
+
+def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, as norms and biases are scales, not features."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    cuda = any(p.is_cuda for p in trained)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), fused=cuda)
+
+
+def learning_rate(config: TrainingConfig, targets_seen: int, targets_total: int) -> float:
+    """Linear warm-up, then cosine to ``final_learning_rate_share`` of the peak; both counted in targets."""
+    done = targets_seen / max(targets_total, 1)
+    if done < config.warmup_share:
+        return config.learning_rate * done / config.warmup_share
+    rest = (done - config.warmup_share) / max(1 - config.warmup_share, 1e-9)
+    floor = config.final_learning_rate_share
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0))))
