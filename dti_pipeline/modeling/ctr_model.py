@@ -132,6 +132,11 @@ class CTRModel(nn.Module):
             initial=embedded if amount is not None else None,
         )
 
+    def compile_layers(self) -> None:
+        """Compile each decoder layer (they share one graph). Rows must then have one length, batches one height."""
+        for layer in backbone.decoder_of(self.lm).layers:
+            layer.compile(dynamic=False)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

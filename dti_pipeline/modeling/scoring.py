@@ -26,7 +26,10 @@ def score(
     """
     targets, logits = [], []
     for part in rows.split(wanted, tokens_per_batch):
-        batch = Batch.of(rows.assemble(part), rows.store.label).to(device)
+        height = (
+            max(1, tokens_per_batch // rows.row_length) if device.type == "cuda" else 0
+        )  # one shape: one compilation
+        batch = Batch.of(rows.assemble(part, height), rows.store.label).to(device)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             logits.append(model(batch)[0].float().cpu())
         targets.append(batch.target.cpu())

@@ -55,10 +55,13 @@ class Rows:
         size = max(1, tokens // self.row_length)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def assemble(self, rows: NDArray[np.int64]) -> Layout:
-        """Layout of the named rows, shape (len(rows), row_length). Cost: O(tokens), about ten passes."""
+    def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
+        """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding.
+
+        Cost: O(tokens), about ten passes.
+        """
         store = self.store
-        layout = padding(len(rows), self.row_length, store.special["pad"])
+        layout = padding(max(len(rows), height), self.row_length, store.special["pad"])
 
         # Rows to prompts.
         per_row = self.bounds[rows + 1] - self.bounds[rows]

@@ -76,7 +76,7 @@ class Loader:
                     if stop.is_set():
                         return
                 _put(ready, None, stop)
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the next step
+            except BaseException as error:  # it belongs to whoever waits for the next step
                 _put(ready, error, stop)
 
         thread = threading.Thread(target=assemble, name="loader", daemon=True)
