@@ -18,6 +18,8 @@ from dti_pipeline.artifacts import Manifest
 
 #: Codes of the split column.
 SPLITS = ("train", "validation", "test")
+#: The log's items by id, for whoever has only ids to score: columns item_id and item_text.
+ITEMS = "items.parquet"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing.store import SPLITS, write_columns
+from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.gate import require_passed
 
@@ -39,7 +39,7 @@ def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
     text_of_row, texts = _distinct_texts(events, config.tokens)
     tokenizer = _tokenizer(config.tokens, texts)
     special = _special_tokens(tokenizer)
-    tokens, offsets, cut = _encode(tokenizer, texts, config.tokens)
+    tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
     prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
 
     with artifacts.publish(
@@ -58,6 +58,7 @@ def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
             },
         )
         tokenizer.save_pretrained(draft.path / "tokenizer")
+        pq.write_table(_catalogue(events), draft.path / ITEMS)
         lengths = np.diff(offsets)
         draft.report |= {
             "interactions": events.num_rows,
@@ -78,7 +79,7 @@ def _distinct_texts(events: pa.Table, config: TokensConfig) -> tuple[np.ndarray,
     keys = items.group_by(["item_id", "item_text"], use_threads=False).aggregate([])
     try:
         rendered = [
-            config.template.format(item_id=item, item_text=(text or "").strip() or f"item {item}").strip()
+            render(config.template, item, text)
             for item, text in zip(keys["item_id"].to_pylist(), keys["item_text"].to_pylist(), strict=True)
         ]
     except (KeyError, IndexError, ValueError) as error:
@@ -93,6 +94,17 @@ def _distinct_texts(events: pa.Table, config: TokensConfig) -> tuple[np.ndarray,
     # A join may reorder rows: carry the row number and sort by it.
     rows = items.append_column("row", pa.array(np.arange(len(items)))).join(keys, ["item_id", "item_text"])
     return rows.sort_by("row")["text"].combine_chunks().to_numpy().astype(np.int32), texts
+
+
+def _catalogue(events: pa.Table) -> pa.Table:
+    """Each item with the text it had in the last row of the log that names it, ordered by id."""
+    last = events.group_by("item_id", use_threads=False).aggregate([("item_text", "last")])
+    return last.rename_columns({"item_text_last": "item_text"}).select(["item_id", "item_text"]).sort_by("item_id")
+
+
+def render(template: str, item_id: str, item_text: str | None) -> str:
+    """Text of an interaction with an item; one without a text is called by its id."""
+    return template.format(item_id=item_id, item_text=(item_text or "").strip() or f"item {item_id}").strip()
 
 
 def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -145,16 +157,17 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return ids
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], config: TokensConfig
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_text_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokens end to end, offsets, and how many texts were cut."""
+    """Tokens end to end, (t + 1,) offsets, and how many texts were longer than ``max_text_tokens`` and were cut.
+    Raises InputError for a text of which the tokenizer makes nothing."""
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise InputError(f"the tokenizer makes no token of the item text {text!r}")
-    cut = sum(len(ids) > config.max_text_tokens for ids in encoded)
-    kept = [ids[: config.max_text_tokens] for ids in encoded]
+    cut = sum(len(ids) > max_text_tokens for ids in encoded)
+    kept = [ids[:max_text_tokens] for ids in encoded]
     offsets = np.zeros(len(kept) + 1, np.int64)
     np.cumsum([len(ids) for ids in kept], out=offsets[1:])
     return np.concatenate(kept).astype(np.int32), offsets, cut

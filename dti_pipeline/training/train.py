@@ -26,7 +26,7 @@ from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.modeling.scoring import score
 from dti_pipeline.packing.reader import Rows
-from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import Progress
@@ -209,6 +209,10 @@ def _report(
         "world_size": accelerator.num_processes,
         "peak_memory_gib": round(peak_memory_gib(device), 3),
         "mlflow_run_id": progress.run_id,
+        "texts": {  # how an item becomes tokens: with the tokenizer beside it, all that serving needs
+            **{name: store.manifest.config["tokens"][name] for name in ("template", "max_text_tokens")},
+            "prefix_tokens": store.manifest.report["prefix_tokens"],
+        },
         "network": network_facts(
             model, store.manifest.report["vocabulary"], plan["row_length"], store.special, len(store.prefix)
         ),
@@ -232,6 +236,8 @@ def _publish(
     ) as draft:
         model.save(draft.path)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
+        if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
+            shutil.copy(paths.tokens / ITEMS, draft.path / ITEMS)
         with (draft.path / "history.csv").open("w", newline="") as handle:
             writer = csv.DictWriter(handle, HISTORY_COLUMNS, restval="")
             writer.writeheader()
