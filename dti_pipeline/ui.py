@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import NoReturn
 from dti_pipeline import config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
+from dti_pipeline.tracking import mlflow_page
 
 HOST = "127.0.0.1"  # this machine only: neither page asks who is looking
 READY_SECONDS = 180
@@ -119,12 +122,14 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     running: list[Server] = []
     try:
-        running = servers(Paths.from_env())
+        paths = Paths.from_env()
+        experiment = config.load(paths.params).tracking.experiment
+        running = servers(paths)
         print("Starting, ten seconds or so ...", flush=True)
         for server in running:
             server.wait_until_it_answers()
         for server in reversed(running):
-            print(f"  {server.name:<8} {server.url}", flush=True)
+            print(f"  {server.name:<8} {_front_page(server, experiment)}", flush=True)
         print("Ctrl-C stops both.", flush=True)
         _watch(running, time.sleep)
     except InputError as error:
@@ -136,6 +141,18 @@ def main() -> int:
     finally:
         for server in reversed(running):
             server.stop()
+
+
+def _front_page(server: Server, experiment: str) -> str:
+    """MLflow's own front page is about language-model traces; the trainings, where there are some, have a view."""
+    query = urllib.parse.urlencode({"experiment_name": experiment})
+    if server.name != "MLflow":
+        return server.url
+    try:
+        with urllib.request.urlopen(f"{server.url}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
+            return mlflow_page.address(server.url, json.load(answer)["experiment"]["experiment_id"])
+    except urllib.error.HTTPError:
+        return server.url  # nothing was trained yet
 
 
 def _watch(running: list[Server], pause: Callable[[float], None]) -> NoReturn:

@@ -29,12 +29,12 @@ OWNERS = ["team:ctr"]
 KINDS = {
     "synth": {"csv"},
     "ingest": {"duckdb", "parquet"},
-    "validate": {"python", "json"},
-    "tokenize": {"huggingface", "arrow"},
-    "pack": {"numpy", "arrow"},
+    "validate": {"greatexpectations", "duckdb"},
+    "tokenize": {"huggingface", "numpy"},
+    "pack": {"numpy"},
     "train": {"pytorch", "mlflow"},
     "evaluate": {"scikitlearn", "parquet"},
-    "compare": {"mlflow", "html"},
+    "compare": {"matplotlib", "mlflow"},
 }
 POOLS = {"train": "gpu"}
 

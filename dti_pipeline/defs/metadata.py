@@ -21,7 +21,6 @@ HEADLINES = {
     "pack": ("targets", "dropped", "rows", "tokens_per_target", "padding_share"),
     "train": ("targets", "train_seconds", "targets_per_second", "validation_auc"),
     "evaluate": ("targets", "auc", "auc_streaming", "log_loss"),
-    "compare": (),
 }
 
 
@@ -42,7 +41,9 @@ def describe(report: Mapping[str, Any], output: Path) -> dict[str, Any]:
 
 def headline(stage: str, report: Mapping[str, Any]) -> str:
     """The few figures of a report that a log line has room for."""
-    found = {name: report[name] for name in HEADLINES[stage] if report.get(name) is not None}
+    if stage == "compare":
+        report = _compared(report)
+    found = {name: report[name] for name in HEADLINES.get(stage, report) if report.get(name) is not None}
     return ", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in found.items())
 
 
@@ -65,13 +66,30 @@ def _tables(name: str, value: Any) -> dict[str, Any]:
     """What is no single figure: as a table where it has the shape of one, else as JSON."""
     if isinstance(value, list):
         return {name: table(value)} if _are_rows(value) else {name: dg.MetadataValue.json(value)}
-    if _are_rows(list(value.values())):
-        return {name: table([{name: key, **row} for key, row in value.items()])}
+    if all(isinstance(inner, Mapping) for inner in value.values()):
+        return {name: _matrix({key: _flat(inner) for key, inner in value.items()})}
     if all(_is_plain(inner) or inner is None for inner in value.values()):
         return {name: table([{"": key, "value": inner} for key, inner in value.items()])}
     if all(isinstance(inner, list) and _are_rows(inner) for inner in value.values()):
         return {f"{name}: {key}": table(rows) for key, rows in value.items()}
     return {name: dg.MetadataValue.json(value)}
+
+
+def _matrix(entries: Mapping[str, Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """A line for each entry, or a column for each where that makes the narrower table."""
+    fields = list(dict.fromkeys(field for entry in entries.values() for field in entry))
+    if len(fields) <= len(entries) + 2:
+        return table([{"": name, **entry} for name, entry in entries.items()])
+    return table([{"": field} | {name: entry.get(field) for name, entry in entries.items()} for field in fields])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return flat
 
 
 def _are_rows(values: Sequence[Any]) -> bool:

@@ -23,7 +23,7 @@ from dti_pipeline import __version__
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
-from dti_pipeline.tracking import lineage
+from dti_pipeline.tracking import lineage, mlflow_page
 from dti_pipeline.training.progress import Evaluated, Event, Finished, Started, Stepped
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
     # A server knows where its artifacts go; the home's own store keeps them in the home.
     location = None if config.tracking.uri else paths.mlflow_artifacts.as_uri()
     try:
-        # Without the kind, MLflow's page opens on its views of language-model traces.
-        return store, store.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
+        return store, store.create_experiment(name, location, mlflow_page.experiment_tags())
     except MlflowException:  # another training made it a moment ago
         found = store.get_experiment_by_name(name)
         if found is None:
