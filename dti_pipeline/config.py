@@ -180,9 +180,10 @@ class ModelConfig:
     intermediate_size: int = 128
     rope_theta: float = 10000.0
     tie_embeddings: bool = True
-    initial_std: float = (
-        0.1  # of the weights, from scratch; 0.02, the habit for wide models, starts small ones too flat
-    )
+    # mimetic: queries and keys start as one map, so that a token attends to what resembles it from the first step on
+    # (Trockman & Kolter, arXiv 2305.09828); standard: independent normal weights. From scratch only.
+    initialisation: Literal["standard", "mimetic"] = "mimetic"
+    initial_std: float = 0.1  # of the weights, from scratch: 0.02, right for wide models, starts narrow ones too flat
     # From scratch only. pooled: a [SUM] and a label enter the first layer with the mean embedding of their own item's
     # text added, so that a target can be matched with past items before any layer has learnt to gather texts. Without
     # it small models stay at the user's and the item's rate (31 trials on the demo's log, none above AUC 0.67; with it

@@ -53,9 +53,20 @@ def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTr
             attn_implementation=attention.NAME,
         )
     )
+    if config.initialisation == "mimetic":
+        _tie_initial_keys_to_queries(lm)
     if config.dropout:
         _add_dropout(lm, config.dropout)
     return lm
+
+
+def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
+    """Start every key map as its query map (its group's first, under grouped queries)."""
+    with torch.no_grad():
+        for layer in lm.get_decoder().layers:
+            attn = layer.self_attn
+            groups = attn.q_proj.weight.unflatten(0, (attn.k_proj.weight.shape[0] // attn.head_dim, -1, attn.head_dim))
+            attn.k_proj.weight.copy_(groups[:, 0].flatten(0, 1))
 
 
 def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
