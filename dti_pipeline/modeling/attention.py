@@ -10,6 +10,7 @@ one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_atte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
 #: and 256 for rows of 512 and 1,024 tokens on two cores.
 BAND = 128
+#: Keywords that an architecture may pass. Positions are in query and key already; a cache is never used in training.
+HONOURED = frozenset({"dti", "layer", "position_ids", "sliding_window", "use_cache"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class View:
     bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
     block_mask: BlockMask | None = None  # CUDA
     sums: SumRows | None = None
+    watch: Callable[..., None] | None = None  # told what every layer hands to attention, before it is used
 
 
 def bands(i: Intervals) -> tuple[tuple[int, int, Tensor], ...]:
@@ -62,16 +66,24 @@ def attend(
     """transformers' attention signature: query (B, H, L, D), key and value (B, H_kv, L, D) -> (B, L, H, D).
 
     Raises RuntimeError without a :class:`View` (keyword ``dti``), and for what it cannot honour: a mask of another
-    kind, attention dropout, soft-capping.
+    kind, dropout, a window shorter than the row, any wish of an architecture that is not in :data:`HONOURED`
+    (soft-capping, attention sinks, ..).
     """
     view: View | None = kwargs.get("dti")
     if view is None:
         raise RuntimeError("attention was called without a view of the batch: it would have been plain causal")
     if attention_mask is not None:
         raise RuntimeError("attention was given a mask beside the view of the batch: only one can be right")
-    if dropout or kwargs.get("softcap"):
-        raise RuntimeError("attention dropout and soft-capping of scores are not supported")
+    if dropout:
+        raise RuntimeError("attention dropout is not supported")
+    unknown = [name for name, wish in kwargs.items() if name not in HONOURED and wish is not None and wish is not False]
+    if unknown:
+        raise RuntimeError(f"attention was asked for what it does not do: {', '.join(unknown)}")
+    if (kwargs.get("sliding_window") or key.shape[2]) < key.shape[2]:
+        raise RuntimeError(f"attention was asked for a window of {kwargs['sliding_window']} in {key.shape[2]} tokens")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if view.watch is not None:
+        view.watch(module, query, key, value, scale, kwargs)
     if view.block_mask is not None:
         out = _flex(query, key, value, view.block_mask, scale)
     elif view.bands is not None:

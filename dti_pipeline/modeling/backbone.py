@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import attention
+from dti_pipeline.modeling import attention, probe
 from dti_pipeline.modeling.sum_attention import LayerMemory
 
 
@@ -27,9 +27,10 @@ def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens:
     lm = (
         from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
     )
-    check(lm, config, row_length)
+    check(lm, row_length)
     if config.forgetting != "none":
         _remember_layer_inputs(lm)
+    probe.check(lm, config.sum_position, config.forgetting != "none")
     if config.name_or_path is None or config.lora.rank == 0:
         return lm
     return _with_lora(lm, config, trained_tokens)
@@ -72,14 +73,15 @@ def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
 def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
     assert config.name_or_path is not None
     try:
+        settings = AutoConfig.from_pretrained(config.name_or_path)
+        text: Any = settings.get_text_config()
+        text.use_cache = False
+        if getattr(text, "attention_dropout", 0.0):
+            text.attention_dropout = 0.0  # our attention has none; the base models' own training is over
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path,
-            attn_implementation=attention.NAME,
-            dtype=torch.float32,
-            attention_dropout=0.0,
-            use_cache=False,
+            config.name_or_path, config=settings, attn_implementation=attention.NAME, dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"params key `model.name_or_path`: no causal language model that can take our mask at"
             f" {config.name_or_path!r} ({str(error).splitlines()[0]})"
@@ -89,8 +91,8 @@ def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
     return lm
 
 
-def check(lm: PreTrainedModel, config: ModelConfig, row_length: int) -> None:
-    """Refuse an architecture that cannot take our mask, or cannot take the fixes that were asked for."""
+def check(lm: PreTrainedModel, row_length: int) -> None:
+    """Refuse an architecture that says of itself that it cannot take our mask; :mod:`probe` finds those that do not."""
     name = type(lm).__name__
     settings: Any = lm.config.get_text_config()
     if not getattr(lm, "_supports_attention_backend", False):
@@ -105,31 +107,14 @@ def check(lm: PreTrainedModel, config: ModelConfig, row_length: int) -> None:
             f"{name} looks back {window} tokens at most, less than packing.row_length = {row_length}: lower it to"
             f" {window}"
         )
-    if config.sum_position != "rope" or config.forgetting != "none":
-        _check_fixes(lm, config, name)
 
 
-def _check_fixes(lm: PreTrainedModel, config: ModelConfig, name: str) -> None:
-    decoder = lm.get_decoder()
-    layer = decoder.layers[0]
-    rotary = getattr(decoder, "rotary_emb", None)
-    nested = any(isinstance(v, dict) for v in (getattr(lm.config, "rope_parameters", None) or {}).values())
-    if rotary is None or nested:
-        raise InputError(
-            f"{name} has no single rotary embedding: model.sum_position must be rope and model.forgetting none"
-        )
-    if config.forgetting != "none" and (
-        hasattr(layer.self_attn, "k_norm")
-        or not hasattr(layer, "input_layernorm")
-        or not _is_rms(layer.input_layernorm)
-    ):
-        raise InputError(
-            f"{name} norms its keys or states in a way that forgetting cannot follow: set model.forgetting to none"
-        )
-
-
-def _is_rms(norm: nn.Module) -> bool:
-    return "RMSNorm" in type(norm).__name__
+def require_ours(decoder: PreTrainedModel) -> None:
+    """Raise RuntimeError where somebody has given the model another attention since it was built: it would take no
+    notice of the mask."""
+    if decoder.config._attn_implementation != attention.NAME:
+        found = decoder.config._attn_implementation
+        raise RuntimeError(f"the model's attention is {found!r}, not ours: it would have been plain causal")
 
 
 def _with_lora(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[int]) -> Any:
@@ -176,7 +161,7 @@ def _remember_layer_inputs(lm: PreTrainedModel) -> None:
 
     A subclass of the layer's own class: weights keep their names, and compilation sees plain code, no hook.
     """
-    for layer in lm.get_decoder().layers:
+    for layer in getattr(lm.get_decoder(), "layers", ()):
         base = type(layer)
 
         class Remembering(base):  # type: ignore[misc, valid-type]

@@ -63,7 +63,8 @@ class CTRModel(nn.Module):
         words of a vocabulary which clicks alone say little about. Cost: logits over the vocabulary at text tokens.
         """
         decoder = backbone.decoder_of(self.lm)
-        embedded = decoder.embed_tokens(batch.token)
+        backbone.require_ours(decoder)
+        embedded = decoder.get_input_embeddings()(batch.token)
         if self.pooled:
             embedded = embedded + _pooled_texts(embedded, batch.kind)
         hidden = decoder(
@@ -110,8 +111,9 @@ class CTRModel(nn.Module):
     def _sum_rows(self, batch: Batch, spans: Intervals, embedded: Tensor) -> SumRows:
         slot, valid = _sum_slots(batch)
         visible = torch.gather(dense(spans), 1, slot[..., None].expand(-1, -1, batch.token.shape[1]))[:, None]
-        cos, sin = backbone.decoder_of(self.lm).rotary_emb(embedded, position_ids=batch.position)
-        bias = amount = None
+        bias = amount = cos = sin = None
+        if self.settings.sum_position == "nope_alibi" or self.settings.forgetting != "none":
+            cos, sin = backbone.decoder_of(self.lm).rotary_emb(embedded, position_ids=batch.position)
         if self.settings.sum_position != "rope":
             back = torch.gather(batch.position, 1, slot)[:, :, None] - batch.position[:, None, :]
             bias = -self.slopes[None, :, None, None] * back[:, None].clamp(min=0)

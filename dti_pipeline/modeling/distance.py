@@ -35,6 +35,11 @@ def forgetting(distance: Tensor, family: str, maximum: float, context: int) -> T
     raise ValueError(f"unknown forgetting family {family!r}")
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x`` (B, H, L, D) at the positions of a rotary embedding ``cos`` and ``sin`` (B, L, D)."""
+    return x * cos[:, None] + _quarter_turn(x) * sin[:, None]
+
+
 def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Undo a rotary embedding: ``x`` (B, H, L, D) as it was before positions, ``cos`` and ``sin`` (B, L, D).
 
@@ -42,6 +47,9 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     has its scale divided out.
     """
     cos, sin = cos[:, None], sin[:, None]
+    return (x * cos - _quarter_turn(x) * sin) / (cos**2 + sin**2)
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return (x * cos - rotated * sin) / (cos**2 + sin**2)
+    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dti_pipeline.modeling.distance import unrotate
+from dti_pipeline.modeling.distance import rotate, unrotate
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class SumRows:
     visible: Tensor  # (B, 1, S, L) the paradigm's mask, their rows of it
     bias: Tensor | None  # (B, H, S, L) ALiBi, at most 0
     keep_rotation: bool  # False: neither query nor keys carry positions
-    cos: Tensor  # (B, L, D) the batch's rotary embedding
-    sin: Tensor
+    cos: Tensor | None  # (B, L, D) the batch's rotary embedding, where it is undone or keys are made
+    sin: Tensor | None
     amount: Tensor | None  # (B, 1, S, L) a(d) of each pair; None: nothing is forgotten
     initial: Tensor | None  # (B, L, E) what entered the first layer
 
@@ -47,6 +47,18 @@ class SumRows:
         """(B, H, L, D) -> the [SUM] rows (B, H, S, D)."""
         return torch.gather(x, 2, self.slot[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
+    def rotated(self, x: Tensor) -> Tensor:
+        """(B, H, L, D) at the batch's positions."""
+        assert self.cos is not None
+        assert self.sin is not None
+        return rotate(x, self.cos, self.sin)
+
+    def unrotated(self, x: Tensor) -> Tensor:
+        """(B, H, L, D) as it was before positions."""
+        assert self.cos is not None
+        assert self.sin is not None
+        return unrotate(x, self.cos, self.sin)
+
 
 def sum_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rows: SumRows, scale: float, kwargs: dict[str, Any]
@@ -54,7 +66,7 @@ def sum_attention(
     """Attention output of the [SUM] rows, (B, H, S, D), in fp32 scores. Keyword ``layer`` is the decoder layer's own
     memory (its norm and its input) where something is forgotten."""
     if not rows.keep_rotation:
-        query, key = unrotate(query, rows.cos, rows.sin), unrotate(key, rows.cos, rows.sin)
+        query, key = rows.unrotated(query), rows.unrotated(key)
     query = rows.take(query)
     if rows.amount is None:
         scores = _scores(query, key, scale)
@@ -91,7 +103,7 @@ def sum_attention_reference(
     assert rows.initial is not None
     memory: LayerMemory = kwargs["layer"]
     if not rows.keep_rotation:
-        query = unrotate(query, rows.cos, rows.sin)
+        query = rows.unrotated(query)
     query = rows.take(query)
     scores = torch.zeros(*query.shape[:3], key.shape[2], dtype=query.dtype, device=query.device)
     states = []
@@ -122,7 +134,7 @@ class LayerMemory:
         shape = (*state.shape[:2], -1, module.head_dim)
         key = module.k_proj(normed).view(shape).transpose(1, 2)
         value = module.v_proj(normed).view(shape).transpose(1, 2)
-        return (_rotate(key, rows.cos, rows.sin) if rows.keep_rotation else key), value
+        return (rows.rotated(key) if rows.keep_rotation else key), value
 
     def biases(self, module: Any, rows: SumRows, like: Tensor) -> tuple[Tensor, Tensor]:
         """Biases of the k and v projections as they appear in ``like`` (B, H_kv, L, D); zeros where there are none."""
@@ -135,7 +147,7 @@ class LayerMemory:
                 biases.append(bias.view(1, like.shape[1], 1, like.shape[3]))
         key, value = biases
         if key.shape[-1] != 1 and rows.keep_rotation:
-            key = _rotate(key.expand(like.shape), rows.cos, rows.sin)
+            key = rows.rotated(key.expand(like.shape))
         return key, value
 
     def products(self, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,9 +179,3 @@ def _softmax(scores: Tensor, rows: SumRows) -> Tensor:
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]

@@ -1,0 +1,173 @@
+"""Does a language model obey our attention? Asked of the model itself, before anything is trained on it.
+
+What an architecture says of itself is not enough: some that take an attention function also have layers that mix
+tokens in another way (linear attention, convolutions), or positions that are not relative, or rotate keys in another
+order than we un-rotate them. Each would train without an error and be wrong. So every model is asked a few rows of six
+tokens, and its answers are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling.attention import View, bands
+from dti_pipeline.modeling.distance import unrotate
+from dti_pipeline.modeling.masks import Tokens, intervals
+from dti_pipeline.modeling.sum_attention import SumRows, sum_attention, sum_attention_reference
+from dti_pipeline.packing.layout import Kind
+
+#: Relative change of a state that counts as one. fp32 noise is about 1e-6; what one token does to another is above 1e-3
+#: even in the flattest random model.
+MOVED = 1e-4
+#: Rows of the probe: as it is; its first token changed; its second, which nobody sees; shifted; all at position 0.
+SAME, FIRST, UNSEEN, SHIFTED, AT_ZERO = range(5)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the attention function was given by one layer."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    kwargs: dict[str, Any]
+
+
+@torch.no_grad()
+def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
+    """Raise InputError where ``lm`` does not obey the mask, knows absolute positions, or cannot take the fixes asked
+    for. Leaves the model and the random generators as they were. Cost: one forward pass of 30 tokens."""
+    name = type(lm).__name__
+    training = lm.training
+    lm.eval()
+    try:
+        calls: list[_Call] = []
+        decoder = lm.get_decoder()
+        embedded, positions = _rows(lm)
+        try:
+            states = decoder(
+                inputs_embeds=embedded,
+                position_ids=positions,
+                attention_mask=None,
+                use_cache=False,
+                dti=View(bands=_bands(), watch=lambda *given: calls.append(_Call(*given))),
+            ).last_hidden_state
+        except Exception as error:  # whatever foreign code raises means the same: it cannot be used
+            raise InputError(f"{name} cannot take our mask: use another model.name_or_path ({_line(error)})") from error
+        _check_states(name, states)
+        if sum_position == "nope_alibi":
+            _check_rotation(name, decoder, calls[0], embedded, positions)
+        if forgetting:
+            _check_forgetting(name, decoder, calls, embedded, positions)
+    finally:
+        lm.train(training)
+
+
+def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Embeddings (5, 6, E) of the size that the model's own have, and positions (5, 6)."""
+    weight = lm.get_input_embeddings().weight
+    some = lm.get_input_embeddings()(torch.arange(min(64, weight.shape[0]), device=weight.device))
+    draw = torch.randn(2, 6, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(some)
+    draw = draw * some.std()
+    embedded = draw[0].repeat(5, 1, 1)
+    embedded[FIRST, 0] = draw[1, 0]
+    embedded[UNSEEN, 1] = draw[1, 1]
+    positions = torch.tensor([[0, 1, 1, 0, 1, 2]], device=weight.device).repeat(5, 1)
+    positions[SHIFTED] += 7
+    positions[AT_ZERO] = 0
+    return embedded, positions
+
+
+def _bands() -> tuple[tuple[int, int, Tensor], ...]:
+    """Two prompts, of which the first has a [SUM] between two texts."""
+    kind = torch.full((5, 6), int(Kind.TEXT), dtype=torch.int8)
+    kind[:, 1] = Kind.SUM
+    tokens = Tokens(
+        document=torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32).repeat(5, 1),
+        interaction=torch.zeros(5, 6, dtype=torch.int32),
+        kind=kind,
+    )
+    return bands(intervals(tokens, "sliding_window", 1))
+
+
+def _check_states(name: str, states: Tensor) -> None:
+    moved = (states - states[SAME]).norm(dim=-1) / states[SAME].norm(dim=-1) > MOVED  # (5, 6)
+    if moved[FIRST, 3:].any() or moved[UNSEEN, 2:].any() or not moved[FIRST, 2]:
+        raise InputError(
+            f"{name} mixes tokens in layers that our mask does not reach: use another model.name_or_path, whose every"
+            " layer is softmax attention"
+        )
+    if moved[SHIFTED].any():
+        raise InputError(
+            f"{name} knows absolute positions, so that a score would depend on where a target stands in its prompt:"
+            " use another model.name_or_path, with rotary positions"
+        )
+
+
+def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, positions: Tensor) -> None:
+    """Un-rotated keys of the first layer must be its keys at position 0."""
+    try:
+        cos, sin = decoder.rotary_emb(embedded, position_ids=positions)
+        agrees = _close(unrotate(first.key, cos, sin), first.key[AT_ZERO].expand_as(first.key))
+    except (AttributeError, TypeError, RuntimeError):  # no rotary embedding, one for each kind of layer, a partial one
+        agrees = False
+    if not agrees:
+        raise InputError(
+            f"{name} rotates its keys in a way that cannot be undone here: set model.sum_position to rope or rope_alibi"
+        )
+
+
+def _check_forgetting(name: str, decoder: Any, calls: list[_Call], embedded: Tensor, positions: Tensor) -> None:
+    """In every layer, keys rebuilt from its input must be its keys, and both forms of forgetting must agree."""
+    try:
+        cos, sin = decoder.rotary_emb(embedded, position_ids=positions)
+        rows = _sum_rows(embedded, cos, sin)
+        agrees = _close(calls[0].kwargs["layer"].hidden, embedded) and all(_forgets(call, rows) for call in calls)
+    except (AttributeError, TypeError, RuntimeError):
+        agrees = False
+    if not agrees:
+        raise InputError(
+            f"{name} makes its keys or states in a way that forgetting cannot follow: set model.forgetting to none"
+        )
+
+
+def _forgets(call: _Call, rows: SumRows) -> bool:
+    key, value = call.kwargs["layer"].project(call.module, call.kwargs["layer"].hidden, rows)
+    arguments = (call.module, call.query, call.key, call.value, rows, call.scale, call.kwargs)
+    return (
+        _close(key, call.key)
+        and _close(value, call.value)
+        and _close(sum_attention(*arguments), sum_attention_reference(*arguments))
+    )
+
+
+def _sum_rows(embedded: Tensor, cos: Tensor, sin: Tensor) -> SumRows:
+    count, length = embedded.shape[:2]
+    visible = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()
+    return SumRows(
+        slot=torch.arange(length, device=embedded.device).expand(count, -1),
+        valid=torch.ones(count, length, dtype=torch.bool, device=embedded.device),
+        visible=visible.expand(count, 1, -1, -1),
+        bias=None,
+        keep_rotation=True,
+        cos=cos,
+        sin=sin,
+        amount=torch.tensor([0.0, 0.3, 0.7], device=embedded.device).repeat(2).expand(count, 1, length, -1),
+        initial=embedded,
+    )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= MOVED * b.norm())
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
