@@ -1,0 +1,166 @@
+"""What is asked of a model: users' histories and the items to score for them.
+
+One request a line (JSONL) or a row (Parquet)::
+
+    {"user_id": "7",
+     "history": [{"item_id": "12", "label": 1}, {"item_text": "Silent comet orbit night", "label": 0}],
+     "candidates": [{"item_id": "3"}, {"item_text": "Great dragon spell river"}]}
+
+``history`` is oldest first; ``label`` is what the user did (1 or 0). An item is named by ``item_id``, ``item_text`` or
+both. ``user_id`` may be left out: it is handed back with the answer and not used.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dti_pipeline.errors import InputError
+
+#: Rows of a Parquet file held at a time.
+PARQUET_ROWS = 1024
+
+
+class Item(NamedTuple):
+    """At least one of the two is there."""
+
+    item_id: str | None
+    item_text: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user and the items to score."""
+
+    user_id: str | int | None
+    history: tuple[Item, ...]  # oldest first
+    labels: tuple[int, ...]  # 0 or 1, of each item of the history
+    candidates: tuple[Item, ...]
+
+
+def parse(raw: Any, where: str) -> Request:
+    """A request from plain values. ``where`` (a file and line) opens the InputError that names the first wrong key."""
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{where} must be an object with keys history and candidates, not {_shown(raw)}")
+    for key in raw:
+        if key not in ("user_id", "history", "candidates"):
+            raise InputError(f"{where} key {key} is not known: a request has user_id, history and candidates")
+    user_id = raw.get("user_id")
+    if isinstance(user_id, bool) or not isinstance(user_id, (str, int, type(None))):
+        raise InputError(f"{where} key user_id must be text or a whole number, not {_shown(user_id)}")
+    history = _list(raw, "history", where)
+    candidates = _list(raw, "candidates", where)
+    return Request(
+        user_id=user_id,
+        history=tuple(_item(entry, where, f"history[{i}]") for i, entry in enumerate(history)),
+        labels=tuple(_label(entry, where, f"history[{i}]") for i, entry in enumerate(history)),
+        candidates=tuple(_item(entry, where, f"candidates[{i}]") for i, entry in enumerate(candidates)),
+    )
+
+
+def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = raw.get(key)
+    if value is None:
+        raise InputError(f"{where} key {key} is missing")
+    if hasattr(value, "tolist"):  # an array, as pandas holds a list read from Parquet
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{where} key {key} must be a list, not {_shown(value)}")
+    return list(value)
+
+
+def _item(entry: Any, where: str, key: str) -> Item:
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{where} key {key} must be an object with item_id or item_text, not {_shown(entry)}")
+    item_id, text = entry.get("item_id"), entry.get("item_text")
+    if isinstance(item_id, bool) or not isinstance(item_id, (str, int, type(None))):
+        raise InputError(f"{where} key {key}.item_id must be text or a whole number, not {_shown(item_id)}")
+    if not isinstance(text, (str, type(None))):
+        raise InputError(f"{where} key {key}.item_text must be text, not {_shown(text)}")
+    if item_id is None and not (text or "").strip():
+        raise InputError(f"{where} key {key} names no item: it has neither item_id nor item_text")
+    return Item(None if item_id is None else str(item_id), text)
+
+
+def _label(entry: Mapping[str, Any], where: str, key: str) -> int:
+    label = entry.get("label")
+    if label is None:
+        raise InputError(f"{where} key {key}.label is missing: it says what the user did, 0 or 1")
+    if not isinstance(label, (int, float)) or label not in (0, 1):
+        raise InputError(f"{where} key {key}.label must be 0 or 1, not {_shown(label)}")
+    return int(label)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read(path: Path) -> Iterator[Request]:
+    """The requests of a file, as they are needed: Parquet by its ending, else JSONL; ``-`` is standard input.
+
+    Raises InputError that names the file, the line (of Parquet: the row, from 1) and the key.
+    """
+    if str(path) == "-":
+        yield from _lines(sys.stdin.buffer, "standard input")
+        return
+    try:
+        if path.suffix == ".parquet":
+            yield from _rows(path)
+        else:
+            with path.open("rb") as handle:
+                yield from _lines(handle, str(path))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a whole Parquet file") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _lines(handle: IO[bytes], name: str) -> Iterator[Request]:
+    for number, line in enumerate(handle, 1):
+        if line.strip():
+            yield parse_line(line, f"{name} line {number}")
+
+
+def parse_line(line: bytes, where: str) -> Request:
+    """A request from one line of JSON."""
+    try:
+        raw = json.loads(line)
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
+    return parse(raw, where)
+
+
+def _rows(path: Path) -> Iterator[Request]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        for key in ("history", "candidates"):
+            if key not in names:
+                raise InputError(f"{path} has no column {key}")
+        wanted = [name for name in ("user_id", "history", "candidates") if name in names]
+        rows = (row for batch in file.iter_batches(PARQUET_ROWS, columns=wanted) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield parse(row, f"{path} row {number}")
+
+
+def chunks(requests: Iterable[Request], prompts: int) -> Iterator[list[Request]]:
+    """Requests in lists of about ``prompts`` candidates; a single request is never parted."""
+    chunk: list[Request] = []
+    count = 0
+    for request in requests:
+        chunk.append(request)
+        count += len(request.candidates)
+        if count >= prompts:
+            yield chunk
+            chunk, count = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,117 @@
+"""``dti score``: a file of requests to a file of probabilities, or lines in and lines out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.serving import requests
+from dti_pipeline.serving.requests import Request
+from dti_pipeline.serving.scorer import Scorer
+
+#: Candidates scored together: enough to fill rows and batches, few enough to hold.
+CHUNK = 4096
+ANSWERS = pa.schema([("user_id", pa.string()), ("probabilities", pa.list_(pa.float64()))])
+
+Write = Callable[[Sequence[Request], Sequence[Sequence[float]]], None]
+
+
+def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]) -> dict[str, Any]:
+    """Answer every request of a file, in order; ``out`` None: onto ``stdout``, as they are made.
+
+    An answer is ``{"user_id": .., "probabilities": [..]}``, one probability for each candidate in the request's order;
+    ``out`` is Parquet by its ending, else JSONL, and is written whole or not at all. Raises InputError that names the
+    file, line and key. Memory: about 4,096 candidates at a time.
+    """
+    start = time.perf_counter()
+    answered = candidates = 0
+    with _answers(out, stdout) as write:
+        for chunk in requests.chunks(requests.read(source), CHUNK):
+            scores = scorer.score(chunk)
+            write(chunk, scores)
+            answered += len(chunk)
+            candidates += sum(map(len, scores))
+    seconds = time.perf_counter() - start
+    return {
+        "model": str(scorer.manifest.path),
+        "paradigm": scorer.model.paradigm,
+        "requests": answered,
+        "candidates": candidates,
+        "seconds": round(seconds, 3),
+        "candidates_per_second": round(candidates / seconds, 1),
+        "out": None if out is None else str(out),
+    }
+
+
+def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[str, Any]:
+    """Answer each line when it comes: a process to talk to. A line that is no request is answered by ``{"error": ..}``
+    and the next one is awaited; at the end they raise CheckFailed."""
+    answered = refused = 0
+    for number, line in enumerate(source, 1):
+        try:
+            request = requests.parse_line(line, f"line {number}")
+            answer = _answer(request, scorer.score([request])[0])
+            answered += 1
+        except InputError as error:
+            answer = {"error": str(error)}
+            refused += 1
+        stdout.write(_line(answer))
+        stdout.flush()
+    if refused:
+        raise CheckFailed(f"{refused} of {refused + answered} lines were no requests: each was answered by its error")
+    return {"model": str(scorer.manifest.path), "paradigm": scorer.model.paradigm, "requests": answered}
+
+
+def _answer(request: Request, probabilities: Sequence[float]) -> dict[str, Any]:
+    user = {} if request.user_id is None else {"user_id": request.user_id}
+    return user | {"probabilities": list(probabilities)}
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+
+
+@contextmanager
+def _answers(out: Path | None, stdout: IO[bytes]) -> Iterator[Write]:
+    """Where answers go. A file is written aside and takes its name when everything is in it."""
+    if out is None:
+        yield _lines_to(stdout)
+        stdout.flush()
+        return
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}, where {out.name} shall be written, is no folder")
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        if out.suffix == ".parquet":
+            with pq.ParquetWriter(aside, ANSWERS) as writer:
+                yield _rows_to(writer)
+        else:
+            with aside.open("wb") as handle:
+                yield _lines_to(handle)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _lines_to(handle: IO[bytes]) -> Write:
+    def write(chunk: Sequence[Request], scores: Sequence[Sequence[float]]) -> None:
+        handle.writelines(_line(_answer(*pair)) for pair in zip(chunk, scores, strict=True))
+
+    return write
+
+
+def _rows_to(writer: pq.ParquetWriter) -> Write:
+    def write(chunk: Sequence[Request], scores: Sequence[Sequence[float]]) -> None:
+        users = [None if r.user_id is None else str(r.user_id) for r in chunk]
+        writer.write_table(pa.table({"user_id": users, "probabilities": scores}, schema=ANSWERS))
+
+    return write

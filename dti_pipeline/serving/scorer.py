@@ -1,0 +1,147 @@
+"""A trained model that answers: histories and candidates in, probabilities out.
+
+Prompts are cut, packed and laid out by the code that made the training rows, and scored by the code that judges models,
+so that what a server answers is what the evaluation measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Manifest
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling import ctr_model
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.scoring import score
+from dti_pipeline.packing import best_fit, prompts
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.store import ITEMS, TokenStore
+from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
+from dti_pipeline.serving.requests import Item, Request, parse
+
+if TYPE_CHECKING:
+    import pandas
+    from transformers import PreTrainedTokenizerBase
+
+#: Rows of fewer tokens than the training's are used for small requests, never below this: the width of a mask's band.
+SHORTEST_ROW = 128
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model folder, ready to score. Not safe for two threads at once: give each its own."""
+
+    manifest: Manifest
+    model: CTRModel
+    tokenizer: PreTrainedTokenizerBase
+    titles: Mapping[str, str]  # item text by id, of the log that the model was trained on
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> Scorer:
+        """Read a folder that ``dti train`` published. Raises InputError where it is not one."""
+        folder = Path(folder)
+        manifest = artifacts.read(folder, "train")
+        if "texts" not in manifest.report:
+            raise InputError(f"{folder} does not say how items become tokens: run `dti train` again")
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
+        titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
+        return cls(manifest, ctr_model.load(folder, chosen), load_tokenizer(folder), titles, chosen)
+
+    @property
+    def context(self) -> int:
+        """How many interactions of a history count: the last n."""
+        return self.model.context
+
+    def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
+        """P(label = 1) of every candidate, for each request in order.
+
+        ``requests``: parsed, or plain mappings, or a frame with their keys as columns; see
+        :mod:`dti_pipeline.serving.requests`. A candidate's score depends on its own request's history and on nothing
+        else. Cost: a prompt of n + 1 interactions for each candidate. Raises InputError that names the request and key.
+        """
+        records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
+        parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
+        counts = [len(request.candidates) for request in parsed]
+        if not sum(counts):
+            return [[] for _ in parsed]
+        rows = self._rows(*self._store(parsed))
+        autocast = torch.bfloat16 if self.manifest.config["training"]["dtype"] == "bfloat16" else None
+        tokens_per_batch = self.manifest.config["training"]["tokens_per_batch"]
+        _, probability = score(self.model, rows, np.arange(len(rows)), tokens_per_batch, self.device, autocast)
+        # Targets come back in the order of the store's rows, which is that of requests and their candidates.
+        ends = np.cumsum(counts)
+        return [probability[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
+
+    def _store(self, requests: Sequence[Request]) -> tuple[TokenStore, NDArray[np.bool_]]:
+        """A log in memory, one history for each candidate: its context, then itself; and which rows are candidates."""
+        index: dict[str, int] = {}
+
+        def text_of(item: Item) -> int:
+            return index.setdefault(self._render(item), len(index))
+
+        texts, labels, positions, targets = [], [], [], []
+        for request in requests:
+            history = request.history[max(0, len(request.history) - self.context) :]
+            length, count = len(history) + 1, len(request.candidates)
+            text = np.empty((count, length), np.int32)
+            text[:, :-1] = [text_of(item) for item in history]
+            text[:, -1] = [text_of(item) for item in request.candidates]
+            label = np.zeros((count, length), np.int8)  # a candidate's own is never seen: any value will do
+            label[:, :-1] = request.labels[len(request.history) - len(history) :]
+            texts.append(text.reshape(-1))
+            labels.append(label.reshape(-1))
+            positions.append(np.tile(np.arange(length, dtype=np.int32), count))
+            targets.append(np.tile(np.arange(length) == length - 1, count))
+        facts = self.manifest.report
+        tokens, offsets, _ = encode(self.tokenizer, list(index), facts["texts"]["max_text_tokens"])
+        text, label, position, is_target = (np.concatenate(x) for x in (texts, labels, positions, targets))
+        store = TokenStore(
+            manifest=Manifest(self.manifest.path, "score", {"special_tokens": facts["network"]["special"]}, {}, {}, {}),
+            tokens=tokens,
+            offsets=offsets,
+            text=text,
+            label=label,
+            split=np.zeros(len(text), np.int8),
+            position=position,
+            prefix=np.asarray(facts["texts"]["prefix_tokens"], np.int32),
+        )
+        return store, is_target
+
+    def _render(self, item: Item) -> str:
+        """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
+        template: str = self.manifest.report["texts"]["template"]
+        item_id, text = item
+        if item_id is None and "{item_id}" in template:
+            raise InputError(f"the item {text!r} has no item_id, which the model's tokens.template {template!r} names")
+        known = text if text is not None or item_id is None else self.titles.get(item_id)
+        return render(template, item_id or "", known)
+
+    def _rows(self, store: TokenStore, is_target: NDArray[np.bool_]) -> Rows:
+        """One prompt for each target, packed as the training's are."""
+        unlimited = int(np.iinfo(np.int32).max)  # a row as long as it must be: a request is never refused for its size
+        cut = prompts.cut(is_target, store.position, store.lengths(), self.context, 1, unlimited, len(store.prefix))
+        row_length = self._row_length(cut.length)
+        packed = best_fit.pack(cut.length, row_length, seed=0)
+        order = np.argsort(packed.row, kind="stable")
+        cut, row = cut.take(order), packed.row[order]
+        bounds = np.searchsorted(row, np.arange(packed.rows + 1))
+        return Rows(store, row_length, cut.start, cut.first_target, cut.stop, bounds)
+
+    def _row_length(self, lengths: NDArray[np.int64]) -> int:
+        """The training's row length; less, by halves, where all prompts fit one row; more where one prompt needs it."""
+        usual: int = self.manifest.report["network"]["row_length"]
+        short = SHORTEST_ROW
+        while short < min(int(lengths.sum()), usual):
+            short *= 2
+        return max(min(short, usual), -(-int(lengths.max()) // SHORTEST_ROW) * SHORTEST_ROW)
