@@ -169,6 +169,76 @@ def fetch_log(
             )
 
 
+@app.command("mask")
+def draw_mask(
+    paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(PARADIGMS)}; default: all of them.")] = None,
+    context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
+    targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Draw into this .png or .svg file instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw who sees whom in one prompt of a paradigm.
+
+    Example: `dti mask --paradigm dti --context 2 --targets 4 --tokens 3`
+    """
+    from dti_pipeline.modeling import draw
+
+    with _exit_codes():
+        if paradigm is not None:
+            config.check_paradigm(paradigm, PARADIGMS)
+        masks = draw.prompt_masks(paradigm, context, targets, tokens)
+        if out is not None:
+            draw.picture(masks, out)
+        if as_json:
+            print(json.dumps(masks[paradigm].plain() if paradigm else {name: m.plain() for name, m in masks.items()}))
+        elif out is None:
+            page = Console()
+            drawings = [draw.text(mask, page.width if page.is_terminal else None) for mask in masks.values()]
+            page.print(*drawings, sep="\n\n", soft_wrap=True)
+
+
+@app.command("score")
+def score_requests(
+    file: Annotated[Path, typer.Argument(help="Requests, JSONL or Parquet; `-` reads JSONL from standard input.")],
+    paradigm: Annotated[str | None, typer.Option("--paradigm", help="Use this paradigm's model of the home.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Use the model in this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Answers, JSONL or .parquet; default: standard out.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Answer each line of standard input when it comes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """P(click) of candidate items for users' histories, by a trained model.
+
+    A line of the file: `{"history": [{"item_id": "12", "label": 1}], "candidates": [{"item_text": "A title"}]}`
+
+    Example: `dti score requests.jsonl --paradigm dti --out answers.jsonl`
+    """
+    with _exit_codes():
+        if stream and (str(file) != "-" or out is not None):
+            raise InputError("--stream reads standard input (`-`) and answers on standard output")
+        if (paradigm is None) == (model is None):
+            raise InputError("name the model by one of --paradigm and --model")
+        if paradigm is not None:
+            config.check_paradigm(paradigm, PARADIGMS)
+            model = Paths.from_env().model(paradigm)
+        assert model is not None
+        from dti_pipeline.serving.score import score_file, score_stream
+        from dti_pipeline.serving.scorer import Scorer
+
+        scorer, stdout = Scorer.load(model), sys.stdout.buffer
+        report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
+        if as_json:
+            print(json.dumps(report, ensure_ascii=False))
+        elif not stream:
+            console.print(
+                f"{report['candidates']:,} candidates of {report['requests']:,} requests in {report['seconds']:,.1f} s,"
+                f" {report['candidates_per_second']:,.0f} a second",
+                highlight=False,
+            )
+
+
 def main() -> None:
     """Entry point of the ``dti`` script."""
     app()
