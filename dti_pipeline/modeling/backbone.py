@@ -166,7 +166,7 @@ def _remember_layer_inputs(lm: PreTrainedModel) -> None:
 
         class Remembering(base):  # type: ignore[misc, valid-type]
             def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                memory = LayerMemory(self.input_layernorm, hidden_states)
+                memory = LayerMemory(getattr(self, "input_layernorm", None), hidden_states)
                 return super().forward(hidden_states, *args, layer=memory, **kwargs)
 
         Remembering.__name__ = base.__name__

@@ -116,7 +116,8 @@ def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, pos
     """Un-rotated keys of the first layer must be its keys at position 0."""
     try:
         cos, sin = decoder.rotary_emb(embedded, position_ids=positions)
-        agrees = _close(unrotate(first.key, cos, sin), first.key[AT_ZERO].expand_as(first.key))
+        undone = unrotate(first.key, cos, sin)
+        agrees = _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
     except (AttributeError, TypeError, RuntimeError):  # no rotary embedding, one for each kind of layer, a partial one
         agrees = False
     if not agrees:

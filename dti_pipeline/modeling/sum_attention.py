@@ -121,7 +121,7 @@ def sum_attention_reference(
 class LayerMemory:
     """A decoder layer's input and its RMSNorm: what forgetting needs and an attention function is not given."""
 
-    norm: nn.Module
+    norm: Any  # None where a layer norms nothing before attention; the probe refuses it
     hidden: Tensor  # (B, L, E)
 
     @property
