@@ -112,15 +112,12 @@ def read(path: Path) -> Iterator[Request]:
         yield from _lines(sys.stdin.buffer, "standard input")
         return
     try:
-        if path.suffix == ".parquet":
-            yield from _rows(path)
-        else:
-            with path.open("rb") as handle:
-                yield from _lines(handle, str(path))
+        with path.open("rb") as handle:
+            yield from (_rows if path.suffix == ".parquet" else _lines)(handle, str(path))
     except pa.ArrowInvalid as error:
         raise InputError(f"{path} is not a whole Parquet file") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _lines(handle: IO[bytes], name: str) -> Iterator[Request]:
@@ -140,16 +137,16 @@ def parse_line(line: bytes, where: str) -> Request:
     return parse(raw, where)
 
 
-def _rows(path: Path) -> Iterator[Request]:
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
+def _rows(handle: IO[bytes], name: str) -> Iterator[Request]:
+    with pq.ParquetFile(handle) as file:
+        there = file.schema_arrow.names
         for key in ("history", "candidates"):
-            if key not in names:
-                raise InputError(f"{path} has no column {key}")
-        wanted = [name for name in ("user_id", "history", "candidates") if name in names]
+            if key not in there:
+                raise InputError(f"{name} has no column {key}")
+        wanted = [column for column in ("user_id", "history", "candidates") if column in there]
         rows = (row for batch in file.iter_batches(PARQUET_ROWS, columns=wanted) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
-            yield parse(row, f"{path} row {number}")
+            yield parse(row, f"{name} row {number}")
 
 
 def chunks(requests: Iterable[Request], prompts: int) -> Iterator[list[Request]]:
