@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.paths import Paths
+from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.tracking.mlflow_store import connect, flatten
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def _parent(store: MlflowClient, experiment: str, digest: str, comparison: Mappi
         "mlflow.source.name": "dti compare",
         "mlflow.source.type": "LOCAL",
     }
-    name = "comparison: " + ", ".join(comparison["paradigms"])
+    name = "comparison: " + ", ".join(p for p in PARADIGMS if p in comparison["paradigms"])
     return store.create_run(experiment, run_name=name, tags={key: value for key, value in tags.items() if value})
 
 

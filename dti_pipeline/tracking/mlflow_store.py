@@ -93,7 +93,6 @@ class TrainingRun:
             self._step(event)
         elif isinstance(event, Evaluated):
             self._add(event.targets_seen, {f"eval/{name}": value for name, value in event.metrics.items()})
-            self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
         elif isinstance(event, Finished):
             self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
             self.flush()
@@ -135,8 +134,9 @@ class TrainingRun:
             "perf/targets_per_second": event.targets_per_second,
             "perf/tokens_per_second": event.tokens_per_second,
             "mem/peak_gib": event.peak_memory_gib,
-            "time/train_seconds": event.train_seconds,
         }
+        if event.targets_seen < self._targets_total:  # the end has its own event, with the whole time
+            values["time/train_seconds"] = event.train_seconds
         self._add(event.targets_seen, values)
 
     def _add(self, targets_seen: int, values: Mapping[str, float]) -> None:

@@ -100,7 +100,7 @@ def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
     assert [(point.step, point.value) for point in loss] == [(100 * s, 1 / s) for s in range(1, 11)]
     last = store(tracked).get_run(run_id).data.metrics
     assert last["eval/auc"] == 0.7
-    assert last["time/train_seconds"] == 20.0  # the first value told for a point stays: a repeated one is dropped
+    assert [p.value for p in store(tracked).get_metric_history(run_id, "time/train_seconds")][-2:] == [18.0, 20.5]
     assert {"train/learning_rate", "perf/targets_per_second", "perf/tokens_per_second", "mem/peak_gib"} <= set(last)
 
 
@@ -115,7 +115,7 @@ def test_values_are_written_in_batches(tracked: Paths, monkeypatch: pytest.Monke
     monkeypatch.setattr(MlflowClient, "log_batch", counted)
     train(tracked)
     written = [count for count in calls if count]
-    assert sum(written) >= 70
+    assert sum(written) >= 60
     assert len(written) <= 3
 
 

@@ -1,0 +1,188 @@
+"""The real stages, from the log to the comparison, through Dagster and through DVC, in a small project of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from dti_pipeline import config
+from dti_pipeline.paths import Paths
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+DVC = Path(sys.executable).parent / "dvc"
+TINY: dict[str, dict[str, Any]] = {
+    "synth": {"users": 60, "items": 80, "interactions_per_user": 30},
+    "packing": {"context": 5, "targets": 10, "row_length": 256},
+    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 2, "intermediate_size": 32},
+    "training": {"epochs": 0.2, "evaluations": 1},
+    "evaluation": {"bootstrap_samples": 50},
+}
+
+
+class Project:
+    """A clone's own files without its code, under git, with a small params.yaml."""
+
+    def __init__(self, home: Path) -> None:
+        self.paths = Paths(home)
+        self.home = home
+        for name in ("pyproject.toml", "dagster.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
+            shutil.copy(ROOT / name, home)
+        shutil.copytree(ROOT / ".dvc", home / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
+        self.params = config.to_plain(config.Config())
+        self.set({})
+        self.run("git", "init", "--quiet")
+        self.run("git", "add", ".")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "start")
+
+    def set(self, changes: dict[str, dict[str, Any]]) -> None:
+        """Write params.yaml with changes on top of the tiny ones."""
+        for source in (TINY, changes):
+            for section, values in source.items():
+                self.params[section] |= values
+        self.paths.params.write_text(yaml.safe_dump(self.params, sort_keys=False))
+
+    def run(self, *command: str | Path) -> str:
+        """Standard output and error of a command at the project's root; it must succeed."""
+        environment = {key: value for key, value in os.environ.items() if key not in ("DTI_HOME", "DAGSTER_HOME")}
+        environment |= {"DAGSTER_HOME": str(self.home), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            list(map(str, command)), cwd=self.home, env=environment, capture_output=True, text=True, check=False
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        return output
+
+    def lock(self) -> dict[str, dict[str, str]]:
+        """Outputs of each stage in dvc.lock, by path, with their digests."""
+        stages = yaml.safe_load((self.home / "dvc.lock").read_text())["stages"]
+        return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """A project after `make demo`, and what it printed."""
+    project = Project(tmp_path_factory.mktemp("demo"))
+    return project, project.run(sys.executable, "-m", "dti_pipeline.defs.demo")
+
+
+def test_demo_ends_with_the_table_and_where_to_look(demonstrated: tuple[Project, str]) -> None:
+    project, printed = demonstrated
+    assert "| `sliding_window` |" in printed
+    assert "| `dti` |" in printed
+    assert str(project.paths.comparison_file("html")) in printed
+    comparison = json.loads(project.paths.comparison_file("json").read_text())
+    assert set(comparison["paradigms"]) == {"sliding_window", "dti"}
+
+
+def test_after_dagster_dvc_has_nothing_to_do(demonstrated: tuple[Project, str]) -> None:
+    project, _ = demonstrated
+    assert "up to date" in project.run(DVC, "status")
+    repro = project.run(DVC, "repro")
+    assert "Running stage" not in repro
+    assert repro.count("didn't change, skipping") == 11
+
+
+def test_git_sees_nothing_but_the_lock(demonstrated: tuple[Project, str]) -> None:
+    project, _ = demonstrated
+    assert project.run("git", "status", "--porcelain").split("\n") == ["?? dvc.lock", ""]
+
+
+def test_one_digest_names_the_shards_in_dvc_and_mlflow(demonstrated: tuple[Project, str]) -> None:
+    project, _ = demonstrated
+    store = MlflowClient(project.paths.tracking_uri)
+    experiment = store.get_experiment_by_name("dti").experiment_id
+    trainings = store.search_runs([experiment], "tags.paradigm != ''")
+    assert {run.info.status for run in trainings} == {"FINISHED"}
+    digests = {run.data.tags["paradigm"]: run.inputs.dataset_inputs[0].dataset.digest for run in trainings}
+    lock = project.lock()
+    for paradigm in ("sliding_window", "dti"):
+        assert lock[f"pack@{paradigm}"][f"data/shards/{paradigm}"] == f"{digests[paradigm]}.dir"
+
+
+def test_mlflow_holds_what_was_found_and_groups_the_comparison(demonstrated: tuple[Project, str]) -> None:
+    project, _ = demonstrated
+    store = MlflowClient(project.paths.tracking_uri)
+    experiment = store.get_experiment_by_name("dti").experiment_id
+    (parent,) = store.search_runs([experiment], "attributes.run_name LIKE 'comparison%'")
+    comparison = json.loads(project.paths.comparison_file("json").read_text())
+    for paradigm, row in comparison["paradigms"].items():
+        run = store.get_run(row["mlflow_run_id"])
+        assert run.data.tags["paradigm"] == paradigm
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["dagster.run_id"]
+        assert run.data.metrics["test/auc"] == row["auc"]
+        assert run.data.metrics["time/train_seconds"] == pytest.approx(row["train_seconds"], abs=1e-3)
+
+
+def test_dvc_shows_the_comparison(demonstrated: tuple[Project, str]) -> None:
+    project, _ = demonstrated
+    shown = json.loads(project.run(DVC, "metrics", "show", "--json"))[""]["data"]
+    comparison = json.loads(project.paths.comparison_file("json").read_text())
+    for paradigm, row in comparison["paradigms"].items():
+        assert shown[f"reports/comparison/metrics/{paradigm}.json"]["data"]["auc"] == row["auc"]
+    project.run(DVC, "plots", "show")
+    page = (project.home / "dvc_plots" / "index.html").read_text()
+    for column in ("fpr", "predicted", "train_seconds", "speedup"):
+        assert f'"{column}"' in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"evaluation": {"calibration_bins": 5}}, ["evaluate@sliding_window", "evaluate@dti", "compare"]),
+        ({"training": {"learning_rate": 0.01}}, ["train@sliding_window", "train@dti"]),
+        ({"packing": {"targets": 5}}, ["pack@sliding_window", "pack@dti"]),
+        ({"tracking": {"experiment": "other"}}, []),
+    ],
+)
+def test_a_parameter_makes_stale_the_stages_that_read_it(
+    demonstrated: tuple[Project, str], changes: dict[str, dict[str, Any]], stages: list[str]
+) -> None:
+    project, _ = demonstrated
+    before = project.paths.params.read_text()
+    plain = config.to_plain(config.Config())
+    section, values = next(iter(changes.items()))
+    try:
+        project.set(changes)
+        stale = json.loads(project.run(DVC, "status", "--json"))
+    finally:
+        project.params[section] |= {name: plain[section][name] for name in values}
+        project.set({})
+    changed = [name for name, why in stale.items() if any("changed deps" in reason for reason in why)]
+    assert changed == stages
+    assert project.paths.params.read_text() == before
+
+
+def test_both_doors_make_the_same_bytes(
+    demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    through_dagster, _ = demonstrated
+    through_dvc = Project(tmp_path_factory.mktemp("dvc"))
+    ran = through_dvc.run(DVC, "repro", "pack")
+    assert ran.count("Running stage") == 6
+    expected = through_dagster.lock()
+    for stage, outs in through_dvc.lock().items():
+        assert outs == expected[stage], stage
+
+
+def test_dvc_trains_what_dagster_packed(demonstrated: tuple[Project, str]) -> None:
+    project, _ = demonstrated
+    project.set({"training": {"epochs": 0.1}})
+    ran = project.run(DVC, "repro", "train@dti")
+    assert [line for line in ran.splitlines() if line.startswith("Running stage")] == ["Running stage 'train@dti':"]
+    store = MlflowClient(project.paths.tracking_uri)
+    experiment = store.get_experiment_by_name("dti").experiment_id
+    (run, _, _) = store.search_runs([experiment], "tags.paradigm != ''", order_by=["attributes.start_time DESC"])
+    assert run.data.params["training.epochs"] == "0.1"
+    assert "train@dti" not in json.loads(project.run(DVC, "status", "--json"))
