@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 import torch
+from hypothesis import strategies as st
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.batch import Batch
@@ -71,7 +71,9 @@ class Log:
         return Rows(store, row_length, cut.start, cut.first_target, cut.stop, bounds)
 
     def batch(self, context: int, targets: int | None, row_length: int = 256, **options: int) -> Batch:
-        rows = self.rows(context, targets, row_length, **options)
+        return self.batch_of(self.rows(context, targets, row_length, **options))
+
+    def batch_of(self, rows: Rows) -> Batch:
         return Batch.of(rows.assemble(np.arange(len(rows))), self.store.label)
 
 
@@ -88,9 +90,22 @@ def small_model(paradigm: str, context: int, layers: int = 2, row_length: int = 
         "initial_std": 0.3,
     }
     model = CTRModel(ModelConfig(**{**shape, **settings}), paradigm, context, VOCABULARY, row_length, SPECIAL, prefix)
+    return speaking(model)
+
+
+def speaking(model: CTRModel) -> CTRModel:
+    """In evaluation mode, with logits of a few units instead of a new head's zeros."""
     if model.head is not None:
-        torch.nn.init.normal_(model.head.weight)
+        torch.nn.init.normal_(model.head.weight, std=0.2)
     return model.eval()
+
+
+def alone(rows: Rows) -> Rows:
+    """Every target in a prompt of its own that begins where its streaming prompt begins, one prompt a row."""
+    prompt = np.repeat(np.arange(len(rows.start)), rows.stop - rows.first_target)
+    target = np.concatenate([np.arange(a, b) for a, b in zip(rows.first_target, rows.stop, strict=True)])
+    bounds = np.arange(len(target) + 1)
+    return Rows(rows.store, rows.row_length, rows.start[prompt], target, target + 1, bounds)
 
 
 def logits_by_target(model: CTRModel, batch: Batch) -> dict[int, float]:
@@ -100,6 +115,18 @@ def logits_by_target(model: CTRModel, batch: Batch) -> dict[int, float]:
     return dict(zip(batch.target.tolist(), logits.tolist(), strict=True))
 
 
-@pytest.fixture
-def log() -> Log:
-    return Log.random(users=5, seed=3)
+def differences(one: dict[int, float], other: dict[int, float]) -> dict[int, float]:
+    """How far two scorings of the same targets are apart, each."""
+    assert one.keys() == other.keys()
+    return {target: abs(one[target] - other[target]) for target in one}
+
+
+#: Largest difference of equal logits in fp32: they are a few units in size.
+TOLERANCE = 1e-5
+#: How :func:`Log.random` may be called, as a hypothesis strategy.
+histories = {
+    "users": st.integers(1, 4),
+    "seed": st.integers(0, 10**6),
+    "longest": st.integers(3, 14),
+    "text": st.integers(1, 5),
+}

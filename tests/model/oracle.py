@@ -69,3 +69,25 @@ def targets_of(labels: list[bool], k: int | None) -> list[tuple[int, int]]:
         spans.append((row, stop))
         row = stop
     return spans
+
+
+def reaches(paradigm: str, context: int, tokens: list[Token], layers: int, pooled: bool) -> list[set[int]]:
+    """For each token of a prompt: the tokens whose embedding its last state can depend on, through any path."""
+    count = len(tokens)
+    state = [{q} for q in range(count)]
+    if pooled:  # [SUM] and label begin with their own item's text
+        for q in range(count):
+            if tokens[q]["kind"] in ("sum", "label"):
+                for k in range(count):
+                    if tokens[k]["kind"] == "text" and tokens[k]["interaction"] == tokens[q]["interaction"]:
+                        state[q].add(k)
+    for _ in range(layers):
+        below = state
+        state = []
+        for q in range(count):
+            seen: set[int] = set()
+            for k in range(count):
+                if sees(paradigm, context, tokens, q, k):
+                    seen |= below[k]
+            state.append(seen)
+    return state
