@@ -1,0 +1,141 @@
+"""What every benchmark shares: its rows as a table to read and as JSON to keep, and logs to measure on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Manifest
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.tracking import lineage
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON (default: %(default)s)")
+    return options
+
+
+def publish(name: str, rows: Sequence[Mapping[str, Any]], results: Path) -> None:
+    """Print rows as a Markdown table; write them, with hardware, commit and command, to ``<results>/<name>.json``."""
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_shown(sys.argv[1:])])
+    facts = {"hardware": lineage.hardware(), "commit": str(lineage.commit() or "unknown"), "command": command}
+    print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    print(f"| {' | '.join(column.replace('_', ' ') for column in columns)} |")
+    print(f"|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |")
+    artifacts.write_json(results / f"{name}.json", [{**row, **facts} for row in rows])
+
+
+def _shown(arguments: Sequence[str]) -> list[str]:
+    """The arguments as another machine can use them: folders by their last name, the results' own left out."""
+    kept = [Path(argument).name if Path(argument).is_dir() else argument for argument in arguments]
+    while "--results" in kept:
+        at = kept.index("--results")
+        del kept[at : at + 2]
+    return kept
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of a call, after one that is not counted."""
+    return statistics.median(alternate({"it": call}, repeats)["it"])
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Wall times of several calls taken in turn, so that a busy moment hits all of them; the first turn is not kept."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def run(command: Sequence[str], home: Path, **environment: str) -> tuple[float, float, float]:
+    """A command in a process of its own: wall seconds, CPU seconds (its children's too), peak memory in GiB.
+
+    Raises SystemExit with the command's own words where it fails.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=home,
+        env={**os.environ, "DTI_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{said[-4000:]}")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+
+
+def dti(*arguments: str) -> list[str]:
+    """The ``dti`` command of this checkout."""
+    return [sys.executable, "-m", "dti_pipeline.cli", *arguments]
+
+
+def prepared(home: Path, paradigms: Sequence[str], settings: Sequence[str] = ()) -> None:
+    """The demo's log, made, checked, tokenised and packed in ``home``."""
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    for stage in ("synth", "ingest", "validate", "tokenize"):
+        run(dti(stage, *overrides), home)
+    for paradigm in paradigms:
+        run(dti("pack", "--paradigm", paradigm, *overrides), home)
+
+
+def token_store(
+    users: int, interactions: int, items: int = 4000, text_tokens: float = 9.1, seed: int = 7
+) -> TokenStore:
+    """A log in memory: ``interactions`` rows of ``users`` with a long tail of history lengths, random tokens.
+
+    The defaults are MovieLens-1M's shape: about 165 rows a user, 10.1 tokens an interaction.
+    """
+    draw = np.random.default_rng(seed)
+    weight = draw.lognormal(0.0, 1.0, users)
+    history = np.maximum(1, np.round(weight / weight.sum() * interactions).astype(np.int64))
+    position = np.arange(history.sum()) - np.repeat(np.cumsum(history) - history, history)
+    lengths = np.clip(draw.poisson(text_tokens, items), 1, 32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    special = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
+    rows = len(position)
+    return TokenStore(
+        manifest=Manifest(Path("generated"), "tokenize", {"special_tokens": special}, {}, {}, {}),
+        tokens=draw.integers(4, 4096, offsets[-1]).astype(np.int32),
+        offsets=offsets,
+        text=draw.integers(0, items, rows).astype(np.int32),
+        label=draw.integers(0, 2, rows).astype(np.int8),
+        split=np.zeros(rows, np.int8),
+        position=position.astype(np.int32),
+        prefix=np.zeros(0, np.int32),
+    )
