@@ -169,6 +169,33 @@ def fetch_log(
             )
 
 
+@app.command("plan")
+def plan_cost(
+    overrides: Set = None,
+    params: Params = None,
+    gpu: Annotated[str, typer.Option(help="B200, H200, H100, A100, A100-40GB, L40S or L4.")] = "H100",
+    model: Annotated[
+        str | None, typer.Option(help="llama-3.1-8b and others by name, or a folder; default: params.yaml's.")
+    ] = None,
+    users: Annotated[int | None, typer.Option(help="Of a log that is not there yet.")] = None,
+    interactions: Annotated[int | None, typer.Option(help="Of each of its users.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of each, label included; default 20.")] = None,
+    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.4,
+    as_json: Json = False,
+) -> None:
+    """What a training will cost, before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
+
+    Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
+    """
+    from dti_pipeline.planning import page
+    from dti_pipeline.planning.plan import plan
+
+    with _exit_codes():
+        settings, paths = _configure(overrides, params)
+        report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
+        print(json.dumps(report) if as_json else page.render(report), end="\n" if as_json else "")
+
+
 @app.command("mask")
 def draw_mask(
     paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(PARADIGMS)}; default: all of them.")] = None,

@@ -35,8 +35,9 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
     ) as draft:
         plans = {}
         for plan in PLANS:
-            plans[plan], columns = _plan(config, store, paradigm, plan)
-            write_columns(draft.path / f"{plan}.arrow", columns)
+            plans[plan], cut, row = plan_rows(config, store, paradigm, plan)
+            columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
+            write_columns(draft.path / f"{plan}.arrow", {"row": row.astype(np.int32), **columns})
         draft.report |= {
             "paradigm": paradigm,
             "context": config.packing.context,
@@ -47,7 +48,10 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
     return draft.report
 
 
-def _plan(config: Config, store: TokenStore, paradigm: str, plan: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def plan_rows(
+    config: Config, store: TokenStore, paradigm: str, plan: str
+) -> tuple[dict[str, Any], Prompts, NDArray[np.int64]]:
+    """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each."""
     packing = config.packing
     split = SPLITS.index(plan.removesuffix("_streaming"))
     in_log = (store.split == split) & (store.position >= config.split.min_history)
@@ -81,13 +85,7 @@ def _plan(config: Config, store: TokenStore, paradigm: str, plan: str) -> tuple[
         "tokens_per_target": round(tokens / max(targets, 1), 4),
         "padding_share": round(1 - tokens / max(packed.rows * packing.row_length, 1), 6),
     }
-    columns = {
-        "row": row.astype(np.int32),
-        "start": cut.start,
-        "first_target": cut.first_target,
-        "stop": cut.stop,
-    }
-    return report, columns
+    return report, cut, row
 
 
 def _cut_by_row(cut: Prompts, k: int | None) -> int:

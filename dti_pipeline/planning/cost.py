@@ -1,0 +1,128 @@
+"""What training costs, as formulas: tokens, pairs, FLOP, bytes. Pure functions, no torch.
+
+Symbols: n context interactions, k targets a prompt, c tokens of an interaction (text and label; a target has one [SUM]
+besides), E hidden size. A FLOP is one addition or one multiplication.
+
+Sources: 2 FLOP per weight and token forward, 4 backward (Kaplan et al., arXiv 2001.08361); backward attention is 2.5
+times forward, since scores are computed again and not stored (Dao, arXiv 2307.08691); activations kept for the
+backward pass are counted tensor by tensor after Korthikanti et al., arXiv 2205.05198. [SUM] rows' own attention
+(``model.sum_position``, ``model.forgetting``) is not counted: S = L / (c + 1) of L rows, a few percent at most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.planning.shape import Shape
+
+#: FLOP of attention for one visible pair of tokens and one head dimension: forward 2 products (scores, values) of 2
+#: FLOP, backward 5 (scores again, and the gradients of queries, keys, values and probabilities).
+PAIR_FLOP = 2 * (2 + 5)
+
+
+def sliding_window_tokens(n: float, c: float) -> float:
+    """Tokens a target of the baseline: n context interactions, its own, one [SUM]."""
+    return (n + 1) * c + 1
+
+
+def streaming_tokens(n: float, c: float, k: float) -> float:
+    """Tokens a target of a streaming prompt: its own interaction and [SUM], and its share of the context."""
+    return (c + 1) + n * c / k
+
+
+def token_speedup(n: float, c: float, k: float) -> float:
+    """How many times fewer tokens a target costs than in the sliding window; below (n + 1) c / (c + 1) + 1 / (c + 1)
+    for any k. What training gains where time is proportional to tokens."""
+    return sliding_window_tokens(n, c) / streaming_tokens(n, c, k)
+
+
+def visible_pairs(
+    paradigm: str,
+    prompts: Prompts,
+    lengths: NDArray[np.int32],
+    position: NDArray[np.int32],
+    context: int,
+    prefix: int = 0,
+) -> int:
+    """Pairs (query, key) that the masks of these prompts let through: what attention has to compute.
+
+    ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
+    history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visible`; a kernel that works in blocks
+    computes more. Cost: O(m + prompts).
+    """
+    length = lengths.astype(np.int64)
+    m = len(length)
+    before = _sums(length)  # tokens of rows before i
+    window_start = np.arange(m) - np.minimum(position, context)
+    in_window = before[:m] - before[window_start]  # tokens of the n interactions before i
+
+    start, first, stop = prompts.start, prompts.first_target, prompts.stop
+    targets = prompts.targets
+    own = _between(_sums(length * (length + 1) // 2), start, stop)  # every token but [SUM] in its own interaction
+    own += _between(before, first, stop)  # [SUM]: its text and itself, as many as text and label
+
+    def growing(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
+        """Queries with ``weight`` in rows [begin, end), each seeing all of its prompt before its interaction."""
+        seen = _between(_sums(weight * before[:m]), begin, end)
+        weights = _sums(weight)
+        return seen - int((before[start] * (weights[end] - weights[begin])).sum())
+
+    one = np.ones(m, np.int64)
+    if paradigm in ("sliding_window", "dti_growing"):
+        past = growing(length, start, stop) + growing(one, first, stop)
+    elif paradigm == "dti":
+        # No context interaction is further than n from the prompt's start, so none has left a window.
+        past = growing(length, start, first) + _between(_sums((length + 1) * in_window), first, stop)
+    elif paradigm == "dti_isolated":
+        past = _between(_sums(in_window), first, stop)
+    else:
+        raise ValueError(f"unknown paradigm {paradigm!r}")
+    tokens = _between(before, start, stop) + targets
+    return own + past + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
+
+
+def _sums(x: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(x, dtype=np.int64)])
+
+
+def _between(sums: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
+    return int((sums[end] - sums[begin]).sum())
+
+
+def training_flop(
+    shape: Shape, tokens: float, pairs: float, targets: float, adapters: int | None, head: float | None = None
+) -> float:
+    """FLOP of one pass over the data, forward and backward.
+
+    ``adapters`` are trained weights beside a frozen body: 4 FLOP a frozen weight and token (no gradient of its own),
+    6 a trained one. None: the body itself is trained. ``head`` weights work at [SUM]s only: this project's two label
+    rows by default.
+    """
+    head = 2 * shape.hidden if head is None else head
+    body = 6 * shape.body if adapters is None else 4 * shape.body + 6 * adapters
+    attention = PAIR_FLOP * shape.heads * shape.head_dim * shape.layers
+    return tokens * body + pairs * attention + targets * head * (6 if adapters is None else 4)
+
+
+def weight_bytes(shape: Shape, frozen: bool, bfloat16: bool) -> int:
+    """All weights: 2 bytes each where they are frozen and the model runs in bfloat16, else 4 (fp32)."""
+    return shape.parameters * (2 if frozen and bfloat16 else 4)
+
+
+def optimizer_bytes(trained: int) -> int:
+    """Gradient and AdamW's two moments of each trained weight, fp32."""
+    return 12 * trained
+
+
+def activation_bytes(shape: Shape, tokens: int, bfloat16: bool) -> int:
+    """What one forward pass over ``tokens`` tokens keeps for its backward pass, nothing recomputed.
+
+    A layer keeps its input, two normed states and the middle of the residual stream (4 E), queries and attention
+    output, keys and values, and three inner states of the gated MLP. An estimate from above: frozen weights need not
+    keep all of it.
+    """
+    attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
+    states = 4 * shape.hidden + attention + 3 * shape.intermediate
+    return tokens * shape.layers * states * (2 if bfloat16 else 4)

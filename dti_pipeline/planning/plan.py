@@ -1,0 +1,151 @@
+"""What a training will cost, before anything is spent: counted from the log, priced by formula, held against runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dti_pipeline import artifacts
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.packing.pack import plan_rows, targets_per_prompt
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.uniform import uniform_store
+from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.planning import cost, hardware
+from dti_pipeline.planning.shape import Shape, shape_of
+
+BASELINE = "sliding_window"
+#: Share of a GPU's peak that training reaches, where nothing else is said. PaLM's reached 0.46 (arXiv 2204.02311); a
+#: model of a few million weights is held up by everything else and reaches a small part of it.
+UTILISATION = 0.4
+#: Tokens of an interaction where there is no token store yet: a title and a label.
+TOKENS = 20
+
+
+def plan(
+    config: Config,
+    paths: Paths,
+    gpu: str = "H100",
+    model: str | None = None,
+    users: int | None = None,
+    interactions: int | None = None,
+    tokens: int | None = None,
+    utilisation: float = UTILISATION,
+) -> dict[str, Any]:
+    """Targets, tokens, padding, FLOP, memory and hours of every paradigm, and what measured runs say to that.
+
+    The log is data/tokens, through the packer itself; with ``users`` and ``interactions`` (of each), or where there is
+    no token store and the log is synthetic, a uniform one of ``tokens`` tokens an interaction. The training is in
+    bfloat16 on ``training.processes`` GPUs. Cost: a packing, seconds for a million targets; torch is not imported.
+    """
+    if not 0 < utilisation <= 1:
+        raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
+    store, log = _log(config, paths, users, interactions, tokens)
+    card = hardware.named(gpu)
+    shape = shape_of(config.model, store.manifest.report.get("vocabulary", config.tokens.vocab_size), model)
+    pretrained = (model or config.model.name_or_path) is not None
+    lora = config.model.lora
+    adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
+    batch = max(1, config.training.tokens_per_batch // config.packing.row_length) * config.packing.row_length
+    memory = {
+        "weights_gb": cost.weight_bytes(shape, adapters is not None, bfloat16=True) / 1e9,
+        "optimizer_gb": cost.optimizer_bytes(shape.parameters if adapters is None else adapters) / 1e9,
+        "activations_gb": cost.activation_bytes(shape, batch, bfloat16=True) / 1e9,
+    }
+    total = sum(memory.values())
+    paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in PARADIGMS}
+    base = paradigms[BASELINE]
+    speed = card.teraflops * 1e12 * utilisation * config.training.processes
+    for name, row in paradigms.items():
+        row["hours"] = row["flop"] / speed / 3600
+        k = config.packing.targets if name != BASELINE else 1
+        k = row["targets"] / row["prompts"] if k == "all" else k
+        row["speedup_formula"] = cost.token_speedup(config.packing.context, log["tokens_per_interaction"], k)
+        if name == BASELINE:
+            row["speedup_formula"] = 1.0
+        row["speedup_tokens"] = base["tokens_per_target"] / row["tokens_per_target"]
+        row["speedup_flop"] = base["flop"] / row["flop"]
+    return {
+        "log": log,
+        "context": config.packing.context,
+        "targets_per_prompt": targets_per_prompt(config, "train", "dti") or "all",
+        "row_length": config.packing.row_length,
+        "epochs": config.training.epochs,
+        "model": {
+            "name": shape.name,
+            "parameters": shape.parameters,
+            "trained": shape.parameters if adapters is None else adapters,
+            "method": "full" if adapters is None else "lora",
+        },
+        "gpu": {
+            "name": card.name,
+            "count": config.training.processes,
+            "teraflops": card.teraflops,
+            "memory_gb": card.memory_gb,
+            "utilisation": utilisation,
+        },
+        "memory": {**memory, "total_gb": total, "tokens_per_pass": batch, "fits": total <= card.memory_gb},
+        "paradigms": paradigms,
+        "measured": measured(paths),
+    }
+
+
+def _log(
+    config: Config, paths: Paths, users: int | None, interactions: int | None, tokens: int | None
+) -> tuple[TokenStore, dict[str, Any]]:
+    """The log to plan for, and what to say of it."""
+    for name, value, least in (("users", users, 1), ("interactions", interactions, 1), ("tokens", tokens, 2)):
+        if value is not None and value < least:
+            raise InputError(f"--{name} must be at least {least}, not {value}")
+    asked = users is not None or interactions is not None or tokens is not None
+    if not asked and (paths.tokens / artifacts.MANIFEST).is_file():
+        store, source = TokenStore.open(paths.tokens), "data/tokens"
+    else:
+        if config.events.source == "synthetic":
+            users = users or config.synth.users
+            interactions = interactions or config.synth.interactions_per_user
+        if users is None or interactions is None:
+            raise InputError(
+                f"{paths.tokens} holds no token store: run `dti tokenize` first, or give --users and --interactions"
+            )
+        share = 1 - config.split.validation_share - config.split.test_share
+        store, source = uniform_store(users, interactions, tokens or TOKENS, share), "assumed"
+    return store, {
+        "source": source,
+        "users": int((store.position == 0).sum()),
+        "interactions": len(store.position),
+        "tokens_per_interaction": round(float(store.lengths().mean()), 4),
+    }
+
+
+def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | None, name: str) -> dict[str, Any]:
+    """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included."""
+    counts, prompts, _ = plan_rows(config, store, name, "train")
+    pairs = cost.visible_pairs(
+        name, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
+    )
+    slots = counts["rows"] * config.packing.row_length
+    flop = cost.training_flop(shape, slots, pairs, counts["targets"], adapters)
+    kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
+    return {key: counts[key] for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
+
+
+def measured(paths: Paths) -> dict[str, dict[str, Any]]:
+    """What the trained models of this home measured: speed, and how far the speed-up over a sliding window trained on
+    the same hardware was from the ratio of their tokens a target (``off_formula`` = measured / formula - 1)."""
+    runs = {
+        name: artifacts.read(paths.model(name), "train").report
+        for name in PARADIGMS
+        if (paths.model(name) / artifacts.MANIFEST).is_file()
+    }
+    base = runs.get(BASELINE)
+    found = {}
+    for name, run in runs.items():
+        keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
+        row = {key: run[key] for key in keys}
+        if base is not None and name != BASELINE and base["hardware"] == run["hardware"]:
+            row["speedup"] = run["targets_per_second"] / base["targets_per_second"]
+            row["speedup_formula"] = base["tokens_per_target"] / run["tokens_per_target"]
+            row["off_formula"] = row["speedup"] / row["speedup_formula"] - 1
+        found[name] = row
+    return found

@@ -1,0 +1,129 @@
+"""The shape of a language model, and how many weights it has: from params.yaml, by name, or from its config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dti_pipeline.config import ModelConfig
+from dti_pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-style decoder: attention with grouped queries, a gated MLP, two norms a layer."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+
+    def _matrices(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's matrices, by the names that LoRA's target_modules use."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.hidden, query),
+            "k_proj": (self.hidden, key),
+            "v_proj": (self.hidden, key),
+            "o_proj": (query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def body(self) -> int:
+        """Weights that every token passes: the layers' matrices."""
+        return self.layers * sum(a * b for a, b in self._matrices().values())
+
+    @property
+    def parameters(self) -> int:
+        """All weights: body, norms, embeddings."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.body + (2 * self.layers + 1) * self.hidden + embeddings
+
+    def adapters(self, rank: int, modules: Iterable[str]) -> int:
+        """Weights of LoRA adapters of ``rank`` on the named matrices of every layer."""
+        matrices = self._matrices()
+        return self.layers * sum(rank * sum(matrices[name]) for name in modules if name in matrices)
+
+
+#: As their makers' config.json have them.
+SHAPES = {
+    "llama-3.1-8b": Shape("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, tied=False),
+    "llama-3.2-3b": Shape("llama-3.2-3b", 28, 3072, 24, 8, 128, 8192, 128256, tied=True),
+    "llama-3.2-1b": Shape("llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, tied=True),
+    "mistral-7b": Shape("mistral-7b", 32, 4096, 32, 8, 128, 14336, 32768, tied=False),
+    "qwen3-8b": Shape("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, tied=False),
+    "qwen2.5-0.5b": Shape("qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, tied=True),
+}
+
+
+def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Shape:
+    """The shape of ``name`` (one of SHAPES, or a folder with a config.json), else of params.yaml's model.
+
+    ``vocabulary`` is that of a model from scratch. Raises InputError where no shape is to be had; nothing is
+    downloaded.
+    """
+    name = name or model.name_or_path
+    if name is None:
+        return Shape(
+            "from scratch",
+            model.layers,
+            model.hidden_size,
+            model.heads,
+            model.kv_heads,
+            model.hidden_size // model.heads,
+            model.intermediate_size,
+            vocabulary,
+            model.tie_embeddings,
+        )
+    if name.lower() in SHAPES:
+        return SHAPES[name.lower()]
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return _from_file(name, folder / "config.json")
+    cached = _cached(name)
+    if cached is not None:
+        return _from_file(name, cached)
+    raise InputError(
+        f"no model shape for {name!r}: name one of {', '.join(SHAPES)}, or a folder that holds a config.json"
+    )
+
+
+def _cached(name: str) -> Path | None:
+    """The config.json of a model of the Hugging Face hub that has been downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # not a name that the hub could have
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _from_file(name: str, path: Path) -> Shape:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get("text_config", content)
+        hidden, heads = content["hidden_size"], content["num_attention_heads"]
+        return Shape(
+            name=name,
+            layers=content["num_hidden_layers"],
+            hidden=hidden,
+            heads=heads,
+            kv_heads=content.get("num_key_value_heads") or heads,
+            head_dim=content.get("head_dim") or hidden // heads,
+            intermediate=content["intermediate_size"],
+            vocabulary=content["vocab_size"],
+            tied=bool(content.get("tie_word_embeddings", False)),
+        )
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{path} is not the config.json of a decoder model ({error})") from error

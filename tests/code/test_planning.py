@@ -1,0 +1,208 @@
+"""`dti plan`: formulas against known figures, counts against the packer, measured runs beside both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dti_pipeline import artifacts, config
+from dti_pipeline.cli import app
+from dti_pipeline.errors import InputError
+from dti_pipeline.packing import prompts
+from dti_pipeline.packing.pack import pack
+from dti_pipeline.packing.store import write_columns
+from dti_pipeline.packing.uniform import uniform_store
+from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.planning import cost, hardware
+from dti_pipeline.planning.plan import plan
+from dti_pipeline.planning.shape import SHAPES, shape_of
+
+N = 20
+TARGETS = (5, 10, 20, 50, 180, None)  # None: k -> all, the limit
+#: Speed-up by FLOP of LoRA on an 8B body over a padding-free sliding window, the vocabulary's head at [SUM]s only.
+LIMITS = {
+    12: (4.14, 6.81, 10.05, 14.08, 17.44, 19.2),
+    20: (4.16, 6.87, 10.19, 14.35, 17.87, 19.7),
+    30: (4.16, 6.89, 10.24, 14.45, 18.03, 19.9),
+}
+LLAMA = SHAPES["llama-3.1-8b"]
+
+
+def flop(paradigm: str, k: int, c: int) -> float:
+    """FLOP of one prompt of n context interactions and k targets, no padding."""
+    store = uniform_store(users=1, interactions=N + k, tokens=c)
+    cut = prompts.cut(store.position >= N, store.position, store.lengths(), N, k, row_length=10**6)
+    pairs = cost.visible_pairs(paradigm, cut, store.lengths(), store.position, N)
+    head = LLAMA.vocabulary * LLAMA.hidden
+    return cost.training_flop(LLAMA, int(cut.length.sum()), pairs, k, adapters=0, head=head)
+
+
+@pytest.mark.parametrize("c", LIMITS)
+@pytest.mark.parametrize("column", range(len(TARGETS)))
+def test_the_table_of_limits_is_reproduced_to_its_last_digit(c: int, column: int) -> None:
+    k = TARGETS[column]
+    # From n targets on, each further one costs the same: a difference is the limit.
+    a_target = flop("dti", k, c) / k if k else flop("dti", 3 * N + 1, c) - flop("dti", 3 * N, c)
+    assert round(flop("sliding_window", 1, c) / a_target, 2 if k else 1) == LIMITS[c][column]
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(20, 12, 50), (5, 7, 3), (1, 2, 1)])
+def test_formulas_count_what_the_packer_lays_out(n: int, c: int, k: int) -> None:
+    store = uniform_store(users=3, interactions=n + k, tokens=c)
+    for targets, expected in ((1, cost.sliding_window_tokens(n, c)), (k, cost.streaming_tokens(n, c, k))):
+        cut = prompts.cut(store.position >= n, store.position, store.lengths(), n, targets, row_length=10**6)
+        assert cut.length.sum() / cut.targets == pytest.approx(expected)
+    assert cost.token_speedup(n, c, 10**9) == pytest.approx(((n + 1) * c + 1) / (c + 1), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # as the makers' model cards and checkpoints have them
+    [("llama-3.1-8b", 8_030_261_248), ("llama-3.2-1b", 1_235_814_400), ("mistral-7b", 7_248_023_552)],
+)
+def test_weights_are_those_of_the_checkpoints(name: str, parameters: int) -> None:
+    assert SHAPES[name].parameters == parameters
+    assert LLAMA.adapters(16, ["q_proj", "v_proj"]) == 6_815_744
+
+
+def store_on_disk(paths: Paths, users: int = 30, interactions: int = 40, tokens: int = 9) -> None:
+    store = uniform_store(users, interactions, tokens, train_share=0.8)
+    columns = {"text": store.text, "label": store.label, "split": store.split, "position": store.position}
+    with artifacts.publish(paths.tokens, "tokenize") as draft:
+        write_columns(draft.path / "texts.arrow", {"token": store.tokens})
+        write_columns(draft.path / "offsets.arrow", {"offset": store.offsets})
+        write_columns(draft.path / "interactions.arrow", columns)
+        draft.report |= {"special_tokens": store.special, "prefix_tokens": [5, 6], "vocabulary": 64}
+
+
+SETTINGS = config.from_plain(
+    config.Config, {"packing": {"context": 6, "targets": 10, "row_length": 256}, "training": {"epochs": 2}}
+)
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_the_plan_counts_what_dti_pack_then_makes(home: Paths, paradigm: str) -> None:
+    store_on_disk(home)
+    planned = plan(SETTINGS, home)["paradigms"][paradigm]
+    packed = pack(SETTINGS, home, paradigm)
+    for key in ("targets", "prompts", "tokens", "tokens_per_target", "padding_share"):
+        assert planned[key] == packed[key]
+
+
+def test_cost_follows_epochs_gpu_and_processes(home: Paths) -> None:
+    store_on_disk(home)
+    one = plan(SETTINGS, home, "H100", "llama-3.1-8b")
+    assert one["log"]["source"] == "data/tokens"
+    rows = one["paradigms"]
+    for row in rows.values():
+        assert row["hours"] == pytest.approx(row["flop"] / (989e12 * 0.4) / 3600)
+    # A sliding window trained twice as long, on half as fast a card, on four of them: the same hours.
+    double = config.from_plain(
+        config.Config,
+        {"packing": {"context": 6, "targets": 10, "row_length": 256}, "training": {"epochs": 4, "processes": 4}},
+    )
+    other = plan(double, home, "H100", "llama-3.1-8b", utilisation=0.2)
+    assert other["paradigms"]["sliding_window"]["hours"] == pytest.approx(rows["sliding_window"]["hours"])
+    assert rows["dti_isolated"]["visible_pairs"] < rows["dti"]["visible_pairs"] < rows["dti_growing"]["visible_pairs"]
+    assert rows["sliding_window"]["speedup_tokens"] == rows["sliding_window"]["speedup_formula"] == 1
+    assert 1 < rows["dti"]["speedup_tokens"] < cost.token_speedup(6, 9, 10)  # histories end, formulas do not
+
+
+def test_memory_of_an_8b_model_with_adapters_and_without(home: Paths) -> None:
+    adapters = plan(SETTINGS, home, "H100", "llama-3.1-8b")
+    assert adapters["model"]["method"] == "lora"
+    assert adapters["memory"]["weights_gb"] == pytest.approx(16.06, abs=0.01)
+    assert adapters["memory"]["fits"]
+    full = config.from_plain(config.Config, {"model": {"lora": {"rank": 0}}})
+    memory = plan(full, home, "H100", "llama-3.1-8b")["memory"]
+    assert memory["weights_gb"] + memory["optimizer_gb"] == pytest.approx(16 * 8.03, rel=1e-3)
+    assert not memory["fits"]
+
+
+def test_shape_comes_from_a_folder_s_config(tmp_path) -> None:
+    content = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 96, "vocab_size": 100, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    shape = shape_of(config.ModelConfig(), 1, str(tmp_path))
+    assert (shape.head_dim, shape.body) == (16, 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"config\.json"):
+        shape_of(config.ModelConfig(), 1, str(tmp_path))
+
+
+def trained(home: Paths, paradigm: str, targets_per_second: float, tokens_per_target: float, hardware: str) -> None:
+    with artifacts.publish(home.model(paradigm), "train") as draft:
+        draft.report |= {
+            "targets_per_second": targets_per_second,
+            "tokens_per_second": targets_per_second * tokens_per_target,
+            "tokens_per_target": tokens_per_target,
+            "train_seconds": 10.0,
+            "hardware": hardware,
+        }
+
+
+def test_measured_runs_stand_beside_their_own_formula(home: Paths) -> None:
+    trained(home, "sliding_window", 100.0, 200.0, "card A")
+    trained(home, "dti", 900.0, 20.0, "card A")
+    trained(home, "dti_growing", 900.0, 20.0, "card B")
+    found = plan(SETTINGS, home)["measured"]
+    assert found["dti"]["speedup"] == 9
+    assert found["dti"]["speedup_formula"] == 10
+    assert found["dti"]["off_formula"] == pytest.approx(-0.1)
+    assert "speedup" not in found["dti_growing"]  # other hardware: no ratio
+    page = CliRunner().invoke(app, ["plan"]).stdout
+    assert "-10%" in page
+    assert "card A, card B" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gpu", "H1000"], "did you mean H100"),
+        (["--model", "no-such-model"], "llama-3.1-8b"),
+        (["--users", "0"], "--users"),
+        (["--tokens", "1"], "--tokens"),
+        (["--utilisation", "1.5"], "--utilisation"),
+        (["--set", "events.source=movielens"], "dti tokenize"),
+        (["--interactions", "4"], "min_history"),
+        (["--tokens", "60", "--set", "packing.row_length=128"], "packing.row_length"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_is_refused_in_one_sentence(home: Paths, arguments: list[str], named: str) -> None:
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_json_and_page_tell_the_same(home: Paths) -> None:
+    arguments = ["plan", "--model", "qwen2.5-0.5b", "--gpu", "l4", "--users", "50", "--interactions", "60"]
+    report = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    page = CliRunner().invoke(app, arguments).stdout
+    assert report["log"]["source"] == "assumed"
+    for name, row in report["paradigms"].items():
+        line = next(line for line in page.splitlines() if line.split()[:1] == [name])
+        assert f"{row['targets']:,}" in line
+        assert f"{row['speedup_flop']:.2f}" in line
+    assert max(map(len, page.splitlines())) <= 120
+
+
+def test_planning_loads_no_torch() -> None:
+    script = (
+        "import sys; from dti_pipeline.cli import app;"
+        "app(['plan', '--users', '9', '--interactions', '40'], standalone_mode=False);"
+        "print(sorted({'torch', 'transformers', 'mlflow', 'duckdb', 'dagster'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_gpus_are_found_in_any_case() -> None:
+    assert hardware.named("a100-40gb").memory_gb == 40
+    assert np.all([gpu.teraflops > 100 for gpu in hardware.GPUS.values()])
