@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 
-from dti_pipeline.config import ModelConfig
+from dti_pipeline.config import Config, ModelConfig, from_plain
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import BY_NAME
 
 SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 VOCABULARY = 40
@@ -129,4 +132,27 @@ histories = {
     "seed": st.integers(0, 10**6),
     "longest": st.integers(3, 14),
     "text": st.integers(1, 5),
+}
+
+
+@pytest.fixture(scope="session")
+def token_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Paths]:
+    """A project home whose log went through the stages up to tokens. Tests make shards and models beside them."""
+    paths = Paths(tmp_path_factory.mktemp("home"))
+    config = from_plain(Config, SMALL_PIPELINE)
+    for stage in ("synth", "ingest", "validate", "tokenize"):
+        BY_NAME[stage].run(config, paths)
+    return config, paths
+
+
+#: params.yaml of a pipeline that takes seconds.
+SMALL_PIPELINE = {
+    "synth": {"users": 24, "items": 40, "interactions_per_user": 16, "defects": 0},
+    "split": {"min_history": 2},
+    "validation": {"min_rows": 10, "min_users": 5, "min_targets": 1},
+    "tokens": {"vocab_size": 320},
+    "packing": {"context": 4, "targets": 5, "row_length": 128},
+    "model": {"hidden_size": 16, "intermediate_size": 24, "heads": 2, "kv_heads": 1, "layers": 2},
+    "training": {"device": "cpu", "epochs": 1, "targets_per_step": 32, "tokens_per_batch": 512, "evaluations": 1},
+    "tracking": {"enabled": False},
 }
