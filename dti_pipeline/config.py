@@ -245,7 +245,6 @@ class EvaluationConfig:
     """The judgement, the same for every paradigm."""
 
     split: Literal["validation", "test"] = "test"
-    max_targets: int | None = None  # the first so many by hash; None: all of the split
     bootstrap_samples: int = 1000  # draws of users behind every interval; fewer than a few hundred make it rough
     confidence: float = 0.95  # share of the draws inside an interval
     calibration_bins: int = 10  # of equal mass, for the calibration curve and ECE

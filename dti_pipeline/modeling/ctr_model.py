@@ -110,7 +110,7 @@ class CTRModel(nn.Module):
 
     def _sum_rows(self, batch: Batch, spans: Intervals, embedded: Tensor) -> SumRows:
         slot, valid = _sum_slots(batch)
-        visible = torch.gather(dense(spans), 1, slot[..., None].expand(-1, -1, batch.token.shape[1]))[:, None]
+        visible = dense(spans, slot)[:, None]
         bias = amount = cos = sin = None
         if self.settings.sum_position == "nope_alibi" or self.settings.forgetting != "none":
             cos, sin = backbone.decoder_of(self.lm).rotary_emb(embedded, position_ids=batch.position)
@@ -164,11 +164,13 @@ def _pooled_texts(embedded: Tensor, kind: Tensor) -> Tensor:
 
 
 def _sum_slots(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, S) slots of the [SUM]s of each row, and which of them are real. S is the fullest row's count."""
+    """(B, S) slots of the [SUM]s of each row, and which of them are real. S is the fullest row's count; on a GPU it is
+    rounded up, so that batches have few shapes to compile for."""
     rows, length = batch.token.shape
     row, slot = batch.sum_index // length, batch.sum_index % length
     counts = torch.bincount(row, minlength=rows)
-    most = int(counts.max()) if len(row) else 1
+    step = 64 if row.is_cuda else 1
+    most = max(1, -(-int(counts.max()) // step)) * step
     within = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     slots = torch.zeros(rows, most, dtype=torch.long, device=row.device)
     valid = torch.zeros(rows, most, dtype=torch.bool, device=row.device)

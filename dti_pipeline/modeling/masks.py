@@ -113,13 +113,14 @@ def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
     return Intervals(first, prompt, prompt_text, is_sum)
 
 
-def dense(i: Intervals) -> Tensor:
-    """The intervals written out, (B, L, L): the twin of :func:`visible` that a test can compare with it."""
-    length = i.first.shape[1]
-    slot = torch.arange(length, device=i.first.device)
-    query, key = slot[None, :, None], slot[None, None, :]
-    window = (key <= query) & (key >= _query(i.first))
-    prefix = (key <= query) & (key >= _query(i.prompt)) & (key < _query(i.prompt_text))
+def dense(i: Intervals, queries: Tensor | None = None) -> Tensor:
+    """The intervals written out: the twin of :func:`visible`, (B, L, L); or its rows ``queries`` (B, S), (B, S, L)."""
+    slot = torch.arange(i.first.shape[1], device=i.first.device)
+    queries = slot.expand_as(i.first) if queries is None else queries
+    first, prompt, prompt_text = (_query(x.gather(1, queries)) for x in (i.first, i.prompt, i.prompt_text))
+    query, key = _query(queries), slot[None, None, :]
+    window = (key <= query) & (key >= first)
+    prefix = (key <= query) & (key >= prompt) & (key < prompt_text)
     return (window | prefix) & (~_key(i.is_sum) | (key == query))
 
 

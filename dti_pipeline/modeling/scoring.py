@@ -25,10 +25,9 @@ def score(
     Cost: one forward pass over those rows. ``model`` is left in the mode it is in; put it in ``eval`` first.
     """
     targets, logits = [], []
+    # On a GPU every batch is filled up to one shape: one compilation.
+    height = max(1, tokens_per_batch // rows.row_length) if device.type == "cuda" else 0
     for part in rows.split(wanted, tokens_per_batch):
-        height = (
-            max(1, tokens_per_batch // rows.row_length) if device.type == "cuda" else 0
-        )  # one shape: one compilation
         batch = Batch.of(rows.assemble(part, height), rows.store.label).to(device)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             logits.append(model(batch)[0].float().cpu())
