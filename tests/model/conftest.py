@@ -93,13 +93,13 @@ def small_model(paradigm: str, context: int, layers: int = 2, row_length: int = 
         "initial_std": 0.3,
     }
     model = CTRModel(ModelConfig(**{**shape, **settings}), paradigm, context, VOCABULARY, row_length, SPECIAL, prefix)
-    return speaking(model)
+    return speaking(model, seed)
 
 
-def speaking(model: CTRModel) -> CTRModel:
+def speaking(model: CTRModel, seed: int = 0) -> CTRModel:
     """In evaluation mode, with logits of a few units instead of a new head's zeros."""
     if model.head is not None:
-        torch.nn.init.normal_(model.head.weight, std=0.2)
+        torch.nn.init.normal_(model.head.weight, std=0.2, generator=torch.Generator().manual_seed(seed))
     return model.eval()
 
 

@@ -1,0 +1,115 @@
+"""Proof 4: FlexAttention with our block masks computes attention under the dense mask, for every paradigm.
+
+On the CPU: forward, fp32, uncompiled, within 1e-5. On CUDA (marker ``gpu``): the whole model as it is trained, forward
+and backward, against the CPU's dense path in fp32. Tolerances there, relative to the largest value: fp32 1e-4 for
+logits and for every gradient; bf16 autocast 0.05 for logits and 0.1 for gradients (bf16 has 8 bits: one part in 256 a
+product, and two layers of them).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
+
+from dti_pipeline.modeling.attention import _banded, bands
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
+from dti_pipeline.paths import PARADIGMS
+from tests.model.conftest import TOLERANCE, Log, histories, small_model
+
+# Uncompiled it computes the same, slowly: that is what this file compares.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
+
+LENGTH = 256
+logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8, 7)]), **histories)
+
+
+def random_heads(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries of four heads, keys and values of two."""
+    draw = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(rows, heads, LENGTH, 16, generator=draw) for heads in (4, 2, 2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), seed=st.integers(0, 100))
+@settings(max_examples=8, deadline=None)
+def test_both_fast_forms_equal_the_dense_mask_on_the_cpu(
+    paradigm: str, log: Log, n: int, k: int | None, seed: int
+) -> None:
+    batch = log.batch(n, k, row_length=LENGTH)
+    query, key, value = random_heads(len(batch.token), seed)
+    dense = visible(batch.tokens, paradigm, n)[:, None]
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=dense, enable_gqa=True)
+    spans = intervals(batch.tokens, paradigm, n)
+    banded = _banded(query, key, value, bands(spans), 16**-0.5)
+    torch.testing.assert_close(banded, expected, atol=TOLERANCE, rtol=0)
+    # A block smaller than the row, so that whole blocks are skipped and taken without looking.
+    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=64)
+    flex = flex_attention(query, key, value, block_mask=masks.build(spans), enable_gqa=True)
+    torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_a_block_mask_can_be_built_again_for_the_next_batch(paradigm: str) -> None:
+    """Its buffers are overwritten in place: nothing of the batch before may stay."""
+    logs = [Log.random(users=3, seed=seed, shortest=8) for seed in (1, 2)]
+    batches = [log.batch(3, 4, row_length=LENGTH) for log in logs]
+    rows = min(len(b.token) for b in batches)
+    masks = BlockMasks(rows, LENGTH, torch.device("cpu"), has_prefix=False, block_size=64)
+    query, key, value = random_heads(rows, 0)
+    for batch in batches:
+        some = Tokens(*(part[:rows] for part in (batch.document, batch.interaction, batch.kind)))
+        dense = visible(some, paradigm, 3)[:, None]
+        expected = scaled_dot_product_attention(query, key, value, attn_mask=dense, enable_gqa=True)
+        mask = masks.build(intervals(some, paradigm, 3))
+        flex = flex_attention(query, key, value, block_mask=mask, enable_gqa=True)
+        torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
+
+
+def logits_and_gradients(
+    model: CTRModel, batch: Batch, autocast: torch.dtype | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad(set_to_none=True)
+    device = batch.token.device.type
+    with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
+        logits = model(batch)[0]
+        loss = binary_cross_entropy_with_logits(logits, batch.label)
+    loss.backward()
+    gradients = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach().float().cpu(), gradients
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("prefix", [(), (9, 8, 7)], ids=["bare", "prefix"])
+@pytest.mark.parametrize(
+    ("position", "forgetting"), [("rope", "none"), ("rope_alibi", "linear"), ("nope_alibi", "none")]
+)
+@pytest.mark.parametrize(
+    ("dtype", "logit_tolerance", "gradient_tolerance"),
+    [(None, 1e-4, 1e-4), (torch.bfloat16, 0.05, 0.1)],
+    ids=["fp32", "bf16"],
+)
+def test_on_cuda_the_model_has_the_cpu_s_logits_and_gradients(
+    paradigm: str, prefix: tuple[int, ...], position: str, forgetting: str, dtype: torch.dtype | None,
+    logit_tolerance: float, gradient_tolerance: float,
+) -> None:  # fmt: skip
+    log = Log.random(users=12, seed=7, shortest=6, longest=20, prefix=prefix)
+    model = small_model(
+        paradigm, 4, prefix=len(prefix), row_length=512, hidden_size=64, initial_std=0.1, sum_position=position,
+        forgetting=forgetting,
+    )  # fmt: skip
+    batch = log.batch(4, 6, row_length=512)
+    expected, expected_gradients = logits_and_gradients(model, batch)
+    cuda = torch.device("cuda")
+    logits, gradients = logits_and_gradients(model.to(cuda), batch.to(cuda), dtype)
+    assert (logits - expected).abs().max() <= logit_tolerance * expected.abs().max()
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        apart = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        assert apart <= gradient_tolerance, name
