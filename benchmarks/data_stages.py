@@ -1,0 +1,98 @@
+"""From a raw file to row plans: how long does each stage take, how much memory, and does time grow with the rows?
+
+A generated CSV log (a rating a line in time order, 100 ratings a user, 20,000 titled items with a popularity tail) goes
+through `dti ingest`, `validate`, `tokenize` and `pack` (k = 50 and the sliding window), each in a process of its own:
+wall time with interpreter and imports, CPU time, peak resident memory. Making the log is not counted.
+
+    python benchmarks/data_stages.py --rows 1000000 10000000
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from harness import dti, parser, publish, run
+
+ITEMS, PER_USER, BLOCK = 20_000, 100, 1_000_000
+WORDS = 400
+START, SECONDS_A_ROW = 1_577_836_800, 3
+SETTINGS = (
+    "events.source=table",
+    "events.path=log",
+    "events.items_path=items.csv",
+    "tracking.enabled=false",
+)
+STAGES = (
+    ("ingest",),
+    ("validate",),
+    ("tokenize",),
+    ("pack", "--paradigm", "dti"),
+    ("pack", "--paradigm", "sliding_window"),
+)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    options.add_argument("--memory-limit", default="2GB", help="events.memory_limit (default: %(default)s)")
+    options.add_argument("--scratch", type=Path, help="folder with room for the log (default: the system's)")
+    arguments = options.parse_args()
+    results = []
+    for rows in arguments.rows:
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+            results += measure(rows, arguments.memory_limit, Path(scratch))
+    publish("data_stages", results, arguments.results)
+
+
+def measure(rows: int, memory_limit: str, home: Path) -> Iterator[dict[str, Any]]:
+    write_log(home, rows)
+    overrides = [part for setting in (*SETTINGS, f"events.memory_limit={memory_limit}") for part in ("--set", setting)]
+    walls, peaks = [], []
+    for stage in STAGES:
+        wall, cpu, peak = run(dti(*stage, *overrides), home)
+        walls.append(wall)
+        peaks.append(peak)
+        yield row(rows, " ".join(part for part in stage if not part.startswith("--")), wall, cpu, peak)
+    yield row(rows, "raw file to row plans", sum(walls[:4]), None, max(peaks[:4]))
+
+
+def row(rows: int, stage: str, wall: float, cpu: float | None, peak: float) -> dict[str, Any]:
+    return {
+        "rows": rows,
+        "stage": stage,
+        "seconds": round(wall, 2),
+        "cpu_seconds": None if cpu is None else round(cpu, 2),
+        "rows_per_second": round(rows / wall),
+        "peak_memory_gib": round(peak, 2),
+    }
+
+
+def write_log(home: Path, rows: int) -> None:
+    """``log/ratings.csv`` and ``items.csv``, a block at a time: deterministic."""
+    draw = np.random.default_rng(7)
+    words = np.array([f"word{i}" for i in range(WORDS)])
+    titles = [" ".join(words[draw.integers(0, WORDS, draw.integers(2, 7))]) + f" {i}" for i in range(ITEMS)]
+    pyarrow.csv.write_csv(pa.table({"item_id": np.arange(ITEMS), "item_text": titles}), home / "items.csv")
+    (home / "log").mkdir()
+    users = max(rows // PER_USER, 1)
+    schema = pa.schema([(name, pa.int64()) for name in ("user_id", "item_id", "rating", "timestamp")])
+    with pyarrow.csv.CSVWriter(home / "log" / "ratings.csv", schema) as writer:
+        for first in range(0, rows, BLOCK):
+            count = min(BLOCK, rows - first)
+            columns = {
+                "user_id": draw.integers(0, users, count),
+                "item_id": np.minimum((ITEMS * draw.random(count) ** 3).astype(np.int64), ITEMS - 1),
+                "rating": draw.integers(1, 6, count),
+                "timestamp": START + SECONDS_A_ROW * np.arange(first, first + count),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+if __name__ == "__main__":
+    main()
