@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,20 @@ if TYPE_CHECKING:
 #: Added to every vocabulary. [YES] and [NO] only where the tokenizer has no single token for the words.
 SUM = "[SUM]"
 ROLES = {"yes": (" yes", "[YES]"), "no": (" no", "[NO]")}
+#: Rows of the log read at a time.
+BLOCK = 1 << 18
 
 
 def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; a text that is empty, or has no token,
-    becomes ``item <id>``, as an item without a title does. Cost: one pass over the distinct texts, one over the log.
+    becomes ``item <id>``, as an item without a title does. Cost: one pass over the distinct texts, one over the log;
+    memory: 10 bytes a row and the distinct texts.
     """
     require_passed(config, paths)
-    events = pq.read_table(
-        paths.events / "interactions.parquet", columns=["item_id", "item_text", "label", "split", "position"]
-    )
-    text_of_row, texts = _distinct_texts(events, config.tokens)
+    log = _read(paths.events / "interactions.parquet")
+    text_of_row, texts = _distinct_texts(log, config.tokens)
     tokenizer = _tokenizer(config.tokens, texts)
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
@@ -47,24 +49,18 @@ def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
     ) as draft:
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
-        split = pc.index_in(events["split"], pa.array(SPLITS)).combine_chunks().to_numpy()
         write_columns(
             draft.path / "interactions.arrow",
-            {
-                "text": text_of_row,
-                "label": events["label"].combine_chunks().to_numpy().astype(np.int8),
-                "split": split.astype(np.int8),
-                "position": events["position"].combine_chunks().to_numpy().astype(np.int32),
-            },
+            {"text": text_of_row, "label": log.label, "split": log.split, "position": log.position},
         )
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        pq.write_table(_catalogue(events), draft.path / ITEMS)
+        pq.write_table(_catalogue(log), draft.path / ITEMS)
         lengths = np.diff(offsets)
         draft.report |= {
-            "interactions": events.num_rows,
+            "interactions": len(log.item),
             "texts": len(texts),
             "texts_cut": cut,
-            "tokens": int(lengths[text_of_row].sum()) + events.num_rows,
+            "tokens": int(lengths[text_of_row].sum()) + len(log.item),
             "tokens_per_interaction": round(float(lengths[text_of_row].mean()) + 1, 4),
             "vocabulary": len(tokenizer),
             "special_tokens": special,
@@ -73,15 +69,50 @@ def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
     return draft.report
 
 
-def _distinct_texts(events: pa.Table, config: TokensConfig) -> tuple[np.ndarray, list[str]]:
+@dataclass(frozen=True)
+class _Log:
+    """The columns of the events that the store is made of, (m,) each; items as indices of ``items``."""
+
+    items: list[tuple[str, str]]  # distinct pairs of id and text, as they first occur
+    item: np.ndarray
+    label: np.ndarray
+    split: np.ndarray
+    position: np.ndarray
+
+
+def _read(path: Path) -> _Log:
+    """The log a block at a time: strings are read as codes, so that memory does not grow with them."""
+    coded = ["item_id", "item_text", "split"]
+    with pq.ParquetFile(path, read_dictionary=coded) as file:
+        rows = file.metadata.num_rows
+        item, position = np.empty(rows, np.int32), np.empty(rows, np.int32)
+        label, split = np.empty(rows, np.int8), np.empty(rows, np.int8)
+        index: dict[tuple[str, str], int] = {}
+        end = 0
+        for batch in file.iter_batches(BLOCK, columns=[*coded, "label", "position"]):
+            here = slice(end, end := end + len(batch))
+            item[here] = _items(batch["item_id"], batch["item_text"], index)
+            label[here], position[here] = batch["label"].to_numpy(), batch["position"].to_numpy()
+            names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
+            split[here] = names[batch["split"].indices.to_numpy()]
+    return _Log(list(index), item, label, split, position)
+
+
+def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple[str, str], int]) -> np.ndarray:
+    """Index of each row's item; pairs that were not seen before are added to ``index``."""
+    many = len(texts.dictionary)
+    pairs, inverse = np.unique(
+        ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy(), return_inverse=True
+    )
+    names, titles = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
+    found = [index.setdefault((names[p // many], titles[p % many]), len(index)) for p in pairs.tolist()]
+    return np.array(found, np.int32)[inverse]
+
+
+def _distinct_texts(log: _Log, config: TokensConfig) -> tuple[np.ndarray, list[str]]:
     """Text index of each row, and the texts. An item that changed its title has a text for each."""
-    items = pa.table({"item_id": events["item_id"], "item_text": events["item_text"]})
-    keys = items.group_by(["item_id", "item_text"], use_threads=False).aggregate([])
     try:
-        rendered = [
-            render(config.template, item, text)
-            for item, text in zip(keys["item_id"].to_pylist(), keys["item_text"].to_pylist(), strict=True)
-        ]
+        rendered = [render(config.template, item, text) for item, text in log.items]
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(
             f"params key `tokens.template` is {config.template!r}: it may use {{item_text}} and {{item_id}} only"
@@ -90,16 +121,13 @@ def _distinct_texts(events: pa.Table, config: TokensConfig) -> tuple[np.ndarray,
         raise InputError(f"params key `tokens.template` is {config.template!r}: it leaves items without any text")
     texts = sorted(set(rendered))
     index = {text: i for i, text in enumerate(texts)}
-    keys = keys.append_column("text", pa.array([index[text] for text in rendered], pa.int32()))
-    # A join may reorder rows: carry the row number and sort by it.
-    rows = items.append_column("row", pa.array(np.arange(len(items)))).join(keys, ["item_id", "item_text"])
-    return rows.sort_by("row")["text"].combine_chunks().to_numpy().astype(np.int32), texts
+    return np.array([index[text] for text in rendered], np.int32)[log.item], texts
 
 
-def _catalogue(events: pa.Table) -> pa.Table:
-    """Each item with the text it had in the last row of the log that names it, ordered by id."""
-    last = events.group_by("item_id", use_threads=False).aggregate([("item_text", "last")])
-    return last.rename_columns({"item_text_last": "item_text"}).select(["item_id", "item_text"]).sort_by("item_id")
+def _catalogue(log: _Log) -> pa.Table:
+    """Each item with its text (the one that came up last, where it has several), ordered by id."""
+    titles = sorted(dict(log.items).items())
+    return pa.table({"item_id": [item for item, _ in titles], "item_text": [text for _, text in titles]})
 
 
 def render(template: str, item_id: str, item_text: str | None) -> str:
