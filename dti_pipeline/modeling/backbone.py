@@ -128,14 +128,24 @@ def _with_lora(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[in
                 r=config.lora.rank,
                 lora_alpha=config.lora.alpha,
                 target_modules=list(config.lora.target_modules),
-                # Only the new rows of the embedding are trained and saved, not a copy of the whole matrix.
-                trainable_token_indices=trained_tokens or None,
+                # Only the new rows are trained and saved, not a copy of the whole matrix.
+                trainable_token_indices=_trained_rows(lm, config, trained_tokens),
             ),
             # peft would keep adapters in fp32 and cast every linear's input to match: 20-24 % more memory.
             autocast_adapter_dtype=False,
         )
     except ValueError as error:
         raise InputError(f"params key `model.lora.target_modules`: {str(error).splitlines()[0]}") from error
+
+
+def _trained_rows(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[int]) -> dict[str, list[int]]:
+    """Rows to train by matrix: of the embedding; and, for a verbaliser over a matrix of its own, of that one too, as
+    label tokens that were added to the vocabulary have random rows there."""
+    names = {id(module): name for name, module in lm.named_modules()}
+    rows = {names[id(lm.get_input_embeddings())]: trained_tokens}
+    if config.head == "verbaliser" and lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight:
+        rows[names[id(lm.get_output_embeddings())]] = trained_tokens
+    return rows
 
 
 def decoder_of(lm: Any) -> PreTrainedModel:

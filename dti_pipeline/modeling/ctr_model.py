@@ -145,7 +145,9 @@ class CTRModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Weights (or adapters) and head as safetensors, with the configuration to load them again."""
-        self.lm.save_pretrained(folder / "lm")
+        # peft would add the whole embedding matrix where it was resized; its new rows are among the adapters.
+        adapters = {"save_embedding_layers": False} if hasattr(self.lm, "peft_config") else {}
+        self.lm.save_pretrained(folder / "lm", **adapters)
         if self.head is not None:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / HEAD)
 

@@ -1,0 +1,151 @@
+"""Forgetting by distance: the fast form is the plain one in every layer, forward and backward, and obeys a(d)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dti_pipeline.config import LoraConfig, ModelConfig
+from dti_pipeline.modeling.attention import View
+from dti_pipeline.modeling.backbone import decoder_of
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.distance import alibi_slopes, forgetting
+from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
+from tests.model.architectures import write
+from tests.model.conftest import (
+    SPECIAL,
+    TOLERANCE,
+    VOCABULARY,
+    Log,
+    differences,
+    histories,
+    logits_by_target,
+    small_model,
+    speaking,
+)
+
+FAMILIES = ("linear", "quadratic", "square_root")
+
+
+def calls_of(model: CTRModel, batch: Any) -> tuple[torch.Tensor, list[tuple[Any, ...]], Any]:
+    """What each layer hands to attention in a forward pass that can be differentiated; and what entered the first."""
+    decoder = decoder_of(model.lm)
+    embedded = decoder.get_input_embeddings()(batch.token).detach().requires_grad_()
+    view = model.view(batch, embedded)
+    calls: list[tuple[Any, ...]] = []
+    watching = View(bands=view.bands, sums=view.sums, watch=lambda *given: calls.append(given))
+    decoder(inputs_embeds=embedded, position_ids=batch.position, use_cache=False, dti=watching)
+    return embedded, calls, view.sums
+
+
+def both_forms(call: tuple[Any, ...], sums: Any) -> list[torch.Tensor]:
+    module, query, key, value, scale, kwargs = call
+    valid = sums.valid[:, None, :, None]
+    return [
+        form(module, query, key, value, sums, scale, kwargs) * valid
+        for form in (sum_attention, sum_attention_reference)
+    ]
+
+
+def assert_forms_agree(model: CTRModel, batch: Any) -> None:
+    embedded, calls, sums = calls_of(model, batch)
+    wanted = [embedded, *(p for name, p in model.lm.named_parameters() if "layers" in name)]
+    for call in calls:
+        fast, plain = both_forms(call, sums)
+        torch.testing.assert_close(fast, plain, atol=TOLERANCE, rtol=TOLERANCE)
+        direction = torch.randn(fast.shape, generator=torch.Generator().manual_seed(0)) / fast.numel() ** 0.5
+        gradients = [
+            torch.autograd.grad((form * direction).sum(), wanted, retain_graph=True, allow_unused=True)
+            for form in (fast, plain)
+        ]
+        touched = 0
+        for one, other in zip(*gradients, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=1e-4)
+                touched += int(one.abs().max() > 0)
+        assert touched > 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
+@given(log=st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), **histories), n=st.integers(0, 4),
+       k=st.sampled_from([1, 3, None]), most=st.sampled_from([0.0, 0.4, 1.0]), kv_heads=st.sampled_from([1, 2, 4]),
+       paradigm=st.sampled_from(["dti", "dti_growing", "dti_isolated"]))  # fmt: skip
+@settings(max_examples=6, deadline=None)
+def test_the_fast_form_is_the_plain_one_in_a_llama(
+    family: str, position: str, log: Log, n: int, k: int | None, most: float, kv_heads: int, paradigm: str
+) -> None:
+    model = small_model(paradigm, n, prefix=len(log.store.prefix), forgetting=family, forgetting_max=most,
+                        sum_position=position, kv_heads=kv_heads, initial_std=0.15)  # fmt: skip
+    assert_forms_agree(model, log.batch(n, k, row_length=128))
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma", "mixtral"])
+@pytest.mark.parametrize("position", ["rope", "nope_alibi"])
+def test_the_fast_form_is_the_plain_one_with_biases_and_other_norms(tmp_path: Path, kind: str, position: str) -> None:
+    path = write(tmp_path, kind)
+    config = ModelConfig(name_or_path=path, lora=LoraConfig(rank=0), forgetting="linear", sum_position=position)
+    model = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL)
+    with torch.no_grad():  # checkpoints come with biases of zero and norms of one: no test of either
+        for name, parameter in model.lm.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    assert_forms_agree(speaking(model), Log.random(users=3, seed=5).batch(3, 4, row_length=128))
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
+@pytest.mark.parametrize("paradigm", ["sliding_window", "dti"])
+def test_forgetting_nothing_is_no_forgetting(paradigm: str, position: str) -> None:
+    batch = Log.random(users=4, seed=2).batch(3, 1 if paradigm == "sliding_window" else 4)
+    scores = [
+        logits_by_target(small_model(paradigm, 3, sum_position=position, **fix), batch)
+        for fix in ({"forgetting": "none"}, {"forgetting": "linear", "forgetting_max": 0.0}, {"forgetting": "linear"})
+    ]
+    assert max(differences(scores[0], scores[1]).values()) < TOLERANCE
+    assert max(differences(scores[0], scores[2]).values()) > 1e-3
+
+
+def test_what_is_forgotten_completely_is_read_as_its_initial_embedding() -> None:
+    """At a(n) = 1 no change of a state n back, or of its key or value, reaches the [SUM]; nearer ones do."""
+    n = 2
+    model = small_model("dti", n, forgetting="linear", forgetting_max=1.0, initial_std=0.1)
+    batch = Log.random(users=2, seed=3, shortest=8).batch(n, None, row_length=128)
+    _, calls, sums = calls_of(model, batch)
+    module, query, key, value, scale, kwargs = calls[1]
+    memory = kwargs["layer"]
+    hidden = memory.hidden.detach().requires_grad_()
+    key, value = (x.detach().requires_grad_() for x in (key, value))
+    out = sum_attention(module, query, key, value, sums, scale, {"layer": type(memory)(memory.norm, hidden)})
+    sum_of_last = int(sums.valid[0].sum()) - 1
+    gradients = torch.autograd.grad(out[0, :, sum_of_last].sum(), (hidden, key, value))
+    moved = [gradients[0][0].abs().sum(-1) > 0, *(g[0].abs().sum((0, 2)) > 0 for g in gradients[1:])]
+    back = batch.interaction[0, sums.slot[0, sum_of_last]] - batch.interaction[0]
+    visible = sums.visible[0, 0, sum_of_last]
+    for touched in moved:
+        assert not touched[visible & (back >= n)].any()
+        assert touched[visible & (back < n)].all()
+
+
+def test_families_rise_from_nothing_to_their_maximum_at_n() -> None:
+    distance = torch.arange(0, 12)
+    for family, half in (("linear", 0.5), ("quadratic", 0.25), ("square_root", 0.5**0.5)):
+        amount = forgetting(distance, family, 0.8, 8)
+        assert amount[0] == 0
+        assert amount[4] == pytest.approx(0.8 * half)
+        assert (amount.diff()[:8] > 0).all()
+        assert (amount[8:] == 0.8).all()
+    assert forgetting(torch.tensor([0]), "linear", 1.0, 0) == 0
+    with pytest.raises(ValueError, match="unknown forgetting family 'cubic'"):
+        forgetting(distance, "cubic", 1.0, 8)
+
+
+def test_alibi_slopes_are_its_authors() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    twelve = [*(2.0**-i for i in range(1, 9)), *(2.0**-i for i in (0.5, 1.5, 2.5, 3.5))]
+    assert alibi_slopes(12).tolist() == pytest.approx(twelve)
