@@ -4,7 +4,7 @@
 .PHONY: help setup demo test ui repro lint bench clean
 
 BIN := .venv/bin
-PIP := -m pip --quiet --disable-pip-version-check --no-input
+PIP := -m pip -qq --disable-pip-version-check --no-input
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& command -v $$python && break; done)
@@ -17,8 +17,9 @@ setup: .venv/.installed .venv/bin/dvc  ## Build .venv and .venv-dvc from the pin
 demo: setup  ## Synthetic log to judged comparison through Dagster: a few minutes on two cores, no network
 	@DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}" $(BIN)/python -m dti_pipeline.defs.demo
 
+# Threads that spin while they wait slow one another down many times over on a busy machine: OMP_WAIT_POLICY.
 test: setup  ## Run every test; ARGS="-k packing" passes arguments to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -29,7 +30,8 @@ def run(
     done = pipes.run(
         context=context,
         command=[*launcher(work.config.training.processes), "-m", MODULE, *arguments],
-        env={"DTI_HOME": str(work.paths.home)},
+        # Threads that spin while they wait slow each other down many times over where runs share the cores.
+        env={"DTI_HOME": str(work.paths.home), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
     )
     for message in done.get_custom_messages():
         if FAILURE in message:
