@@ -29,7 +29,7 @@ from dti_pipeline import artifacts
 RECIPES = {
     "ml-1m": (
         "model.hidden_size=128", "model.intermediate_size=256", "model.layers=3", "model.dropout=0.1",
-        "training.learning_rate=4e-3", "training.weight_decay=0.1", "training.epochs=3",
+        "training.learning_rate=4e-3", "training.weight_decay=0.3", "training.epochs=4",
         "training.targets_per_step=512", "training.tokens_per_batch=10240", "training.dtype=bfloat16",
         "training.evaluations=3", "training.evaluation_targets=200000",
     ),

@@ -68,5 +68,5 @@ def _score(
         )
     autocast = torch.bfloat16 if config.training.dtype == "bfloat16" else None
     start = time.perf_counter()
-    row, probability = score(model, rows, np.arange(len(rows)), config.training.tokens_per_batch, device, autocast)
+    row, probability = score(model, rows, np.arange(len(rows)), config.evaluation.tokens_per_batch, device, autocast)
     return row, probability, time.perf_counter() - start
