@@ -1,0 +1,82 @@
+"""Any causal LM by path, as a user has it: tokenizer and checkpoint on disk, through the stages to an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from dti_pipeline.config import Config, LoraConfig, ModelConfig
+from dti_pipeline.errors import InputError
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import BY_NAME
+from tests.model.architectures import write, write_tokenizer
+
+FROM_THE_PAPER = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
+
+
+def home_with(token_home: tuple[Config, Paths], tmp_path: Path, kind: str, **model: Any) -> tuple[Config, Paths]:
+    """A home of its own whose tokens were made by the checkpoint's tokenizer."""
+    config, made = token_home
+    paths = Paths(tmp_path / "home")
+    for folder in (made.events, made.checks):
+        shutil.copytree(folder, paths.home / folder.relative_to(made.home))
+    titles = pq.read_table(paths.events / "interactions.parquet")["item_text"].unique().to_pylist()
+    tokenizer = write_tokenizer(tmp_path / "base", titles)
+    path = write(tmp_path / "base", kind, vocab_size=300)
+    config = dataclasses.replace(
+        config,
+        tokens=dataclasses.replace(config.tokens, tokenizer=tokenizer, prefix="Will they like it?"),
+        packing=dataclasses.replace(config.packing, row_length=256),
+        model=ModelConfig(name_or_path=path, **model),
+        training=dataclasses.replace(config.training, targets_per_step=128),
+    )
+    BY_NAME["tokenize"].run(config, paths)
+    return config, paths
+
+
+@pytest.mark.parametrize("kind", FROM_THE_PAPER)
+@pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
+def test_a_checkpoint_goes_through_every_stage(
+    token_home: tuple[Config, Paths], tmp_path: Path, kind: str, rank: int
+) -> None:
+    head = "verbaliser" if rank else "fresh"
+    config, paths = home_with(token_home, tmp_path, kind, head=head, lora=LoraConfig(rank=rank, alpha=8))
+    plans = BY_NAME["pack"].run(config, paths, "dti_isolated")["plans"]
+    trained = BY_NAME["train"].run(config, paths, "dti_isolated")
+    evaluated = BY_NAME["evaluate"].run(config, paths, "dti_isolated")
+    assert trained["targets"] == plans["train"]["targets"]
+    assert evaluated["targets"] == plans["test"]["targets"] == plans["test_streaming"]["targets"]
+    predictions = pq.read_table(paths.evaluation("dti_isolated") / "predictions.parquet")
+    assert len(set(predictions["probability"].to_pylist())) > 1
+    adapters = paths.model("dti_isolated") / "lm" / "adapter_model.safetensors"
+    assert adapters.is_file() == (rank > 0)
+    assert (trained["parameters_trained"] == trained["parameters"]) == (rank == 0)
+    if rank:
+        assert sum(tensor.numel() for tensor in load_file(adapters).values()) == trained["parameters_trained"]
+
+
+def test_the_tokenizer_gets_what_it_lacks_and_keeps_its_words(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
+    _, paths = home_with(token_home, tmp_path, "llama")
+    store = TokenStore.open(paths.tokens)
+    assert store.special == {"pad": 0, "sum": 300, "yes": 301, "no": 302}, "the end token pads; no single ` yes` token"
+    assert store.manifest.report["vocabulary"] == 303
+    assert len(store.prefix) > 0
+    assert int(store.tokens.max()) < 300
+
+
+def test_a_refused_architecture_stops_the_training_stage_before_it_starts(
+    token_home: tuple[Config, Paths], tmp_path: Path
+) -> None:
+    config, paths = home_with(token_home, tmp_path, "minimax")
+    BY_NAME["pack"].run(config, paths, "dti")
+    with pytest.raises(InputError, match="mixes tokens in layers that our mask does not reach"):
+        BY_NAME["train"].run(config, paths, "dti")
+    assert not paths.model("dti").exists()
+    assert not paths.checkpoints("dti").exists()
