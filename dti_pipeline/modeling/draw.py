@@ -157,18 +157,20 @@ def _panel(axes: Axes, mask: PromptMask) -> None:
     for kind, (colour, _) in STYLES.items():
         of_kind = np.array([key == kind for key in mask.kind])
         runs = [_rectangle(q, *run) for q, row in enumerate(mask.visible & of_kind) for run in _runs(row)]
-        axes.add_patch(PathPatch(Path.make_compound_path(*runs), facecolor=colour, linewidth=0))
+        axes.add_patch(PathPatch(Path.make_compound_path(*runs), facecolor=colour, linewidth=0, clip_on=False))
     edges = [i for i in range(1, length) if mask.interaction[i] != mask.interaction[i - 1]]
     first_target = [i for i in edges if mask.interaction[i] == mask.context]
+    # Unclipped: matplotlib names clip paths by memory address, and equal pictures are to be equal bytes.
     for lines, colour, width in ((range(1, length), "white", 0.5), (edges, "0.6", 0.4), (first_target, "0.4", 1.2)):
-        axes.add_patch(PathPatch(_lines(lines, length), facecolor="none", edgecolor=colour, linewidth=width))
+        grid = _lines(lines, length)
+        axes.add_patch(PathPatch(grid, facecolor="none", edgecolor=colour, linewidth=width, clip_on=False))
     starts = [0, *edges]
     names = [f"{'target' if mask.interaction[s] >= mask.context else 'context'} {mask.interaction[s]}" for s in starts]
     middles = [(a + b) / 2 for a, b in zip(starts, [*edges, length], strict=True)]
     axes.set_yticks(middles, names, fontsize=7)
     axes.set_xticks(middles, [str(mask.interaction[s]) for s in starts], fontsize=7)
     axes.tick_params(length=0)
-    axes.set(xlim=(0, length), ylim=(length, 0), aspect="equal")
+    axes.set(xlim=(0, length), ylim=(length, 0), aspect="equal", anchor="N")
     axes.set_title(_title(mask).partition(":")[0], fontsize=9)
 
 

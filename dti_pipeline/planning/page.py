@@ -56,8 +56,8 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     if plan["measured"]:
         yield ""
         yield from _table(MEASURED, [_measured(name, row) for name, row in plan["measured"].items()])
-        yield f"Measured on {', '.join(sorted({row['hardware'] for row in plan['measured'].values()}))}. Off by: the"
-        yield "speed-up in targets/s against the ratio of tokens a target of these very runs."
+        yield f"measured on {', '.join(sorted({row['hardware'] for row in plan['measured'].values()}))};"
+        yield "off by: the speed-up in targets/s against the ratio of tokens a target, both of these very runs"
 
 
 def _measured(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:

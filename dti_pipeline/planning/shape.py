@@ -113,7 +113,10 @@ def _from_file(name: str, path: Path) -> Shape:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get("text_config", content)
+        if any("expert" in key for key in content):
+            raise InputError(f"{path} is of a mixture of experts: its cost is not planned, only a dense model's")
         hidden, heads = content["hidden_size"], content["num_attention_heads"]
+        gemma = str(content.get("model_type", "")).startswith("gemma")  # tied unless the file says otherwise
         return Shape(
             name=name,
             layers=content["num_hidden_layers"],
@@ -123,7 +126,7 @@ def _from_file(name: str, path: Path) -> Shape:
             head_dim=content.get("head_dim") or hidden // heads,
             intermediate=content["intermediate_size"],
             vocabulary=content["vocab_size"],
-            tied=bool(content.get("tie_word_embeddings", False)),
+            tied=bool(content.get("tie_word_embeddings", gemma)),
         )
     except (json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{path} is not the config.json of a decoder model ({error})") from error

@@ -131,9 +131,10 @@ def test_shape_comes_from_a_folder_s_config(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     shape = shape_of(config.ModelConfig(), 1, str(tmp_path))
     assert (shape.head_dim, shape.body) == (16, 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"config\.json"):
-        shape_of(config.ModelConfig(), 1, str(tmp_path))
+    for wrong, named in (({}, r"config\.json"), ({**content, "num_local_experts": 4}, "mixture of experts")):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=named):
+            shape_of(config.ModelConfig(), 1, str(tmp_path))
 
 
 def trained(home: Paths, paradigm: str, targets_per_second: float, tokens_per_target: float, hardware: str) -> None:
