@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from dti_pipeline.paths import Paths
 
 #: Plans in a shards folder. Held-out targets come in two forms: alone, as a server sees them, and streaming.
 PLANS = ("train", "validation", "validation_streaming", "test", "test_streaming")
+#: Rows of the log planned at a time.
+BLOCK = 1 << 21
 
 
 def targets_per_prompt(config: Config, plan: str, paradigm: str) -> int | None:
@@ -37,7 +40,7 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
         for plan in PLANS:
             plans[plan], cut, row = plan_rows(config, store, paradigm, plan)
             columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
-            write_columns(draft.path / f"{plan}.arrow", {"row": row.astype(np.int32), **columns})
+            write_columns(draft.path / f"{plan}.arrow", {"row": row, **columns})
         draft.report |= {
             "paradigm": paradigm,
             "context": config.packing.context,
@@ -50,8 +53,12 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
 
 def plan_rows(
     config: Config, store: TokenStore, paradigm: str, plan: str
-) -> tuple[dict[str, Any], Prompts, NDArray[np.int64]]:
-    """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each."""
+) -> tuple[dict[str, Any], Prompts, NDArray[np.int32]]:
+    """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each.
+
+    Whole users are taken a block at a time and packed into rows of their own, so that memory is 20 bytes a prompt and a
+    few a row of the log, beside one block's. A row mixes the users of its block; training mixes all rows.
+    """
     packing = config.packing
     split = SPLITS.index(plan.removesuffix("_streaming"))
     in_log = (store.split == split) & (store.position >= config.split.min_history)
@@ -64,32 +71,65 @@ def plan_rows(
         if packing.max_targets is not None:
             kept = _limit(in_log, store.position, packing.max_targets, packing.seed)
     k = targets_per_prompt(config, plan, paradigm)
-    cut = prompts.cut(kept, store.position, store.lengths(), packing.context, k, packing.row_length, len(store.prefix))
-    packed = best_fit.pack(cut.length, packing.row_length, packing.seed)
-    order = np.argsort(packed.row, kind="stable")
-    cut, row = cut.take(order), packed.row[order]
+    text_lengths = (np.diff(store.offsets) + 1).astype(np.int32)
+    # Room for a prompt a target; what is not written to takes no memory.
+    room = int(kept.sum())
+    spans: list[NDArray[Any]] = [np.empty(room, np.int32 if len(kept) < 2**31 else np.int64) for _ in range(3)]
+    length, row = np.empty(room, np.int32), np.empty(room, np.int32)
+    end = rows = ended = 0
+    for number, block in enumerate(_blocks(store.position)):
+        cut = prompts.cut(
+            kept[block],
+            store.position[block],
+            text_lengths[store.text[block]],
+            packing.context,
+            k,
+            packing.row_length,
+            len(store.prefix),
+        )
+        ended += _cut_by_row(cut, k)
+        packed = best_fit.pack(cut.length, packing.row_length, packing.seed + number)
+        order = np.argsort(packed.row, kind="stable")
+        here = slice(end, end := end + len(cut))
+        for out, span in zip(spans, (cut.start, cut.first_target, cut.stop), strict=True):
+            out[here] = span[order] + block.start
+        length[here], row[here] = cut.length[order], packed.row[order] + rows
+        rows += packed.rows
+    plan_prompts = Prompts(spans[0][:end], spans[1][:end], spans[2][:end], length[:end])
 
-    targets, dropped = cut.targets, int(in_log.sum()) - int(kept.sum())
+    targets, dropped = plan_prompts.targets, int(in_log.sum()) - room
     assert targets + dropped == int(in_log.sum()), "a target was lost"
-    tokens = int(cut.length.sum())
+    tokens = int(plan_prompts.length.sum())
     report = {
         "targets": targets,
         "targets_in_log": int(in_log.sum()),
         "dropped": dropped,
         "dropped_reason": f"packing.max_targets = {packing.max_targets}" if dropped else None,
         "targets_per_prompt": k or "all",
-        "prompts": len(cut),
-        "prompts_cut_by_row": _cut_by_row(cut, k),
-        "rows": packed.rows,
+        "prompts": len(plan_prompts),
+        "prompts_cut_by_row": ended,
+        "rows": rows,
         "tokens": tokens,
         "tokens_per_target": round(tokens / max(targets, 1), 4),
-        "padding_share": round(1 - tokens / max(packed.rows * packing.row_length, 1), 6),
+        "padding_share": round(1 - tokens / max(rows * packing.row_length, 1), 6),
     }
-    return report, cut, row
+    return report, plan_prompts, row[:end]
+
+
+def _blocks(position: NDArray[np.int32]) -> Iterator[slice]:
+    """Slices of about BLOCK rows of the log that part no user's history."""
+    begin = 0
+    while begin < len(position):
+        end = begin + BLOCK
+        while end < len(position) and position[end] != 0:  # a history is short beside a block
+            end += 1
+        yield slice(begin, min(end, len(position)))
+        begin = end
 
 
 def _cut_by_row(cut: Prompts, k: int | None) -> int:
-    """Prompts that a full row ended before k targets were reached: the next prompt goes on where they stop."""
+    """Prompts, in the log's order, that a full row ended before k targets were reached: the next goes on where they
+    stop."""
     ended = cut.stop[:-1] == cut.first_target[1:]
     return int((ended & (k is None or cut.stop[:-1] - cut.first_target[:-1] < (k or 0))).sum())
 

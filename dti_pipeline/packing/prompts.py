@@ -8,6 +8,7 @@ pays ``(n + 1) c + 1``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,12 @@ from dti_pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class Prompts:
-    """``p`` prompts as spans of log rows."""
+    """``p`` prompts as spans of log rows, in integers of 64 bits, or 32 where a log is shorter than that."""
 
-    start: NDArray[np.int64]  # (p,) first context row
-    first_target: NDArray[np.int64]  # (p,)
-    stop: NDArray[np.int64]  # (p,) one past the last target
-    length: NDArray[np.int64]  # (p,) tokens: prefix, texts, labels and [SUM]s
+    start: NDArray[Any]  # (p,) first context row
+    first_target: NDArray[Any]  # (p,)
+    stop: NDArray[Any]  # (p,) one past the last target
+    length: NDArray[Any]  # (p,) tokens: prefix, texts, labels and [SUM]s
 
     def __len__(self) -> int:
         return len(self.start)

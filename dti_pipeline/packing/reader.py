@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,9 @@ class Rows:
 
     store: TokenStore
     row_length: int
-    start: NDArray[np.int64]  # (p,) spans of the log, ordered by row
-    first_target: NDArray[np.int64]
-    stop: NDArray[np.int64]
+    start: NDArray[Any]  # (p,) spans of the log, ordered by row
+    first_target: NDArray[Any]
+    stop: NDArray[Any]
     bounds: NDArray[np.int64]  # (r + 1,) prompts of row i are [bounds[i], bounds[i + 1])
 
     @classmethod
