@@ -87,7 +87,7 @@ def plan_rows(
             packing.row_length,
             len(store.prefix),
         )
-        ended += _cut_by_row(cut, k)
+        ended += _cut_by_row(cut, k, store.position[block])
         packed = best_fit.pack(cut.length, packing.row_length, packing.seed + number)
         order = np.argsort(packed.row, kind="stable")
         here = slice(end, end := end + len(cut))
@@ -127,10 +127,10 @@ def _blocks(position: NDArray[np.int32]) -> Iterator[slice]:
         begin = end
 
 
-def _cut_by_row(cut: Prompts, k: int | None) -> int:
+def _cut_by_row(cut: Prompts, k: int | None, position: NDArray[np.int32]) -> int:
     """Prompts, in the log's order, that a full row ended before k targets were reached: the next goes on where they
-    stop."""
-    ended = cut.stop[:-1] == cut.first_target[1:]
+    stop, in the same history."""
+    ended = (cut.stop[:-1] == cut.first_target[1:]) & (position[cut.first_target[1:]] > 0)
     return int((ended & (k is None or cut.stop[:-1] - cut.first_target[:-1] < (k or 0))).sum())
 
 

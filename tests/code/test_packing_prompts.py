@@ -1,0 +1,87 @@
+"""Histories to prompts: every target in exactly one, within the row, and the cuts that the method's words ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dti_pipeline.errors import InputError
+from dti_pipeline.packing.prompts import Prompts, cut
+
+#: A log: for each user, for each interaction, (tokens of text and label, whether it is a target).
+users = st.lists(st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=1, max_size=14), min_size=1, max_size=6)
+
+
+def cut_log(log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: int = 0) -> Prompts:
+    rows = [row for user in log for row in user]
+    return cut(
+        np.array([target for _, target in rows], bool),
+        np.array([i for user in log for i in range(len(user))], np.int32),
+        np.array([length for length, _ in rows], np.int32),
+        n, k, row_length, prefix,
+    )  # fmt: skip
+
+
+def by_hand(
+    log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: int
+) -> list[tuple[int, ...]]:
+    """(start, first target, stop, tokens) of each prompt, target after target."""
+    found = []
+    base = 0
+    for user in log:
+        i = 0
+        while i < len(user):
+            if not user[i][1]:
+                i += 1
+                continue
+            start = max(0, i - n)
+            tokens = prefix + sum(length for length, _ in user[start:i])
+            stop = i
+            while stop < len(user) and user[stop][1] and stop - i != k and tokens + user[stop][0] + 1 <= row_length:
+                tokens += user[stop][0] + 1
+                stop += 1
+            found.append((base + start, base + i, base + stop, tokens))
+            i = stop
+        base += len(user)
+    return found
+
+
+@given(log=users, n=st.integers(0, 20), k=st.one_of(st.none(), st.integers(1, 6)), prefix=st.integers(0, 3),
+       spare=st.integers(0, 60))  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_prompts_are_those_cut_by_hand(
+    log: list[list[tuple[int, bool]]], n: int, k: int | None, prefix: int, spare: int
+) -> None:
+    longest = prefix + 9 * (min(n, 14) + 1) + 1
+    row_length = longest + spare
+    found = cut_log(log, n, k, row_length, prefix)
+    spans = list(zip(*(x.tolist() for x in (found.start, found.first_target, found.stop, found.length)), strict=True))
+    assert spans == by_hand(log, n, k, row_length, prefix)
+    covered = [row for _, first, stop, _ in spans for row in range(first, stop)]
+    flags = [target for user in log for _, target in user]
+    assert covered == [row for row, target in enumerate(flags) if target], "every target once"
+    assert found.targets == sum(flags)
+    assert (found.length <= row_length).all()
+
+
+def test_a_context_longer_than_any_history_is_the_whole_history() -> None:
+    log = [[(3, i >= 2) for i in range(8)], [(3, i >= 2) for i in range(5)]]
+    found = cut_log(log, 1000, None, 64)
+    assert found.start.tolist() == [0, 8]
+    assert found.length.tolist() == [8 * 3 + 6, 5 * 3 + 3]
+
+
+def test_a_target_that_does_not_fit_names_the_parameter_and_a_row_length_that_would_do() -> None:
+    log = [[(50, i == 6) for i in range(7)]]
+    with pytest.raises(
+        InputError, match=r"`packing\.row_length` is 256, but the longest prompt .* takes 306 tokens"
+    ) as e:
+        cut_log(log, 5, 1, 256, prefix=5)
+    assert "raise it to 384" in str(e.value)
+    assert len(cut_log(log, 5, 1, 384, prefix=5)) == 1
+
+
+def test_a_log_without_targets_has_no_prompts() -> None:
+    assert len(cut_log([[(3, False)] * 4], 2, 3, 64)) == 0

@@ -1,0 +1,87 @@
+"""Rows to optimizer steps: every row once an epoch, steps of about equal size, any step the same when asked again."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dti_pipeline.config import TrainingConfig
+from dti_pipeline.training.optimizer import learning_rate
+from dti_pipeline.training.steps import Steps
+
+rows = st.lists(st.integers(1, 60), min_size=1, max_size=80).map(np.array)
+
+
+@given(targets=rows, per_step=st.integers(1, 200), seed=st.integers(0, 50), epochs=st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_every_row_is_seen_exactly_once_an_epoch(targets: np.ndarray, per_step: int, seed: int, epochs: int) -> None:
+    steps = Steps(targets, per_step, epochs, seed)
+    assert steps.count % epochs == 0
+    assert steps.targets == epochs * targets.sum()
+    every = [steps[number] for number in range(steps.count)]
+    each = steps.count // epochs
+    orders = []
+    for epoch in range(epochs):
+        seen = np.concatenate([step.rows for step in every[epoch * each : (epoch + 1) * each]])
+        assert sorted(seen.tolist()) == list(range(len(targets)))
+        orders.append(seen.tolist())
+    before = 0
+    for number, step in enumerate(every):
+        assert step.number == number
+        assert len(step.rows) > 0
+        assert step.targets == targets[step.rows].sum()
+        assert step.targets_before == before
+        before += step.targets
+    if len(targets) > 8 and epochs > 1:
+        assert orders[0] != orders[1], "each epoch has an order of its own"
+
+
+@given(
+    targets=rows,
+    per_step=st.integers(1, 200),
+    seed=st.integers(0, 50),
+    asked=st.lists(st.integers(0, 10**6), max_size=8),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_step_is_the_same_whenever_it_is_asked_for(
+    targets: np.ndarray, per_step: int, seed: int, asked: list[int]
+) -> None:
+    steps = Steps(targets, per_step, 3, seed)
+    in_order = [steps[number] for number in range(steps.count)]
+    fresh = Steps(targets, per_step, 3, seed)  # a process that was started again
+    for number in (n % steps.count for n in asked):
+        again = fresh[number]
+        assert again.rows.tolist() == in_order[number].rows.tolist()
+        assert (again.targets, again.targets_before) == (in_order[number].targets, in_order[number].targets_before)
+
+
+@given(seed=st.integers(0, 50), per_step=st.integers(30, 400))
+@settings(max_examples=60, deadline=None)
+def test_steps_are_of_about_equal_size(seed: int, per_step: int) -> None:
+    """One row apart at most from an equal share, at either end."""
+    targets = np.random.default_rng(seed).integers(1, 25, 500)
+    steps = Steps(targets, per_step, 1, seed)
+    sizes = np.array([steps[number].targets for number in range(steps.count)])
+    assert abs(sizes.mean() / per_step - 1) < 0.1
+    assert np.abs(sizes - sizes.mean()).max() <= targets.max()
+
+
+def test_epochs_may_be_a_fraction() -> None:
+    targets = np.full(100, 4)
+    steps = Steps(targets, 16, 2.5, 0)
+    assert steps.count == 62
+    assert steps.targets == sum(steps[number].targets for number in range(steps.count)) == 62 * 16
+
+
+def test_the_learning_rate_rises_falls_and_ends_where_it_is_told() -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup_share=0.1, final_learning_rate_share=0.2)
+    rates = [learning_rate(config, seen, 1000) for seen in range(0, 1001, 10)]
+    assert rates[0] == 0
+    assert max(rates) == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.2)
+    assert all(a < b for a, b in itertools.pairwise(rates[:11]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
