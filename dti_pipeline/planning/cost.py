@@ -20,6 +20,7 @@ from dti_pipeline.planning.shape import Shape
 #: FLOP of attention for one visible pair of tokens and one head dimension: forward 2 products (scores, values) of 2
 #: FLOP, backward 5 (scores again, and the gradients of queries, keys, values and probabilities).
 PAIR_FLOP = 2 * (2 + 5)
+WEIGHT_BYTES = 4
 
 
 def sliding_window_tokens(n: float, c: float) -> float:
@@ -106,9 +107,9 @@ def training_flop(
     return tokens * body + pairs * attention + targets * head * (6 if adapters is None else 4)
 
 
-def weight_bytes(shape: Shape, frozen: bool, bfloat16: bool) -> int:
-    """All weights: 2 bytes each where they are frozen and the model runs in bfloat16, else 4 (fp32)."""
-    return shape.parameters * (2 if frozen and bfloat16 else 4)
+def weight_bytes(shape: Shape) -> int:
+    """All weights, frozen ones too, as the model is loaded: fp32, cast to bfloat16 where they are used."""
+    return WEIGHT_BYTES * shape.parameters
 
 
 def optimizer_bytes(trained: int) -> int:
@@ -116,8 +117,8 @@ def optimizer_bytes(trained: int) -> int:
     return 12 * trained
 
 
-def activation_bytes(shape: Shape, tokens: int, bfloat16: bool) -> int:
-    """What one forward pass over ``tokens`` tokens keeps for its backward pass, nothing recomputed.
+def activation_bytes(shape: Shape, tokens: int) -> int:
+    """What one forward pass over ``tokens`` tokens keeps for its backward pass, in bfloat16, nothing recomputed.
 
     A layer keeps its input, two normed states and the middle of the residual stream (4 E), queries and attention
     output, keys and values, and three inner states of the gated MLP. An estimate from above: frozen weights need not
@@ -125,4 +126,4 @@ def activation_bytes(shape: Shape, tokens: int, bfloat16: bool) -> int:
     """
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     states = 4 * shape.hidden + attention + 3 * shape.intermediate
-    return tokens * shape.layers * states * (2 if bfloat16 else 4)
+    return tokens * shape.layers * states * 2

@@ -35,8 +35,9 @@ def plan(
     """Targets, tokens, padding, FLOP, memory and hours of every paradigm, and what measured runs say to that.
 
     The log is data/tokens, through the packer itself; with ``users`` and ``interactions`` (of each), or where there is
-    no token store and the log is synthetic, a uniform one of ``tokens`` tokens an interaction. The training is in
-    bfloat16 on ``training.processes`` GPUs. Cost: a packing, seconds for a million targets; torch is not imported.
+    no token store and the log is synthetic, a uniform one of ``tokens`` tokens an interaction. The training is with
+    ``training.dtype: bfloat16`` on ``training.processes`` GPUs. Cost: a packing, seconds for a million targets;
+    torch is not imported.
     """
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
@@ -48,9 +49,9 @@ def plan(
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
     batch = max(1, config.training.tokens_per_batch // config.packing.row_length) * config.packing.row_length
     memory = {
-        "weights_gb": cost.weight_bytes(shape, adapters is not None, bfloat16=True) / 1e9,
+        "weights_gb": cost.weight_bytes(shape) / 1e9,
         "optimizer_gb": cost.optimizer_bytes(shape.parameters if adapters is None else adapters) / 1e9,
-        "activations_gb": cost.activation_bytes(shape, batch, bfloat16=True) / 1e9,
+        "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }
     total = sum(memory.values())
     paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in PARADIGMS}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dti_pipeline.config import ModelConfig
+from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.modeling import backbone
 from dti_pipeline.modeling.masks import visible
 from dti_pipeline.packing import prompts
@@ -14,6 +16,7 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.planning import cost
 from dti_pipeline.planning.shape import shape_of
+from tests.model import architectures
 from tests.model.conftest import Log
 
 
@@ -47,3 +50,14 @@ def test_weights_are_those_of_the_network(tied: bool) -> None:
     )  # fmt: skip
     network = backbone.from_scratch(model, vocabulary=50, row_length=64)
     assert shape_of(model, vocabulary=50).parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_adapters_and_memory_are_those_of_a_pretrained_network(tmp_path: Path) -> None:
+    lora = LoraConfig(rank=3, target_modules=("q_proj", "v_proj", "down_proj"))
+    model = ModelConfig(name_or_path=architectures.write(tmp_path, "llama"), lora=lora)
+    network = backbone.build(model, vocabulary=40, row_length=64, trained_tokens=[])
+    shape = shape_of(model, vocabulary=40)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    assert shape.adapters(lora.rank, lora.target_modules) == sum(p.numel() for p in trained)
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    assert cost.weight_bytes(shape) == sum(p.numel() * p.element_size() for p in frozen)
