@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -85,8 +86,13 @@ def test_only_training_takes_the_gpu() -> None:
     assert {node.key.to_user_string() for node in GRAPH.asset_nodes if "gpu" in node.pools} == {"model"}
 
 
-def test_every_parameter_that_dvc_watches_exists() -> None:
-    plain = config.to_plain(config.Config())
+@pytest.mark.parametrize(
+    "plain",
+    [config.to_plain(config.Config()), yaml.safe_load((ROOT / "params.yaml").read_text())],
+    ids=["configuration", "params.yaml"],
+)
+def test_every_parameter_that_dvc_watches_exists(plain: dict[str, Any]) -> None:
+    # A section may be left out of params.yaml everywhere but here: DVC stops at a parameter that is not in the file.
     for stage in STAGES:
         for param in stage.params:
             node = plain
