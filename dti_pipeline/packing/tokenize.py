@@ -32,9 +32,9 @@ BLOCK = 1 << 18
 def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
     """Make the token store of the events that passed validation.
 
-    Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; a text that is empty, or has no token,
-    becomes ``item <id>``, as an item without a title does. Cost: one pass over the distinct texts, one over the log;
-    memory: 10 bytes a row and the distinct texts.
+    Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; a text that is empty becomes
+    ``item <id>``, as an item without a title does, and one of which the tokenizer makes nothing is an error. Cost: one
+    pass over the distinct texts, one over the log; memory: 10 bytes a row and the distinct texts.
     """
     require_passed(config, paths)
     log = _read(paths.events / "interactions.parquet")
@@ -190,7 +190,10 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Tokens end to end, (t + 1,) offsets, and how many texts were longer than ``max_text_tokens`` and were cut.
     Raises InputError for a text of which the tokenizer makes nothing."""
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    # A title may read "[SUM]": it is text all the same.
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise InputError(f"the tokenizer makes no token of the item text {text!r}")
