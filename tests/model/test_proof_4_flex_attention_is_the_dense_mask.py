@@ -111,5 +111,5 @@ def test_on_cuda_the_model_has_the_cpu_s_logits_and_gradients(
     assert (logits - expected).abs().max() <= logit_tolerance * expected.abs().max()
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
-        apart = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        apart = (gradient.cpu() - expected_gradients[name]).norm() / expected_gradients[name].norm()
         assert apart <= gradient_tolerance, name
