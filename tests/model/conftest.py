@@ -90,7 +90,7 @@ def small_model(paradigm: str, context: int, layers: int = 2, row_length: int = 
         "heads": 4,
         "kv_heads": 2,
         "intermediate_size": 48,
-        "initial_std": 0.3,
+        "initial_std": 0.15,
     }
     model = CTRModel(ModelConfig(**{**shape, **settings}), paradigm, context, VOCABULARY, row_length, SPECIAL, prefix)
     return speaking(model, seed)

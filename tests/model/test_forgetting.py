@@ -82,7 +82,7 @@ def test_the_fast_form_is_the_plain_one_in_a_llama(
     family: str, position: str, log: Log, n: int, k: int | None, most: float, kv_heads: int, paradigm: str
 ) -> None:
     model = small_model(paradigm, n, prefix=len(log.store.prefix), forgetting=family, forgetting_max=most,
-                        sum_position=position, kv_heads=kv_heads, initial_std=0.15)  # fmt: skip
+                        sum_position=position, kv_heads=kv_heads)  # fmt: skip
     assert_forms_agree(model, log.batch(n, k, row_length=128))
 
 

@@ -39,7 +39,7 @@ networks = pytest.mark.parametrize(("summaries", "position", "forgetting"), NETW
 def network(paradigm: str, n: int, layers: int, log: Log, summaries: str, position: str, forgetting: str) -> CTRModel:
     return small_model(
         paradigm, n, layers=layers, prefix=len(log.store.prefix), summaries=summaries, sum_position=position,
-        forgetting=forgetting, initial_std=0.15,
+        forgetting=forgetting, forgetting_max=0.9,
     )  # fmt: skip
 
 

@@ -31,8 +31,13 @@ def test_shifting_prompts_changes_no_logit(
 ) -> None:
     """Every prompt of a batch by an amount of its own."""
     batch = log.batch(n, k)
-    model = small_model(paradigm, n, prefix=len(log.store.prefix), sum_position=position, forgetting=forgetting,
-                        initial_std=0.15)  # fmt: skip
+    model = small_model(
+        paradigm,
+        n,
+        prefix=len(log.store.prefix),
+        sum_position=position,
+        forgetting=forgetting,
+    )
     prompts = int(batch.document[batch.kind != Kind.PAD].max()) + 1
     shift = torch.tensor(data.draw(st.lists(st.integers(0, 512), min_size=prompts, max_size=prompts)))
     moved = batch.position + shift[batch.document.long().clamp(max=prompts - 1)]
