@@ -26,15 +26,17 @@ HEADLINES = {
 
 def describe(report: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Metadata of a materialisation: figures first, then links, pictures, tables."""
-    figures: dict[str, Any] = {}
+    figures = {name: _plain(value) for name, value in report.items() if _is_plain(value)}
     tables: dict[str, Any] = {}
-    for name, value in report.items():
-        if _is_plain(value):
-            figures[name] = _plain(value)
-        elif isinstance(value, (Mapping, list)) and value:
-            tables |= _tables(name, value)
-    if "paradigms" in report and isinstance(report["paradigms"], Mapping):
+    if isinstance(report.get("paradigms"), Mapping):
         figures |= _compared(report)
+        page = output.with_suffix(".md")  # the comparison's own tables say it better than its figures in a row
+        if page.is_file():
+            tables["comparison"] = dg.MetadataValue.md(page.read_text(encoding="utf-8").partition("\n![")[0])
+    else:
+        for name, value in report.items():
+            if isinstance(value, (Mapping, list)) and value:
+                tables |= _tables(name, value)
     pictures = {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
     return {**figures, **_links(report), **pictures, **tables, "path": dg.MetadataValue.path(str(output))}
 
@@ -110,6 +112,8 @@ def _cell(value: Any) -> str:
         return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_cell, value))}]"
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 
