@@ -85,7 +85,9 @@ def main() -> None:
     recipe = (*RECIPES[options.recipe or options.dataset], *options.set)
     done = json.loads(options.out.read_text()) if options.out.is_file() else []
     known = {json.dumps([row["dataset"], row["settings"]]) for row in done}
-    wanted = [r for r in parse_runs(options.runs, recipe) if json.dumps([options.dataset, list(r.settings)]) not in known]
+    wanted = [
+        r for r in parse_runs(options.runs, recipe) if json.dumps([options.dataset, list(r.settings)]) not in known
+    ]
 
     def make(run: Run) -> None:
         if time.monotonic() - begun > options.limit:

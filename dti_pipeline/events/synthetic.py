@@ -23,16 +23,15 @@ TOPICS = (
     ("detective", "murder", "alibi", "clue", "suspect"),
     ("wedding", "kiss", "sweetheart", "romance", "bride"),
     ("dragon", "wizard", "castle", "sword", "spell"),
-    ("football", "stadium", "coach", "league", "goal"),
 )
 NEUTRAL = (
     "first", "last", "little", "great", "silent", "golden", "broken", "hidden", "long", "new", "story", "year", "night",
     "morning", "winter", "summer", "city", "river", "house", "road", "letters", "secret", "return", "journey",
 )  # fmt: skip
-TASTE = 2.2  # logit that a topic adds or takes
-FLIP = 1 / 80  # chance, at each rating, that one topic of the person's taste turns round
+TASTE = 3.0  # logit that a topic adds or takes
+FLIP = 1 / 200  # chance, at each rating, that one topic of the person's taste turns round
 SECOND_TOPIC = 0.15  # share of titles with a word of another topic
-QUALITY = 1.1  # standard deviation over titles, logits
+QUALITY = 0.7  # standard deviation over titles, logits
 PERSON = 0.2  # standard deviation over persons, logits
 LEANING = 0.1  # mean logit
 TAIL = 0.8  # exponent of the popularity law

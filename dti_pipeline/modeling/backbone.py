@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
@@ -24,6 +25,7 @@ def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens:
     ``vocabulary`` is the tokenizer's size (embeddings are resized to it); ``trained_tokens`` are the ids whose
     embeddings are trained beside the adapters: [SUM], and labels that the vocabulary lacked.
     """
+    logging.disable_progress_bar()  # transformers draws one for every file it reads or writes; ours is for training
     lm = (
         from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
     )
