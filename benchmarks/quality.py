@@ -97,8 +97,8 @@ def main() -> None:
         row["command"] = f"python benchmarks/quality.py HOME --dataset {options.dataset} --runs {run_spec(run)}"
         done.append(row)
         artifacts.write_json(options.out, done)
-        print(f"{run.name:<34} {row.get('auc')} {row.get('auc_streaming')} {row.get('log_loss')} {row.get('train_seconds')}"
-              f" {row.get('error', '')}", flush=True)  # fmt: skip
+        shown = " ".join(str(row.get(key)) for key in ("auc", "auc_streaming", "log_loss", "train_seconds", "error"))
+        print(f"{run.name:<34} {shown}", flush=True)
 
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(make, wanted))

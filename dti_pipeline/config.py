@@ -246,7 +246,7 @@ class EvaluationConfig:
 
     split: Literal["validation", "test"] = "test"
     tokens_per_batch: int = (
-        32768  # a forward pass; it keeps nothing for gradients, so it can be larger than a training's
+        32768  # a forward pass; nothing is kept for gradients, so more than a training's
     )
     bootstrap_samples: int = 1000  # draws of users behind every interval; fewer than a few hundred make it rough
     confidence: float = 0.95  # share of the draws inside an interval
