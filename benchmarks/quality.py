@@ -1,6 +1,7 @@
 """What each paradigm and each fix is worth: AUC in both test forms, several seeds, one recipe.
 
-    python benchmarks/quality.py HOME --dataset ml-1m --grid ml-1m --workers 5 --out benchmarks/results/quality.json
+    python benchmarks/quality.py HOME --dataset ml-1m --split user_order --workers 6 --runs dti:1,2,3 \\
+        --out benchmarks/results/quality.json
 
 HOME is a project home whose log is ingested, validated, tokenised and packed (`dti ingest validate tokenize pack`).
 Every run is `dti train` and `dti evaluate` in a home of its own that borrows HOME's data. A run whose row is in the
@@ -71,6 +72,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("home", type=Path)
     parse.add_argument("--dataset", required=True)
+    parse.add_argument("--split", required=True, help="what split.rule the home was ingested with")
     parse.add_argument("--recipe", choices=RECIPES, help="default: the data set's")
     parse.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM[:FIXES]:SEEDS",
                        help="for example dti:1,2,3 dti:rope_alibi:1")  # fmt: skip
@@ -93,6 +95,7 @@ def main() -> None:
         if time.monotonic() - begun > options.limit:
             return
         row = {**execute(run, options.home.resolve(), options.work, options.dataset), "workers": options.workers}
+        row["split"] = options.split
         row["commit"] = options.commit or git_commit()
         row["command"] = f"python benchmarks/quality.py HOME --dataset {options.dataset} --runs {run_spec(run)}"
         done.append(row)
@@ -151,7 +154,7 @@ def figures(stage: str, report: dict[str, Any], home: Path, paradigm: str) -> di
                 "validation_auc", "parameters", "loss")  # fmt: skip
         return {"n": shards["context"], "k": shards["targets_per_prompt"], **{key: report[key] for key in keys}}
     metrics = json.loads((home / "reports" / "evaluation" / paradigm / "metrics.json").read_text())
-    return {"metrics": metrics, **{key: metrics.get(key) for key in ("auc", "auc_streaming", "log_loss", "gauc")}}
+    return {key: metrics[key] for key in ("auc", "auc_streaming", "log_loss", "gauc")}
 
 
 def git_commit() -> str | None:
