@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts
@@ -72,6 +73,7 @@ def _parent(store: MlflowClient, experiment: str, digest: str, comparison: Mappi
         "dataset": str(comparison.get("dataset", "")),
         "hardware": str(comparison.get("hardware", "")),
         "mlflow.source.git.commit": str(comparison.get("commit") or ""),
+        "mlflow.user": os.environ.get("USER", ""),
         "mlflow.source.name": "dti compare",
         "mlflow.source.type": "LOCAL",
     }
@@ -105,11 +107,7 @@ def _log_metrics(store: MlflowClient, run: Run, figures: Mapping[str, float]) ->
     """Log what differs from the run's last values, so that a repeated judgement leaves no second point."""
     now = int(time.time() * 1000)
     new = {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
-    store.log_batch(
-        run.info.run_id,
-        metrics=[Metric(name, float(value), now, 0) for name, value in new.items()],
-        tags=[RunTag("judged", "true")],
-    )
+    store.log_batch(run.info.run_id, [Metric(name, float(value), now, 0) for name, value in new.items()])
 
 
 def _is_figure(value: object) -> bool:

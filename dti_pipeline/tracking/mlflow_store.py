@@ -39,7 +39,7 @@ BATCH = 1000  # values MLflow takes in one call
 def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
     """A run that is FINISHED, FAILED (with the error as a tag) or KILLED when the block ends."""
     store, experiment = connect(config, paths)
-    run = _resumed(store, paths, paradigm) or _created(store, experiment, config, paradigm, tags)
+    run = _resumed(store, config, paths, paradigm) or _created(store, experiment, config, paradigm, tags)
     try:
         yield run
     except BaseException as error:
@@ -148,8 +148,8 @@ class TrainingRun:
                 self._logged[name] = targets_seen
 
 
-def _resumed(store: MlflowClient, paths: Paths, paradigm: str) -> TrainingRun | None:
-    run_id = importlib.import_module("dti_pipeline.training.checkpoint").run_id(paths, paradigm)
+def _resumed(store: MlflowClient, config: Config, paths: Paths, paradigm: str) -> TrainingRun | None:
+    run_id = importlib.import_module("dti_pipeline.training.checkpoint").run_id(config, paths, paradigm)
     if run_id is None:
         return None
     try:
@@ -167,6 +167,7 @@ def _created(
 ) -> TrainingRun:
     code = lineage.commit()
     source = {
+        "mlflow.user": os.environ.get("USER", ""),
         "mlflow.source.name": "dti train",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": code.sha if code else "",

@@ -7,6 +7,7 @@ configuration or of other shards is never continued.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dti_pipeline.artifacts import write_json
+from dti_pipeline.artifacts import folder_digest, write_json
+from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 
 KEEP = 2  # newest checkpoints kept: one could be on a disk that fails while the next is written
@@ -88,15 +90,24 @@ def restore(folder: Path, fingerprint: str, model: nn.Module, optimizer: torch.o
     return Progress(**state["progress"])
 
 
-def run_id(paths: Paths, paradigm: str) -> str | None:
-    """The tracker's run that the newest checkpoint belongs to."""
-    found = _newest(paths.checkpoints(paradigm), None)
+def run_id(config: Config, paths: Paths, paradigm: str) -> str | None:
+    """The tracker's run that a training of this configuration and these shards would continue."""
+    folder = paths.checkpoints(paradigm)
+    if not folder.is_dir():
+        return None
+    found = _newest(folder, fingerprint(config, folder_digest(paths.shards(paradigm))))
     return found[1]["progress"]["run_id"] if found else None
 
 
-def _newest(folder: Path, fingerprint: str | None) -> tuple[Path, dict[str, Any]] | None:
+def fingerprint(config: Config, shards: str) -> str:
+    """What a checkpoint must have in common with the training that continues it; ``shards`` is their digest."""
+    content = json.dumps([config.sections("model", "training"), shards], sort_keys=True)
+    return hashlib.md5(content.encode()).hexdigest()
+
+
+def _newest(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         state = json.loads((path / "state.json").read_text())
-        if fingerprint is None or state["fingerprint"] == fingerprint:
+        if state["fingerprint"] == fingerprint:
             return path, state
     return None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -63,7 +61,7 @@ def train(
     optimizer = optimizer_for(model, settings)
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)
-    fingerprint = _fingerprint(config, digest)
+    fingerprint = checkpoint.fingerprint(config, digest)
     folder = paths.checkpoints(paradigm)
     progress = checkpoint.restore(folder, fingerprint, model, optimizer) or Progress()
     progress.run_id = run_id or progress.run_id
@@ -138,12 +136,6 @@ def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) ->
     return CTRModel(
         config.model, paradigm, config.packing.context, vocabulary, row_length, store.special, len(store.prefix)
     )
-
-
-def _fingerprint(config: Config, shards: str) -> str:
-    """What a checkpoint must have in common with the run that continues it."""
-    content = json.dumps([config.sections("model", "training"), shards], sort_keys=True)
-    return hashlib.md5(content.encode()).hexdigest()
 
 
 def _validate(

@@ -148,7 +148,7 @@ def test_a_resumed_training_goes_on_in_its_run_without_a_second_point(
     tracked: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = end_early(tracked, 6, KeyboardInterrupt())
-    monkeypatch.setattr(checkpoint, "run_id", lambda paths, paradigm: run_id)
+    monkeypatch.setattr(checkpoint, "run_id", lambda *_: run_id)
     assert train(tracked, steps=range(4, 11)) == run_id  # its last checkpoint was after step 3
     loss = store(tracked).get_metric_history(run_id, "train/loss")
     assert [point.step for point in loss] == [100 * s for s in range(1, 11)]
@@ -156,8 +156,23 @@ def test_a_resumed_training_goes_on_in_its_run_without_a_second_point(
 
 
 def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "run_id", lambda paths, paradigm: "f" * 32)
+    monkeypatch.setattr(checkpoint, "run_id", lambda *_: "f" * 32)
     assert train(tracked) != "f" * 32
+
+
+def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to_continue(home: Paths) -> None:
+    shard = home.shards("dti") / "train.arrow"
+    artifacts.write_text(shard, "rows")
+    state = {
+        "fingerprint": checkpoint.fingerprint(settings(home), artifacts.folder_digest(shard.parent)),
+        "progress": {"run_id": "abc"},
+    }
+    artifacts.write_json(home.checkpoints("dti") / "step-000000001" / "state.json", state)
+    assert checkpoint.run_id(settings(home), home, "dti") == "abc"
+    assert checkpoint.run_id(config.load(home.params, ["training.epochs=9"]), home, "dti") is None
+    assert checkpoint.run_id(settings(home), home, "sliding_window") is None
+    artifacts.write_text(shard, "other rows")
+    assert checkpoint.run_id(settings(home), home, "dti") is None
 
 
 def test_an_evaluation_lands_on_the_run_that_trained_and_twice_changes_nothing(tracked: Paths) -> None:
