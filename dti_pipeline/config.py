@@ -245,9 +245,7 @@ class EvaluationConfig:
     """The judgement, the same for every paradigm."""
 
     split: Literal["validation", "test"] = "test"
-    tokens_per_batch: int = (
-        32768  # a forward pass; nothing is kept for gradients, so more than a training's
-    )
+    tokens_per_batch: int = 32768  # a forward pass; nothing is kept for gradients, so more than a training's
     bootstrap_samples: int = 1000  # draws of users behind every interval; fewer than a few hundred make it rough
     confidence: float = 0.95  # share of the draws inside an interval
     calibration_bins: int = 10  # of equal mass, for the calibration curve and ECE
