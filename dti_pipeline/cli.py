@@ -234,6 +234,9 @@ def score_requests(
         Path | None, typer.Option("--out", help="Answers, JSONL or .parquet; default: standard out.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Answer each line of standard input when it comes.")] = False,
+    cache_items: Annotated[
+        bool, typer.Option("--cache-items", help="dti_isolated: compute what the model makes of an item once.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """P(click) of candidate items for users' histories, by a trained model.
@@ -254,7 +257,7 @@ def score_requests(
         from dti_pipeline.serving.score import score_file, score_stream
         from dti_pipeline.serving.scorer import Scorer
 
-        scorer, stdout = Scorer.load(model), sys.stdout.buffer
+        scorer, stdout = Scorer.load(model, cache_items=cache_items), sys.stdout.buffer
         report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
         if as_json:
             print(json.dumps(report, ensure_ascii=False))

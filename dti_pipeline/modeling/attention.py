@@ -38,6 +38,7 @@ class View:
     bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
     block_mask: BlockMask | None = None  # CUDA
     sums: SumRows | None = None
+    recall: Callable[..., Tensor] | None = None  # serving: attention over keys and values that were computed before
     watch: Callable[..., None] | None = None  # told what every layer hands to attention, before it is used
 
 
@@ -84,7 +85,9 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if view.watch is not None:
         view.watch(module, query, key, value, scale, kwargs)
-    if view.block_mask is not None:
+    if view.recall is not None:
+        out = view.recall(module, query, key, value, scale)
+    elif view.block_mask is not None:
         out = _flex(query, key, value, view.block_mask, scale)
     elif view.bands is not None:
         out = _banded(query, key, value, view.bands, scale)

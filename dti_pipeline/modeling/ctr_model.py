@@ -62,22 +62,25 @@ class CTRModel(nn.Module):
         The text loss is the mean next-token cross entropy inside item texts, nats: an auxiliary task that teaches the
         words of a vocabulary which clicks alone say little about. Cost: logits over the vocabulary at text tokens.
         """
-        decoder = backbone.decoder_of(self.lm)
-        backbone.require_ours(decoder)
-        embedded = decoder.get_input_embeddings()(batch.token)
-        if self.pooled:
-            embedded = embedded + _pooled_texts(embedded, batch.kind)
-        hidden = decoder(
-            inputs_embeds=embedded,
-            position_ids=batch.position,
-            attention_mask=None,
-            use_cache=False,
-            dti=self.view(batch, embedded),
-        ).last_hidden_state
+        embedded = self.embed(batch)
+        hidden = self.states(embedded, batch.position, self.view(batch, embedded))
         at_sum = hidden.reshape(-1, hidden.shape[-1])[batch.sum_index]
         no, yes = self.label_logits(at_sum).unbind(-1)
         text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
         return yes - no, text_loss
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, L, E): what enters the first layer."""
+        embedded = backbone.decoder_of(self.lm).get_input_embeddings()(batch.token)
+        return embedded + _pooled_texts(embedded, batch.kind) if self.pooled else embedded
+
+    def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
+        """(B, L, E): what leaves the last layer and its norm."""
+        decoder = backbone.decoder_of(self.lm)
+        backbone.require_ours(decoder)
+        return decoder(
+            inputs_embeds=embedded, position_ids=position, attention_mask=None, use_cache=False, dti=view
+        ).last_hidden_state
 
     def _text_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         # A token predicts the next one where both are text; between interactions a label stands, so never across.

@@ -59,9 +59,9 @@ def parse(raw: Any, where: str) -> Request:
     candidates = _list(raw, "candidates", where)
     return Request(
         user_id=user_id,
-        history=tuple(_item(entry, where, f"history[{i}]") for i, entry in enumerate(history)),
-        labels=tuple(_label(entry, where, f"history[{i}]") for i, entry in enumerate(history)),
-        candidates=tuple(_item(entry, where, f"candidates[{i}]") for i, entry in enumerate(candidates)),
+        history=tuple([_item(entry, where, "history", i) for i, entry in enumerate(history)]),
+        labels=tuple([_label(entry, where, "history", i) for i, entry in enumerate(history)]),
+        candidates=tuple([_item(entry, where, "candidates", i) for i, entry in enumerate(candidates)]),
     )
 
 
@@ -76,25 +76,27 @@ def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:
     return list(value)
 
 
-def _item(entry: Any, where: str, key: str) -> Item:
-    if not isinstance(entry, Mapping):
-        raise InputError(f"{where} key {key} must be an object with item_id or item_text, not {_shown(entry)}")
+def _item(entry: Any, where: str, key: str, place: int) -> Item:
+    if not isinstance(entry, (dict, Mapping)):
+        raise InputError(f"{where} key {key}[{place}] must be an object with item_id or item_text, not {_shown(entry)}")
     item_id, text = entry.get("item_id"), entry.get("item_text")
+    if type(item_id) is str and (text is None or type(text) is str):  # as nearly all are
+        return Item(item_id, text)
     if isinstance(item_id, bool) or not isinstance(item_id, (str, int, type(None))):
-        raise InputError(f"{where} key {key}.item_id must be text or a whole number, not {_shown(item_id)}")
+        raise InputError(f"{where} key {key}[{place}].item_id must be text or a whole number, not {_shown(item_id)}")
     if not isinstance(text, (str, type(None))):
-        raise InputError(f"{where} key {key}.item_text must be text, not {_shown(text)}")
+        raise InputError(f"{where} key {key}[{place}].item_text must be text, not {_shown(text)}")
     if item_id is None and not (text or "").strip():
-        raise InputError(f"{where} key {key} names no item: it has neither item_id nor item_text")
+        raise InputError(f"{where} key {key}[{place}] names no item: it has neither item_id nor item_text")
     return Item(None if item_id is None else str(item_id), text)
 
 
-def _label(entry: Mapping[str, Any], where: str, key: str) -> int:
+def _label(entry: Mapping[str, Any], where: str, key: str, place: int) -> int:
     label = entry.get("label")
     if label is None:
-        raise InputError(f"{where} key {key}.label is missing: it says what the user did, 0 or 1")
+        raise InputError(f"{where} key {key}[{place}].label is missing: it says what the user did, 0 or 1")
     if not isinstance(label, (int, float)) or label not in (0, 1):
-        raise InputError(f"{where} key {key}.label must be 0 or 1, not {_shown(label)}")
+        raise InputError(f"{where} key {key}[{place}].label must be 0 or 1, not {_shown(label)}")
     return int(label)
 
 

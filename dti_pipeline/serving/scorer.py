@@ -7,7 +7,7 @@ so that what a server answers is what the evaluation measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
+from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.requests import Item, Request, parse
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ SHORTEST_ROW = 128
 
 
 @dataclass(frozen=True)
+class _Log:
+    """Requests as histories of a log, one for each candidate: its context, then itself. ``m`` rows."""
+
+    texts: dict[str, int]  # distinct texts and their indices
+    text: NDArray[np.int32]  # (m,)
+    label: NDArray[np.int8]  # (m,)
+    position: NDArray[np.int32]  # (m,)
+    is_target: NDArray[np.bool_]  # (m,) True on candidates
+
+
+@dataclass(frozen=True)
 class Scorer:
     """A model folder, ready to score. Not safe for two threads at once: give each its own."""
 
@@ -45,10 +57,16 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     titles: Mapping[str, str]  # item text by id, of the log that the model was trained on
     device: torch.device
+    states: ItemStates | None = None
+    known: dict[str, int] = field(default_factory=dict)  # texts that have states
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto") -> Scorer:
-        """Read a folder that ``dti train`` published. Raises InputError where it is not one."""
+    def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
+        """Read a folder that ``dti train`` published. Raises InputError where it is not one.
+
+        ``cache_items`` keeps the states of every item met (``dti_isolated`` only): the same scores for a small part of
+        the work, at the price of memory that grows with the items.
+        """
         folder = Path(folder)
         manifest = artifacts.read(folder, "train")
         if "texts" not in manifest.report:
@@ -56,7 +74,10 @@ class Scorer:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
-        return cls(manifest, ctr_model.load(folder, chosen), load_tokenizer(folder), titles, chosen)
+        scorer = cls(manifest, ctr_model.load(folder, chosen), load_tokenizer(folder), titles, chosen)
+        if not cache_items:
+            return scorer
+        return replace(scorer, states=ItemStates(scorer.model, chosen, scorer._autocast))
 
     @property
     def context(self) -> int:
@@ -68,27 +89,48 @@ class Scorer:
 
         ``requests``: parsed, or plain mappings, or a frame with their keys as columns; see
         :mod:`dti_pipeline.serving.requests`. A candidate's score depends on its own request's history and on nothing
-        else. Cost: a prompt of n + 1 interactions for each candidate. Raises InputError that names the request and key.
+        else. Cost: a prompt of n + 1 interactions for each candidate; with item states one token, and the items that
+        were never met. Raises InputError that names the request and key.
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
         counts = [len(request.candidates) for request in parsed]
         if not sum(counts):
             return [[] for _ in parsed]
-        rows = self._rows(*self._store(parsed))
-        autocast = torch.bfloat16 if self.manifest.config["training"]["dtype"] == "bfloat16" else None
-        tokens_per_batch = self.manifest.config["training"]["tokens_per_batch"]
-        _, probability = score(self.model, rows, np.arange(len(rows)), tokens_per_batch, self.device, autocast)
-        # Targets come back in the order of the store's rows, which is that of requests and their candidates.
+        log = self._log(parsed)
+        probability = self._from_prompts(log) if self.states is None else self._from_states(log, self.states)
         ends = np.cumsum(counts)
         return [probability[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
-    def _store(self, requests: Sequence[Request]) -> tuple[TokenStore, NDArray[np.bool_]]:
-        """A log in memory, one history for each candidate: its context, then itself; and which rows are candidates."""
+    def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
+        rows = self._rows(self._store(list(log.texts), log), log.is_target)
+        # Targets come back in the order of the store's rows, which is that of requests and their candidates.
+        return score(self.model, rows, np.arange(len(rows)), self._tokens_per_batch, self.device, self._autocast)[1]
+
+    def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
+        new = [text for text in log.texts if text not in self.known]
+        if new:
+            states.add(self._store(new, log), self._tokens_per_batch)
+            self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
+        index = np.array([self.known[text] for text in log.texts])
+        return states.score(index[log.text], log.label, log.is_target)
+
+    @property
+    def _tokens_per_batch(self) -> int:
+        return int(self.manifest.config["training"]["tokens_per_batch"])
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.manifest.config["training"]["dtype"] == "bfloat16" else None
+
+    def _log(self, requests: Sequence[Request]) -> _Log:
         index: dict[str, int] = {}
+        seen: dict[Item, int] = {}
 
         def text_of(item: Item) -> int:
-            return index.setdefault(self._render(item), len(index))
+            if item not in seen:
+                seen[item] = index.setdefault(self._render(item), len(index))
+            return seen[item]
 
         texts, labels, positions, targets = [], [], [], []
         for request in requests:
@@ -103,20 +145,22 @@ class Scorer:
             labels.append(label.reshape(-1))
             positions.append(np.tile(np.arange(length, dtype=np.int32), count))
             targets.append(np.tile(np.arange(length) == length - 1, count))
+        return _Log(index, *(np.concatenate(x) for x in (texts, labels, positions, targets)))
+
+    def _store(self, texts: list[str], log: _Log) -> TokenStore:
+        """A log in memory, as ``dti tokenize`` would have stored it; text i of the store is ``texts[i]``."""
         facts = self.manifest.report
-        tokens, offsets, _ = encode(self.tokenizer, list(index), facts["texts"]["max_text_tokens"])
-        text, label, position, is_target = (np.concatenate(x) for x in (texts, labels, positions, targets))
-        store = TokenStore(
+        tokens, offsets, _ = encode(self.tokenizer, texts, facts["texts"]["max_text_tokens"])
+        return TokenStore(
             manifest=Manifest(self.manifest.path, "score", {"special_tokens": facts["network"]["special"]}, {}, {}, {}),
             tokens=tokens,
             offsets=offsets,
-            text=text,
-            label=label,
-            split=np.zeros(len(text), np.int8),
-            position=position,
+            text=log.text,
+            label=log.label,
+            split=np.zeros(len(log.text), np.int8),
+            position=log.position,
             prefix=np.asarray(facts["texts"]["prefix_tokens"], np.int32),
         )
-        return store, is_target
 
     def _render(self, item: Item) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""

@@ -1,0 +1,180 @@
+"""What a `dti_isolated` model makes of an item, computed once.
+
+Under `dti_isolated` a text or label token sees only its own interaction, so its keys and values in every layer depend
+on the item, on the label, and on where in the prompt they stand. The last is rotary and can be undone: keys are kept
+un-rotated and turned to their place when they are read. So the states of an item, with either label, serve every
+history it occurs in, and a target costs one token, its [SUM], which reads them.
+
+The states are made by the model's own forward pass over prompts of one interaction, laid out by the packer, and read by
+its own layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling import backbone
+from dti_pipeline.modeling.attention import View
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.packing import best_fit
+from dti_pipeline.packing.layout import Kind
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.store import TokenStore
+
+#: Keys that one pass of scoring reads, over all its targets: bounds its memory, and keeps it in a CPU's cache.
+KEYS = 1 << 15
+#: Tokens of a row of items, or as many as the longest has.
+ROW = 512
+
+
+@dataclass
+class ItemStates:
+    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i with that label behind it.
+
+    Memory: for each token, twice, the keys and values of every layer. Raises InputError for a model whose item states
+    depend on more than the item.
+    """
+
+    model: CTRModel
+    device: torch.device
+    autocast: torch.dtype | None = None
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))  # (2 t + 1,) tokens of states
+    keys: dict[int, Tensor] = field(default_factory=dict)  # by layer, (tokens, H_kv, D), un-rotated
+    values: dict[int, Tensor] = field(default_factory=dict)  # by layer, (tokens, H_kv, D)
+    sums: Tensor | None = None  # (t, E) what enters the first layer at a [SUM] behind each text
+
+    def __post_init__(self) -> None:
+        model = self.model
+        if model.paradigm != "dti_isolated":
+            raise InputError(f"item states depend on histories in a model of paradigm {model.paradigm}")
+        if model.has_prefix:
+            raise InputError("item states depend on histories in a model with a prefix: every item sees it")
+        if model.settings.forgetting != "none":
+            raise InputError("item states cannot be kept for a model that forgets: its [SUM]s read mixed states")
+
+    @torch.no_grad()
+    def add(self, store: TokenStore, tokens_per_batch: int) -> None:
+        """Compute the states of every text of ``store``, which come after those that are there. Its interactions are
+        not used. Cost: one forward pass over each text with either label."""
+        texts = len(store.offsets) - 1
+        store = replace(  # a log in which every text was met once with 0 and once with 1
+            store,
+            text=np.repeat(np.arange(texts, dtype=np.int32), 2),
+            label=np.tile(np.array([0, 1], np.int8), texts),
+            position=np.zeros(2 * texts, np.int32),
+        )
+        lengths = store.lengths().astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        row_length = max(ROW, int(lengths.max()) + 1)
+        packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each its own prompt, as a target without context
+        order = np.argsort(packed.row, kind="stable")
+        bounds = np.searchsorted(packed.row[order], np.arange(packed.rows + 1))
+        rows = Rows(store, row_length, order, order, order + 1, bounds)
+
+        places, parts = [], []
+        width = backbone.decoder_of(self.model.lm).config.get_text_config().hidden_size
+        sums = torch.empty(texts, width, device=self.device)
+        for part in rows.split(np.arange(len(rows)), tokens_per_batch):
+            layout = rows.assemble(part, max(1, tokens_per_batch // row_length) if self.device.type == "cuda" else 0)
+            batch = Batch.of(layout, store.label).to(self.device)
+            row, slot = np.nonzero((layout.kind == Kind.TEXT) | (layout.kind == Kind.LABEL))
+            state = order[bounds[part[row]] + layout.document[row, slot]]
+            places.append(starts[state] + layout.position[row, slot])
+            parts.append(self._states(batch, (torch.from_numpy(row), torch.from_numpy(slot)), sums))
+        back = torch.from_numpy(np.argsort(np.concatenate(places))).to(self.device)
+        for layer in parts[0]:
+            key, value = (torch.cat(x)[back] for x in zip(*(part[layer] for part in parts), strict=True))
+            self.keys[layer] = torch.cat([self.keys[layer], key]) if layer in self.keys else key
+            self.values[layer] = torch.cat([self.values[layer], value]) if layer in self.values else value
+        self.sums = sums if self.sums is None else torch.cat([self.sums, sums])
+        self.offsets = np.concatenate([self.offsets, self.offsets[-1] + np.cumsum(lengths)])
+
+    def _states(self, batch: Batch, at: tuple[Tensor, Tensor], sums: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; fills in ``sums``."""
+        row, slot = (x.to(self.device) for x in at)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        with self._precision():
+            embedded = self.model.embed(batch)
+            sums[batch.target // 2] = embedded.reshape(-1, embedded.shape[-1])[batch.sum_index].float()
+            cos, sin = backbone.decoder_of(self.model.lm).rotary_emb(embedded, position_ids=batch.position)
+
+            def watch(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: object) -> None:
+                taken = (unrotate(key, cos, sin).transpose(1, 2)[row, slot], value.transpose(1, 2)[row, slot])
+                found[module.layer_idx] = taken
+
+            self.model.states(embedded, batch.position, replace(self.model.view(batch, embedded), watch=watch))
+        return found
+
+    @torch.no_grad()
+    def score(
+        self, text: NDArray[np.int64], label: NDArray[np.int8], is_target: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """(T,) probabilities. ``text`` (index of its states) and ``label`` (m,) are the interactions of all targets'
+        prompts, one prompt after another, each closed by its target. Cost: one token a target through the network, and
+        a read of its history's keys and values."""
+        state = 2 * text + np.where(is_target, 0, label)
+        lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target's own label is not there
+        sizes = np.diff(np.cumsum(lengths)[is_target], prepend=0)  # keys of each target
+        ends = np.cumsum(lengths)
+        bank = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
+        first = np.cumsum(sizes) - sizes
+        own = text[is_target]
+        logits = []
+        step = max(1, KEYS // int(sizes.max()))
+        for begin in range(0, len(sizes), step):
+            here = slice(begin, begin + step)
+            at = np.arange(int(sizes[here].max()))
+            valid = at < sizes[here, None]
+            index = bank[np.where(valid, first[here, None] + at, 0)]
+            logits.append(
+                self._logits(*(torch.from_numpy(x).to(self.device) for x in (own[here], sizes[here], index, valid)))
+            )
+        return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
+
+    def _logits(self, own: Tensor, size: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+        """(T,) logits of targets with texts ``own`` (T,), whose ``size`` (T,) keys are ``index`` (T, S) of the bank."""
+        assert self.sums is not None
+        model, rotary = self.model, backbone.decoder_of(self.model.lm).rotary_emb
+        embedded = self.sums[own][:, None]
+        place = torch.arange(index.shape[1], device=self.device)
+        cos, sin = rotary(embedded, position_ids=place[None])
+        own_cos, own_sin = rotary(embedded, position_ids=size[:, None])
+        rotated = model.settings.sum_position != "nope_alibi"
+        seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
+        mask = seen
+        if model.settings.sum_position != "rope":
+            back = torch.cat([size[:, None] - place, size.new_zeros(len(own), 1)], 1)[:, None, None]
+            mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))
+
+        def recall(module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+            past = self.keys[module.layer_idx][index].transpose(1, 2)
+            if rotated:
+                past = rotate(past, cos, sin).to(key.dtype)
+            else:
+                query, key = (unrotate(x, own_cos, own_sin).to(past.dtype) for x in (query, key))
+            return scaled_dot_product_attention(
+                query,
+                torch.cat([past, key], 2),
+                torch.cat([self.values[module.layer_idx][index].transpose(1, 2), value], 2),
+                attn_mask=mask if mask.dtype == torch.bool else mask.to(query.dtype),
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+
+        with self._precision():
+            hidden = model.states(embedded, size[:, None], View(recall=recall))
+            no, yes = model.label_logits(hidden[:, 0]).unbind(-1)
+        return yes - no
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
