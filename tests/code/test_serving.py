@@ -29,7 +29,7 @@ CONTEXT = 6
 PARAMS: dict[str, Any] = {
     "synth": {"users": 40, "items": 60, "interactions_per_user": 25, "defects": 0},
     "validation": {"min_rows": 100},
-    "tokens": {"template": "{item_text} ({item_id})", "prefix": "Will they like it?", "max_text_tokens": 6},
+    "tokens": {"template": "{item_text} ({item_id})", "max_text_tokens": 6},
     "packing": {"context": CONTEXT, "targets": 8, "row_length": 256},
     "model": {"hidden_size": 32, "heads": 2, "kv_heads": 2, "intermediate_size": 48},
     "training": {
@@ -104,6 +104,30 @@ def test_the_test_splits_scores_come_out_of_dti_score(
     np.testing.assert_allclose(
         [answer["probabilities"][0] for answer in answers], judged["probability"], rtol=0, atol=1e-6
     )
+
+
+def test_kept_item_states_give_the_same_answers(trained: Paths) -> None:
+    """Also when items come up that were never met, and come up again."""
+    plainly = Scorer.load(trained.model("dti_isolated"))
+    kept = Scorer.load(trained.model("dti_isolated"), cache_items=True)
+    draw = np.random.default_rng(1)
+    for _ in range(3):
+        asked = [
+            {
+                "history": [plain(str(i), label=int(draw.integers(2))) for i in draw.integers(1, 60, length)],
+                "candidates": [plain(str(draw.integers(1, 60))), plain("0", f"A title number {draw.integers(20)}")],
+            }
+            for length in (0, 3, 40)
+        ]
+        for one, other in zip(plainly.score(asked), kept.score(asked), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_states_are_kept_for_no_other_paradigm(trained: Paths, tmp_path: Path) -> None:
+    model = str(trained.model("sliding_window"))
+    done = CliRunner().invoke(app, ["score", str(tmp_path / "r.jsonl"), "--model", model, "--cache-items"])
+    assert done.exit_code == 2
+    assert "paradigm sliding_window" in " ".join(done.stderr.split())
 
 
 def test_a_score_depends_on_its_own_request_only(scorer: Scorer) -> None:
