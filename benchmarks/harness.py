@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ from dti_pipeline.tracking import lineage
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+#: What every row of a result says beside its measurement.
+FACTS = ("hardware", "commit", "command")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -33,14 +36,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def publish(name: str, rows: Sequence[Mapping[str, Any]], results: Path) -> None:
     """Print rows as a Markdown table; write them, with hardware, commit and command, to ``<results>/<name>.json``."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_shown(sys.argv[1:])])
-    facts = {"hardware": lineage.hardware(), "commit": str(lineage.commit() or "unknown"), "command": command}
+    facts = dict(zip(FACTS, (lineage.hardware(), str(lineage.commit() or "unknown"), command), strict=True))
     print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
+    print(table(rows))
+    lines = [json.dumps({**row, **facts}) for row in rows]  # columns in their order, a row a line
+    artifacts.write_text(results / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as Markdown; a row that lacks a column leaves its cell empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    print(f"| {' | '.join(column.replace('_', ' ') for column in columns)} |")
-    print(f"|{'---|' * len(columns)}")
-    for row in rows:
-        print(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |")
-    artifacts.write_json(results / f"{name}.json", [{**row, **facts} for row in rows])
+    lines = [f"| {' | '.join(column.replace('_', ' ') for column in columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows]
+    return "\n".join(lines)
 
 
 def _shown(arguments: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -82,7 +83,7 @@ def _item(entry: Any, where: str, key: str, place: int) -> Item:
     item_id, text = entry.get("item_id"), entry.get("item_text")
     if type(item_id) is str and (text is None or type(text) is str):  # as nearly all are
         return Item(item_id, text)
-    if isinstance(item_id, bool) or not isinstance(item_id, (str, int, type(None))):
+    if isinstance(item_id, bool) or not isinstance(item_id, (str, Integral, type(None))):
         raise InputError(f"{where} key {key}[{place}].item_id must be text or a whole number, not {_shown(item_id)}")
     if not isinstance(text, (str, type(None))):
         raise InputError(f"{where} key {key}[{place}].item_text must be text, not {_shown(text)}")
@@ -95,9 +96,9 @@ def _label(entry: Mapping[str, Any], where: str, key: str, place: int) -> int:
     label = entry.get("label")
     if label is None:
         raise InputError(f"{where} key {key}[{place}].label is missing: it says what the user did, 0 or 1")
-    if not isinstance(label, (int, float)) or label not in (0, 1):
+    if not isinstance(label, Real) or label not in (0, 1):
         raise InputError(f"{where} key {key}[{place}].label must be 0 or 1, not {_shown(label)}")
-    return int(label)
+    return int(label == 1)
 
 
 def _shown(value: Any) -> str:

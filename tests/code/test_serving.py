@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Item, Request
 from dti_pipeline.serving.scorer import Scorer
+from dti_pipeline.tracking import pyfunc
 
 CONTEXT = 6
 PARAMS: dict[str, Any] = {
@@ -298,3 +301,33 @@ def test_requests_are_chunked_by_their_candidates() -> None:
 
     sizes = [[len(r.candidates) for r in chunk] for chunk in requests.chunks(map(ask, [3, 3, 9, 0, 1]), 4)]
     assert sizes == [[3, 3], [9], [0, 1]]
+
+
+ASK = """
+import json, sys
+import mlflow.pyfunc, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(json.dumps([list(map(float, row)) for row in model.predict(pandas.DataFrame(json.load(sys.stdin)))]))
+"""
+
+
+@pytest.mark.slow
+def test_what_mlflow_keeps_scores_the_same_in_a_fresh_process(trained: Paths, tmp_path: Path) -> None:
+    folder = trained.model("sliding_window")
+    pyfunc.save(folder, tmp_path / "kept")
+    asked = [
+        {"history": [plain("3", label=1), plain("9", "Silent comet", label=0)], "candidates": [plain("5"), plain("6")]},
+        {"history": [], "candidates": [plain("7")]},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(tmp_path / "kept")],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for one, other in zip(answers, Scorer.load(folder).score(asked), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

@@ -1,0 +1,126 @@
+"""Benchmarks run, say what they ran on, and docs/benchmark.md holds what they found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+#: What `make bench` runs; docs/benchmark.md has a table of each.
+ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "orchestration")
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import harness
+
+    return harness
+
+
+@pytest.fixture
+def packing(harness: ModuleType) -> ModuleType:
+    import packing
+
+    return packing
+
+
+def bench(name: str, results: Path, *options: str) -> tuple[list[dict], str]:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--results", str(results), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=results,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((results / f"{name}.json").read_text()), done.stdout
+
+
+def test_make_bench_runs_them() -> None:
+    shown = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in ON_CPU:
+        assert name in shown
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_document_holds_the_committed_figures(harness: ModuleType, name: str) -> None:
+    rows = json.loads((harness.RESULTS / f"{name}.json").read_text())
+    for row in rows:
+        assert all(row[fact] for fact in harness.FACTS)
+        assert row["command"].startswith(f"python benchmarks/{name}.py")
+    measured = [{key: value for key, value in row.items() if key not in harness.FACTS} for row in rows]
+    assert harness.table(measured) in (ROOT / "docs" / "benchmark.md").read_text()
+
+
+def test_a_result_says_what_it_was_made_by_and_not_where(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "ml-1m"
+    home.mkdir()
+    monkeypatch.setattr(sys, "argv", ["x/loader.py", "--home", str(home), "--results", str(tmp_path), "--rows", "7"])
+    harness.publish("loader", [{"a_b": 1234567, "c": 0.25}, {"a_b": 2, "d": None}], tmp_path)
+    first, second = json.loads((tmp_path / "loader.json").read_text())
+    assert first["command"] == second["command"] == "python benchmarks/loader.py --home ml-1m --rows 7"
+    assert (first["a_b"], first["c"]) == (1234567, 0.25)
+    said = capsys.readouterr().out
+    assert "| a b | c | d |\n|---|---|---|\n| 1,234,567 | 0.25 |  |\n| 2 |  |  |" in said
+    assert str(tmp_path) not in said
+
+
+def test_calls_are_timed_in_turn_and_the_first_turn_is_not_kept(harness: ModuleType) -> None:
+    order: list[str] = []
+    seconds = harness.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_command_that_fails_ends_the_benchmark_with_its_words(harness: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no such thing"):
+        harness.run([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path)
+
+
+def test_peak_memory_is_the_commands_own(harness: ModuleType, tmp_path: Path) -> None:
+    small = harness.run([sys.executable, "-c", "pass"], tmp_path)[2]
+    large = harness.run([sys.executable, "-c", "x = bytearray(300_000_000)"], tmp_path)[2]
+    assert 0.2 < large - small < 0.4
+
+
+def test_a_generated_log_is_a_log(harness: ModuleType) -> None:
+    store = harness.token_store(20, 1000)
+    starts = np.flatnonzero(store.position == 0)
+    assert len(starts) == 20
+    assert (np.diff(store.position)[store.position[1:] > 0] == 1).all()
+    assert len(store.tokens) == store.offsets[-1]
+    assert store.lengths().min() >= 2
+
+
+def test_first_fit_is_first_fit(packing: ModuleType) -> None:
+    assert packing.first_fit(np.array([6, 5, 4, 5, 10, 1]), 10) == 4  # 6 4 | 5 5 | 10 | 1
+    assert packing.padding(np.array([6, 5, 4, 5, 10, 1]), 4, 10) == pytest.approx(1 - 31 / 40)
+
+
+@pytest.mark.slow
+def test_loader_and_packing_measure(tmp_path: Path) -> None:
+    rows, said = bench("loader", tmp_path, "--interactions", "20000")
+    assert {row["plan"] for row in rows} == {"sliding_window", "dti k=50", "dti k=all"}
+    assert all(row["tokens_per_second"] > 0 and row["plan_over_copies"] < 0.05 for row in rows)
+    assert "sliding_window" in said
+    rows, _ = bench("packing", tmp_path, "--interactions", "20000")
+    assert all(row["sample_padding_best_fit"] <= row["sample_padding_first_fit"] for row in rows)
+
+
+@pytest.mark.slow
+def test_every_data_stage_is_timed(tmp_path: Path) -> None:
+    rows, _ = bench("data_stages", tmp_path, "--rows", "20000")
+    stages = [row["stage"] for row in rows]
+    assert stages == ["ingest", "validate", "tokenize", "pack dti", "pack sliding_window", "raw file to row plans"]
+    assert rows[-1]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:4]), abs=0.03)
+    assert all(row["peak_memory_gib"] > 0 for row in rows)
