@@ -7,12 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dti_pipeline.paths import Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Real rating logs, where somebody has put them; no test needs them to pass, those marked `real` are skipped without.
 REAL_DATA = Path(os.environ.get("DTI_REAL_DATA") or ROOT.parent / "shared" / "data")
+
+# The same examples every time: a test that fails for one person fails for all. HYPOTHESIS_PROFILE=random looks further.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -132,6 +132,20 @@ def test_what_is_forgotten_completely_is_read_as_its_initial_embedding() -> None
         assert touched[visible & (back < n)].all()
 
 
+def test_the_instruction_is_never_forgotten_and_distance_counts_interactions() -> None:
+    log = Log.random(users=1, seed=3, shortest=6, prefix=(9, 8))
+    batch = log.batch(4, None, row_length=128)
+    model = small_model("dti", 4, prefix=2, forgetting="linear", forgetting_max=0.8)
+    sums = model.view(batch, decoder_of(model.lm).get_input_embeddings()(batch.token)).sums
+    assert sums is not None
+    assert sums.amount is not None
+    for number, slot in enumerate(sums.slot[0].tolist()):
+        for key in range(slot + 1):
+            interaction = int(batch.interaction[0, key])
+            back = 0 if interaction < 0 else int(batch.interaction[0, slot]) - interaction
+            assert sums.amount[0, 0, number, key] == pytest.approx(0.8 * min(back / 4, 1))
+
+
 def test_families_rise_from_nothing_to_their_maximum_at_n() -> None:
     distance = torch.arange(0, 12)
     for family, half in (("linear", 0.5), ("quadratic", 0.25), ("square_root", 0.5**0.5)):
