@@ -29,7 +29,7 @@ STOP_SECONDS = 30
 
 @dataclass
 class Server:
-    """A child process in a session of its own: Ctrl-C reaches us alone, and we stop it in order."""
+    """A child in a process group of its own: Ctrl-C reaches us alone, and we stop it in order."""
 
     name: str
     url: str
