@@ -1,9 +1,9 @@
 """How many held-out targets a second are scored: one prompt a target, streaming prompts, and from kept item states?
 
 The demo's model (untrained: weights do not change the time) over the demo log's test targets. The forms of each
-paradigm are scored in alternation, assembly counted, one thread, medians. `one prompt, item states kept` scores the
-prompts of the first form (`dti_isolated` only) when the states of all items are there; making them once has a line of
-its own.
+paradigm are scored in alternation, assembly counted, one thread, medians of CPU time. `one prompt, item states kept`
+scores the prompts of the first form (`dti_isolated` only) when the states of all items are there; making them once has
+a line of its own.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ FORMS = {ONE: "test", STREAMING: "test_streaming"}
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--threads", type=int, default=1)
     arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     settings = config.load(ROOT / "params.yaml")
     with tempfile.TemporaryDirectory() as scratch:
         paths = Paths(Path(scratch))

@@ -1,14 +1,13 @@
 """How fast does one worker turn row plans into batches, and how small are plans beside copied prompts?
 
 A worker memory-maps plan and token store, gathers the tokens of a batch of rows (`Rows.assemble`) and makes tensors of
-them (`Batch.of`). One thread, tokens without padding, median of five passes over the sampled rows. The log is generated
+them (`Batch.of`). One thread, tokens without padding, medians of CPU time over the sampled rows. The log is generated
 in MovieLens-1M's shape; `--home FOLDER` measures a log that `dti tokenize` and `dti pack` have made.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ import numpy as np
 import torch
 from harness import median_seconds, parser, publish, token_store
 
+from dti_pipeline import config
 from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.layout import Kind
+from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows
-from dti_pipeline.packing.store import SPLITS, TokenStore, read_columns, write_columns
+from dti_pipeline.packing.store import TokenStore, read_columns, write_columns
 from dti_pipeline.paths import Paths
 
-CONTEXT, MIN_HISTORY = 20, 5
 TOKENS = 8192  # a batch
+PLANS = {"sliding_window": ("sliding_window", 1), "dti k=50": ("dti", 50), "dti k=all": ("dti", "all")}
 
 
 def main() -> None:
@@ -33,32 +33,24 @@ def main() -> None:
     options.add_argument("--interactions", type=int, default=1_000_000, help="of the generated log")
     arguments = options.parse_args()
     torch.set_num_threads(1)
+    store = (
+        TokenStore.open(Paths(arguments.home.resolve()).tokens)
+        if arguments.home
+        else token_store(arguments.interactions // 165, arguments.interactions)
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        store = (
-            TokenStore.open(Paths(arguments.home.resolve()).tokens)
-            if arguments.home
-            else token_store(arguments.interactions // 165, arguments.interactions)
-        )
-        rows = [measure(*plan, Path(scratch)) for plan in plans(store)]
+        rows = [measure(name, length, store, Path(scratch)) for name in PLANS for length in (1024, 8192)]
     publish("loader" if arguments.home is None else f"loader_{arguments.home.resolve().name}", rows, arguments.results)
 
 
-def plans(store: TokenStore) -> Iterator[tuple[str, int | None, int, TokenStore]]:
-    for name, k in (("sliding_window", 1), ("dti k=50", 50), ("dti k=all", None)):
-        for row_length in (1024, 8192):
-            yield name, k, row_length, store
-
-
-def measure(name: str, k: int | None, row_length: int, store: TokenStore, scratch: Path) -> dict[str, Any]:
-    is_target = (store.split == SPLITS.index("train")) & (store.position >= MIN_HISTORY)
-    cut = prompts.cut(is_target, store.position, store.lengths(), CONTEXT, k, row_length, len(store.prefix))
-    packed = best_fit.pack(cut.length, row_length, seed=7)
-    order = np.argsort(packed.row, kind="stable")
-    cut, row = cut.take(order), packed.row[order].astype(np.int32)
+def measure(name: str, row_length: int, store: TokenStore, scratch: Path) -> dict[str, Any]:
+    paradigm, k = PLANS[name]
+    settings = config.from_plain(config.Config, {"packing": {"context": 20, "targets": k, "row_length": row_length}})
+    report, cut, row = plan_rows(settings, store, paradigm, "train")
     path = scratch / "plan.arrow"
     write_columns(path, {"row": row, "start": cut.start, "first_target": cut.first_target, "stop": cut.stop})
     columns = read_columns(path)
-    bounds = np.searchsorted(columns["row"], np.arange(packed.rows + 1))
+    bounds = np.searchsorted(columns["row"], np.arange(report["rows"] + 1))
     plan = Rows(store, row_length, columns["start"], columns["first_target"], columns["stop"], bounds)
 
     sample = np.random.default_rng(0).permutation(len(plan))[: 100 * TOKENS // row_length]

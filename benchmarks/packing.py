@@ -1,8 +1,8 @@
 """How fast are histories cut and packed, and how full are the rows?
 
-`prompts.cut` and `best_fit.pack` on a generated log in MovieLens-1M's shape, one thread, median of three. Beside them
-first fit, as a loop over prompts in the order they come: the usual packer, on a sample since it is quadratic; best fit
-is run on the same sample, so that their rows compare.
+`prompts.cut` and `best_fit.pack` on a generated log in MovieLens-1M's shape, one thread, medians of CPU time. Beside
+them first fit, as a loop over prompts in the order they come: the usual packer, on a sample since it is quadratic; best
+fit is run on the same sample, so that their rows compare.
 """
 
 from __future__ import annotations

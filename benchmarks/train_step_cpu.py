@@ -1,8 +1,9 @@
 """How many more targets a second does a training step learn from, on a CPU?
 
 The demo's model on the demo's log, every paradigm against the sliding window in one process, steps in alternation: the
-training's own loader (assembly counted), forward, backward, clipping, AdamW; the same number of targets a step. Quote
-the ratio only: seconds are those of one machine. The GPU's table has a script of its own.
+training's own loader (assembly counted), forward, backward, clipping, AdamW; the same number of targets a step, one
+thread, medians of CPU time. Quote the ratio only: seconds are those of one machine. The GPU's table has a script of its
+own.
 """
 
 from __future__ import annotations
@@ -30,10 +31,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=5, help="of each paradigm, after one that is not counted")
     options.add_argument("--targets-per-step", type=int, default=512)
-    options.add_argument("--threads", type=int, default=1)
     options.add_argument("--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     settings = config.load(ROOT / "params.yaml", arguments.settings)
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "params.yaml").write_text((ROOT / "params.yaml").read_text())
