@@ -29,7 +29,12 @@ FACTS = ("hardware", "commit", "command")
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options of every benchmark."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON (default: %(default)s)")
+    options.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "reports" / "benchmarks",
+        help="folder for the JSON (default: %(default)s; what docs/benchmark.md holds is kept in benchmarks/results)",
+    )
     return options
 
 
