@@ -3,7 +3,8 @@
 On the CPU: forward, fp32, uncompiled, within 1e-5. On CUDA (marker ``gpu``): the whole model as it is trained, forward
 and backward, against the CPU's dense path in fp32. Tolerances there, relative to the largest value: fp32 1e-4 for
 logits and for every gradient; bf16 autocast 0.05 for logits and 0.1 for gradients (bf16 has 8 bits: one part in 256 a
-product, and two layers of them).
+product, and two layers of them). A parameter's gradient is measured by its own norm, or by a twentieth of the whole
+gradient's where that is more: a small one is what is left of terms that cancel.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def logits_and_gradients(
         logits = model(batch)[0]
         loss = binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
-    gradients = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    # A copy: a gradient moves to the GPU with its parameter.
+    gradients = {name: p.grad.float().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
     return logits.detach().float().cpu(), gradients
 
 
@@ -110,6 +112,8 @@ def test_on_cuda_the_model_has_the_cpu_s_logits_and_gradients(
     logits, gradients = logits_and_gradients(model.to(cuda), batch.to(cuda), dtype)
     assert (logits - expected).abs().max() <= logit_tolerance * expected.abs().max()
     assert gradients.keys() == expected_gradients.keys()
+    size = {name: gradient.norm() for name, gradient in expected_gradients.items()}
+    whole = torch.stack(list(size.values())).norm()
     for name, gradient in gradients.items():
-        apart = (gradient.cpu() - expected_gradients[name]).norm() / expected_gradients[name].norm()
-        assert apart <= gradient_tolerance, name
+        apart = (gradient - expected_gradients[name]).norm()
+        assert apart <= gradient_tolerance * max(size[name], 0.05 * whole), name
