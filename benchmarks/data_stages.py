@@ -53,21 +53,21 @@ def main() -> None:
 def measure(rows: int, memory_limit: str, home: Path) -> Iterator[dict[str, Any]]:
     write_log(home, rows)
     overrides = [part for setting in (*SETTINGS, f"events.memory_limit={memory_limit}") for part in ("--set", setting)]
-    walls, peaks = [], []
+    taken = []
     for stage in STAGES:
         wall, cpu, peak = run(dti(*stage, *overrides), home)
-        walls.append(wall)
-        peaks.append(peak)
+        taken.append((wall, cpu, peak))
         yield row(rows, " ".join(part for part in stage if not part.startswith("--")), wall, cpu, peak)
-    yield row(rows, "raw file to row plans", sum(walls[:4]), None, max(peaks[:4]))
+    walls, cpus, peaks = zip(*taken[:4], strict=True)
+    yield row(rows, "raw file to row plans", sum(walls), sum(cpus), max(peaks))
 
 
-def row(rows: int, stage: str, wall: float, cpu: float | None, peak: float) -> dict[str, Any]:
+def row(rows: int, stage: str, wall: float, cpu: float, peak: float) -> dict[str, Any]:
     return {
         "rows": rows,
         "stage": stage,
         "seconds": round(wall, 2),
-        "cpu_seconds": None if cpu is None else round(cpu, 2),
+        "cpu_seconds": round(cpu, 2),
         "rows_per_second": round(rows / wall),
         "peak_memory_gib": round(peak, 2),
     }

@@ -32,7 +32,7 @@ from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 
 #: Keys that one pass of scoring reads, over all its targets: bounds its memory, and keeps it in a CPU's cache.
-KEYS = 1 << 15
+KEYS = 1 << 14
 #: Tokens of a row of items, or as many as the longest has.
 ROW = 512
 
