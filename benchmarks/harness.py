@@ -93,27 +93,37 @@ def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     return seconds
 
 
+#: Runs a command and says what it took. A process of its own and small, for a command inherits the peak memory of who
+#: started it.
+_MEASURE = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20]))
+sys.exit(code)
+"""
+
+
 def run(command: Sequence[str], home: Path, **environment: str) -> tuple[float, float, float]:
     """A command in a process of its own: wall seconds, CPU seconds (its children's too), peak memory in GiB.
 
     Raises SystemExit with the command's own words where it fails.
     """
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command,
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *command],
         cwd=home,
         env={**os.environ, "DTI_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        check=False,
     )
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{said[-4000:]}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+    wall = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+    cpu, peak = json.loads(done.stdout.splitlines()[-1])
+    return wall, cpu, peak
 
 
 def dti(*arguments: str) -> list[str]:
