@@ -57,11 +57,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shown(arguments: Sequence[str]) -> list[str]:
-    """The arguments as another machine can use them: folders by their last name, the results' own left out."""
+    """The arguments as another machine can use them: folders by their last name, those that only say where left out."""
     kept = [Path(argument).name if Path(argument).is_dir() else argument for argument in arguments]
-    while "--results" in kept:
-        at = kept.index("--results")
-        del kept[at : at + 2]
+    for where in ("--results", "--scratch"):
+        if where in kept:
+            at = kept.index(where)
+            del kept[at : at + 2]
     return kept
 
 

@@ -1,27 +1,19 @@
-"""A trained model as MLflow's own kind of model: loads anywhere this package is installed, and scores the same.
-
-MLflow runs this file to build the model ("models from code"), so that nothing is pickled.
-"""
+"""A trained model as MLflow's own kind of model: loads anywhere this package is installed, and scores the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 from mlflow.models import ModelSignature
-from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
-if TYPE_CHECKING:
-    import pandas
-
-FOLDER = "model"  # name of the model folder among MLflow's artifacts
 _ITEM = (
     Property("item_id", DataType.string, required=False),
     Property("item_text", DataType.string, required=False),
 )
-SIGNATURE = ModelSignature(
+_SIGNATURE = ModelSignature(
     inputs=Schema(
         [
             ColSpec(Array(Object([*_ITEM, Property("label", DataType.long)])), "history"),  # oldest first
@@ -30,40 +22,25 @@ SIGNATURE = ModelSignature(
     ),
     outputs=Schema([ColSpec(Array(DataType.double))]),  # one probability for each candidate
 )
-EXAMPLE = {
+_EXAMPLE = {
     "history": [[{"item_id": "1", "label": 1}, {"item_text": "A title", "label": 0}]],
     "candidates": [[{"item_id": "2"}, {"item_text": "Another title"}]],
 }
 
 
-class CandidateScorer(PythonModel):
-    """Histories and candidates, a row for each request, to a list of probabilities for each."""
+def described(folder: Path) -> dict[str, Any]:
+    """Arguments for ``mlflow.pyfunc.log_model`` and ``save_model`` that make a model of a published model folder."""
+    import pandas
 
-    def load_context(self, context: PythonModelContext) -> None:
-        """Read the model folder."""
-        from dti_pipeline.serving.scorer import Scorer
-
-        self._scorer = Scorer.load(Path(context.artifacts[FOLDER]))
-
-    def predict(
-        self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
-    ) -> list[list[float]]:
-        """Probabilities of every request's candidates, in order."""
-        return self._scorer.score(model_input)
+    return {
+        "python_model": str(Path(__file__).with_name("served_model.py")),
+        "artifacts": {"model": str(folder)},
+        "signature": _SIGNATURE,
+        "input_example": pandas.DataFrame(_EXAMPLE),
+        "pip_requirements": ["dti-pipeline"],
+    }
 
 
 def save(folder: Path, target: Path) -> None:
     """Write the model folder ``folder`` as an MLflow model into ``target``, which does not exist yet."""
-    import pandas
-
-    mlflow.pyfunc.save_model(
-        target,
-        python_model=__file__,
-        artifacts={FOLDER: str(folder)},
-        signature=SIGNATURE,
-        input_example=pandas.DataFrame(EXAMPLE),
-        pip_requirements=["dti-pipeline"],
-    )
-
-
-mlflow.models.set_model(CandidateScorer())
+    mlflow.pyfunc.save_model(target, **described(folder))

@@ -1,0 +1,34 @@
+"""What MLflow runs to build a served model ("models from code", so that nothing is pickled). Import nothing from here.
+
+See :mod:`dti_pipeline.tracking.pyfunc`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class CandidateScorer(PythonModel):
+    """Histories and candidates, a row for each request, to a list of probabilities for each."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the model folder."""
+        from dti_pipeline.serving.scorer import Scorer
+
+        self._scorer = Scorer.load(Path(context.artifacts["model"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[list[float]]:
+        """Probabilities of every request's candidates, in order."""
+        return self._scorer.score(model_input)
+
+
+mlflow.models.set_model(CandidateScorer())
