@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dti_pipeline import artifacts, config
+from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import backbone
@@ -19,6 +19,7 @@ from dti_pipeline.modeling.distance import alibi_slopes, forgetting
 from dti_pipeline.modeling.masks import BlockMasks, Intervals, dense, intervals
 from dti_pipeline.modeling.sum_attention import SumRows
 from dti_pipeline.packing.layout import Kind
+from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"
 
@@ -188,10 +189,10 @@ def load(folder: Path, device: str | torch.device = "cpu") -> CTRModel:
     """A model that ``dti train`` published, ready to score. Raises InputError where the folder is not one."""
     manifest = artifacts.read(folder, "train")
     facts = manifest.report["network"]
-    settings = config.from_plain(ModelConfig, manifest.config["model"], "model")
+    settings = from_plain(ModelConfig, manifest.config["model"], "model")
     if settings.name_or_path is None or settings.lora.rank == 0:
         # All weights are in the folder: the shape comes from there, not from where training started.
-        settings = config.from_plain(
+        settings = from_plain(
             ModelConfig, {**manifest.config["model"], "name_or_path": str(folder / "lm"), "lora": {"rank": 0}}, "model"
         )
     model = CTRModel(settings, **facts)

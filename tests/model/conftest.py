@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from dti_pipeline.config import Config, ModelConfig, from_plain
+from dti_pipeline.config import Config, ModelConfig
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.packing import best_fit, prompts
@@ -17,6 +17,7 @@ from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME
+from dti_pipeline.plain import from_plain
 
 SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 VOCABULARY = 40

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import LoraConfig, ModelConfig, to_plain
+from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import ctr_model
 from dti_pipeline.modeling.backbone import decoder_of, shape_of
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
+from dti_pipeline.plain import to_plain
 from tests.model.architectures import ACCEPTED, SHAPE, write
 from tests.model.conftest import TOLERANCE, Log, alone, differences, logits_by_target, speaking
 

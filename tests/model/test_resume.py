@@ -17,10 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dti_pipeline.config import Config, LoraConfig, to_plain
+from dti_pipeline.config import Config, LoraConfig
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import KEEP, Progress
 from dti_pipeline.training.progress import Checkpointed, Event, Started, Stepped
@@ -101,7 +102,8 @@ def test_interrupted_at_any_steps_and_continued(ready: tuple[Config, Paths], tmp
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from dti_pipeline.config import Config, from_plain
+from dti_pipeline.config import Config
+from dti_pipeline.plain import from_plain
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.progress import Stepped
 from dti_pipeline.training.train import train

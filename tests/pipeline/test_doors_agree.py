@@ -16,6 +16,7 @@ from dti_pipeline import config, dvc
 from dti_pipeline.definitions import defs
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.pipeline import STAGES
+from dti_pipeline.plain import to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = defs.resolve_asset_graph()
@@ -88,7 +89,7 @@ def test_only_training_takes_the_gpu() -> None:
 
 @pytest.mark.parametrize(
     "plain",
-    [config.to_plain(config.Config()), yaml.safe_load((ROOT / "params.yaml").read_text())],
+    [to_plain(config.Config()), yaml.safe_load((ROOT / "params.yaml").read_text())],
     ids=["configuration", "params.yaml"],
 )
 def test_every_parameter_that_dvc_watches_exists(plain: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from dti_pipeline import artifacts, config, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
 
@@ -80,7 +81,7 @@ def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths)
     run = store(tracked).get_run(train(tracked))
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "dti n=20 k=50"
-    expected = config.to_plain(settings(tracked).training)
+    expected = to_plain(settings(tracked).training)
     assert {key: run.data.params[f"training.{key}"] for key in expected} == {k: str(v) for k, v in expected.items()}
     assert run.data.params["model.lora.rank"] == "16"
     assert run.data.tags["dagster.run_id"] == "abc"

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from dti_pipeline import config
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ class Project:
         for name in ("pyproject.toml", "dagster.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, home)
         shutil.copytree(ROOT / ".dvc", home / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
-        self.params = config.to_plain(config.Config())
+        self.params = to_plain(config.Config())
         self.set({})
         self.run("git", "init", "--quiet")
         self.run("git", "add", ".")
@@ -151,7 +152,7 @@ def test_a_parameter_makes_stale_the_stages_that_read_it(
 ) -> None:
     project, _ = demonstrated
     before = project.paths.params.read_text()
-    plain = config.to_plain(config.Config())
+    plain = to_plain(config.Config())
     section, values = next(iter(changes.items()))
     try:
         project.set(changes)
