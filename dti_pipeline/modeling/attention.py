@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -116,14 +117,16 @@ def _banded(
     return torch.cat(parts, dim=2)
 
 
-#: Uncompiled, FlexAttention writes out all L x L scores. Inside a compiled layer this compiles into the layer.
-_compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+@cache
+def _compiled_flex_attention() -> Any:
+    """Made when first used: loading the compiler takes over a second, which a CPU never needs."""
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
-    return _compiled_flex_attention(
-        query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    # Uncompiled, FlexAttention writes out all L x L scores; in a compiled layer it is compiled with the layer.
+    attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    return attention(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
 
 
 AttentionInterface.register(NAME, attend)

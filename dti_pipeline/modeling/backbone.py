@@ -183,25 +183,3 @@ def _remember_layer_inputs(lm: PreTrainedModel) -> None:
 
         Remembering.__name__ = base.__name__
         layer.__class__ = Remembering
-
-
-def shape_of(config: ModelConfig) -> dict[str, int]:
-    """Hidden size, layers, heads .. of the configured model, without loading weights."""
-    if config.name_or_path is None:
-        return {
-            "hidden_size": config.hidden_size,
-            "layers": config.layers,
-            "heads": config.heads,
-            "kv_heads": config.kv_heads,
-            "head_dim": config.hidden_size // config.heads,
-            "intermediate_size": config.intermediate_size,
-        }
-    settings = AutoConfig.from_pretrained(config.name_or_path).get_text_config()
-    return {
-        "hidden_size": settings.hidden_size,
-        "layers": settings.num_hidden_layers,
-        "heads": settings.num_attention_heads,
-        "kv_heads": settings.num_key_value_heads,
-        "head_dim": getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads,
-        "intermediate_size": settings.intermediate_size,
-    }

@@ -26,7 +26,7 @@ def score(
     """
     targets, logits = [], []
     # On a GPU every batch is filled up to one shape: one compilation.
-    height = max(1, tokens_per_batch // rows.row_length) if device.type == "cuda" else 0
+    height = rows.height(tokens_per_batch) if device.type == "cuda" else 0
     for part in rows.split(wanted, tokens_per_batch):
         batch = Batch.of(rows.assemble(part, height), rows.store.label).to(device)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):

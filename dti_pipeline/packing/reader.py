@@ -51,9 +51,13 @@ class Rows:
         before = np.concatenate([[0], np.cumsum(self.stop - self.first_target)])
         return np.diff(before[self.bounds])
 
+    def height(self, tokens: int) -> int:
+        """Rows of a batch of at most ``tokens`` tokens (one row at least)."""
+        return max(1, tokens // self.row_length)
+
     def split(self, rows: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
         """The named rows in batches of at most ``tokens`` tokens (one row at least)."""
-        size = max(1, tokens // self.row_length)
+        size = self.height(tokens)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:

@@ -49,17 +49,13 @@ class Loader:
         mine = step.rows[self.rank :: self.world]
         idle = not len(mine)
         passes, tokens = [], 0
+        height = self.rows.height(self.tokens_per_batch) if self.device.type == "cuda" else 0
         for part in self.rows.split(step.rows[:1] if idle else mine, self.tokens_per_batch):
-            layout = self.rows.assemble(part, self.height)
+            layout = self.rows.assemble(part, height)
             tokens += int((layout.kind != Kind.PAD).sum())
             batch = Batch.of(layout, self.rows.store.label)
             passes.append(batch.pin() if self.device.type == "cuda" else batch)
         return Work(step, passes, 0 if idle else tokens, idle)
-
-    @property
-    def height(self) -> int:
-        """Rows of a pass, at least."""
-        return max(1, self.tokens_per_batch // self.rows.row_length) if self.device.type == "cuda" else 0
 
     def start(self, first: int) -> Iterator[Work]:
         """Steps ``first``, ``first + 1``, .. to the last. On the CPU they are made as they are asked for."""

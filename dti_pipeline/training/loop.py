@@ -101,7 +101,7 @@ class Trainer:
             with _synchronise(accelerator, self.model, last), accelerator.autocast():
                 logits, text_loss = self.model(batch, self.config.text_loss_weight > 0)
                 loss = weight * binary_cross_entropy_with_logits(logits, batch.label, reduction="sum")
-                # Each pass weighs by its targets, so the text loss does not depend on how a step is cut.
+                # A mean over each pass's texts, weighed by its targets: how a step is cut moves it slightly.
                 objective = loss + self.config.text_loss_weight * weight * len(batch.target) * text_loss
                 # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
                 accelerator.backward(objective * accelerator.num_processes / work.step.targets)

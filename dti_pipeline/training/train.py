@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -145,7 +146,7 @@ def _validate(
     (What is reported in the end comes from the evaluation stage, one prompt a target.)"""
     rows = Rows.open(store, shards, "validation_streaming")
     enough = int((rows.targets().cumsum() <= settings.evaluation_targets).sum())
-    wanted = torch.arange(min(max(enough, 1), len(rows))).numpy()
+    wanted = np.arange(min(max(enough, 1), len(rows)))
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     target, probability = score(model, rows, wanted, settings.tokens_per_batch, device, autocast)
     label = store.label[target]

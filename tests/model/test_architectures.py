@@ -16,9 +16,10 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.backbone import decoder_of, shape_of
+from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.plain import to_plain
+from dti_pipeline.planning.shape import shape_of
 from tests.model.architectures import ACCEPTED, SHAPE, write
 from tests.model.conftest import TOLERANCE, Log, alone, differences, logits_by_target, speaking
 
@@ -177,7 +178,15 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
 def test_the_shape_of_a_checkpoint_is_read_without_its_weights(tmp_path: Path) -> None:
     path = write(tmp_path, "gemma3_text")
     (tmp_path / "model.safetensors").unlink()
-    assert shape_of(ModelConfig(name_or_path=path)) == {
+    shape = shape_of(ModelConfig(name_or_path=path), vocabulary=0)
+    assert {
+        "hidden_size": shape.hidden,
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate,
+    } == {
         "hidden_size": SHAPE["hidden_size"],
         "layers": SHAPE["num_hidden_layers"],
         "heads": SHAPE["num_attention_heads"],
