@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from dti_pipeline.paths import Paths
+from tests.browser import CHROMIUM, DRIVER
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Real rating logs, where somebody has put them; no test needs them to pass, those marked `real` are skipped without.
@@ -24,11 +25,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_data = pytest.mark.skip(reason=f"no real rating logs at {REAL_DATA} (set DTI_REAL_DATA)")
     no_gpu = pytest.mark.skip(reason="no CUDA device")
+    no_browser = pytest.mark.skip(reason="no chromium and chromedriver on PATH (Debian: chromium, chromium-driver)")
     for item in items:
         if "real" in item.keywords and not REAL_DATA.is_dir():
             item.add_marker(no_data)
         if "gpu" in item.keywords and not _cuda():
             item.add_marker(no_gpu)
+        if "browser" in item.keywords and not (CHROMIUM and DRIVER):
+            item.add_marker(no_browser)
 
 
 def _cuda() -> bool:
