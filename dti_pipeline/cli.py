@@ -229,7 +229,9 @@ def draw_mask(
 def score_requests(
     file: Annotated[Path, typer.Argument(help="Requests, JSONL or Parquet; `-` reads JSONL from standard input.")],
     paradigm: Annotated[str | None, typer.Option("--paradigm", help="Use this paradigm's model of the home.")] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="Use the model in this folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A folder, or models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Answers, JSONL or .parquet; default: standard out.")
     ] = None,
@@ -243,7 +245,8 @@ def score_requests(
 
     A line of the file: `{"history": [{"item_id": "12", "label": 1}], "candidates": [{"item_text": "A title"}]}`
 
-    Example: `dti score requests.jsonl --paradigm dti --out answers.jsonl`
+    Examples: `dti score requests.jsonl --paradigm dti --out answers.jsonl`,
+    `dti score requests.jsonl --model models:/dti@champion`
     """
     with _exit_codes():
         if stream and (str(file) != "-" or out is not None):
@@ -252,12 +255,10 @@ def score_requests(
             raise InputError("name the model by one of --paradigm and --model")
         if paradigm is not None:
             config.check_paradigm(paradigm, PARADIGMS)
-            model = Paths.from_env().model(paradigm)
-        assert model is not None
         from dti_pipeline.serving.score import score_file, score_stream
         from dti_pipeline.serving.scorer import Scorer
 
-        scorer, stdout = Scorer.load(model, cache_items=cache_items), sys.stdout.buffer
+        scorer, stdout = Scorer.load(_model_folder(paradigm, model), cache_items=cache_items), sys.stdout.buffer
         report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
         if as_json:
             print(json.dumps(report, ensure_ascii=False))
@@ -267,6 +268,19 @@ def score_requests(
                 f" {report['candidates_per_second']:,.0f} a second",
                 highlight=False,
             )
+
+
+def _model_folder(paradigm: str | None, model: str | None) -> Path:
+    """Where the model of ``dti score`` is: a paradigm's in the home, a folder, or a version of the registry."""
+    if paradigm is not None:
+        return Paths.from_env().model(paradigm)
+    assert model is not None
+    if not model.startswith("models:/"):
+        return Path(model)
+    from dti_pipeline import tracking
+
+    settings, paths = _configure(None, None)
+    return tracking.model_folder(settings, paths, model)
 
 
 def main() -> None:

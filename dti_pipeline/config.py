@@ -255,12 +255,23 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ComparisonConfig:
+    """What a model must show before it may serve."""
+
+    margin: float = 0.01  # AUC: the interval of the difference to sliding_window must not reach below minus this
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.margin < 1, "comparison.margin", "in [0, 1)", self.margin)
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """Run records."""
 
     enabled: bool = True
     uri: str | None = None  # MLflow's tracking URI; None: mlflow.db in the project's home
-    experiment: str = "dti"
+    experiment: str = "dti"  # also the name of the registered model whose versions its trainings are
+    promote: bool = True  # a comparison gives the alias `champion` to the model that passed its gate; False: by hand
 
 
 @dataclass(frozen=True)
@@ -277,6 +288,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

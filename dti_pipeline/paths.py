@@ -74,6 +74,11 @@ class Paths:
         return self.home / "models" / ".checkpoints" / paradigm
 
     @property
+    def registry(self) -> Path:
+        """Models downloaded from a registry elsewhere, each in a folder named by its id."""
+        return self.home / "models" / ".registry"
+
+    @property
     def reports(self) -> Path:
         return self.home / "reports"
 

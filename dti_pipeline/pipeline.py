@@ -116,7 +116,7 @@ STAGES = (
         summary="Paradigms side by side: AUC, training time, paired differences with intervals, cost-free floors.",
         deps=("data/events", "reports/evaluation"),
         outs=("reports/comparison", "reports/comparison.json", "reports/comparison.md", "reports/comparison.html"),
-        params=("paradigms", "evaluation"),
+        params=("paradigms", "evaluation", "comparison"),
     ),
 )
 
@@ -156,4 +156,6 @@ def execute(
         tracking.record_evaluation(config, paths, paradigm)
     if stage.name == "compare":
         tracking.record_comparison(config, paths)
+        if config.tracking.promote and report["champion"] is not None:
+            tracking.promote(config, paths, report["champion"])
     return report

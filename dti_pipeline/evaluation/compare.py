@@ -17,15 +17,14 @@ from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation import curves, interactions, metrics, page, plots, tables, truth, verdict
+from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, tables, truth, verdict
 from dti_pipeline.evaluation.evaluate import FORMS
 from dti_pipeline.evaluation.floors import FLOORS, floors
+from dti_pipeline.evaluation.gate import BASELINE
 from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.evaluation.scoreboard import Scoreboard
 from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.tracking import lineage
-
-BASELINE = "sliding_window"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,9 @@ def compare(config: Config, paths: Paths) -> dict[str, Any]:
     """
     evaluations, notes = _evaluations(paths)
     comparison = _comparison(config, paths, evaluations)
-    comparison["notes"] = notes + verdict.notes(comparison)
+    comparison["gate"] = gate.judge(comparison, config.comparison.margin)
+    comparison["champion"] = gate.champion(comparison)
+    comparison["notes"] = [*notes, *verdict.notes(comparison), gate.sentence(comparison)]
     comparison["verdict"] = {e.paradigm: verdict.sentence(e.paradigm, comparison) for e in evaluations}
 
     drawn = {
@@ -58,7 +59,7 @@ def compare(config: Config, paths: Paths) -> dict[str, Any]:
         for e in evaluations
     }
     inputs = {"events": paths.events} | {e.paradigm: e.manifest.path for e in evaluations}
-    with artifacts.publish(paths.comparison, "compare", config.sections("evaluation"), inputs) as draft:
+    with artifacts.publish(paths.comparison, "compare", config.sections("evaluation", "comparison"), inputs) as draft:
         curves.write_joined(draft.path, drawn)
         speedup = comparison["speedup"]
         curves.write_csv(draft.path / "speedup.csv", ("paradigm", "speedup"), list(speedup.items()))

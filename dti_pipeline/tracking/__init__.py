@@ -1,7 +1,7 @@
 """Records of what was run, behind three calls.
 
 The pipeline calls these and knows no tracker. With ``tracking.enabled: false`` they do nothing and MLflow is never
-imported; otherwise :mod:`dti_pipeline.tracking.mlflow_store` keeps the records.
+imported; otherwise :mod:`dti_pipeline.tracking.mlflow_training` and its neighbours keep the records.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dti_pipeline.errors import InputError
@@ -50,9 +51,9 @@ def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str,
         yield Untracked()
         return
     _require_mlflow()
-    from dti_pipeline.tracking import mlflow_store
+    from dti_pipeline.tracking import mlflow_training
 
-    with mlflow_store.training_run(config, paths, paradigm, tags) as run:
+    with mlflow_training.training_run(config, paths, paradigm, tags) as run:
         yield run
 
 
@@ -74,6 +75,37 @@ def record_comparison(config: Config, paths: Paths) -> None:
         mlflow_judgement.record_comparison(config, paths)
 
 
+def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
+    """Give the alias ``champion`` to the registered model of ``paradigm`` that the present comparison judged.
+
+    The pipeline calls it, whatever door it runs through, for the ``champion`` of reports/comparison.json, which passed
+    :mod:`dti_pipeline.evaluation.gate`; ``tracking.promote: false`` leaves it to a person. A second call changes
+    nothing. Returns the version's address (``models:/dti/3``); None where nothing is tracked, or where the model was
+    trained without a record. Raises InputError where the comparison does not hold the paradigm.
+    """
+    if not config.tracking.enabled:
+        return None
+    _require_mlflow()
+    from dti_pipeline.tracking import registry
+
+    return registry.promote(config, paths, paradigm)
+
+
+def model_folder(config: Config, paths: Paths, address: str) -> Path:
+    """The model folder behind ``models:/name@alias`` or ``models:/name/3`` of the registry, on this machine.
+
+    A model in a store on this machine is read where it lies; another is downloaded once. Raises InputError where the
+    registry does not have it.
+    """
+    _require_mlflow()
+    from dti_pipeline.tracking import registry
+
+    return registry.folder(config, paths, address)
+
+
 def _require_mlflow() -> None:
     if importlib.util.find_spec("mlflow") is None:
         raise InputError("MLflow is not installed: install it, or set tracking.enabled=false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads these while it is imported
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
 _ITEM = (
@@ -29,7 +29,7 @@ _EXAMPLE = {
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """Arguments for ``mlflow.pyfunc.log_model`` and ``save_model`` that make a model of a published model folder."""
+    """Arguments for ``mlflow.pyfunc.save_model`` that make a model of a published model folder."""
     import pandas
 
     return {
@@ -41,6 +41,9 @@ def described(folder: Path) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, target: Path) -> None:
-    """Write the model folder ``folder`` as an MLflow model into ``target``, which does not exist yet."""
-    mlflow.pyfunc.save_model(target, **described(folder))
+def save(folder: Path, target: Path, model_id: str | None = None) -> None:
+    """Write the model folder ``folder`` as an MLflow model into ``target``, which does not exist yet.
+
+    ``model_id`` is the store's name for the model, where a store is to hold it.
+    """
+    mlflow.pyfunc.save_model(target, mlflow_model=Model(model_id=model_id), **described(folder))

@@ -1,18 +1,15 @@
 """What MLflow runs to build a served model ("models from code", so that nothing is pickled). Import nothing from here.
 
-See :mod:`dti_pipeline.tracking.pyfunc`.
+See :mod:`dti_pipeline.tracking.pyfunc`. Without ``from __future__ import annotations``: MLflow reads the annotations of
+``predict`` as they stand, and warns of what it cannot evaluate.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
+import pandas
 from mlflow.pyfunc import PythonModel, PythonModelContext
-
-if TYPE_CHECKING:
-    import pandas
 
 
 class CandidateScorer(PythonModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,67 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from dti_pipeline import artifacts, config, tracking
-from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training import checkpoint
-from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
-
-DIGEST = "0123456789abcdef0123456789abcdef"
-TOTAL = 1000
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs. Making one walks through every version of MLflow's schema: once for all tests."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def tracked(home: Paths, empty_store: Path) -> Paths:
-    """A home with an empty store."""
-    shutil.copy(empty_store, home.home / "mlflow.db")
-    return home
-
-
-def settings(home: Paths) -> Config:
-    return config.load(home.params)
-
-
-def started(seen: int = 0) -> Started:
-    return Started("dti", TOTAL, seen, parameters=42, device="cpu", world_size=1, dataset_digest=DIGEST)
-
-
-def stepped(step: int, targets: int = 100) -> Stepped:
-    return Stepped(
-        step=step, targets_seen=step * targets, loss=1 / step, learning_rate=0.1, gradient_norm=1.0, seconds_left=0.0,
-        targets_per_second=50.0, tokens_per_second=500.0, train_seconds=2.0 * step, peak_memory_gib=0.5,
-    )  # fmt: skip
-
-
-def publish_model(home: Paths, paradigm: str, run_id: str | None) -> None:
-    with artifacts.publish(home.model(paradigm), "train") as draft:
-        (draft.path / "model.safetensors").write_bytes(b"weights")
-        draft.report["mlflow_run_id"] = run_id
-
-
-def train(home: Paths, paradigm: str = "dti", steps: range = range(1, 11)) -> str:
-    with tracking.training_run(settings(home), home, paradigm, {"dagster.run_id": "abc"}) as run:
-        run.listen(started((steps.start - 1) * 100))
-        for step in steps:
-            run.listen(stepped(step))
-        run.listen(Evaluated(TOTAL, 20.0, {"auc": 0.7, "log_loss": 0.5}))
-        run.listen(Finished(TOTAL, 20.5))
-        publish_model(home, paradigm, run.id)
-    assert run.id is not None
-    return run.id
-
-
-def store(home: Paths) -> MlflowClient:
-    return MlflowClient(home.tracking_uri)
+from tests.pipeline.recorded import DIGEST, publish_model, settings, started, stepped, store, train
 
 
 def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths) -> None:
@@ -89,10 +32,6 @@ def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths)
     assert run.data.tags["hardware"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == DIGEST
-    assert [file.path for file in store(tracked).list_artifacts(run.info.run_id, "model")] == [
-        "model/manifest.json",
-        "model/model.safetensors",
-    ]
 
 
 def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
@@ -260,9 +199,9 @@ def test_a_store_that_does_not_answer_for_a_while_loses_no_value(
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    from dti_pipeline.tracking import mlflow_store
+    from dti_pipeline.tracking import mlflow_training
 
-    monkeypatch.setattr(mlflow_store, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_training, "FLUSH_SECONDS", 0.0)
     real = MlflowClient.log_batch
     away = {"calls": 0}
 
@@ -280,5 +219,5 @@ def test_a_store_that_does_not_answer_for_a_while_loses_no_value(
 
 def test_artifacts_are_in_the_home_and_the_model_names_its_run(tracked: Paths) -> None:
     train(tracked)
-    assert list(Path(tracked.mlflow_artifacts).glob("*/artifacts/model/model.safetensors"))
+    assert list(Path(tracked.mlflow_artifacts).glob("models/*/artifacts/artifacts/dti/model.safetensors"))
     assert json.loads((tracked.model("dti") / "manifest.json").read_text())["report"]["mlflow_run_id"]

@@ -1,0 +1,169 @@
+"""A training as an MLflow run: parameters, metrics by targets seen, the shards it read, the model it made."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from dti_pipeline import __version__
+from dti_pipeline.config import Config
+from dti_pipeline.errors import CheckFailed
+from dti_pipeline.paths import Paths
+from dti_pipeline.tracking import lineage, registry
+from dti_pipeline.tracking.mlflow_store import connect, flatten
+from dti_pipeline.training.progress import Evaluated, Event, Finished, Started, Stepped
+
+log = logging.getLogger(__name__)
+
+#: MLflow writes 0.2 ms a value and its charts draw some 300 points: a training logs at most this many, evenly
+#: spaced in targets, so that the record costs about a second however long the training is.
+POINTS = 1000
+FLUSH_SECONDS = 1.0  # a transaction costs 5-10 ms whatever it holds
+BATCH = 1000  # values MLflow takes in one call
+
+
+@contextmanager
+def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
+    """A run that is FINISHED, FAILED (with the error as a tag) or KILLED when the block ends."""
+    store, experiment = connect(config, paths)
+    run = _resumed(store, config, paths, paradigm) or _created(store, experiment, config, paradigm, tags)
+    try:
+        yield run
+    except BaseException as error:
+        run.flush()
+        with suppress(MlflowException):  # what ended the training is the news, not a store that is away
+            store.set_tag(run.id, "error", f"{type(error).__name__}: {error}"[:5000])
+            # A training that was interrupted says CheckFailed: it is to be continued.
+            failed = isinstance(error, Exception) and not isinstance(error, CheckFailed)
+            store.set_terminated(run.id, "FAILED" if failed else "KILLED")
+        raise
+    run.flush()
+    registry.register(store, config, paths.model(paradigm), store.get_run(run.id))
+    store.set_terminated(run.id, "FINISHED")
+
+
+class TrainingRun:
+    """Takes a training's events; writes them in batches, about once a second."""
+
+    def __init__(self, store: MlflowClient, run_id: str, logged: Mapping[str, int] | None = None) -> None:
+        self.id = run_id
+        self._store = store
+        self._logged = dict(logged or {})  # metric -> targets seen at its last stored point
+        self._pending: list[Metric] = []
+        self._targets_total = 1
+        self._point = -1
+        self._flushed_at = time.monotonic()
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Stepped):
+            self._step(event)
+        elif isinstance(event, Evaluated):
+            self._add(event.targets_seen, {f"eval/{name}": value for name, value in event.metrics.items()})
+        elif isinstance(event, Finished):
+            self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
+            self.flush()
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending. A store that does not answer stops nothing and loses nothing: the next one retries."""
+        self._flushed_at = time.monotonic()
+        try:
+            while self._pending:
+                self._store.log_batch(self.id, metrics=self._pending[:BATCH])
+                del self._pending[:BATCH]
+        except MlflowException as error:
+            log.warning("MLflow did not take %d values, they are kept for later: %s", len(self._pending), error)
+
+    def _start(self, event: Started) -> None:
+        self._targets_total = max(1, event.targets_total)
+        self._point = event.targets_seen * POINTS // self._targets_total
+        facts = {"device": event.device, "world_size": event.world_size, "trainable_parameters": event.parameters}
+        self._store.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in facts.items()])
+        shards = Dataset(
+            name=f"shards/{event.paradigm}",
+            digest=event.dataset_digest,  # DVC's and Dagster's name for the same folder
+            source_type="local",
+            source=json.dumps({"uri": f"data/shards/{event.paradigm}"}),
+        )
+        self._store.log_inputs(self.id, [DatasetInput(shards, [InputTag("mlflow.data.context", "training")])])
+
+    def _step(self, event: Stepped) -> None:
+        point = event.targets_seen * POINTS // self._targets_total
+        if point == self._point:
+            return
+        self._point = point
+        values = {
+            "train/loss": event.loss,
+            "train/learning_rate": event.learning_rate,
+            "train/gradient_norm": event.gradient_norm,
+            "perf/targets_per_second": event.targets_per_second,
+            "perf/tokens_per_second": event.tokens_per_second,
+            "mem/peak_gib": event.peak_memory_gib,
+        }
+        if event.targets_seen < self._targets_total:  # the end has its own event, with the whole time
+            values["time/train_seconds"] = event.train_seconds
+        self._add(event.targets_seen, values)
+
+    def _add(self, targets_seen: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        for name, value in values.items():
+            # A training resumed from an older checkpoint walks again over points that are stored already.
+            if targets_seen > self._logged.get(name, -1):
+                self._pending.append(Metric(name, value, now, targets_seen))
+                self._logged[name] = targets_seen
+
+
+def _resumed(store: MlflowClient, config: Config, paths: Paths, paradigm: str) -> TrainingRun | None:
+    run_id = importlib.import_module("dti_pipeline.training.checkpoint").run_id(config, paths, paradigm)
+    if run_id is None:
+        return None
+    try:
+        stored = store.get_run(run_id)
+    except MlflowException:
+        log.warning("run %s, named by the checkpoint, is not in this MLflow store: a new run is made", run_id)
+        return None
+    store.update_run(run_id, status="RUNNING")
+    logged = {name: max(p.step for p in store.get_metric_history(run_id, name)) for name in stored.data.metrics}
+    return TrainingRun(store, run_id, logged)
+
+
+def _created(
+    store: MlflowClient, experiment: str, config: Config, paradigm: str, tags: Mapping[str, str]
+) -> TrainingRun:
+    code = lineage.commit()
+    source = {
+        "mlflow.user": os.environ.get("USER", ""),
+        "mlflow.source.name": "dti train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": code.sha if code else "",
+        "mlflow.source.git.dirty": str(code.dirty).lower() if code else "",
+        "paradigm": paradigm,
+        "hardware": lineage.hardware(),
+        "version": __version__,
+    }
+    described = {name: value for name, value in {**source, **tags}.items() if value}
+    name = f"{paradigm} n={config.packing.context} k={_targets(config, paradigm)}"
+    run_id = store.create_run(experiment, run_name=name, tags=described).info.run_id
+    params = {"paradigm": paradigm, **flatten(config.sections(*SECTIONS))}
+    store.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    return TrainingRun(store, run_id)
+
+
+#: What shapes a model and its judgement.
+SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation")
+
+
+def _targets(config: Config, paradigm: str) -> int | str:
+    return 1 if paradigm == "sliding_window" else config.packing.targets

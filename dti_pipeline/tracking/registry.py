@@ -1,0 +1,152 @@
+"""MLflow's model registry: every training is a version of one registered model, and aliases say which one is meant.
+
+The registered model has the experiment's name. A version's aliases: its paradigm, on the newest of each; ``champion``,
+on the one that may serve.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelOutput, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from dti_pipeline import artifacts
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import Paths
+from dti_pipeline.tracking import mlflow_store, pyfunc
+
+CHAMPION = "champion"
+ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+def model_name(config: Config) -> str:
+    """The registered model that this project's trainings are versions of."""
+    return re.sub(r"[/:]", "-", config.tracking.experiment)  # a registered model takes neither
+
+
+def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> ModelVersion:
+    """The version of the model that ``run`` trained, made from its published ``folder`` where there is none yet."""
+    name, paradigm = model_name(config), run.data.tags["paradigm"]
+    known = store.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'")
+    if known:
+        return known[0]
+    model_id = _logged(store, folder, run)
+    try:
+        store.create_registered_model(name, description="P(click) of candidates, given a user's history.")
+    except MlflowException:  # it is there
+        store.get_registered_model(name)
+    with _default_store(store.tracking_uri):
+        version = store.create_model_version(
+            name, f"models:/{model_id}", run.info.run_id, tags={"paradigm": paradigm}, model_id=model_id
+        )
+    store.set_registered_model_alias(name, paradigm, version.version)
+    return version
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """MLflow looks a version's model up in the process's default store, whatever store it was asked in."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
+    """The folder as a model of MLflow's, an output of the run; its id."""
+    paradigm = run.data.tags["paradigm"]
+    model = store.create_logged_model(
+        run.info.experiment_id, paradigm, run.info.run_id, {"paradigm": paradigm}, run.data.params, "CTR"
+    )
+    status = "FAILED"
+    try:
+        with tempfile.TemporaryDirectory() as aside:
+            pyfunc.save(folder, Path(aside) / "model", model.model_id)
+            store.log_model_artifacts(model.model_id, str(Path(aside) / "model"))
+        status = "READY"
+    finally:
+        store.finalize_logged_model(model.model_id, status)
+    store.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model.model_id
+
+
+def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
+    """See :func:`dti_pipeline.tracking.promote`."""
+    file = paths.comparison_file("json")
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: run `dti compare` first")
+    compared = json.loads(file.read_text(encoding="utf-8"))["paradigms"]
+    if paradigm not in compared:
+        raise InputError(f"{file} does not hold {paradigm}: it compares {', '.join(compared)}")
+    store, _ = mlflow_store.connect(config, paths)
+    name, run_id = model_name(config), compared[paradigm].get("mlflow_run_id")
+    versions = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'") if run_id else []
+    if not versions:
+        return None
+    store.set_registered_model_alias(name, CHAMPION, versions[0].version)
+    return f"models:/{name}/{versions[0].version}"
+
+
+def folder(config: Config, paths: Paths, address: str) -> Path:
+    """The model folder behind ``models:/name@alias`` or ``models:/name/3``, on this machine.
+
+    A model in a store on this machine is read where it lies; another is downloaded once, into models/.registry.
+    Raises InputError for an address of another form, and where the registry does not have it.
+    """
+    store = MlflowClient(mlflow_store.uri(config, paths))
+    version = _version(store, address)
+    location = store.get_model_version_download_uri(version.name, version.version)
+    if location.startswith(("/", "file://")):
+        root = Path(location.removeprefix("file://"))
+    else:
+        root = paths.registry / version.source.rpartition("/")[2]
+        if not root.is_dir():
+            root.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root.parent) as aside:
+                uri = mlflow_store.uri(config, paths)
+                Path(download_artifacts(location, dst_path=aside, tracking_uri=uri)).rename(root)
+    return _published(root, address)
+
+
+def _version(store: MlflowClient, address: str) -> ModelVersion:
+    parts = ADDRESS.fullmatch(address)
+    if parts is None:
+        raise InputError(f"{address} must read models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, version = parts["name"], parts["alias"], parts["version"]
+    try:
+        return store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise InputError(f"{address} could not be looked up: {error.message}") from None
+    try:
+        known = store.get_registered_model(name).aliases
+    except MlflowException:
+        models = ", ".join(model.name for model in store.search_registered_models()) or "no model at all"
+        raise InputError(f"{address} is not in the registry: it has {models}") from None
+    aliases = ", ".join(f"{alias} (version {number})" for alias, number in known.items()) or "none"
+    raise InputError(f"{address} is not in the registry; aliases of {name}: {aliases}")
+
+
+def _published(root: Path, address: str) -> Path:
+    """The folder that `dti train` published, inside MLflow's model at ``root``."""
+    try:
+        flavors = yaml.safe_load((root / "MLmodel").read_text(encoding="utf-8"))["flavors"]
+        found = root / flavors["python_function"]["artifacts"]["model"]["path"]
+    except (OSError, KeyError, TypeError):
+        raise InputError(f"{address} was not made by `dti train`") from None
+    artifacts.read(found, "train")
+    return found

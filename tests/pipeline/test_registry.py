@@ -1,0 +1,105 @@
+"""The registry: a version for each training, aliases that move, and a champion that only a comparison makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dti_pipeline import artifacts, tracking
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import Paths
+from dti_pipeline.tracking import registry
+from tests.pipeline.recorded import settings, store, train
+
+
+def compared(home: Paths, **runs: str | None) -> None:
+    """A comparison of these paradigms' runs."""
+    artifacts.write_json(
+        home.comparison_file("json"), {"paradigms": {name: {"mlflow_run_id": run} for name, run in runs.items()}}
+    )
+
+
+def aliases(home: Paths) -> dict[str, str]:
+    return {alias: str(version) for alias, version in store(home).get_registered_model("dti").aliases.items()}
+
+
+def test_every_training_is_a_version_and_its_paradigm_names_the_newest(tracked: Paths) -> None:
+    runs = [train(tracked), train(tracked, "sliding_window"), train(tracked)]
+    versions = store(tracked).search_model_versions("name = 'dti'")
+    assert {v.run_id: int(v.version) for v in versions} == {run: number for number, run in enumerate(runs, 1)}
+    assert aliases(tracked) == {"sliding_window": "2", "dti": "3"}
+
+
+def test_a_version_has_its_signature_and_an_example_and_is_the_runs_output(tracked: Paths) -> None:
+    run = store(tracked).get_run(train(tracked))
+    (output,) = run.outputs.model_outputs
+    model = store(tracked).get_logged_model(output.model_id)
+    assert model.status == "READY"
+    assert model.params["training.epochs"] == run.data.params["training.epochs"]
+    files = Path(model.artifact_location.removeprefix("file://"))
+    assert {"MLmodel", "input_example.json"} <= {file.name for file in files.iterdir()}
+    assert "candidates" in (files / "MLmodel").read_text()
+
+
+def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
+    compared(tracked, dti=train(tracked), sliding_window=train(tracked, "sliding_window"))
+    train(tracked)  # a newer one that nobody has judged
+    for _ in range(2):
+        assert tracking.promote(settings(tracked), tracked, "dti") == "models:/dti/1"
+        assert aliases(tracked) == {"champion": "1", "sliding_window": "2", "dti": "3"}
+    assert tracking.promote(settings(tracked), tracked, "sliding_window") == "models:/dti/2"
+    assert aliases(tracked)["champion"] == "2"
+
+
+def test_what_has_no_record_is_not_promoted_and_a_stranger_is_refused(tracked: Paths) -> None:
+    with pytest.raises(InputError, match="run `dti compare` first"):
+        tracking.promote(settings(tracked), tracked, "dti")
+    compared(tracked, dti=None)
+    assert tracking.promote(settings(tracked), tracked, "dti") is None
+    with pytest.raises(InputError, match="does not hold sliding_window: it compares dti"):
+        tracking.promote(settings(tracked), tracked, "sliding_window")
+
+
+def test_an_address_leads_to_the_published_folder(tracked: Paths) -> None:
+    run = train(tracked)
+    for address in ("models:/dti@dti", "models:/dti/1"):
+        folder = tracking.model_folder(settings(tracked), tracked, address)
+        assert artifacts.read(folder, "train").report["mlflow_run_id"] == run
+        assert tracked.mlflow_artifacts in folder.parents, "a store on this machine is read where it lies"
+
+
+def test_a_model_elsewhere_is_fetched_once(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tracked)
+    location = store(tracked).get_model_version_download_uri("dti", "1")
+    fetched = []
+
+    def fetch(uri: str, dst_path: str, tracking_uri: str) -> str:
+        fetched.append(uri)
+        target = Path(dst_path) / "artifacts"
+        Path(location.removeprefix("file://")).rename(target)
+        return str(target)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_download_uri", lambda *_: "mlflow-artifacts:/1/models/m-1")
+    monkeypatch.setattr(registry, "download_artifacts", fetch)
+    folders = {tracking.model_folder(settings(tracked), tracked, "models:/dti@dti") for _ in range(2)}
+    assert fetched == ["mlflow-artifacts:/1/models/m-1"]
+    (folder,) = folders
+    assert tracked.registry in folder.parents
+    assert [child.is_dir() for child in tracked.registry.iterdir()] == [True], "nothing half is left beside it"
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("models:/dti", "must read models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/dti@champion", "aliases of dti: dti \\(version 1\\)"),
+        ("models:/dti/9", "is not in the registry; aliases of dti"),
+        ("models:/other@champion", "is not in the registry: it has dti"),
+    ],
+)
+def test_what_the_registry_does_not_have_is_one_sentence(tracked: Paths, address: str, says: str) -> None:
+    train(tracked)
+    with pytest.raises(InputError, match=says):
+        tracking.model_folder(settings(tracked), tracked, address)
