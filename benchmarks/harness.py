@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.tracking import lineage
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
@@ -24,7 +24,6 @@ from dti_pipeline.evaluation.gate import BASELINE
 from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.evaluation.scoreboard import Scoreboard
 from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.tracking import lineage
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from dti_pipeline import __version__
+from dti_pipeline import lineage
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
-from dti_pipeline.tracking import lineage, registry
+from dti_pipeline.tracking import registry
 from dti_pipeline.tracking.mlflow_store import connect, flatten
 from dti_pipeline.training.progress import Evaluated, Event, Finished, Started, Stepped
 
@@ -89,7 +89,13 @@ class TrainingRun:
     def _start(self, event: Started) -> None:
         self._targets_total = max(1, event.targets_total)
         self._point = event.targets_seen * POINTS // self._targets_total
-        facts = {"device": event.device, "world_size": event.world_size, "trainable_parameters": event.parameters}
+        facts = {
+            "device": event.device,
+            "hardware": event.hardware,
+            "world_size": event.world_size,
+            "trainable_parameters": event.parameters,
+            "data.digest": event.dataset_digest,
+        }
         self._store.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in facts.items()])
         shards = Dataset(
             name=f"shards/{event.paradigm}",
@@ -150,8 +156,7 @@ def _created(
         "mlflow.source.git.commit": code.sha if code else "",
         "mlflow.source.git.dirty": str(code.dirty).lower() if code else "",
         "paradigm": paradigm,
-        "hardware": lineage.hardware(),
-        "version": __version__,
+        **{f"version.{library}": version for library, version in lineage.versions().items()},
     }
     described = {name: value for name, value in {**source, **tags}.items() if value}
     name = f"{paradigm} n={config.packing.context} k={_targets(config, paradigm)}"

@@ -18,6 +18,7 @@ class Started:
     device: str
     world_size: int
     dataset_digest: str  # of the shards, 32 characters
+    hardware: str = ""  # what the seconds are measured on
 
 
 @dataclass(frozen=True)

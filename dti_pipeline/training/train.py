@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import platform
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
@@ -18,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, lineage
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
@@ -86,6 +84,7 @@ def train(
                 device=str(device),
                 world_size=accelerator.num_processes,
                 dataset_digest=digest,
+                hardware=_hardware(accelerator),
             )
         )
     if device.type == "cuda":
@@ -198,7 +197,7 @@ def _report(
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_trained": sum(p.numel() for p in model.trained().values()),
         "device": device.type,
-        "hardware": _hardware(device),
+        "hardware": _hardware(accelerator),
         "world_size": accelerator.num_processes,
         "peak_memory_gib": round(peak_memory_gib(device), 3),
         "mlflow_run_id": progress.run_id,
@@ -212,10 +211,10 @@ def _report(
     }
 
 
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+def _hardware(accelerator: Accelerator) -> str:
+    device = accelerator.device
+    one = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+    return lineage.hardware(one * accelerator.num_processes)
 
 
 def _publish(

@@ -18,7 +18,9 @@ def settings(home: Paths) -> Config:
 
 
 def started(seen: int = 0) -> Started:
-    return Started("dti", TOTAL, seen, parameters=42, device="cpu", world_size=1, dataset_digest=DIGEST)
+    return Started(
+        "dti", TOTAL, seen, parameters=42, device="cpu", world_size=1, dataset_digest=DIGEST, hardware="a CPU"
+    )
 
 
 def stepped(step: int, targets: int = 100) -> Stepped:

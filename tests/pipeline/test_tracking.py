@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from dti_pipeline import artifacts, config, tracking
+from dti_pipeline import artifacts, config, lineage, tracking
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
@@ -29,7 +30,10 @@ def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths)
     assert run.data.params["model.lora.rank"] == "16"
     assert run.data.tags["dagster.run_id"] == "abc"
     assert run.data.tags["paradigm"] == "dti"
-    assert run.data.tags["hardware"]
+    assert run.data.tags["hardware"] == "a CPU"
+    assert run.data.tags["data.digest"] == DIGEST
+    assert run.data.tags["version.torch"] == version("torch")
+    assert run.data.tags["mlflow.source.git.commit"] == lineage.commit().sha
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == DIGEST
 
