@@ -38,8 +38,25 @@ class Project:
         self.params = to_plain(config.Config())
         self.set({})
         self.run("git", "init", "--quiet")
+        self.commit("start")
+
+    @classmethod
+    def at(cls, home: Path) -> Project:
+        """The project that a folder holds."""
+        project = object.__new__(cls)
+        project.home, project.paths = home, Paths(home)
+        project.params = yaml.safe_load(project.paths.params.read_text())
+        return project
+
+    def copy(self, home: Path) -> Project:
+        """The same project in another folder, to change."""
+        shutil.copytree(self.home, home, symlinks=True)
+        return Project.at(home)
+
+    def commit(self, message: str) -> None:
+        """Everything that git does not ignore, as a commit."""
         self.run("git", "add", ".")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "start")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", message)
 
     def set(self, changes: dict[str, dict[str, Any]]) -> None:
         """Write params.yaml with changes on top of the tiny ones."""
@@ -48,10 +65,10 @@ class Project:
                 self.params[section] |= values
         self.paths.params.write_text(yaml.safe_dump(self.params, sort_keys=False))
 
-    def run(self, *command: str | Path) -> str:
+    def run(self, *command: str | Path, **variables: str) -> str:
         """Standard output and error of a command at the project's root; it must succeed."""
         environment = {key: value for key, value in os.environ.items() if key not in ("DTI_HOME", "DAGSTER_HOME")}
-        environment |= {"DAGSTER_HOME": str(self.home), "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"DAGSTER_HOME": str(self.home), "CUDA_VISIBLE_DEVICES": ""} | variables
         done = subprocess.run(
             list(map(str, command)), cwd=self.home, env=environment, capture_output=True, text=True, check=False
         )

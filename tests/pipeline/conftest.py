@@ -1,14 +1,16 @@
-"""A home whose runs are recorded."""
+"""What several of these tests start from: a home whose runs are recorded, a project after `make demo`."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from dti_pipeline.paths import Paths
+from tests.project import Project
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,10 @@ def tracked(home: Paths, empty_store: Path) -> Paths:
     """A home with an empty store."""
     shutil.copy(empty_store, home.home / "mlflow.db")
     return home
+
+
+@pytest.fixture(scope="session")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy."""
+    project = Project(tmp_path_factory.mktemp("demo"))
+    return project, project.run(sys.executable, "-m", "dti_pipeline.defs.demo")

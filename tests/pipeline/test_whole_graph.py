@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from dti_pipeline import config
-from dti_pipeline.plain import to_plain
 from tests.project import DVC, Project
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
-    """A project after `make demo`, and what it printed."""
-    project = Project(tmp_path_factory.mktemp("demo"))
-    return project, project.run(sys.executable, "-m", "dti_pipeline.defs.demo")
 
 
 def test_demo_ends_with_the_table_and_where_to_look(demonstrated: tuple[Project, str]) -> None:
@@ -84,33 +73,6 @@ def test_dvc_shows_the_comparison(demonstrated: tuple[Project, str]) -> None:
         assert f'"{column}"' in page
 
 
-@pytest.mark.parametrize(
-    ("changes", "stages"),
-    [
-        ({"evaluation": {"calibration_bins": 5}}, ["evaluate@sliding_window", "evaluate@dti", "compare"]),
-        ({"training": {"learning_rate": 0.01}}, ["train@sliding_window", "train@dti"]),
-        ({"packing": {"targets": 5}}, ["pack@sliding_window", "pack@dti"]),
-        ({"tracking": {"experiment": "other"}}, []),
-    ],
-)
-def test_a_parameter_makes_stale_the_stages_that_read_it(
-    demonstrated: tuple[Project, str], changes: dict[str, dict[str, Any]], stages: list[str]
-) -> None:
-    project, _ = demonstrated
-    before = project.paths.params.read_text()
-    plain = to_plain(config.Config())
-    section, values = next(iter(changes.items()))
-    try:
-        project.set(changes)
-        stale = json.loads(project.run(DVC, "status", "--json"))
-    finally:
-        project.params[section] |= {name: plain[section][name] for name in values}
-        project.set({})
-    changed = [name for name, why in stale.items() if any("changed deps" in reason for reason in why)]
-    assert changed == stages
-    assert project.paths.params.read_text() == before
-
-
 def test_both_doors_make_the_same_bytes(
     demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -121,15 +83,3 @@ def test_both_doors_make_the_same_bytes(
     expected = through_dagster.lock()
     for stage, outs in through_dvc.lock().items():
         assert outs == expected[stage], stage
-
-
-def test_dvc_trains_what_dagster_packed(demonstrated: tuple[Project, str]) -> None:
-    project, _ = demonstrated
-    project.set({"training": {"epochs": 0.1}})
-    ran = project.run(DVC, "repro", "train@dti")
-    assert [line for line in ran.splitlines() if line.startswith("Running stage")] == ["Running stage 'train@dti':"]
-    store = MlflowClient(project.paths.tracking_uri)
-    experiment = store.get_experiment_by_name("dti").experiment_id
-    (run, _, _) = store.search_runs([experiment], "tags.paradigm != ''", order_by=["attributes.start_time DESC"])
-    assert run.data.params["training.epochs"] == "0.1"
-    assert "train@dti" not in json.loads(project.run(DVC, "status", "--json"))

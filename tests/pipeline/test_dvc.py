@@ -1,0 +1,124 @@
+"""DVC's door: what a parameter makes stale, what a remote gives back, what an old commit restores."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
+
+from dti_pipeline import artifacts
+from tests.project import DVC, Project
+
+pytestmark = pytest.mark.slow
+
+#: Which stages a change of one parameter makes stale by itself; those after them follow if their inputs change.
+TOUCHES: dict[tuple[str, Any], set[str]] = {
+    ("synth.seed", 8): {"synth"},
+    ("events.max_users", 50): {"ingest", "validate"},
+    ("split.label_threshold", 3.5): {"ingest", "validate"},
+    ("split.min_history", 6): {"ingest", "validate", "pack@sliding_window", "pack@dti"},
+    ("validation.max_shown_rows", 7): {"validate"},
+    ("validation.required", False): {"validate", "tokenize"},
+    ("tokens.max_text_tokens", 31): {"tokenize"},
+    ("packing.seed", 8): {"pack@sliding_window", "pack@dti"},
+    ("model.dropout", 0.1): {"train@sliding_window", "train@dti"},
+    ("training.learning_rate", 0.01): {"train@sliding_window", "train@dti"},
+    ("evaluation.calibration_bins", 5): {"evaluate@sliding_window", "evaluate@dti", "compare"},
+    ("comparison.margin", 0.02): {"compare"},
+    ("tracking.experiment", "other"): set(),
+}
+#: What every S3 client reads.
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+@pytest.fixture
+def project(demonstrated: tuple[Project, str], tmp_path: Path) -> Project:
+    """A project that Dagster ran, to change."""
+    copy = demonstrated[0].copy(tmp_path / "project")
+    copy.commit("demo")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def watched(demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same, for tests that change nothing but params.yaml."""
+    return demonstrated[0].copy(tmp_path_factory.mktemp("watched") / "project")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an S3-compatible server on loopback that has the bucket `dti`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    keys = {name.lower(): value for name, value in KEYS.items()}
+    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket="dti")
+    yield url
+    server.stop()
+
+
+@pytest.mark.parametrize(("parameter", "value"), TOUCHES)
+def test_a_parameter_makes_stale_the_stages_that_read_it(watched: Project, parameter: str, value: object) -> None:
+    section, key = parameter.split(".")
+    params = yaml.safe_load(yaml.safe_dump(watched.params))
+    assert params[section][key] != value
+    params[section][key] = value
+    watched.paths.params.write_text(yaml.safe_dump(params))
+    assert set(json.loads(watched.run(DVC, "status", "--json"))) == TOUCHES[parameter, value]
+
+
+def test_a_threshold_of_validation_leaves_the_models_valid(project: Project) -> None:
+    project.set({"validation": {"min_rows": 900}})
+    assert running(project.run(DVC, "repro", "train@dti")) == ["validate", "tokenize"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_clone_pulls_what_was_pushed_and_has_nothing_to_do(
+    project: Project, bucket: str, tmp_path: Path, kind: str
+) -> None:
+    if kind == "folder":
+        project.run(DVC, "remote", "add", "--default", "storage", tmp_path / "remote")
+    else:
+        project.run(DVC, "remote", "add", "--default", "storage", "s3://dti/dvc")
+        project.run(DVC, "remote", "modify", "storage", "endpointurl", bucket)
+    project.run(DVC, "push", **KEYS)
+    project.commit("remote")
+    subprocess.run(["git", "clone", "--quiet", project.home, tmp_path / "clone"], check=True)
+    clone = Project.at(tmp_path / "clone")
+    clone.run(DVC, "pull", **KEYS)
+    assert running(clone.run(DVC, "repro")) == []
+    for folder in (Path("models/sliding_window"), Path("models/dti"), Path("reports/comparison")):
+        assert artifacts.folder_digest(clone.home / folder) == artifacts.folder_digest(project.home / folder)
+
+
+def test_an_old_commit_gives_back_its_model(project: Project) -> None:
+    model = project.paths.model("dti")
+    old = artifacts.folder_digest(model)
+    project.set({"training": {"epochs": 0.1}})
+    assert running(project.run(DVC, "repro", "train@dti")) == ["train@dti"]
+    store = MlflowClient(project.paths.tracking_uri)
+    experiment = store.get_experiment_by_name("dti").experiment_id
+    (run, *_) = store.search_runs([experiment], "tags.paradigm != ''", order_by=["attributes.start_time DESC"])
+    assert run.data.params["training.epochs"] == "0.1"
+    new = artifacts.folder_digest(model)
+    assert new != old
+    project.commit("half the epochs")
+    for commit, digest in (("HEAD~1", old), ("-", new)):
+        project.run("git", "checkout", "--quiet", commit)
+        project.run(DVC, "checkout", "train@dti")
+        assert artifacts.folder_digest(model) == digest
+        assert "train@dti" not in json.loads(project.run(DVC, "status", "--json", "train@dti"))
+
+
+def running(printed: str) -> list[str]:
+    """The stages that `dvc repro` ran, in order."""
+    return [line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")]
