@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-#: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
-MLFLOW_URL = "http://127.0.0.1:5000"
+from dti_pipeline.tracking import mlflow_page
+
 #: What a log line says of a stage's report.
 HEADLINES = {
     "synth": ("rows", "users", "items", "best_possible_auc"),
@@ -121,8 +120,7 @@ def _links(report: Mapping[str, Any]) -> dict[str, Any]:
     runs = {"mlflow_run": report.get("mlflow_run_id") or _nested(report.get("training"))}
     if isinstance(report.get("paradigms"), Mapping):
         runs |= {f"mlflow_run: {name}": _nested(row) for name, row in report["paradigms"].items()}
-    url = os.environ.get("DTI_MLFLOW_URL") or MLFLOW_URL
-    return {name: dg.MetadataValue.url(f"{url}/#/runs/{run}") for name, run in runs.items() if run}
+    return {name: dg.MetadataValue.url(mlflow_page.run_address(run)) for name, run in runs.items() if run}
 
 
 def _nested(report: Any) -> str | None:

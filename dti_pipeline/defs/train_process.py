@@ -1,12 +1,16 @@
 """The training process that the ``model`` asset starts: one stage, its progress told through Dagster Pipes.
 
-Under torchrun every process runs this; the first one speaks.
+With ``training.processes`` above 1 it becomes torchrun, which starts this again in every process; the first one speaks.
+Imports no Dagster: what trains also runs where only dagster-pipes is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +20,32 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 from dti_pipeline import config, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
-from dti_pipeline.training.progress import Evaluated, Event, Finished, Listener, Started, Stepped
+from dti_pipeline.tracking import mlflow_page
+from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Listener, Started, Stepped
 
+MODULE = "dti_pipeline.defs.train_process"
 FAILURE = "failure"  # key of the message that carries the sentence of a failure on purpose
 LOG_SECONDS = 5.0
+#: Time a cancelled training has to save its checkpoint: that of 8 billion trained weights is some 100 GB.
+SAVE_SECONDS = 600
+#: prctl(2): the signal that this process gets when the one that started it ends.
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paradigm", required=True)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--tag", dest="tags", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
+    under_torchrun = "RANK" in os.environ
+    # Whoever starts this may be killed. Alone, it then saves and ends; torchrun, told so, has its processes save, and
+    # what is left of them when torchrun itself was killed can only end: they wait for one another.
+    _when_the_parent_ends(signal.SIGKILL if under_torchrun else signal.SIGTERM)
+    if arguments.processes > 1 and not under_torchrun:
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
+        os.execv(sys.executable, [*torchrun(arguments.processes), *sys.argv[1:]])
     tags = dict(tag.split("=", 1) for tag in arguments.tags)
     with _pipes() as pipes:
         try:
@@ -40,6 +58,28 @@ def main() -> None:
                 raise
             # A message and a clean exit, not an exit code: a code would reach the run's page as a stack trace.
             pipes.report_custom_message({FAILURE: str(error)})
+
+
+def torchrun(processes: int) -> list[str]:
+    """The command that runs this module in several processes.
+
+    Not `accelerate launch`: with `--cpu --num_processes 2` it runs one process and says nothing.
+    """
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        MODULE,
+    ]
+
+
+def _when_the_parent_ends(number: signal.Signals) -> None:
+    """Get that signal then; it holds through exec. Linux knows it, elsewhere a killed parent leaves its child."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 @contextmanager
@@ -66,6 +106,8 @@ def report_to(pipes: PipesContext) -> Listener:
                 f"{event.paradigm}: {total:,} targets to see, {event.parameters:,} weights to train"
                 f" on {event.world_size} x {event.device}{again}"
             )
+            if event.run_id:
+                pipes.log.info(f"curves, as they grow: {mlflow_page.run_address(event.run_id)}")
         elif isinstance(event, Stepped) and now - spoken_at >= LOG_SECONDS:
             spoken_at = now
             pipes.log.info(
@@ -75,6 +117,8 @@ def report_to(pipes: PipesContext) -> Listener:
         elif isinstance(event, Evaluated):
             scores = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
             pipes.log.info(f"validation after {event.targets_seen:,} targets: {scores}")
+        elif isinstance(event, Checkpointing):
+            pipes.log.info(f"saving a checkpoint after {event.targets_seen:,} targets")
         elif isinstance(event, Finished):
             pipes.log.info(f"{event.targets_seen:,} targets in {_clock(event.train_seconds)} of training")
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from dti_pipeline import artifacts
 from dti_pipeline.defs.resources import Work
-from dti_pipeline.defs.train_process import FAILURE
+from dti_pipeline.defs.train_process import FAILURE, MODULE, SAVE_SECONDS
 from dti_pipeline.errors import CheckFailed
 
-MODULE = "dti_pipeline.defs.train_process"
+RETRIES, RETRY_SECONDS = 2, 10
+#: What Dagster raises in a run that is cancelled, and what Ctrl-C raises.
+CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt)
 
 
 def run(
@@ -22,28 +28,81 @@ def run(
     """Train through Dagster Pipes and return the report of the model's manifest.
 
     Progress comes back as log lines while it runs. Raises CheckFailed with the process's own sentence where it failed
-    on purpose, and Dagster's error with the exit code where it crashed.
+    on purpose; a crash is tried again, from the last checkpoint. A cancelled one saves a checkpoint and ends.
     """
-    arguments = ["--paradigm", paradigm, "--tag", f"dagster.run_id={context.run_id}"]
+    arguments = ["--paradigm", paradigm, "--processes", str(work.config.training.processes)]
+    arguments += ["--tag", f"dagster.run_id={context.run_id}"]
     for override in work.overrides:
         arguments += ["--set", override]
-    done = pipes.run(
-        context=context,
-        command=[*launcher(work.config.training.processes), "-m", MODULE, *arguments],
-        # Threads that spin while they wait slow each other down many times over where runs share the cores.
-        env={"DTI_HOME": str(work.paths.home), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
-    )
-    for message in done.get_custom_messages():
-        if FAILURE in message:
-            raise CheckFailed(message[FAILURE])
+    try:
+        pipes.run(
+            context=context,
+            command=[sys.executable, "-m", MODULE, *arguments],
+            # Threads that spin while they wait slow each other down many times over where runs share the cores.
+            env={"DTI_HOME": str(work.paths.home), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+        )
+    except Crashed as error:
+        # Not a RetryPolicy on the asset: Dagster applies one to a cancelled step too.
+        raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from dg.Failure(str(error))
     return artifacts.read(work.paths.model(paradigm), "train").report
 
 
-def launcher(processes: int) -> list[str]:
-    """The interpreter, through torchrun where a training has more than one process.
+class Crashed(Exception):
+    """The training process ended without a word."""
 
-    Not `accelerate launch`: with `--cpu --num_processes 2` it runs one process and says nothing.
+
+class TrainingProcess(dg.PipesSubprocessClient):
+    """Dagster's client for a process on this machine, with a cancel that waits and leaves nothing behind.
+
+    Dagster's own waits for 20 s and then leaves the process to itself, on its GPU.
     """
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+    def run(  # type: ignore[override]  # Dagster's own has the same arguments
+        self,
+        *,
+        context: dg.OpExecutionContext | dg.AssetExecutionContext,
+        command: str | Sequence[str],
+        extras: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> dg.PipesClientCompletedInvocation:
+        """Run the command to its end. Raises CheckFailed for a failure it reported, Crashed for another one."""
+        with dg.open_pipes_session(
+            context=context, context_injector=self.context_injector, message_reader=self.message_reader, extras=extras
+        ) as session:
+            # A session of its own: Ctrl-C in a terminal reaches it once, through us.
+            process = subprocess.Popen(
+                command,
+                cwd=cwd or self.cwd,
+                env={**os.environ, **self.env, **(env or {}), **session.get_bootstrap_env_vars()},
+                start_new_session=True,
+            )
+            try:
+                code = process.wait()
+            except CANCELLED:
+                context.log.info("cancelled: the training saves a checkpoint and ends")
+                process.send_signal(signal.SIGINT)
+                _wait(process, SAVE_SECONDS)
+                raise
+            finally:
+                if process.poll() is None:
+                    process.kill()  # the processes of torchrun end with it
+                    process.wait()
+        done = dg.PipesClientCompletedInvocation(session)
+        for message in done.get_custom_messages():
+            if FAILURE in message:
+                raise CheckFailed(message[FAILURE])
+        if code:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            raise Crashed(f"the training process {how}: its last words are under stdout and stderr of this step")
+        return done
+
+
+def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
+    """Wait that long, whatever else is asked of us meanwhile: one cancel is often two signals."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and (left := until - time.monotonic()) > 0:
+        try:
+            process.wait(left)
+        except (*CANCELLED, subprocess.TimeoutExpired):
+            continue

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 
+#: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
+URL = "http://127.0.0.1:5000"
 VIEW = "paradigms"
 COLUMNS = (
     "metrics.`test/auc`",
@@ -27,6 +30,11 @@ COLUMNS = (
 def address(url: str, experiment: str) -> str:
     """Where an MLflow page at ``url`` shows that view of an experiment, by the experiment's id."""
     return f"{url}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+
+
+def run_address(run_id: str) -> str:
+    """Where the MLflow page shows a run."""
+    return f"{os.environ.get('DTI_MLFLOW_URL') or URL}/#/runs/{run_id}"
 
 
 def experiment_tags() -> dict[str, str]:

@@ -20,7 +20,7 @@ from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
 from dti_pipeline.tracking.mlflow_store import connect, flatten
-from dti_pipeline.training.progress import Evaluated, Event, Finished, Started, Stepped
+from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Started, Stepped
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class TrainingRun:
             self._add(event.targets_seen, {f"eval/{name}": value for name, value in event.metrics.items()})
         elif isinstance(event, Finished):
             self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
+        if isinstance(event, (Checkpointing, Finished)):  # a training that is resumed starts behind these points
             self.flush()
         if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()

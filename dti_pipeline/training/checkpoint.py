@@ -1,15 +1,20 @@
 """Resume state: everything the rest of a training depends on, written atomically, without pickle.
 
-A checkpoint is a folder with the tensors in one safetensors file and the rest in JSON. It is written aside and renamed,
-so the newest folder that is there is whole. It carries a fingerprint of what is being trained: a checkpoint of another
-configuration or of other shards is never continued.
+A checkpoint is a folder with the tensors in one safetensors file and the rest, their digest among it, in JSON. It is
+written aside and renamed; the newest one that is whole is continued, and one that a disk has damaged is passed over.
+Checkpoints lie under a fingerprint of what is being trained: one of another configuration or of other shards is never
+continued, and never in the way.
+
+Schedule and order of the rows need no place in it: both are pure functions of the number of the step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +23,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dti_pipeline.artifacts import folder_digest, write_json
+from dti_pipeline.artifacts import file_digest, folder_digest, write_json
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 
+log = logging.getLogger(__name__)
+
 KEEP = 2  # newest checkpoints kept: one could be on a disk that fails while the next is written
+TENSORS, STATE = "state.safetensors", "state.json"
 
 
 @dataclass
@@ -37,10 +45,23 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
 
 
+def random_state() -> dict[str, Tensor]:
+    """The states of this process's random generators, bytes each: of the CPU, and of the GPU where there is one."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
 def save(
-    folder: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights."""
+    """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights.
+
+    ``random`` has the :func:`random_state` of every process, a row each; without, it is taken of this one.
+    """
     target = folder / f"step-{progress.step:09d}"
     aside = folder / f".{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -51,13 +72,12 @@ def save(
     for index, values in state.items():
         for key, value in values.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_file(
-        {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, aside / "state.safetensors"
-    )
-    write_json(aside / "state.json", {"fingerprint": fingerprint, "trained": names, "progress": asdict(progress)})
+    if random is None:
+        random = {name: one[None] for name, one in random_state().items()}
+    tensors |= {f"random.{name}": states for name, states in random.items()}
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
+    digest = file_digest(aside / TENSORS)
+    write_json(aside / STATE, {"digest": digest, "trained": names, "progress": asdict(progress)})
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
@@ -65,13 +85,13 @@ def save(
     return target
 
 
-def restore(folder: Path, fingerprint: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Continue from the newest checkpoint of the same fingerprint, in place; None where there is none."""
-    found = _newest(folder, fingerprint)
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, process: int = 0) -> Progress | None:
+    """Continue from the newest whole checkpoint, in place, as that process; None where there is none."""
+    found = _newest(folder)
     if found is None:
         return None
     path, state = found
-    tensors = load_file(path / "state.safetensors")
+    tensors = load_file(path / TENSORS)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -84,30 +104,41 @@ def restore(folder: Path, fingerprint: str, model: nn.Module, optimizer: torch.o
             index, _, key = rest.partition(".")
             content["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(content)
-    torch.set_rng_state(tensors["random.cpu"])
+    torch.set_rng_state(tensors["random.cpu"][process].clone())  # a copy: torch reads from where the storage begins
     if torch.cuda.is_available() and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+        torch.cuda.set_rng_state(tensors["random.cuda"][process].clone())
     return Progress(**state["progress"])
+
+
+def folder(config: Config, paths: Paths, paradigm: str, shards: str) -> Path:
+    """Where a training of this configuration and these shards, by their digest, keeps its resume state."""
+    content = json.dumps([config.sections("model", "training"), shards], sort_keys=True)
+    return paths.checkpoints(paradigm) / hashlib.md5(content.encode()).hexdigest()[:12]
+
+
+def remove(folder: Path) -> None:
+    """Remove the resume state of a training that is done; that of others stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in (folder.parent, folder.parent.parent):
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
 
 
 def run_id(config: Config, paths: Paths, paradigm: str) -> str | None:
     """The tracker's run that a training of this configuration and these shards would continue."""
-    folder = paths.checkpoints(paradigm)
-    if not folder.is_dir():
+    if not paths.checkpoints(paradigm).is_dir():
         return None
-    found = _newest(folder, fingerprint(config, folder_digest(paths.shards(paradigm))))
+    found = _newest(folder(config, paths, paradigm, folder_digest(paths.shards(paradigm))))
     return found[1]["progress"]["run_id"] if found else None
 
 
-def fingerprint(config: Config, shards: str) -> str:
-    """What a checkpoint must have in common with the training that continues it; ``shards`` is their digest."""
-    content = json.dumps([config.sections("model", "training"), shards], sort_keys=True)
-    return hashlib.md5(content.encode()).hexdigest()
-
-
-def _newest(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
+def _newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
-        state = json.loads((path / "state.json").read_text())
-        if state["fingerprint"] == fingerprint:
-            return path, state
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            if file_digest(path / TENSORS) == state["digest"]:
+                return path, state
+        except (OSError, ValueError, KeyError):
+            pass
+        log.warning("checkpoint %s is damaged: the one before it is used", path)
     return None

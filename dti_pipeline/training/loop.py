@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +37,7 @@ class Trainer:
     emit: Listener
     evaluate: Callable[[], dict[str, float]]
     checkpoint: Callable[[], None]
+    _asked: Tensor | None = None  # what the processes wished for a step ago
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
@@ -65,16 +67,30 @@ class Trainer:
                 progress.train_seconds = watch.stop()
                 self._evaluate()
                 watch.start()
-            stop = should_stop()
-            if not last and (stop or time.monotonic() - last_checkpoint >= self.config.checkpoint_seconds):
+            due = time.monotonic() - last_checkpoint >= self.config.checkpoint_seconds
+            stop, save = self._agree(should_stop(), due)
+            if not last and (stop or save):
                 progress.train_seconds = watch.stop()
                 self.checkpoint()
-                last_checkpoint = time.monotonic()
+                last_checkpoint, self._asked = time.monotonic(), None
                 if stop:
                     return False
                 watch.start()
         progress.train_seconds = watch.stop()
         return True
+
+    def _agree(self, *wishes: bool) -> Sequence[bool]:
+        """Which wishes some process has, the same answer in all of them: they must stop and save at the same step.
+
+        With several processes the answer is one step old: the exchange runs beside the next step, nobody waits for it.
+        """
+        if self.accelerator.num_processes == 1:
+            return wishes
+        asked, device = self._asked, self.accelerator.device
+        self._asked = cast(
+            Tensor, self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
+        )
+        return [False] * len(wishes) if asked is None else [count > 0 for count in asked.tolist()]
 
     def _step(self, work: Work) -> tuple[Tensor, Tensor, float]:
         """One optimizer step: summed loss over the step's targets of all processes, gradient norm, learning rate."""

@@ -19,6 +19,7 @@ class Started:
     world_size: int
     dataset_digest: str  # of the shards, 32 characters
     hardware: str = ""  # what the seconds are measured on
+    run_id: str | None = None  # the tracker's
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Checkpointed:
-    """After resume state was written."""
+class Checkpointing:
+    """Before resume state is written: what a listener has not written by now, a kill right after would lose."""
 
     targets_seen: int
-    path: str
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -63,5 +64,5 @@ class Finished:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Started | Stepped | Evaluated | Checkpointed | Finished
+Event = Started | Stepped | Evaluated | Checkpointing | Finished
 Listener = Callable[[Event], None]

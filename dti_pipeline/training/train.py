@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,13 @@ from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
-from dti_pipeline.training.progress import Checkpointed, Event, Finished, Listener, Started
+from dti_pipeline.training.progress import Checkpointing, Event, Finished, Listener, Started
 from dti_pipeline.training.steps import Steps
 from dti_pipeline.training.stopwatch import peak_memory_gib
 
 HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
+#: Signals that come within it are one request to stop.
+ONE_REQUEST_SECONDS = 10.0
 
 
 def train(
@@ -60,19 +63,20 @@ def train(
     optimizer = optimizer_for(model, settings)
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)
-    fingerprint = checkpoint.fingerprint(config, digest)
-    folder = paths.checkpoints(paradigm)
-    progress = checkpoint.restore(folder, fingerprint, model, optimizer) or Progress()
+    folder = checkpoint.folder(config, paths, paradigm, digest)
+    progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index) or Progress()
     progress.run_id = run_id or progress.run_id
 
     def emit(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    def save() -> None:
+    def save() -> None:  # by all processes together
+        own = checkpoint.random_state()
+        random = {name: accelerator.gather(state[None].to(device)) for name, state in own.items()}
         if accelerator.is_main_process:
-            path = checkpoint.save(folder, fingerprint, progress, model, optimizer)
-            emit(Checkpointed(progress.targets_seen, str(path)))
+            emit(Checkpointing(progress.targets_seen, str(folder)))
+            checkpoint.save(folder, progress, model, optimizer, random)
 
     if accelerator.is_main_process:
         emit(
@@ -85,6 +89,7 @@ def train(
                 world_size=accelerator.num_processes,
                 dataset_digest=digest,
                 hardware=_hardware(accelerator),
+                run_id=progress.run_id,
             )
         )
     if device.type == "cuda":
@@ -110,7 +115,7 @@ def train(
     report = _report(config, trainer, model, store, manifest.report, device)
     if accelerator.is_main_process:
         _publish(config, paths, paradigm, model, report, progress)
-        shutil.rmtree(folder, ignore_errors=True)
+        checkpoint.remove(folder)
         emit(Finished(progress.targets_seen, progress.train_seconds, report))
     accelerator.wait_for_everyone()
     return report
@@ -155,12 +160,18 @@ def _validate(
 
 @contextmanager
 def _interruptible() -> Iterator[Any]:
-    """A function that says whether SIGINT or SIGTERM has come; a second one acts as it always does."""
-    received: list[int] = []
+    """A function that says whether SIGINT or SIGTERM has come; one that comes later again acts as it always does.
+
+    One request is often several signals: a terminal signals every process of a command, and the ones that started
+    others pass theirs on.
+    """
+    received: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
+        received.append(time.monotonic())
+        if received[-1] - received[0] > ONE_REQUEST_SECONDS:
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
 
     try:
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,20 +16,23 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from dti_pipeline.config import Config, LoraConfig
+from dti_pipeline import pipeline
+from dti_pipeline.config import Config, LoraConfig, TrackingConfig
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import KEEP, Progress
-from dti_pipeline.training.progress import Checkpointed, Event, Started, Stepped
+from dti_pipeline.training.progress import Event, Started, Stepped
 from dti_pipeline.training.train import train
 from tests.model.architectures import write
 
 PARADIGM = "dti"
+TRAIN = pipeline.BY_NAME["train"]
 
 
 def configured(config: Config, **model: Any) -> Config:
@@ -102,36 +106,88 @@ def test_interrupted_at_any_steps_and_continued(ready: tuple[Config, Paths], tmp
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
+from dti_pipeline import pipeline
+from dti_pipeline import pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.plain import from_plain
 from dti_pipeline.paths import Paths
+from dti_pipeline.training import checkpoint
 from dti_pipeline.training.progress import Stepped
-from dti_pipeline.training.train import train
 
-def die(event):
-    if isinstance(event, Stepped) and event.step == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
+at, half_written = int(sys.argv[3]), sys.argv[4] == "half_written"
+write_json = checkpoint.write_json
 
-train(from_plain(Config, json.loads(sys.argv[1])), Paths(Path(sys.argv[2])), "dti", [die])
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def listen(event):
+    if isinstance(event, Stepped) and event.step == at:
+        if not half_written:
+            die()
+        checkpoint.write_json = die  # the tensors of this step's checkpoint are there, what belongs to them is not
+
+config, paths = from_plain(Config, json.loads(sys.argv[1])), Paths(Path(sys.argv[2]))
+pipeline.execute(pipeline.BY_NAME["train"], config, paths, "dti", [listen])
 """
 
 
-def test_killed_between_checkpoints_and_continued(ready: tuple[Config, Paths]) -> None:
-    """kill -9: nothing is saved at the end; what goes on is the last checkpoint, and the steps since are done again."""
-    config, paths = ready
-    train(config, paths, PARADIGM)
-    alone = outcome(paths)
-    every_step = dataclasses.replace(config, training=dataclasses.replace(config.training, checkpoint_seconds=0))
-    arguments = [json.dumps(to_plain(every_step)), str(paths.home), "6"]
+def kill_at(config: Config, paths: Paths, step: int, *how: str) -> None:
+    arguments = [json.dumps(to_plain(config)), str(paths.home), str(step), *(how or ("at_once",))]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    saved = sorted(path.name for path in paths.checkpoints(PARADIGM).iterdir())
-    assert saved == ["step-000000004", "step-000000005"]
+
+
+def curves(paths: Paths) -> list[dict[str, Any]]:
+    """Of every run in the home's MLflow: id, status, and the points of what does not depend on a clock, in order."""
+    store = MlflowClient(paths.tracking_uri)
+    found = []
+    for run in store.search_runs([store.get_experiment_by_name("dti").experiment_id]):
+        names = ("train/loss", "train/learning_rate", "train/gradient_norm", "eval/auc", "eval/log_loss")
+        points = {
+            name: [(point.step, point.value) for point in store.get_metric_history(run.info.run_id, name)]
+            for name in names
+        }
+        found.append({"id": run.info.run_id, "status": run.info.status, "points": points})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ready", ["scratch"], indirect=True)
+def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_path: Path) -> None:
+    """kill -9 at random steps, once while a checkpoint is written: the model, the history and the one MLflow run are
+    those of a training that was left alone. Nothing is saved at the end; the steps since the last save are done again.
+    """
+    config, left_alone = ready
+    tracked = dataclasses.replace(config, tracking=TrackingConfig())
+    every_step = dataclasses.replace(tracked, training=dataclasses.replace(config.training, checkpoint_seconds=0))
+    MlflowClient(left_alone.tracking_uri).search_experiments()  # makes the store: seconds, once
+    paths = Paths(tmp_path / "killed")
+    shutil.copytree(left_alone.home, paths.home, symlinks=True)
+    steps = pipeline.execute(TRAIN, tracked, left_alone, PARADIGM)["steps"]
+    alone, (run,) = outcome(left_alone), curves(left_alone)
+
+    first, second, third = sorted(random.Random(11).sample(range(2, steps), 3))
+    kill_at(every_step, paths, first)
+    assert first_step(paths) == first - 1, "the newest checkpoint is that of the step before"
+    kill_at(every_step, paths, second, "half_written")
+    assert first_step(paths) == second - 1, "half a checkpoint does not count"
+    kill_at(every_step, paths, third)
+    (killed,) = curves(paths)
+    assert killed["status"] == "RUNNING", "nobody told MLflow"
+
     events: list[Event] = []
-    train(every_step, paths, PARADIGM, [events.append])
-    assert next(event for event in events if isinstance(event, Stepped)).step == 6
-    assert len([event for event in events if isinstance(event, Checkpointed)]) > 3
+    pipeline.execute(TRAIN, every_step, paths, PARADIGM, [events.append])
+    assert next(event for event in events if isinstance(event, Stepped)).step == third
     assert_same(outcome(paths), alone)
+    (continued,) = curves(paths)
+    assert continued == {**run, "id": killed["id"]}
+    assert len(continued["points"]["train/loss"]) == steps
+    assert not paths.checkpoints(PARADIGM).exists(), "a finished training leaves no resume state"
+
+
+def first_step(paths: Paths) -> int:
+    """Step of the newest checkpoint."""
+    return max(int(path.name.removeprefix("step-")) for path in paths.checkpoints(PARADIGM).glob("*/step-*"))
 
 
 def test_a_checkpoint_of_another_training_is_never_continued(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
@@ -150,6 +206,10 @@ def test_a_checkpoint_of_another_training_is_never_continued(token_home: tuple[C
         with pytest.raises(CheckFailed, match="interrupted at step 1;"):
             train(other, paths, PARADIGM, [events.append, interrupt_at(1, signal.SIGINT)])
         assert events[0].targets_seen == 0  # type: ignore[union-attr]
+    events = []
+    with pytest.raises(CheckFailed, match="interrupted at step 5;"):
+        train(config, paths, PARADIGM, [events.append, interrupt_at(5, signal.SIGINT)])
+    assert events[0].targets_seen > 0, "the others did not cost the first one its checkpoint"  # type: ignore[union-attr]
 
 
 def small() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -171,27 +231,81 @@ def test_a_checkpoint_restores_weights_moments_random_numbers_and_progress(tmp_p
     for _ in range(3):
         go(model, optimizer)
     progress = Progress(step=3, targets_seen=12, tokens_seen=99, train_seconds=1.5, run_id="r", history=[{"loss": 1.0}])
-    checkpoint.save(tmp_path, "print", progress, model, optimizer)
+    checkpoint.save(tmp_path, progress, model, optimizer)
     go(model, optimizer)
     expected = [p.clone() for p in model.parameters()]
     other, its_optimizer = small()
-    assert checkpoint.restore(tmp_path, "print", other, its_optimizer) == progress
+    assert checkpoint.restore(tmp_path, other, its_optimizer) == progress
     go(other, its_optimizer)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), expected, strict=True))
-    assert checkpoint.restore(tmp_path, "another print", other, its_optimizer) is None
+    assert checkpoint.restore(tmp_path / "another", other, its_optimizer) is None
+
+
+def test_every_process_gets_its_own_random_numbers_back(tmp_path: Path) -> None:
+    model, optimizer = small()
+    states = torch.stack([torch.Generator().manual_seed(seed).get_state() for seed in (1, 2)])
+    checkpoint.save(tmp_path, Progress(step=1), model, optimizer, {"cpu": states})
+    for process, seed in enumerate((1, 2)):
+        checkpoint.restore(tmp_path, model, optimizer, process)
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in (checkpoint.TENSORS, checkpoint.STATE) for damage in (truncate, Path.unlink)]
+    + [(checkpoint.TENSORS, flip)],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, name: str, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = small()
+    go(model, optimizer)
+    for step in (1, 2):
+        checkpoint.save(tmp_path, Progress(step=step), model, optimizer)
+    damage(tmp_path / "step-000000002" / name)
+    assert checkpoint.restore(tmp_path, model, optimizer) == Progress(step=1)
+    assert "step-000000002 is damaged" in caplog.text
+
+
+def test_signals_that_come_together_are_one_request(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
+    """A terminal's Ctrl-C reaches torchrun and its processes, and torchrun passes its own on."""
+    config = configured(token_home[0])
+    paths = Paths(tmp_path)
+    (tmp_path / "data").mkdir()
+    paths.tokens.symlink_to(token_home[1].tokens)
+    pack(config, paths, PARADIGM)
+
+    def insist(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 3:
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+
+    with pytest.raises(CheckFailed, match="interrupted at step 3;"):
+        train(config, paths, PARADIGM, [insist])
+    assert first_step(paths) == 3
 
 
 def test_only_whole_checkpoints_count_and_only_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer = small()
     go(model, optimizer)
     for step in range(1, 6):
-        checkpoint.save(tmp_path, "print", Progress(step=step), model, optimizer)
+        checkpoint.save(tmp_path, Progress(step=step), model, optimizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (4, 5)][-KEEP:]
     half = tmp_path / ".step-000000006"  # killed while it was written
     half.mkdir()
     (half / "state.safetensors").write_bytes(b"half")
-    found = checkpoint.restore(tmp_path, "print", model, optimizer)
+    found = checkpoint.restore(tmp_path, model, optimizer)
     assert found is not None
     assert found.step == 5
-    checkpoint.save(tmp_path, "print", Progress(step=6), model, optimizer)
-    assert checkpoint.restore(tmp_path, "print", model, optimizer) == Progress(step=6)
+    checkpoint.save(tmp_path, Progress(step=6), model, optimizer)
+    assert checkpoint.restore(tmp_path, model, optimizer) == Progress(step=6)

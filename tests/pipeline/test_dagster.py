@@ -33,6 +33,8 @@ REPORTS: dict[str, dict[str, Any]] = {
         "baselines": {"item_rate": 0.7, "item_and_user_rate": None},
         "speedup": {"dti": 5.0},
         "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
+        "gate": {"dti": {"passed": True, "reason": "is above every floor"}},
+        "champion": "dti",
     },
 }
 
@@ -67,6 +69,7 @@ def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
     monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(train, work.config, work.paths, p))
     monkeypatch.setattr(tracking, "record_evaluation", lambda *_: None)
     monkeypatch.setattr(tracking, "record_comparison", lambda *_: None)
+    monkeypatch.setattr(tracking, "promote", lambda *_: None)
     return fake
 
 
@@ -262,11 +265,6 @@ def test_a_dvc_commit_that_fails_is_a_warning_with_the_command_to_type(
     result = launch(instance, "log")
     assert result.success
     assert "`dvc commit --force synth` failed, run it by hand" in logs(instance, result)
-
-
-def test_several_processes_are_started_by_torchrun() -> None:
-    assert training.launcher(1)[1:] == []
-    assert training.launcher(2)[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def test_a_failure_on_purpose_of_the_training_process_is_its_sentence(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from dti_pipeline import artifacts, config, lineage, tracking
@@ -18,6 +19,7 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training import checkpoint
+from dti_pipeline.training.checkpoint import Progress
 from tests.pipeline.recorded import DIGEST, publish_model, settings, started, stepped, store, train
 
 
@@ -107,11 +109,9 @@ def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths, mon
 def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to_continue(home: Paths) -> None:
     shard = home.shards("dti") / "train.arrow"
     artifacts.write_text(shard, "rows")
-    state = {
-        "fingerprint": checkpoint.fingerprint(settings(home), artifacts.folder_digest(shard.parent)),
-        "progress": {"run_id": "abc"},
-    }
-    artifacts.write_json(home.checkpoints("dti") / "step-000000001" / "state.json", state)
+    folder = checkpoint.folder(settings(home), home, "dti", artifacts.folder_digest(shard.parent))
+    model = torch.nn.Linear(1, 1)
+    checkpoint.save(folder, Progress(step=1, run_id="abc"), model, torch.optim.SGD(model.parameters()))
     assert checkpoint.run_id(settings(home), home, "dti") == "abc"
     assert checkpoint.run_id(config.load(home.params, ["training.epochs=9"]), home, "dti") is None
     assert checkpoint.run_id(settings(home), home, "sliding_window") is None
