@@ -6,8 +6,9 @@ nearest right one. Every field's comment is its documentation: unit, range and r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,7 +270,9 @@ class TrackingConfig:
     """Run records."""
 
     enabled: bool = True
-    uri: str | None = None  # MLflow's tracking URI; None: mlflow.db in the project's home
+    # MLflow's tracking URI; None: the environment's DTI_TRACKING_URI, else mlflow.db in the project's home. Not MLflow's
+    # own variable: MLflow sets that one itself while it works.
+    uri: str | None = None
     experiment: str = "dti"  # also the name of the registered model whose versions its trainings are
     promote: bool = True  # a comparison gives the alias `champion` to the model that passed its gate; False: by hand
 
@@ -309,7 +312,10 @@ def check_paradigm(paradigm: str, known: Sequence[str]) -> None:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read params.yaml (all defaults where the file does not exist) and apply ``stage.key=value`` overrides."""
+    """Read params.yaml (all defaults where the file does not exist) and apply ``stage.key=value`` overrides.
+
+    The environment says where runs are recorded (``DTI_TRACKING_URI``) where neither does.
+    """
     raw: Any = {}
     if path.is_file():
         try:
@@ -322,7 +328,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise InputError(f"{path} must hold a mapping of sections, not a {type(raw).__name__}")
     for override in overrides:
         _apply(raw, override)
-    return from_plain(Config, raw)
+    loaded = from_plain(Config, raw)
+    uri = loaded.tracking.uri or os.environ.get("DTI_TRACKING_URI") or None
+    return replace(loaded, tracking=replace(loaded.tracking, uri=uri))
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

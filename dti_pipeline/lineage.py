@@ -31,14 +31,16 @@ class Commit:
 
 @cache
 def commit() -> Commit | None:
-    """The commit of the package's own source; None where it is installed without its repository, or without git.
+    """The commit of the package's own source, or the one an image names in ``DTI_COMMIT``.
 
-    Only the package decides what is dirty: every stage that DVC or Dagster runs rewrites dvc.lock, and a changed
+    None where it is installed without its repository, or without git, and nothing is named. Only the package decides what is dirty: every stage that DVC or Dagster runs rewrites dvc.lock, and a changed
     params.yaml is recorded with the result anyway.
     """
     sha = _output("git", "-C", str(SOURCE), "rev-parse", "HEAD")
     if sha is None or _output("git", "-C", str(SOURCE), "ls-files", "--error-unmatch", "paths.py") is None:
-        return None  # a site-packages folder inside somebody else's repository is not that repository's code
+        # A site-packages folder inside somebody else's repository is not that repository's code.
+        named = os.environ.get("DTI_COMMIT")
+        return Commit(named, dirty=False) if named else None
     changed = _output("git", "-C", str(SOURCE), "status", "--porcelain", "--untracked-files=no", "--", ".")
     return Commit(sha, bool(changed))
 

@@ -50,3 +50,13 @@ def test_hardware_is_what_was_used() -> None:
     assert lineage.hardware(["NVIDIA H200"]) == "NVIDIA H200"
     assert lineage.hardware(["NVIDIA H200"] * 8) == "8 x NVIDIA H200"
     assert lineage.hardware([]).endswith(" cores")
+
+
+def test_code_without_its_repository_says_what_its_image_says(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "SOURCE", tmp_path.parent)
+    assert lineage.commit() is None
+    lineage.commit.cache_clear()
+    monkeypatch.setenv("DTI_COMMIT", "c0ffee")
+    assert str(lineage.commit()) == "c0ffee"

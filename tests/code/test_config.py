@@ -1,0 +1,37 @@
+"""Where a configuration's values come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dti_pipeline import config
+
+
+@pytest.mark.parametrize(
+    ("environment", "written", "overrides", "uri"),
+    [
+        ("", "", [], None),
+        ("http://mlflow:5000", "", [], "http://mlflow:5000"),
+        ("http://mlflow:5000", "tracking: {uri: http://mine:5000}", [], "http://mine:5000"),
+        (
+            "http://mlflow:5000",
+            "tracking: {uri: http://mine:5000}",
+            ["tracking.uri=http://this:5000"],
+            "http://this:5000",
+        ),
+    ],
+    ids=["home", "environment", "params.yaml", "override"],
+)
+def test_runs_are_recorded_where_the_nearest_one_says(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: str,
+    written: str,
+    overrides: list[str],
+    uri: str | None,
+) -> None:
+    monkeypatch.setenv("DTI_TRACKING_URI", environment)
+    (tmp_path / "params.yaml").write_text(written)
+    assert config.load(tmp_path / "params.yaml", overrides).tracking.uri == uri
