@@ -270,8 +270,8 @@ class TrackingConfig:
     """Run records."""
 
     enabled: bool = True
-    # MLflow's tracking URI; None: the environment's DTI_TRACKING_URI, else mlflow.db in the project's home. Not MLflow's
-    # own variable: MLflow sets that one itself while it works.
+    # MLflow's tracking URI; None: the environment's DTI_TRACKING_URI, else mlflow.db in the project's home. Not
+    # MLFLOW_TRACKING_URI: MLflow sets that one itself while it works.
     uri: str | None = None
     experiment: str = "dti"  # also the name of the registered model whose versions its trainings are
     promote: bool = True  # a comparison gives the alias `champion` to the model that passed its gate; False: by hand

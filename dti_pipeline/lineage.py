@@ -33,8 +33,9 @@ class Commit:
 def commit() -> Commit | None:
     """The commit of the package's own source, or the one an image names in ``DTI_COMMIT``.
 
-    None where it is installed without its repository, or without git, and nothing is named. Only the package decides what is dirty: every stage that DVC or Dagster runs rewrites dvc.lock, and a changed
-    params.yaml is recorded with the result anyway.
+    None where it is installed without its repository, or without git, and nothing is named. Only the package decides
+    what is dirty: every stage that DVC or Dagster runs rewrites dvc.lock, and a changed params.yaml is recorded with
+    the result anyway.
     """
     sha = _output("git", "-C", str(SOURCE), "rev-parse", "HEAD")
     if sha is None or _output("git", "-C", str(SOURCE), "ls-files", "--error-unmatch", "paths.py") is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from dti_pipeline import config
+from dti_pipeline.paths import Paths
 
 
 @pytest.mark.parametrize(
