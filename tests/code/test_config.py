@@ -24,7 +24,7 @@ from dti_pipeline.paths import Paths
     ids=["home", "environment", "params.yaml", "override"],
 )
 def test_runs_are_recorded_where_the_nearest_one_says(
-    tmp_path: Path,
+    home: Paths,
     monkeypatch: pytest.MonkeyPatch,
     environment: str,
     written: str,
@@ -32,5 +32,5 @@ def test_runs_are_recorded_where_the_nearest_one_says(
     uri: str | None,
 ) -> None:
     monkeypatch.setenv("DTI_TRACKING_URI", environment)
-    (tmp_path / "params.yaml").write_text(written)
-    assert config.load(tmp_path / "params.yaml", overrides).tracking.uri == uri
+    home.params.write_text(written)
+    assert config.load(home.params, overrides).tracking.uri == uri
