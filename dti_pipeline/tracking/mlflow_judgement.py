@@ -17,7 +17,8 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.tracking.mlflow_store import connect, flatten
+from dti_pipeline.tracking import registry
+from dti_pipeline.tracking.mlflow_store import connect, dataset, flatten
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,16 @@ def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
     run = _trained(store, artifacts.read(paths.model(paradigm), "train").report.get("mlflow_run_id"), paradigm)
     if run is None:
         return
-    report = artifacts.read(paths.evaluation(paradigm), "evaluate").report
+    manifest = artifacts.read(paths.evaluation(paradigm), "evaluate")
+    report, events = manifest.report, manifest.inputs["events"]
     figures = {f"{report['split']}/{name}": value for name, value in report.items() if _is_figure(value)}
-    _log_metrics(store, run, figures)
+    version = registry.register(store, config, paths.model(paradigm), run)
+    _log_metrics(store, run, figures, model_id=version.source.rpartition("/")[2], data=("events", events))
+    store.log_inputs(run.info.run_id, [dataset("events", events, report["split"])])
     store.log_artifacts(run.info.run_id, str(paths.evaluation(paradigm)), "evaluation")
+    auc, streaming = _four(report["auc"]), _four(report["auc_streaming"])
+    described = f"{report['split']} AUC {auc}, streaming {streaming}: {run.info.run_name}"
+    store.update_model_version(version.name, version.version, described)
 
 
 def record_comparison(config: Config, paths: Paths) -> None:
@@ -59,8 +66,9 @@ def record_comparison(config: Config, paths: Paths) -> None:
     for suffix in ("json", "md", "html"):
         store.log_artifact(parent.info.run_id, str(paths.comparison_file(suffix)))
     store.log_artifacts(parent.info.run_id, str(paths.comparison), "plots")
-    for run in children.values():
+    for name, run in children.items():
         store.set_tag(run.info.run_id, PARENT, parent.info.run_id)
+        _log_metrics(store, run, _against_baseline(comparison, name))
     store.set_terminated(parent.info.run_id, "FINISHED")
 
 
@@ -77,7 +85,7 @@ def _parent(store: MlflowClient, experiment: str, digest: str, comparison: Mappi
         "mlflow.source.name": "dti compare",
         "mlflow.source.type": "LOCAL",
     }
-    name = "comparison: " + ", ".join(p for p in PARADIGMS if p in comparison["paradigms"])
+    name = "comparison of " + ", ".join(p for p in PARADIGMS if p in comparison["paradigms"])
     return store.create_run(experiment, run_name=name, tags={key: value for key, value in tags.items() if value})
 
 
@@ -92,6 +100,13 @@ def _headline(comparison: Mapping[str, Any]) -> dict[str, float]:
     return {name.replace(".", "/", 1): value for name, value in flat.items() if _is_figure(value)}
 
 
+def _against_baseline(comparison: Mapping[str, Any], paradigm: str) -> dict[str, float]:
+    """What a comparison found of one training: how many times faster than the sliding window, at what cost in AUC."""
+    delta = comparison["auc_delta"].get(paradigm) or {}
+    found = {"speedup": comparison["speedup"].get(paradigm), "auc_delta": delta.get("mean")}
+    return {f"comparison/{name}": value for name, value in found.items() if value is not None}
+
+
 def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:
     if run_id is None:
         log.info("%s was trained without a record; nothing is added to one", paradigm)
@@ -103,11 +118,25 @@ def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | No
         return None
 
 
-def _log_metrics(store: MlflowClient, run: Run, figures: Mapping[str, float]) -> None:
-    """Log what differs from the run's last values, so that a repeated judgement leaves no second point."""
-    now = int(time.time() * 1000)
+def _log_metrics(
+    store: MlflowClient,
+    run: Run,
+    figures: Mapping[str, float],
+    model_id: str | None = None,
+    data: tuple[str | None, str | None] = (None, None),
+) -> None:
+    """Log what differs from the run's last values, so that a repeated judgement leaves no second point.
+
+    ``model_id`` and ``data`` (name, digest) say of which model and on what they hold, for MLflow's page of models.
+    """
+    now, run_id = int(time.time() * 1000), run.info.run_id
     new = {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
-    store.log_batch(run.info.run_id, [Metric(name, float(value), now, 0) for name, value in new.items()])
+    points = [Metric(name, float(value), now, 0, model_id, *data, run_id) for name, value in new.items()]
+    store.log_batch(run_id, points)
+
+
+def _four(auc: float | None) -> str:
+    return "not defined" if auc is None else f"{auc:.4f}"
 
 
 def _is_figure(value: object) -> bool:

@@ -1,8 +1,8 @@
-"""How MLflow's page shows the trainings: a saved view with what the method is about, quality against time.
+"""How MLflow's page shows the trainings: saved views with what the method is about, quality against time.
 
-MLflow opens a new experiment on its views of language-model traces, and on a table without a metric. Both are settings
-of the experiment, kept as tags. The view's form is what MLflow 3's own "Save as new view" writes; a version that
-does not know it shows its usual table.
+MLflow's usual table has no metric. A view is a tag of the experiment, in the form that MLflow 3's own "Save as new
+view" writes; a version that does not know it shows its usual table. Whether the page opens on trainings or on traces of
+language models is a setting of the browser (its switch "Model training"), or of the address.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ import zlib
 #: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
 URL = "http://127.0.0.1:5000"
 VIEW = "paradigms"
-COLUMNS = (
-    "metrics.`test/auc`",
-    "metrics.`test/auc_streaming`",
-    "metrics.`test/log_loss`",
-    "metrics.`time/train_seconds`",
-    "metrics.`perf/targets_per_second`",
-    "params.`packing.context`",
-    "params.`packing.targets`",
-    "params.`training.seed`",
-)
+#: Columns of the views and their widths in pixels, the claim first: how good, how much worse, how long, how many times.
+COLUMNS = {
+    "metrics.`test/auc`": 110,
+    "metrics.`comparison/auc_delta`": 170,
+    "metrics.`time/train_seconds`": 150,
+    "metrics.`comparison/speedup`": 160,
+    "metrics.`perf/targets_per_second`": 190,
+    "metrics.`test/auc_streaming`": 160,
+    "metrics.`test/log_loss`": 120,
+    "params.`training.seed`": 110,
+    "attributes.`Models`": 200,
+}
+#: Those that the table has anyway, by MLflow's names.
+LEADING = {"1": 73, "attributes.`Run Name`": 270, "runDateAndNestInfo": 140, "duration": 80}
 
 
 def address(url: str, experiment: str) -> str:
@@ -38,18 +42,30 @@ def run_address(run_id: str) -> str:
 
 
 def experiment_tags() -> dict[str, str]:
-    """Tags of a new experiment."""
+    """Tags of a new experiment: the views ``paradigms``, every training by its AUC, and ``comparisons``, the newest
+    first, each with its trainings folded under it."""
+    views = {
+        VIEW: {
+            "searchFilter": "tags.paradigm != ''",  # trainings; the comparisons that group them have none
+            "orderByKey": "metrics.`test/auc`",
+        },
+        "comparisons": {"searchFilter": "", "orderByKey": "attributes.start_time"},
+    }
+    tags = {f"mlflow.sharedViewState.{name}": _view(name, view) for name, view in views.items()}
+    return {"mlflow.experimentKind": "custom_model_development", **tags}
+
+
+def _view(name: str, differing: dict[str, str]) -> str:
     state = {
-        "searchFilter": "tags.paradigm != ''",  # trainings; the comparisons that group them have none
-        "orderByKey": "metrics.`test/auc`",
+        **differing,
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": list(COLUMNS),
-        "columnOrder": [],
-        "columnWidths": {},
+        "columnOrder": [*LEADING, *COLUMNS],
+        "columnWidths": {**LEADING, **COLUMNS},
         "runsHiddenMode": "FIRST_10_RUNS",
         "viewMaximized": False,
         "runListHidden": False,
@@ -61,8 +77,4 @@ def experiment_tags() -> dict[str, str]:
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
-    return {
-        "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
-    }
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline.config import Config
@@ -36,6 +38,12 @@ def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
         if found is None:
             raise
         return store, found.experiment_id
+
+
+def dataset(name: str, digest: str, context: str) -> DatasetInput:
+    """A folder of data/ as an input of a run; ``digest`` is DVC's and Dagster's name for the same bytes."""
+    data = Dataset(name=name, digest=digest, source_type="local", source=json.dumps({"uri": f"data/{name}"}))
+    return DatasetInput(data, [InputTag("mlflow.data.context", context)])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import time
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline import lineage
@@ -19,7 +18,8 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import connect, flatten
+from dti_pipeline.tracking.mlflow_store import connect, dataset, flatten
+from dti_pipeline.tracking.system_metrics import SystemMetrics
 from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Started, Stepped
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class TrainingRun:
         self._targets_total = 1
         self._point = -1
         self._flushed_at = time.monotonic()
+        self._system = SystemMetrics()
 
     def listen(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -98,13 +99,7 @@ class TrainingRun:
             "data.digest": event.dataset_digest,
         }
         self._store.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in facts.items()])
-        shards = Dataset(
-            name=f"shards/{event.paradigm}",
-            digest=event.dataset_digest,  # DVC's and Dagster's name for the same folder
-            source_type="local",
-            source=json.dumps({"uri": f"data/shards/{event.paradigm}"}),
-        )
-        self._store.log_inputs(self.id, [DatasetInput(shards, [InputTag("mlflow.data.context", "training")])])
+        self._store.log_inputs(self.id, [dataset(f"shards/{event.paradigm}", event.dataset_digest, "training")])
 
     def _step(self, event: Stepped) -> None:
         point = event.targets_seen * POINTS // self._targets_total
@@ -119,6 +114,7 @@ class TrainingRun:
             "perf/tokens_per_second": event.tokens_per_second,
             "mem/peak_gib": event.peak_memory_gib,
         }
+        values |= self._system.read()
         if event.targets_seen < self._targets_total:  # the end has its own event, with the whole time
             values["time/train_seconds"] = event.train_seconds
         self._add(event.targets_seen, values)
@@ -160,7 +156,7 @@ def _created(
         **{f"version.{library}": version for library, version in lineage.versions().items()},
     }
     described = {name: value for name, value in {**source, **tags}.items() if value}
-    name = f"{paradigm} n={config.packing.context} k={_targets(config, paradigm)}"
+    name = f"{paradigm} n={config.packing.context} k={_targets(config, paradigm)} seed={config.training.seed}"
     run_id = store.create_run(experiment, run_name=name, tags=described).info.run_id
     params = {"paradigm": paradigm, **flatten(config.sections(*SECTIONS))}
     store.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])

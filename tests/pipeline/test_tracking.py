@@ -26,7 +26,7 @@ from tests.pipeline.recorded import DIGEST, publish_model, settings, started, st
 def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths) -> None:
     run = store(tracked).get_run(train(tracked))
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "dti n=20 k=50"
+    assert run.info.run_name == "dti n=20 k=50 seed=7"
     expected = to_plain(settings(tracked).training)
     assert {key: run.data.params[f"training.{key}"] for key in expected} == {k: str(v) for k, v in expected.items()}
     assert run.data.params["model.lora.rank"] == "16"
@@ -47,7 +47,15 @@ def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
     last = store(tracked).get_run(run_id).data.metrics
     assert last["eval/auc"] == 0.7
     assert [p.value for p in store(tracked).get_metric_history(run_id, "time/train_seconds")][-2:] == [18.0, 20.5]
-    assert {"train/learning_rate", "perf/targets_per_second", "perf/tokens_per_second", "mem/peak_gib"} <= set(last)
+    assert [p.step for p in store(tracked).get_metric_history(run_id, "system/cpu_utilization_percentage")] == [
+        point.step for point in loss
+    ]
+    assert {
+        "train/learning_rate",
+        "perf/targets_per_second",
+        "perf/tokens_per_second",
+        "mem/peak_gib",
+    } <= set(last)
 
 
 def test_values_are_written_in_batches(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,13 +129,21 @@ def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to
 
 def test_an_evaluation_lands_on_the_run_that_trained_and_twice_changes_nothing(tracked: Paths) -> None:
     run_id = train(tracked)
-    with artifacts.publish(tracked.evaluation("dti"), "evaluate") as draft:
+    events = tracked.events / "interactions.parquet"
+    artifacts.write_text(events, "rows")
+    with artifacts.publish(tracked.evaluation("dti"), "evaluate", inputs={"events": tracked.events}) as draft:
         draft.report |= {"split": "test", "auc": 0.71, "auc_streaming": 0.72, "log_loss": 0.6, "forms": {"x": 1}}
         (draft.path / "roc.png").write_bytes(b"png")
     for _ in range(2):
         tracking.record_evaluation(settings(tracked), tracked, "dti")
     assert [p.value for p in store(tracked).get_metric_history(run_id, "test/auc")] == [0.71]
     assert store(tracked).get_run(run_id).data.metrics["test/auc_streaming"] == 0.72
+    inputs = {i.dataset.name: i.dataset.digest for i in store(tracked).get_run(run_id).inputs.dataset_inputs}
+    assert inputs == {"shards/dti": DIGEST, "events": artifacts.folder_digest(tracked.events)}
+    (version,) = store(tracked).search_model_versions("name = 'dti'")
+    assert version.description == "test AUC 0.7100, streaming 0.7200: dti n=20 k=50 seed=7"
+    model = store(tracked).get_logged_model(version.source.rpartition("/")[2])
+    assert {(m.key, m.value, m.dataset_name) for m in model.metrics} >= {("test/auc", 0.71, "events")}
     assert "evaluation/roc.png" in [file.path for file in store(tracked).list_artifacts(run_id, "evaluation")]
 
 
@@ -156,6 +172,9 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     assert parent.info.status == "FINISHED"
     children = store(tracked).search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {child.info.run_id for child in children} == set(runs.values())
+    found = {child.data.tags["paradigm"]: child.data.metrics for child in children}
+    assert (found["dti"]["comparison/speedup"], found["dti"]["comparison/auc_delta"]) == (5.0, 0.01)
+    assert "comparison/speedup" not in found["sliding_window"]
     artifacts.write_json(tracked.comparison_file("json"), comparison | {"commit": "other"})
     tracking.record_comparison(settings(tracked), tracked)
     assert len(store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")) == 2
