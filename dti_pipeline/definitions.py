@@ -8,6 +8,7 @@ from __future__ import annotations
 import dagster as dg
 
 from dti_pipeline.defs.assets import ASSETS
+from dti_pipeline.defs.automation import SCHEDULES, SENSORS
 from dti_pipeline.defs.console import console
 from dti_pipeline.defs.jobs import JOBS
 from dti_pipeline.defs.resources import Project
@@ -16,6 +17,8 @@ from dti_pipeline.defs.training import TrainingProcess
 defs = dg.Definitions(
     assets=ASSETS,
     jobs=JOBS,
+    sensors=SENSORS,
+    schedules=SCHEDULES,
     loggers={"console": console},
     resources={"project": Project(), "pipes": TrainingProcess()},
     # A run is a chain of stages, each of which uses what cores there are; a process for each would only add its

@@ -16,6 +16,7 @@ import dagster as dg
 
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.defs import checks, dvc_record, metadata, training
+from dti_pipeline.defs.conditions import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import PARADIGMS
@@ -36,7 +37,10 @@ KINDS = {
     "evaluate": {"scikitlearn", "parquet"},
     "compare": {"matplotlib", "mlflow"},
 }
-POOLS = {"train": "gpu"}
+#: One step at a time in each pool (dagster.yaml). `gpu`: two models would share its memory. `duckdb`: one writer, and
+#: memory for one. `dvc`: what is left ends with a commit that locks the repository, and is short.
+POOLS = {"ingest": "duckdb", "validate": "duckdb", "train": "gpu", "evaluate": "gpu"}
+OTHER_POOL = "dvc"
 
 
 def upstream(stage: Stage) -> list[Stage]:
@@ -63,7 +67,8 @@ def build(stage: Stage) -> dg.AssetsDefinition:
         kinds=KINDS[stage.name],
         metadata=_code_reference(stage),
         code_version=_code_version(stage),
-        pool=POOLS.get(stage.name),
+        pool=POOLS.get(stage.name, OTHER_POOL),
+        automation_condition=CONDITIONS.get(stage.name),
         check_specs=checks.specs(stage),
     )
     def compute(
@@ -92,7 +97,7 @@ def build(stage: Stage) -> dg.AssetsDefinition:
 
 def _run(stage: Stage, work: Work, paradigm: str | None) -> dict[str, Any]:
     if stage.name == "synth" and work.config.events.source != "synthetic":
-        return {"source": work.config.events.source, "path": work.config.events.path}  # read where it lies
+        return _found(work)
     try:
         return pipeline.execute(stage, work.config, work.paths, paradigm)
     except CheckFailed:
@@ -100,6 +105,19 @@ def _run(stage: Stage, work: Work, paradigm: str | None) -> dict[str, Any]:
             raise
         # The outcomes are published all the same; the asset's checks tell them, row by row, and block what follows.
         return artifacts.read(work.paths.checks, "validate").report
+
+
+def _found(work: Work) -> dict[str, Any]:
+    """The report of a log that is not made here but read where it lies."""
+    events = work.config.events
+    path = work.paths.resolve(events.path)
+    files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return {
+        "source": events.source,
+        "path": events.path,
+        "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+    }
 
 
 def _output(stage: Stage, work: Work, paradigm: str | None) -> Path:

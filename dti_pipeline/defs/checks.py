@@ -25,6 +25,17 @@ class Check:
     blocking: bool = True
 
 
+def _not_empty(report: Report) -> tuple[bool, dict[str, Any]]:
+    seen = {name: report[name] for name in ("rows", "files", "bytes") if name in report}
+    return bool(seen) and all(seen.values()), seen
+
+
+def _texts_have_tokens(report: Report) -> tuple[bool, dict[str, Any]]:
+    # An interaction has a token for its label and, unless its text became nothing, some for its text.
+    seen = {name: report[name] for name in ("interactions", "tokens", "tokens_per_interaction", "texts", "texts_cut")}
+    return seen["interactions"] > 0 and seen["tokens_per_interaction"] > 1, seen
+
+
 def _ledger(report: Report) -> tuple[bool, dict[str, Any]]:
     seen = {name: report[name] for name in ("read", "kept", "quarantined", "duplicates")}
     return seen["read"] == seen["kept"] + seen["quarantined"] + seen["duplicates"], seen
@@ -71,7 +82,24 @@ def _above_the_floors(report: Report) -> tuple[bool, dict[str, Any]]:
     return all((row["auc"] or 0) > floor for row in rows), {"floor": floor, "paradigms": table(rows)}
 
 
+def _not_worse(report: Report) -> tuple[bool, dict[str, Any]]:
+    margin = report["protocol"]["margin"]
+    rows = [{"paradigm": name, **delta} for name, delta in report["auc_delta"].items()]
+    within = all(row["ci_low"] is not None and row["ci_low"] >= -margin for row in rows)
+    worst = min((row["ci_low"] for row in rows if row["ci_low"] is not None), default=None)
+    seen: dict[str, Any] = (
+        {"margin": margin, "differences": table(rows)} if rows else {"note": "nothing to compare with"}
+    )
+    return within, seen if worst is None else {"worst": worst, **seen}
+
+
+def _champion(report: Report) -> tuple[bool, dict[str, Any]]:
+    rows = [{"paradigm": name, **asked} for name, asked in report["gate"].items()]
+    return report["champion"] is not None, {"champion": report["champion"] or "none", "gate": table(rows)}
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
+    "synth": (Check("not_empty", "There is a log, and something in it.", _not_empty),),
     "ingest": (Check("ledger", "Rows read = kept + quarantined + duplicates.", _ledger),),
     "validate": tuple(
         Check(f"{suite}_rows" if suite in ("raw", "canonical") else suite, description, _suite(suite))
@@ -83,6 +111,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             "drift": "Volume and share of clicks against the batch that was last accepted.",
         }.items()
     ),
+    "tokenize": (
+        Check("texts_have_tokens", "Interactions are there, and their texts became tokens.", _texts_have_tokens),
+    ),
     "pack": (Check("no_target_lost", "Targets in the log = targets in the shards, in every plan.", _no_target_lost),),
     "train": (Check("loss_is_finite", "The loss of the last steps is a number.", _loss_is_finite),),
     "evaluate": (
@@ -90,6 +121,18 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     ),
     "compare": (
         Check("above_the_floors", "Every paradigm's AUC is above the cost-free floors.", _above_the_floors, False),
+        Check(
+            "not_worse_than_sliding_window",
+            "No paradigm may lose more AUC against the sliding window than `comparison.margin`, by its interval.",
+            _not_worse,
+            False,
+        ),
+        Check(
+            "champion",
+            "A model passed the gate (both of the above, by intervals): it gets the registry's alias `champion`.",
+            _champion,
+            False,
+        ),
     ),
 }
 

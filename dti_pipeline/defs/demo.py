@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from typing import Any
 
 import dagster as dg
 
-from dti_pipeline.definitions import defs
+from dti_pipeline.defs.jobs import materialise
 from dti_pipeline.paths import Paths
-from dti_pipeline.pipeline import STAGES
 
-BASELINE, METHOD = "sliding_window", "dti"
+PARADIGMS = ("sliding_window", "dti")  # the baseline and the method, whatever else there is
 NEXT = """
 What to look at next (after `source .venv/bin/activate`):
   {comparison}   the comparison with its plots
@@ -23,22 +22,10 @@ What to look at next (after `source .venv/bin/activate`):
 
 def main() -> int:
     """Materialise everything, print the table. Returns 1 where an asset failed; its line says why."""
-    job = defs.resolve_implicit_global_asset_job_def()
-    shared = [stage.asset for stage in STAGES if stage.name != "compare"]
-    rest = [stage.asset for stage in STAGES if stage.per_paradigm or stage.name == "compare"]
-    with ExitStack() as stack:
-        instance = stack.enter_context(dg.DagsterInstance.get())
-        for paradigm, assets in ((BASELINE, shared), (METHOD, rest)):
-            print(f"\nMaterialising {', '.join(assets)} for {paradigm}")
-            done = job.execute_in_process(
-                partition_key=paradigm,
-                asset_selection=[dg.AssetKey(asset) for asset in assets],
-                run_config={"loggers": {"console": {}}},
-                instance=instance,
-                raise_on_error=False,
-            )
-            if not done.success:
-                return 1
+    with dg.DagsterInstance.get() as instance:
+        to_terminal: dict[str, Any] = {"loggers": {"console": {}}}
+        if materialise(instance, PARADIGMS, to_terminal, lambda line: print(f"\n{line}")) is not None:
+            return 1
     paths = Paths.from_env()
     sections = paths.comparison_file("md").read_text(encoding="utf-8").split("\n## ")
     print(f"\n{sections[0]}\n## {sections[1]}")  # table and verdict; the page has the rest

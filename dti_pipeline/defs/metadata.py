@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def describe(report: Mapping[str, Any], output: Path) -> dict[str, Any]:
             if isinstance(value, (Mapping, list)) and value:
                 tables |= _tables(name, value)
     pictures = {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
+    if "network" in report:  # a model
+        pictures["mask"] = _mask(report["paradigm"])
     return {**figures, **_links(report), **pictures, **tables, "path": dg.MetadataValue.path(str(output))}
 
 
@@ -125,6 +128,16 @@ def _links(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nested(report: Any) -> str | None:
     return report.get("mlflow_run_id") if isinstance(report, Mapping) else None
+
+
+def _mask(paradigm: str) -> dg.MarkdownMetadataValue:
+    """Who sees whom in a small prompt of the paradigm."""
+    from dti_pipeline.modeling import draw  # torch: here, where a training has just taken longer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mask.png"
+        draw.picture({paradigm: draw.prompt_mask(paradigm)}, path)
+        return _picture(path)
 
 
 def _picture(path: Path) -> dg.MarkdownMetadataValue:

@@ -150,6 +150,7 @@ def _comparison(config: Config, paths: Paths, evaluations: list[Evaluation]) -> 
             "bootstrap_samples": settings.bootstrap_samples,
             "confidence": settings.confidence,
             "seed": settings.seed,
+            "margin": config.comparison.margin,
             "events": first.manifest.inputs["events"],
         },
         "paradigms": {

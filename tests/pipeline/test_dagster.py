@@ -12,6 +12,7 @@ from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
 from dti_pipeline.defs import dvc_record, training
+from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
@@ -24,7 +25,7 @@ REPORTS: dict[str, dict[str, Any]] = {
     "synth": {"rows": 100},
     "ingest": {"read": 100, "kept": 90, "quarantined": 6, "duplicates": 4},
     "validate": {"success": True, "expectations": 8, "failed": 0, "suites": SUITES, "failures": []},
-    "tokenize": {"vocabulary": 64},
+    "tokenize": {"interactions": 90, "tokens": 400, "tokens_per_interaction": 4.4, "texts": 40, "texts_cut": 0},
     "pack": {**PLAN, "rows": 7, "plans": {"train": PLAN, "test": PLAN}},
     "train": {"loss": 0.5, "train_seconds": 2.0, "mlflow_run_id": "a" * 32},
     "evaluate": {"auc": 0.75, "auc_streaming": 0.76, "training": {"mlflow_run_id": "a" * 32}},
@@ -33,6 +34,7 @@ REPORTS: dict[str, dict[str, Any]] = {
         "baselines": {"item_rate": 0.7, "item_and_user_rate": None},
         "speedup": {"dti": 5.0},
         "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
+        "protocol": {"margin": 0.01},
         "gate": {"dti": {"passed": True, "reason": "is above every floor"}},
         "champion": "dti",
     },
@@ -189,6 +191,124 @@ def test_an_auc_below_the_floors_warns_and_stops_nothing(stages: Stages, instanc
     assert check.severity == dg.AssetCheckSeverity.WARN
 
 
+@pytest.mark.parametrize(("low", "passes"), [(-0.009, True), (-0.011, False), (None, False)])
+def test_an_auc_that_may_be_worse_than_the_sliding_windows_warns(
+    stages: Stages, instance: dg.DagsterInstance, low: float | None, passes: bool
+) -> None:
+    stages.reports["compare"]["auc_delta"] = {"dti": {"mean": 0.0, "ci_low": low, "ci_high": 0.01}}
+    result = launch(instance, "comparison")
+    assert result.success
+    assert evaluations(result)["not_worse_than_sliding_window"] is passes
+
+
+@pytest.mark.parametrize("promote", [True, False])
+def test_what_passed_the_gate_is_promoted_unless_that_is_left_to_a_person(
+    stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, promote: bool
+) -> None:
+    promoted: list[str] = []
+    monkeypatch.setattr(tracking, "promote", lambda _c, _p, paradigm: promoted.append(paradigm))
+    result = launch(instance, "comparison", overrides=(f"tracking.promote={str(promote).lower()}",))
+    assert evaluations(result)["champion"]
+    assert promoted == (["dti"] if promote else [])
+
+
+def test_without_a_champion_nothing_is_promoted(
+    stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "promote", lambda *_: pytest.fail("promoted"))
+    stages.reports["compare"] |= {"champion": None, "gate": {"dti": {"passed": False, "reason": "is below a floor"}}}
+    result = launch(instance, "comparison")
+    assert result.success
+    check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "champion")
+    assert not check.passed
+    assert "is below a floor" in check.metadata["gate"].value
+
+
+@pytest.mark.parametrize(
+    ("stage", "report", "check"),
+    [
+        ("synth", {"rows": 0}, "not_empty"),
+        ("tokenize", {"tokens_per_interaction": 1.0}, "texts_have_tokens"),
+        ("tokenize", {"interactions": 0}, "texts_have_tokens"),
+    ],
+)
+def test_nothing_to_work_on_stops_what_follows(
+    stages: Stages, instance: dg.DagsterInstance, stage: str, report: dict[str, Any], check: str
+) -> None:
+    stages.reports[stage] |= report
+    result = launch(instance)
+    assert not evaluations(result)[check]
+    assert stages.ran[-1] == (stage, None)
+
+
+def test_every_stage_has_a_check() -> None:
+    assert set(CHECKS) == {stage.name for stage in STAGES}
+
+
+def whole_comparison(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return defs.resolve_job_def("whole_comparison").execute_in_process(instance=instance, raise_on_error=False)
+
+
+def test_the_whole_comparison_is_a_run_for_each_paradigm_of_params(
+    stages: Stages, instance: dg.DagsterInstance, home: Paths
+) -> None:
+    home.params.write_text("paradigms: [sliding_window, dti, dti_isolated]")
+    result = whole_comparison(instance)
+    assert result.success
+    assert stages.ran == [
+        *((name, None) for name in ("synth", "ingest", "validate", "tokenize")),
+        *((name, "sliding_window") for name in ("pack", "train", "evaluate")),
+        *((name, "dti") for name in ("pack", "train", "evaluate")),
+        *((name, "dti_isolated") for name in ("pack", "train", "evaluate")),
+        ("compare", None),
+    ]
+    inside = instance.get_runs(dg.RunsFilter(tags={"whole_comparison": result.run_id}))
+    assert len(inside) == 3
+    assert {run.status for run in inside} == {dg.DagsterRunStatus.SUCCESS}
+
+
+def test_a_whole_comparison_stops_at_the_run_that_fails_and_names_it(
+    stages: Stages, instance: dg.DagsterInstance
+) -> None:
+    stages.reports["train"]["loss"] = float("nan")
+    result = whole_comparison(instance)
+    (failure,) = result.get_step_failure_events()
+    (inside,) = instance.get_runs(dg.RunsFilter(tags={"whole_comparison": result.run_id}))
+    description = failure.step_failure_data.user_failure_data.description
+    assert description == f"run {inside.run_id} failed: its page says why"
+
+
+def crash(times: int, pipes: list[int]) -> Any:
+    """In the place of the client: a training process that crashes so many times."""
+
+    def run(*_: Any, **__: Any) -> None:
+        pipes.append(1)
+        if len(pipes) <= times:
+            raise training.Crashed("the training process was killed by SIGKILL")
+
+    return run
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_crashed_training_is_started_again_twice(
+    stages: Stages, instance: dg.DagsterInstance, home: Paths, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("DTI_HOME", str(home.home))
+    home.params.write_text("tracking: {enabled: false}")
+    monkeypatch.setattr(training, "RETRY_SECONDS", 0)
+    started: list[int] = []
+    monkeypatch.setattr(training.TrainingProcess, "run", crash(times, started))
+    with artifacts.publish(home.model("dti"), "train") as draft:
+        draft.report |= REPORTS["train"]
+    result = launch(instance, "model")
+    assert result.success is (times < 3)
+    assert len(started) == min(times, 2) + 1
+    if not result.success:
+        (failure,) = result.get_step_failure_events()
+        assert "killed by SIGKILL" in failure.step_failure_data.error.to_string()
+
+
 def test_bad_input_is_one_sentence(stages: Stages, instance: dg.DagsterInstance) -> None:
     stages.errors["ingest"] = InputError("data/raw/nothing does not exist")
     result = launch(instance)
@@ -209,6 +329,7 @@ def test_a_log_of_ones_own_is_read_where_it_lies(stages: Stages, instance: dg.Da
     assert stages.ran == []
     tags = materialization(instance, "log").tags or {}
     assert tags["dagster/data_version"] == artifacts.file_digest(home.home / "mine.csv")
+    assert materialization(instance, "log").metadata["bytes"].value == 33
 
 
 @pytest.fixture

@@ -83,8 +83,16 @@ def test_assets_draw_as_one_open_group_and_explain_themselves() -> None:
         assert line.startswith(f"def {stage.function.partition(':')[2]}(")
 
 
-def test_only_training_takes_the_gpu() -> None:
-    assert {node.key.to_user_string() for node in GRAPH.asset_nodes if "gpu" in node.pools} == {"model"}
+def test_every_step_waits_in_one_pool() -> None:
+    pools: dict[str, set[str]] = {}
+    for node in GRAPH.asset_nodes:
+        (pool,) = node.pools
+        pools.setdefault(pool, set()).add(node.key.to_user_string())
+    assert pools == {
+        "gpu": {"model", "evaluation"},
+        "duckdb": {"events", "checks"},
+        "dvc": {"log", "tokens", "shards", "comparison"},
+    }
 
 
 @pytest.mark.parametrize(

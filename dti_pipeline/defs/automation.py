@@ -1,0 +1,92 @@
+"""What may run without a person: a sensor on the raw log, a schedule, and the refresh of what is cheap.
+
+All of it is off until somebody turns it on under Automation, and none of it trains: that costs a GPU, and a person
+decides on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from dti_pipeline import config
+from dti_pipeline.config import Config
+from dti_pipeline.defs.jobs import prepare_log
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import Paths
+
+#: Endings that programs give to what they are still writing.
+UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
+LOOK_SECONDS = 30
+
+
+refresh_cheap_stages = dg.AutomationConditionSensorDefinition(
+    "refresh_cheap_stages",
+    target=dg.AssetSelection.all(),
+    description="Makes anew what is cheap and out of date: events, checks, tokens, shards; after a training its"
+    " evaluation and the comparison. Never trains.",
+)
+
+nightly = dg.ScheduleDefinition(
+    name="nightly",
+    job=prepare_log,
+    cron_schedule="0 3 * * *",
+    execution_timezone="UTC",
+    description="Raw log to tokens at three in the morning, UTC, for logs that grow in place. Never trains.",
+)
+
+
+@dg.sensor(
+    job=prepare_log,
+    minimum_interval_seconds=LOOK_SECONDS,
+    description="Ingests the raw log again when `events.path` (in data/raw, say) has new or changed files, once they"
+    " have been the same for two looks. Never trains.",
+)
+def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Request the cheap stages once for each state of the raw log's files.
+
+    The cursor holds the state that was last seen and the one that was last asked for. A file that is still being
+    written changes between two looks: size and time of modification are part of the state.
+    """
+    paths = Paths.from_env()
+    try:
+        settings = config.load(paths.params)
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    if settings.events.source == "synthetic":
+        return dg.SkipReason("events.source is synthetic: no file comes from outside, the asset `log` makes it")
+    files = list(_files(settings, paths))
+    if not files:
+        return dg.SkipReason(f"{settings.events.path} (params key events.path) has no file yet")
+    state = _state(files)
+    cursor = json.loads(context.cursor) if context.cursor else {}
+    if state == cursor.get("requested"):
+        return dg.SkipReason(f"nothing new at {settings.events.path}")
+    if state != cursor.get("seen"):
+        context.update_cursor(json.dumps({**cursor, "seen": state}))
+        return dg.SkipReason(f"{settings.events.path} has changed: waiting for it to be the same at the next look")
+    context.update_cursor(json.dumps({"seen": state, "requested": state}))
+    return dg.RunRequest(run_key=state, tags={"log.files": str(len(files)), "log.state": state})
+
+
+def _files(settings: Config, paths: Paths) -> Iterator[tuple[str, Path]]:
+    """The raw log's finished files, hidden ones left out, by name."""
+    root = paths.resolve(settings.events.path)
+    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        parts = path.relative_to(root).parts
+        if path.is_file() and not path.name.endswith(UNFINISHED) and not any(part.startswith(".") for part in parts):
+            yield "/".join(parts), path
+
+
+def _state(files: list[tuple[str, Path]]) -> str:
+    """Digest of the files' names, sizes and times of modification: 32 characters. Cost: no file is read."""
+    rows = [(name, stat.st_size, stat.st_mtime_ns) for name, path in files for stat in [path.stat()]]
+    return hashlib.md5(json.dumps(rows).encode()).hexdigest()
+
+
+SENSORS = [new_log_files, refresh_cheap_stages]
+SCHEDULES = [nightly]
