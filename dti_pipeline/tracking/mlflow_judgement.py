@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import DatasetInput, Metric, Run
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts
@@ -23,6 +23,7 @@ from dti_pipeline.tracking.mlflow_store import connect, dataset, flatten
 log = logging.getLogger(__name__)
 
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"  # Markdown that the run's page opens with
 COMPARISON = "comparison.digest"
 
 
@@ -63,11 +64,15 @@ def record_comparison(config: Config, paths: Paths) -> None:
         return
     parent = _parent(store, experiment, artifacts.file_digest(file), comparison)
     _log_metrics(store, parent, _headline(comparison))
+    page = paths.comparison_file("md").read_text(encoding="utf-8")
+    store.set_tag(parent.info.run_id, NOTE, page.partition("\n![")[0])  # the pictures are among the artifacts
+    store.log_inputs(parent.info.run_id, [_judged(comparison)])
     for suffix in ("json", "md", "html"):
         store.log_artifact(parent.info.run_id, str(paths.comparison_file(suffix)))
     store.log_artifacts(parent.info.run_id, str(paths.comparison), "plots")
     for name, run in children.items():
         store.set_tag(run.info.run_id, PARENT, parent.info.run_id)
+        store.set_tag(run.info.run_id, NOTE, comparison["verdict"][name])
         _log_metrics(store, run, _against_baseline(comparison, name))
     store.set_terminated(parent.info.run_id, "FINISHED")
 
@@ -79,6 +84,7 @@ def _parent(store: MlflowClient, experiment: str, digest: str, comparison: Mappi
     tags = {
         COMPARISON: digest,
         "dataset": str(comparison.get("dataset", "")),
+        "champion": str(comparison.get("champion") or ""),
         "hardware": str(comparison.get("hardware", "")),
         "mlflow.source.git.commit": str(comparison.get("commit") or ""),
         "mlflow.user": os.environ.get("USER", ""),
@@ -98,6 +104,10 @@ def _headline(comparison: Mapping[str, Any]) -> dict[str, float]:
     }
     flat = flatten(parts)
     return {name.replace(".", "/", 1): value for name, value in flat.items() if _is_figure(value)}
+
+
+def _judged(comparison: Mapping[str, Any]) -> DatasetInput:
+    return dataset("events", comparison["protocol"]["events"], comparison["protocol"]["split"])
 
 
 def _against_baseline(comparison: Mapping[str, Any], paradigm: str) -> dict[str, float]:

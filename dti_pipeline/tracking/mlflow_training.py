@@ -70,7 +70,8 @@ class TrainingRun:
         elif isinstance(event, Stepped):
             self._step(event)
         elif isinstance(event, Evaluated):
-            self._add(event.targets_seen, {f"eval/{name}": value for name, value in event.metrics.items()})
+            scores = {f"eval/{name}": value for name, value in event.metrics.items()}
+            self._add(event.targets_seen, scores | self._time(event))
         elif isinstance(event, Finished):
             self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
         if isinstance(event, (Checkpointing, Finished)):  # a training that is resumed starts behind these points
@@ -114,10 +115,11 @@ class TrainingRun:
             "perf/tokens_per_second": event.tokens_per_second,
             "mem/peak_gib": event.peak_memory_gib,
         }
-        values |= self._system.read()
-        if event.targets_seen < self._targets_total:  # the end has its own event, with the whole time
-            values["time/train_seconds"] = event.train_seconds
-        self._add(event.targets_seen, values)
+        self._add(event.targets_seen, values | self._time(event) | self._system.read())
+
+    def _time(self, event: Stepped | Evaluated) -> dict[str, float]:
+        """Seconds of training at this point; the end has its own event, with the whole time."""
+        return {"time/train_seconds": event.train_seconds} if event.targets_seen < self._targets_total else {}
 
     def _add(self, targets_seen: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)

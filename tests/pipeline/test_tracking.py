@@ -18,6 +18,7 @@ from dti_pipeline import artifacts, config, lineage, tracking
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
+from dti_pipeline.tracking import system_metrics
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import Progress
 from tests.pipeline.recorded import DIGEST, publish_model, settings, started, stepped, store, train
@@ -47,15 +48,25 @@ def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
     last = store(tracked).get_run(run_id).data.metrics
     assert last["eval/auc"] == 0.7
     assert [p.value for p in store(tracked).get_metric_history(run_id, "time/train_seconds")][-2:] == [18.0, 20.5]
-    assert [p.step for p in store(tracked).get_metric_history(run_id, "system/cpu_utilization_percentage")] == [
-        point.step for point in loss
-    ]
     assert {
         "train/learning_rate",
         "perf/targets_per_second",
         "perf/tokens_per_second",
         "mem/peak_gib",
     } <= set(last)
+
+
+def test_a_training_of_any_length_has_readings_of_the_machine_by_targets_seen(
+    tracked: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = train(tracked)
+    assert [p.step for p in store(tracked).get_metric_history(short, "system/cpu_utilization_percentage")] == [100]
+    monkeypatch.setattr(system_metrics, "SECONDS", 0.0)
+    long = train(tracked)
+    for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes"):
+        points = store(tracked).get_metric_history(long, f"system/{name}")
+        assert [point.step for point in points] == [100 * step for step in range(1, 11)]
+        assert all(point.value >= 0 for point in points)
 
 
 def test_values_are_written_in_batches(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +166,14 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
         "commit": None,
         "paradigms": {name: {"auc": 0.7, "mlflow_run_id": run} for name, run in runs.items()},
         "baselines": {"item_rate": 0.6},
+        "protocol": {"events": DIGEST, "split": "test"},
+        "verdict": {name: f"{name} is what it is." for name in runs},
         "speedup": {"dti": 5.0},
         "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
     }
     artifacts.write_json(tracked.comparison_file("json"), comparison)
     for suffix in ("md", "html"):
-        artifacts.write_text(tracked.comparison_file(suffix), "table")
+        artifacts.write_text(tracked.comparison_file(suffix), "table\n![roc](comparison/roc.png)")
     tracked.comparison.mkdir()
     (tracked.comparison / "roc.png").write_bytes(b"png")
     for _ in range(2):
@@ -175,6 +188,9 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     found = {child.data.tags["paradigm"]: child.data.metrics for child in children}
     assert (found["dti"]["comparison/speedup"], found["dti"]["comparison/auc_delta"]) == (5.0, 0.01)
     assert "comparison/speedup" not in found["sliding_window"]
+    assert {child.data.tags["mlflow.note.content"] for child in children} == set(comparison["verdict"].values())
+    assert parent.data.tags["mlflow.note.content"] == "table"
+    assert [i.dataset.digest for i in parent.inputs.dataset_inputs] == [DIGEST]
     artifacts.write_json(tracked.comparison_file("json"), comparison | {"commit": "other"})
     tracking.record_comparison(settings(tracked), tracked)
     assert len(store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")) == 2
