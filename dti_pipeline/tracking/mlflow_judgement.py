@@ -64,8 +64,7 @@ def record_comparison(config: Config, paths: Paths) -> None:
         return
     parent = _parent(store, experiment, artifacts.file_digest(file), comparison)
     _log_metrics(store, parent, _headline(comparison))
-    page = paths.comparison_file("md").read_text(encoding="utf-8")
-    store.set_tag(parent.info.run_id, NOTE, page.partition("\n![")[0])  # the pictures are among the artifacts
+    store.set_tag(parent.info.run_id, NOTE, _note(comparison, paths.comparison_file("md").read_text(encoding="utf-8")))
     store.log_inputs(parent.info.run_id, [_judged(comparison)])
     for suffix in ("json", "md", "html"):
         store.log_artifact(parent.info.run_id, str(paths.comparison_file(suffix)))
@@ -104,6 +103,14 @@ def _headline(comparison: Mapping[str, Any]) -> dict[str, float]:
     }
     flat = flatten(parts)
     return {name.replace(".", "/", 1): value for name, value in flat.items() if _is_figure(value)}
+
+
+def _note(comparison: Mapping[str, Any], page: str) -> str:
+    """The verdict first, since MLflow folds a description after four lines; then what comparison.md has before its own:
+    the conditions and the table."""
+    said = comparison["verdict"]
+    verdict = "\n".join(f"- **{name}**: {said[name]}" for name in PARADIGMS if name in said)
+    return f"{verdict}\n\n{page.partition('## Verdict')[0]}"
 
 
 def _judged(comparison: Mapping[str, Any]) -> DatasetInput:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModelContext
 from typer.testing import CliRunner
 
 from dti_pipeline import pipeline
@@ -27,6 +30,7 @@ from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Item, Request
 from dti_pipeline.serving.scorer import Scorer
 from dti_pipeline.tracking import pyfunc
+from dti_pipeline.tracking.served_model import CandidateScorer
 
 CONTEXT = 6
 PARAMS: dict[str, Any] = {
@@ -301,6 +305,21 @@ def test_requests_are_chunked_by_their_candidates() -> None:
 
     sizes = [[len(r.candidates) for r in chunk] for chunk in requests.chunks(map(ask, [3, 3, 9, 0, 1]), 4)]
     assert sizes == [[3, 3], [9], [0, 1]]
+
+
+def test_a_served_model_answers_threads_and_refuses_in_one_sentence(trained: Paths, scorer: Scorer) -> None:
+    served = CandidateScorer()
+    context = PythonModelContext({"model": str(trained.model("sliding_window"))}, None)
+    served.load_context(context)
+    asked = [
+        pandas.DataFrame([{"history": [plain(str(i), label=1)], "candidates": [plain(str(i + 1))]}]) for i in range(8)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda frame: served.predict(context, frame), asked))
+    assert answers == [scorer.score(frame) for frame in asked]
+    with pytest.raises(MlflowException, match=r"^request 0 key candidates\[0\] names no item") as refusal:
+        served.predict(context, pandas.DataFrame([{"history": [], "candidates": [{"item_text": " "}]}]))
+    assert refusal.value.get_http_status_code() == 400
 
 
 ASK = """

@@ -101,7 +101,7 @@ def test_a_comparison_opens_with_its_table_and_leads_to_its_trainings(
     parent, experiment = runs[0].data.tags["mlflow.parentRunId"], runs[0].info.experiment_id
     chromium.open("about:blank")
     chromium.open(f"{page}/#/experiments/{experiment}/runs/{parent}?workflowType=machine_learning")
-    chromium.wait_for("Comparison: synthetic")
+    chromium.wait_for(compared["verdict"]["dti"])
     chromium.wait_for("floor: item rate")
     chromium.click("^dti n=5", "a")
     chromium.wait_for(compared["verdict"]["dti"])

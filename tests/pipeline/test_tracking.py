@@ -173,7 +173,7 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     }
     artifacts.write_json(tracked.comparison_file("json"), comparison)
     for suffix in ("md", "html"):
-        artifacts.write_text(tracked.comparison_file(suffix), "table\n![roc](comparison/roc.png)")
+        artifacts.write_text(tracked.comparison_file(suffix), "table\n\n## Verdict\n\n...")
     tracked.comparison.mkdir()
     (tracked.comparison / "roc.png").write_bytes(b"png")
     for _ in range(2):
@@ -189,7 +189,8 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     assert (found["dti"]["comparison/speedup"], found["dti"]["comparison/auc_delta"]) == (5.0, 0.01)
     assert "comparison/speedup" not in found["sliding_window"]
     assert {child.data.tags["mlflow.note.content"] for child in children} == set(comparison["verdict"].values())
-    assert parent.data.tags["mlflow.note.content"] == "table"
+    note = parent.data.tags["mlflow.note.content"]
+    assert note == "- **sliding_window**: sliding_window is what it is.\n- **dti**: dti is what it is.\n\ntable\n\n"
     assert [i.dataset.digest for i in parent.inputs.dataset_inputs] == [DIGEST]
     artifacts.write_json(tracked.comparison_file("json"), comparison | {"commit": "other"})
     tracking.record_comparison(settings(tracked), tracked)
