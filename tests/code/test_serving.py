@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +27,6 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Item, Request
 from dti_pipeline.serving.scorer import Scorer
-from dti_pipeline.tracking import pyfunc
 from dti_pipeline.tracking.served_model import CandidateScorer
 
 CONTEXT = 6
@@ -320,33 +317,3 @@ def test_a_served_model_answers_threads_and_refuses_in_one_sentence(trained: Pat
     with pytest.raises(MlflowException, match=r"^request 0 key candidates\[0\] names no item") as refusal:
         served.predict(context, pandas.DataFrame([{"history": [], "candidates": [{"item_text": " "}]}]))
     assert refusal.value.get_http_status_code() == 400
-
-
-ASK = """
-import json, sys
-import mlflow.pyfunc, pandas
-model = mlflow.pyfunc.load_model(sys.argv[1])
-print(json.dumps([list(map(float, row)) for row in model.predict(pandas.DataFrame(json.load(sys.stdin)))]))
-"""
-
-
-@pytest.mark.slow
-def test_what_mlflow_keeps_scores_the_same_in_a_fresh_process(trained: Paths, tmp_path: Path) -> None:
-    folder = trained.model("sliding_window")
-    pyfunc.save(folder, tmp_path / "kept")
-    asked = [
-        {"history": [plain("3", label=1), plain("9", "Silent comet", label=0)], "candidates": [plain("5"), plain("6")]},
-        {"history": [], "candidates": [plain("7")]},
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, str(tmp_path / "kept")],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
-    for one, other in zip(answers, Scorer.load(folder).score(asked), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

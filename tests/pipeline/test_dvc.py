@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_an_old_commit_gives_back_its_model(project: Project) -> None:
         project.run(DVC, "checkout", "train@dti")
         assert artifacts.folder_digest(model) == digest
         assert "train@dti" not in json.loads(project.run(DVC, "status", "--json", "train@dti"))
+
+
+def test_an_experiment_shows_what_another_parameter_changed(project: Project) -> None:
+    """`exp run -S` with a list and a number, then both forms of comparing it with the commit."""
+    ran = project.run(DVC, "exp", "run", "-S", "training.epochs=0.4", "-S", "paradigms=[dti]")
+    assert running(ran) == ["train@dti", "evaluate@dti", "compare"]
+    epochs = json.loads(project.run(DVC, "params", "diff", "--json"))["params.yaml"]["training.epochs"]
+    assert (epochs["old"], epochs["new"]) == (0.2, 0.4)
+    auc = json.loads(project.run(DVC, "metrics", "diff", "--json"))["reports/comparison/metrics/dti.json"]["auc"]
+    now = json.loads(project.paths.comparison_file("json").read_text())["paradigms"]["dti"]["auc"]
+    assert auc["old"] != auc["new"] == now
+    project.run(DVC, "plots", "diff", "HEAD", "workspace")
+    page = (project.home / "dvc_plots" / "index.html").read_text()
+    for drawn in ("HEAD", "workspace", "sliding_window", "dti"):
+        assert re.search(rf'"(rev|paradigm)": ?"{drawn}"', page), f"{drawn} is not in the plots"
 
 
 def running(printed: str) -> list[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from dti_pipeline.cli import app
 from dti_pipeline.evaluation import metrics
 from tests.project import Project
 
@@ -49,11 +51,13 @@ def test_a_fresh_process_reproduces_the_evaluation(demonstrated: tuple[Project, 
 
 
 def test_dti_score_takes_a_model_of_the_registry(
-    demonstrated: tuple[Project, str], asked: Path, tmp_path: Path
+    demonstrated: tuple[Project, str], asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, _ = demonstrated
-    dti, out = Path(sys.executable).parent / "dti", tmp_path / "answers.jsonl"
-    project.run(dti, "score", asked, "--model", "models:/dti@dti", "--out", out)
+    monkeypatch.setenv("DTI_HOME", str(project.home))
+    out = tmp_path / "answers.jsonl"
+    done = CliRunner().invoke(app, ["score", str(asked), "--model", "models:/dti@dti", "--out", str(out)])
+    assert done.exit_code == 0, done.output
     answers = [json.loads(line)["probabilities"][0] for line in out.read_text().splitlines()]
     judged = pq.read_table(project.paths.evaluation("dti") / "predictions.parquet")
     np.testing.assert_allclose(answers, judged["probability"].to_numpy(), rtol=0, atol=1e-6)
