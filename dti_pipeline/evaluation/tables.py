@@ -157,7 +157,7 @@ def where_next() -> list[str]:
     return [
         "`reports/comparison.html`: this, with the pictures; `reports/comparison.json`: every figure",
         "`reports/evaluation/<paradigm>/predictions.parquet`: every score",
-        "`mlflow ui --backend-store-uri sqlite:///mlflow.db`: the training runs",
+        "`mlflow ui --backend-store-uri sqlite:///mlflow.db`: the runs, under Model training > dti > Views > paradigms",
         "`dg dev`: the graph from log to comparison",
     ]
 
