@@ -28,10 +28,11 @@ FLAGS = (
     "--hide-scrollbars", f"--window-size={WINDOW[0]},{WINDOW[1]}",
 )  # fmt: skip
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a reference to an element
-#: The innermost visible element whose whole text matches, in the page's order.
+#: The innermost visible, enabled element whose text matches, upper or lower case, in the page's order.
 FIND = """
-const [selector, pattern] = arguments, wanted = new RegExp(pattern);
-const shown = e => e.getClientRects().length && wanted.test((e.innerText || '').trim());
+const [selector, pattern] = arguments, wanted = new RegExp(pattern, 'i');
+const usable = e => e.getClientRects().length && !e.disabled && e.getAttribute('aria-disabled') != 'true';
+const shown = e => usable(e) && wanted.test((e.innerText || '').trim());
 const found = [...document.querySelectorAll(selector)].filter(shown);
 return found.find(e => !found.some(other => other !== e && e.contains(other))) || null;
 """

@@ -37,7 +37,7 @@ KINDS = {
     "evaluate": {"scikitlearn", "parquet"},
     "compare": {"matplotlib", "mlflow"},
 }
-#: One step at a time in each pool (dagster.yaml). `gpu`: two models would share its memory. `duckdb`: one writer, and
+#: One run at a time in each pool (dagster.yaml). `gpu`: two models would share its memory. `duckdb`: one writer, and
 #: memory for one. `dvc`: what is left ends with a commit that locks the repository, and is short.
 POOLS = {"ingest": "duckdb", "validate": "duckdb", "train": "gpu", "evaluate": "gpu"}
 OTHER_POOL = "dvc"
@@ -87,7 +87,7 @@ def build(stage: Stage) -> dg.AssetsDefinition:
             if not any(checks.refuses(result) for result in judged):
                 dvc_record.record(stage, work, paradigm, context.log)
             return dg.MaterializeResult(
-                metadata=metadata.describe(report, output),
+                metadata=metadata.describe(stage.name, report, output),
                 data_version=dg.DataVersion(artifacts.digest(output)),
                 check_results=judged,
             )

@@ -64,7 +64,10 @@ def materialise(
     return None
 
 
-@dg.op(description="A run for each of `paradigms` in params.yaml, one after the other; their pages hold the progress.")
+@dg.op(
+    pool="gpu",  # the runs that it makes do not queue
+    description="A run for each of `paradigms` in params.yaml, one after the other; their pages hold the progress.",
+)
 def compare_paradigms(context: dg.OpExecutionContext, project: Project) -> None:
     run_config = {"resources": {"project": {"config": {"overrides": project.overrides}}}}
     context.log.info(f"one run for each paradigm: under Runs with the tag {PART_OF}={context.run_id}")

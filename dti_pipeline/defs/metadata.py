@@ -24,23 +24,24 @@ HEADLINES = {
 }
 
 
-def describe(report: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Metadata of a materialisation: figures first, then links, pictures, tables."""
+def describe(stage: str, report: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Metadata of a materialisation, what one looks for first: headline, links, pictures; then all the rest."""
     figures = {name: _plain(value) for name, value in report.items() if _is_plain(value)}
     tables: dict[str, Any] = {}
     if isinstance(report.get("paradigms"), Mapping):
-        figures |= _compared(report)
+        first: dict[str, Any] = _compared(report)
         page = output.with_suffix(".md")  # the comparison's own tables say it better than its figures in a row
         if page.is_file():
-            tables["comparison"] = dg.MetadataValue.md(page.read_text(encoding="utf-8").partition("\n![")[0])
+            first["comparison"] = dg.MetadataValue.md(page.read_text(encoding="utf-8").partition("\n![")[0])
     else:
+        first = {name: figures.pop(name) for name in HEADLINES.get(stage, ()) if name in figures}
         for name, value in report.items():
             if isinstance(value, (Mapping, list)) and value:
                 tables |= _tables(name, value)
     pictures = {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
-    if "network" in report:  # a model
+    if stage == "train" and "paradigm" in report:
         pictures["mask"] = _mask(report["paradigm"])
-    return {**figures, **_links(report), **pictures, **tables, "path": dg.MetadataValue.path(str(output))}
+    return {**first, **_links(report), **pictures, **figures, **tables, "path": dg.MetadataValue.path(str(output))}
 
 
 def headline(stage: str, report: Mapping[str, Any]) -> str:
