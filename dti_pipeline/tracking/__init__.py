@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from dti_pipeline.paths import Paths
     from dti_pipeline.training.progress import Event
 
+#: What MLflow reads while it is imported.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 7, its default, holds a training up for four minutes
+}
+
 
 class Run(Protocol):
     """The record of one training while it is written."""
@@ -50,29 +58,29 @@ def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str,
     if not config.tracking.enabled or os.environ.get("RANK", "0") != "0":
         yield Untracked()
         return
-    _require_mlflow()
-    from dti_pipeline.tracking import mlflow_training
+    with _mlflow():
+        from dti_pipeline.tracking import mlflow_training
 
-    with mlflow_training.training_run(config, paths, paradigm, tags) as run:
-        yield run
+        with mlflow_training.training_run(config, paths, paradigm, tags) as run:
+            yield run
 
 
 def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
     """Put an evaluation's figures and plots onto the run that trained its model."""
     if config.tracking.enabled:
-        _require_mlflow()
-        from dti_pipeline.tracking import mlflow_judgement
+        with _mlflow():
+            from dti_pipeline.tracking import mlflow_judgement
 
-        mlflow_judgement.record_evaluation(config, paths, paradigm)
+            mlflow_judgement.record_evaluation(config, paths, paradigm)
 
 
 def record_comparison(config: Config, paths: Paths) -> None:
     """Group the compared trainings under one run that holds the comparison."""
     if config.tracking.enabled:
-        _require_mlflow()
-        from dti_pipeline.tracking import mlflow_judgement
+        with _mlflow():
+            from dti_pipeline.tracking import mlflow_judgement
 
-        mlflow_judgement.record_comparison(config, paths)
+            mlflow_judgement.record_comparison(config, paths)
 
 
 def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
@@ -85,10 +93,10 @@ def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
     """
     if not config.tracking.enabled:
         return None
-    _require_mlflow()
-    from dti_pipeline.tracking import registry
+    with _mlflow():
+        from dti_pipeline.tracking import registry
 
-    return registry.promote(config, paths, paradigm)
+        return registry.promote(config, paths, paradigm)
 
 
 def model_folder(config: Config, paths: Paths, address: str) -> Path:
@@ -97,15 +105,25 @@ def model_folder(config: Config, paths: Paths, address: str) -> Path:
     A model in a store on this machine is read where it lies; another is downloaded once. Raises InputError where the
     registry does not have it.
     """
-    _require_mlflow()
-    from dti_pipeline.tracking import registry
+    with _mlflow():
+        from dti_pipeline.tracking import registry
 
-    return registry.folder(config, paths, address)
+        return registry.folder(config, paths, address)
 
 
-def _require_mlflow() -> None:
+@contextmanager
+def _mlflow() -> Iterator[None]:
+    """MLflow, quiet; raises InputError where it is not installed, and in one sentence what its store refuses."""
     if importlib.util.find_spec("mlflow") is None:
         raise InputError("MLflow is not installed: install it, or set tracking.enabled=false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads these while it is imported
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        said = " ".join(str(error.message).split())
+        raise InputError(
+            f"MLflow's store did not do its part (tracking.enabled=false works without): {said}"
+        ) from error

@@ -40,6 +40,8 @@ def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
     report, events = manifest.report, manifest.inputs["events"]
     figures = {f"{report['split']}/{name}": value for name, value in report.items() if _is_figure(value)}
     version = registry.register(store, config, paths.model(paradigm), run)
+    if run.info.status != "FINISHED":  # the store was away when the training ended
+        store.set_terminated(run.info.run_id, "FINISHED")
     _log_metrics(store, run, figures, model_id=version.source.rpartition("/")[2], data=("events", events))
     store.log_inputs(run.info.run_id, [dataset("events", events, report["split"])])
     store.log_artifacts(run.info.run_id, str(paths.evaluation(paradigm)), "evaluation")

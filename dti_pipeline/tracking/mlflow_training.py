@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 #: spaced in targets, so that the record costs about a second however long the training is.
 POINTS = 1000
 FLUSH_SECONDS = 1.0  # a transaction costs 5-10 ms whatever it holds
+AWAY_SECONDS = 120.0  # until a store that did not answer is asked again: each time holds the training up
 BATCH = 1000  # values MLflow takes in one call
 
 
@@ -47,8 +48,11 @@ def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str,
             store.set_terminated(run.id, "FAILED" if failed else "KILLED")
         raise
     run.flush()
-    registry.register(store, config, paths.model(paradigm), store.get_run(run.id))
-    store.set_terminated(run.id, "FINISHED")
+    try:
+        registry.register(store, config, paths.model(paradigm), store.get_run(run.id))
+        store.set_terminated(run.id, "FINISHED")
+    except MlflowException as error:  # hours of training are published: a store that is away does not undo them
+        log.warning("run %s has no model yet, `dti evaluate` adds it: %s", run.id, error)
 
 
 class TrainingRun:
@@ -61,7 +65,7 @@ class TrainingRun:
         self._pending: list[Metric] = []
         self._targets_total = 1
         self._point = -1
-        self._flushed_at = time.monotonic()
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
         self._system = SystemMetrics()
 
     def listen(self, event: Event) -> None:
@@ -76,17 +80,18 @@ class TrainingRun:
             self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
         if isinstance(event, (Checkpointing, Finished)):  # a training that is resumed starts behind these points
             self.flush()
-        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        if time.monotonic() >= self._flush_at:
             self.flush()
 
     def flush(self) -> None:
         """Write what is pending. A store that does not answer stops nothing and loses nothing: the next one retries."""
-        self._flushed_at = time.monotonic()
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
         try:
             while self._pending:
                 self._store.log_batch(self.id, metrics=self._pending[:BATCH])
                 del self._pending[:BATCH]
         except MlflowException as error:
+            self._flush_at = time.monotonic() + AWAY_SECONDS
             log.warning("MLflow did not take %d values, they are kept for later: %s", len(self._pending), error)
 
     def _start(self, event: Started) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts, config, lineage, tracking
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
-from dti_pipeline.tracking import system_metrics
+from dti_pipeline.tracking import mlflow_training, system_metrics
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import Progress
 from tests.pipeline.recorded import DIGEST, publish_model, settings, started, stepped, store, train
@@ -237,11 +238,8 @@ def test_tracking_without_mlflow_says_what_to_set(home: Paths, monkeypatch: pyte
 def test_a_store_that_does_not_answer_for_a_while_loses_no_value(
     tracked: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow.exceptions import MlflowException
-
-    from dti_pipeline.tracking import mlflow_training
-
     monkeypatch.setattr(mlflow_training, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_training, "AWAY_SECONDS", 0.0)
     real = MlflowClient.log_batch
     away = {"calls": 0}
 
@@ -255,6 +253,48 @@ def test_a_store_that_does_not_answer_for_a_while_loses_no_value(
     run_id = train(tracked)
     assert away["calls"] == 3
     assert len(store(tracked).get_metric_history(run_id, "train/loss")) == 10
+
+
+def test_a_store_that_is_away_is_not_asked_at_every_step(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def refuse(self: MlflowClient, run_id: str, metrics: Any = (), **rest: Any) -> None:
+        if metrics:
+            calls.append(len(metrics))
+            raise MlflowException("connection refused")
+
+    monkeypatch.setattr(mlflow_training, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
+    train(tracked)
+    assert len(calls) == 3, "at the first step, and at the end for the last time"
+
+
+def test_a_store_that_is_away_at_the_end_costs_no_training_and_the_evaluation_makes_up_for_it(
+    tracked: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "create_logged_model", lambda *_: (_ for _ in ()).throw(MlflowException("away")))
+        run_id = train(tracked)
+    assert artifacts.read(tracked.model("dti"), "train").report["mlflow_run_id"] == run_id
+    assert store(tracked).get_run(run_id).info.status == "RUNNING"
+    artifacts.write_text(tracked.events / "interactions.parquet", "rows")
+    with artifacts.publish(tracked.evaluation("dti"), "evaluate", inputs={"events": tracked.events}) as draft:
+        draft.report |= {"split": "test", "auc": 0.7, "auc_streaming": None}
+    tracking.record_evaluation(settings(tracked), tracked, "dti")
+    assert store(tracked).get_run(run_id).info.status == "FINISHED"
+    assert [v.run_id for v in store(tracked).search_model_versions("name = 'dti'")] == [run_id]
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = config.load(home.params, ["tracking.uri=http://127.0.0.1:9"])
+    with (
+        pytest.raises(
+            InputError, match=r"^MLflow's store did not do its part \(tracking\.enabled=false works without\)"
+        ),
+        tracking.training_run(away, home, "dti", {}),
+    ):
+        pytest.fail("a run was opened")
 
 
 def test_artifacts_are_in_the_home_and_the_model_names_its_run(tracked: Paths) -> None:
