@@ -7,6 +7,7 @@ on the one that may serve.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_store, pyfunc
+
+log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -99,6 +102,7 @@ def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
     name, run_id = model_name(config), compared[paradigm].get("mlflow_run_id")
     versions = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'") if run_id else []
     if not versions:
+        log.warning("%s was not trained with a record in this store: nobody is promoted", paradigm)
         return None
     store.set_registered_model_alias(name, CHAMPION, versions[0].version)
     return f"models:/{name}/{versions[0].version}"

@@ -53,11 +53,14 @@ def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
     assert aliases(tracked)["champion"] == "2"
 
 
-def test_what_has_no_record_is_not_promoted_and_a_stranger_is_refused(tracked: Paths) -> None:
+def test_what_has_no_record_is_not_promoted_and_a_stranger_is_refused(
+    tracked: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InputError, match="run `dti compare` first"):
         tracking.promote(settings(tracked), tracked, "dti")
     compared(tracked, dti=None)
     assert tracking.promote(settings(tracked), tracked, "dti") is None
+    assert "dti was not trained with a record in this store: nobody is promoted" in caplog.text
     with pytest.raises(InputError, match="does not hold sliding_window: it compares dti"):
         tracking.promote(settings(tracked), tracked, "sliding_window")
 

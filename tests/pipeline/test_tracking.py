@@ -60,6 +60,7 @@ def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
 def test_a_training_of_any_length_has_readings_of_the_machine_by_targets_seen(
     tracked: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(system_metrics, "SECONDS", 3600.0)
     short = train(tracked)
     assert [p.step for p in store(tracked).get_metric_history(short, "system/cpu_utilization_percentage")] == [100]
     monkeypatch.setattr(system_metrics, "SECONDS", 0.0)
