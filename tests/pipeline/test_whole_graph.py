@@ -34,16 +34,20 @@ def test_git_sees_nothing_but_the_lock(demonstrated: tuple[Project, str]) -> Non
     assert project.run("git", "status", "--porcelain").split("\n") == ["?? dvc.lock", ""]
 
 
-def test_one_digest_names_the_shards_in_dvc_and_mlflow(demonstrated: tuple[Project, str]) -> None:
+def test_one_digest_names_the_data_in_dvc_and_mlflow(demonstrated: tuple[Project, str]) -> None:
     project, _ = demonstrated
     store = MlflowClient(project.paths.tracking_uri)
     experiment = store.get_experiment_by_name("dti").experiment_id
     trainings = store.search_runs([experiment], "tags.paradigm != ''")
     assert {run.info.status for run in trainings} == {"FINISHED"}
-    digests = {run.data.tags["paradigm"]: run.inputs.dataset_inputs[0].dataset.digest for run in trainings}
     lock = project.lock()
-    for paradigm in ("sliding_window", "dti"):
-        assert lock[f"pack@{paradigm}"][f"data/shards/{paradigm}"] == f"{digests[paradigm]}.dir"
+    made = {"events": lock["ingest"]["data/events"]}
+    made |= {f"shards/{p}": lock[f"pack@{p}"][f"data/shards/{p}"] for p in ("sliding_window", "dti")}
+    for run in trainings:
+        digests = {used.dataset.name: f"{used.dataset.digest}.dir" for used in run.inputs.dataset_inputs}
+        shards = f"shards/{run.data.tags['paradigm']}"
+        assert digests == {name: made[name] for name in ("events", shards)}
+        assert f"{run.data.tags['data.digest']}.dir" == made[shards]
 
 
 def test_mlflow_holds_what_was_found_and_groups_the_comparison(demonstrated: tuple[Project, str]) -> None:
