@@ -15,12 +15,12 @@ import zlib
 #: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
 URL = "http://127.0.0.1:5000"
 VIEW = "paradigms"
-#: Columns of the views and their widths in pixels, the claim first: how good, how much worse, how long, how many times.
+#: Columns of the views and their widths in pixels, the claim first: how good, how long, how many times, how much worse.
 COLUMNS = {
     "metrics.`test/auc`": 110,
-    "metrics.`comparison/auc_delta`": 170,
     "metrics.`time/train_seconds`": 150,
     "metrics.`comparison/speedup`": 160,
+    "metrics.`comparison/auc_delta`": 170,
     "metrics.`perf/targets_per_second`": 190,
     "metrics.`test/auc_streaming`": 160,
     "metrics.`test/log_loss`": 120,
@@ -28,7 +28,7 @@ COLUMNS = {
     "attributes.`Models`": 200,
 }
 #: Those that the table has anyway, by MLflow's names.
-LEADING = {"1": 73, "attributes.`Run Name`": 270, "runDateAndNestInfo": 140, "duration": 80}
+LEADING = {"1": 73, "attributes.`Run Name`": 250, "runDateAndNestInfo": 145, "duration": 75}
 
 
 def address(url: str, experiment: str) -> str:
