@@ -22,7 +22,7 @@ def record(stage: Stage, work: Work, paradigm: str | None, log: logging.Logger) 
     """
     name, home = dvc.stage_name(stage, paradigm), work.paths.home
     program = shutil.which("dvc", path=str(Path(sys.executable).parent)) or shutil.which("dvc")
-    if reason := _not_recorded(work, paradigm, program):
+    if reason := _not_recorded(stage, work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
     turn = home / ".dvc" / "tmp" / "dagster.lock"
@@ -35,10 +35,12 @@ def record(stage: Stage, work: Work, paradigm: str | None, log: logging.Logger) 
         log.warning(f"`dvc commit --force {name}` failed, run it by hand: {done.stderr.strip()[-2000:]}")
 
 
-def _not_recorded(work: Work, paradigm: str | None, program: str | None) -> str | None:
+def _not_recorded(stage: Stage, work: Work, paradigm: str | None, program: str | None) -> str | None:
     home = work.paths.home
     if not (home / ".dvc").is_dir() or not (home / dvc.FILE).is_file():
         return f"{home} is no DVC project"
+    if stage.name == "synth" and work.config.events.source != "synthetic":
+        return f"the log is read where it lies, {work.config.events.path}"
     if program is None:
         return "there is no `dvc` beside this Python or on PATH"
     if work.overrides:

@@ -373,6 +373,17 @@ def test_dvc_does_not_record_a_paradigm_it_has_no_stage_for(
     assert "`paradigms` in params.yaml does not list dti" in logs(instance, result)
 
 
+def test_dvc_does_not_record_a_log_that_is_read_where_it_lies(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
+) -> None:
+    (home.home / "mine.csv").write_text("user_id,item_id,rating,timestamp\n")
+    home.params.write_text("events: {source: table, path: mine.csv}")
+    result = launch(instance, "log")
+    assert result.success
+    assert not dvc_calls.exists()
+    assert "the log is read where it lies, mine.csv" in logs(instance, result)
+
+
 def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
     stages.reports["ingest"]["duplicates"] = 0
     assert not launch(instance, "events").success
