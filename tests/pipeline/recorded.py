@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlflow import MlflowClient
 
 from dti_pipeline import artifacts, config, tracking
@@ -46,6 +48,28 @@ def train(home: Paths, paradigm: str = "dti", steps: range = range(1, 11)) -> st
         publish_model(home, paradigm, run.id)
     assert run.id is not None
     return run.id
+
+
+def publish_comparison(home: Paths, runs: dict[str, str | None], **changed: Any) -> dict[str, Any]:
+    """What `dti compare` leaves of these paradigms' runs."""
+    comparison = {
+        "dataset": "synthetic",
+        "hardware": "cpu",
+        "commit": None,
+        "paradigms": {name: {"auc": 0.7, "mlflow_run_id": run} for name, run in runs.items()},
+        "baselines": {"item_rate": 0.6},
+        "protocol": {"events": DIGEST, "split": "test"},
+        "verdict": {name: f"{name} is what it is." for name in runs},
+        "speedup": {"dti": 5.0},
+        "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
+        "champion": None,
+    } | changed
+    artifacts.write_json(home.comparison_file("json"), comparison)
+    for suffix in ("md", "html"):
+        artifacts.write_text(home.comparison_file(suffix), "table\n\n## Verdict\n\n...")
+    home.comparison.mkdir(exist_ok=True)
+    (home.comparison / "roc.png").write_bytes(b"png")
+    return comparison
 
 
 def store(home: Paths) -> MlflowClient:

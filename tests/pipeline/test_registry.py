@@ -7,18 +7,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from dti_pipeline import artifacts, tracking
+from dti_pipeline import artifacts, config, pipeline, tracking
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from tests.pipeline.recorded import settings, store, train
-
-
-def compared(home: Paths, **runs: str | None) -> None:
-    """A comparison of these paradigms' runs."""
-    artifacts.write_json(
-        home.comparison_file("json"), {"paradigms": {name: {"mlflow_run_id": run} for name, run in runs.items()}}
-    )
+from tests.pipeline.recorded import publish_comparison, settings, store, train
 
 
 def aliases(home: Paths) -> dict[str, str]:
@@ -44,7 +37,7 @@ def test_a_version_has_its_signature_and_an_example_and_is_the_runs_output(track
 
 
 def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
-    compared(tracked, dti=train(tracked), sliding_window=train(tracked, "sliding_window"))
+    publish_comparison(tracked, {"dti": train(tracked), "sliding_window": train(tracked, "sliding_window")})
     train(tracked)  # a newer one that nobody has judged
     for _ in range(2):
         assert tracking.promote(settings(tracked), tracked, "dti") == "models:/dti/1"
@@ -53,12 +46,28 @@ def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
     assert aliases(tracked)["champion"] == "2"
 
 
+@pytest.mark.parametrize(
+    ("champion", "promote", "expected"),
+    [("dti", "true", "1"), ("dti", "false", None), (None, "true", None)],
+)
+def test_a_comparison_moves_the_alias_by_itself_unless_told_not_to(
+    tracked: Paths, monkeypatch: pytest.MonkeyPatch, champion: str | None, promote: str, expected: str | None
+) -> None:
+    runs = {"dti": train(tracked), "sliding_window": train(tracked, "sliding_window")}
+    monkeypatch.setattr(
+        "dti_pipeline.evaluation.compare.compare", lambda *_: publish_comparison(tracked, runs, champion=champion)
+    )
+    told = config.load(tracked.params, [f"tracking.promote={promote}"])
+    pipeline.execute(pipeline.BY_NAME["compare"], told, tracked)
+    assert aliases(tracked).get("champion") == expected
+
+
 def test_what_has_no_record_is_not_promoted_and_a_stranger_is_refused(
     tracked: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(InputError, match="run `dti compare` first"):
         tracking.promote(settings(tracked), tracked, "dti")
-    compared(tracked, dti=None)
+    publish_comparison(tracked, {"dti": None})
     assert tracking.promote(settings(tracked), tracked, "dti") is None
     assert "dti was not trained with a record in this store: nobody is promoted" in caplog.text
     with pytest.raises(InputError, match="does not hold sliding_window: it compares dti"):

@@ -22,7 +22,7 @@ from dti_pipeline.plain import to_plain
 from dti_pipeline.tracking import mlflow_training, system_metrics
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import Progress
-from tests.pipeline.recorded import DIGEST, publish_model, settings, started, stepped, store, train
+from tests.pipeline.recorded import DIGEST, publish_comparison, publish_model, settings, started, stepped, store, train
 
 
 def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths) -> None:
@@ -162,22 +162,7 @@ def test_an_evaluation_lands_on_the_run_that_trained_and_twice_changes_nothing(t
 
 def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: Paths) -> None:
     runs = {name: train(tracked, name) for name in ("sliding_window", "dti")}
-    comparison = {
-        "dataset": "synthetic",
-        "hardware": "cpu",
-        "commit": None,
-        "paradigms": {name: {"auc": 0.7, "mlflow_run_id": run} for name, run in runs.items()},
-        "baselines": {"item_rate": 0.6},
-        "protocol": {"events": DIGEST, "split": "test"},
-        "verdict": {name: f"{name} is what it is." for name in runs},
-        "speedup": {"dti": 5.0},
-        "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
-    }
-    artifacts.write_json(tracked.comparison_file("json"), comparison)
-    for suffix in ("md", "html"):
-        artifacts.write_text(tracked.comparison_file(suffix), "table\n\n## Verdict\n\n...")
-    tracked.comparison.mkdir()
-    (tracked.comparison / "roc.png").write_bytes(b"png")
+    comparison = publish_comparison(tracked, runs)
     for _ in range(2):
         tracking.record_comparison(settings(tracked), tracked)
     experiment = store(tracked).get_experiment_by_name("dti").experiment_id
@@ -194,7 +179,7 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     note = parent.data.tags["mlflow.note.content"]
     assert note == "- **sliding_window**: sliding_window is what it is.\n- **dti**: dti is what it is.\n\ntable\n\n"
     assert [i.dataset.digest for i in parent.inputs.dataset_inputs] == [DIGEST]
-    artifacts.write_json(tracked.comparison_file("json"), comparison | {"commit": "other"})
+    publish_comparison(tracked, runs, commit="other")
     tracking.record_comparison(settings(tracked), tracked)
     assert len(store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")) == 2
 
