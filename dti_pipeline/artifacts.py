@@ -9,8 +9,10 @@ file hashes), so ``dvc.lock``, Dagster's data version and MLflow's dataset diges
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from dti_pipeline.errors import InputError
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -106,6 +110,22 @@ def publish(
     except BaseException:
         shutil.rmtree(draft.path, ignore_errors=True)
         raise
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Hold an output while it is made: a second process that would make it waits for this one to end, however it ends.
+
+    For what takes hours: two at once would overwrite each other's work.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another process is making %s: waiting for it to end", target)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _take_place(draft: Path, target: Path) -> None:

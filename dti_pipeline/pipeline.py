@@ -8,10 +8,13 @@ them together.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.progress import Listener
@@ -148,7 +151,11 @@ def execute(
 
     if stage.name == "train":
         assert paradigm is not None
-        with tracking.training_run(config, paths, paradigm, tags or {}) as run:
+        first = os.environ.get("RANK", "0") == "0"  # of the processes of one training
+        with (
+            artifacts.alone(paths.model(paradigm)) if first else nullcontext(),
+            tracking.training_run(config, paths, paradigm, tags or {}) as run,
+        ):
             return stage.run(config, paths, paradigm, listeners=(*listeners, run.listen), run_id=run.id)
     report = stage.run(config, paths, paradigm)
     if stage.name == "evaluate":
