@@ -1,7 +1,7 @@
 """What may run without a person: a sensor on the raw log, a schedule, and the refresh of what is cheap.
 
 All of it is off until somebody turns it on under Automation, and none of it trains: that costs a GPU, and a person
-decides on it.
+decides on it. Only the sensor that clears away killed runs is on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dagster as dg
 
 from dti_pipeline import config
 from dti_pipeline.config import Config
+from dti_pipeline.defs.ghosts import killed_runs
 from dti_pipeline.defs.jobs import prepare_log
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
@@ -88,5 +89,5 @@ def _state(files: list[tuple[str, Path]]) -> str:
     return hashlib.md5(json.dumps(rows).encode()).hexdigest()
 
 
-SENSORS = [new_log_files, refresh_cheap_stages]
+SENSORS = [new_log_files, refresh_cheap_stages, killed_runs]
 SCHEDULES = [nightly]

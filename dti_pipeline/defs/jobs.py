@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from dti_pipeline.defs import ghosts
 from dti_pipeline.defs.assets import BY_PARADIGM
 from dti_pipeline.defs.resources import Project
 from dti_pipeline.pipeline import STAGES
@@ -69,6 +70,7 @@ def materialise(
     description="A run for each of `paradigms` in params.yaml, one after the other; their pages hold the progress.",
 )
 def compare_paradigms(context: dg.OpExecutionContext, project: Project) -> None:
+    ghosts.sign(context)
     run_config = {"resources": {"project": {"config": {"overrides": project.overrides}}}}
     context.log.info(f"one run for each paradigm: under Runs with the tag {PART_OF}={context.run_id}")
     failed = materialise(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import dagster as dg
 import pytest
 
 from dti_pipeline.definitions import defs
+from dti_pipeline.defs import ghosts
 from dti_pipeline.defs.automation import SENSORS, new_log_files, nightly
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.jobs import SHARED, prepare_log
@@ -127,7 +130,8 @@ def test_what_sensor_and_schedule_start_never_trains() -> None:
 
 
 def test_nothing_is_on_until_somebody_turns_it_on() -> None:
-    assert {sensor.default_status for sensor in SENSORS} == {dg.DefaultSensorStatus.STOPPED}
+    on = {sensor.name for sensor in SENSORS if sensor.default_status == dg.DefaultSensorStatus.RUNNING}
+    assert on == {"killed_runs"}  # it starts nothing
     assert nightly.default_status == dg.DefaultScheduleStatus.STOPPED
 
 
@@ -215,3 +219,39 @@ def test_a_failed_validation_holds_the_refresh_back(graph: Graph) -> None:
 
 def test_what_was_never_made_is_not_begun(instance: dg.DagsterInstance) -> None:
     assert dg.evaluate_automation_conditions(defs, instance).total_requested == 0
+
+
+# Runs whose process was killed.
+
+
+def going_on(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus) -> str:
+    run = dg.DagsterRun(job_name="one_paradigm", tags=tags, status=status)
+    return instance.add_run(run).run_id
+
+
+def test_a_run_whose_process_is_gone_is_ended(instance: dg.DagsterInstance) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = ghosts._process(str(gone.pid))
+    assert process is not None
+    run = going_on(instance, {ghosts.PROCESS: process}, dg.DagsterRunStatus.STARTED)
+    cancelled = going_on(instance, {ghosts.PROCESS: process}, dg.DagsterRunStatus.CANCELING)
+    assert ghosts.end(instance) == []
+    gone.kill()
+    gone.wait()
+    assert set(ghosts.end(instance)) == {run, cancelled}
+    assert instance.get_run_by_id(run).status == dg.DagsterRunStatus.FAILURE
+    assert instance.get_run_by_id(cancelled).status == dg.DagsterRunStatus.CANCELED
+    assert ghosts.end(instance) == []
+
+
+def test_a_process_that_took_the_number_of_one_that_is_gone_is_not_taken_for_it(instance: dg.DagsterInstance) -> None:
+    host, number, started = ghosts._process("self").split(":")
+    run = going_on(instance, {ghosts.PROCESS: f"{host}:{number}:{int(started) - 1}"}, dg.DagsterRunStatus.STARTED)
+    assert ghosts.end(instance) == [run]
+
+
+@pytest.mark.parametrize("tags", [{}, {ghosts.PROCESS: "another-machine:1:1"}])
+def test_what_this_machine_cannot_know_is_left_alone(instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
+    going_on(instance, tags, dg.DagsterRunStatus.STARTED)
+    assert ghosts.end(instance) == []
+    assert ghosts.killed_runs(dg.build_sensor_context(instance=instance)).skip_message == "every run's process is there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import dvc_record, training
+from dti_pipeline.defs import dvc_record, ghosts, training
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
@@ -107,6 +108,12 @@ def test_the_whole_graph_runs_in_the_tables_order(stages: Stages, instance: dg.D
     assert launch(instance).success
     assert stages.ran == [(stage.name, "dti" if stage.per_paradigm else None) for stage in STAGES]
     assert materialization(instance, "model").partition == "dti"
+
+
+def test_a_run_says_which_process_it_has(stages: Stages, instance: dg.DagsterInstance) -> None:
+    run = instance.get_run_by_id(launch(instance, "log").run_id)
+    assert run is not None
+    assert run.tags[ghosts.PROCESS].split(":")[1] == str(os.getpid())
 
 
 def test_a_data_version_is_the_folders_digest(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
