@@ -35,8 +35,11 @@ BATCH = 1000  # values MLflow takes in one call
 @contextmanager
 def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
     """A run that is FINISHED, FAILED (with the error as a tag) or KILLED when the block ends."""
+    checkpoint = importlib.import_module("dti_pipeline.training.checkpoint")  # torch: here, where a training begins
     store, experiment = connect(config, paths)
-    run = _resumed(store, config, paths, paradigm) or _created(store, experiment, config, paradigm, tags)
+    resume_state = checkpoint.folder(config, paths, paradigm)
+    run = _resumed(store, checkpoint.run_id(resume_state)) or _created(store, experiment, config, paradigm, tags)
+    checkpoint.begin(resume_state, run.id)
     try:
         yield run
     except BaseException as error:
@@ -46,6 +49,8 @@ def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str,
             # A training that was interrupted says CheckFailed: it is to be continued.
             failed = isinstance(error, Exception) and not isinstance(error, CheckFailed)
             store.set_terminated(run.id, "FAILED" if failed else "KILLED")
+            if failed:
+                checkpoint.end(resume_state)
         raise
     run.flush()
     try:
@@ -53,6 +58,7 @@ def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str,
         store.set_terminated(run.id, "FINISHED")
     except MlflowException as error:  # hours of training are published: a store that is away does not undo them
         log.warning("run %s has no model yet, `dti evaluate` adds it: %s", run.id, error)
+    checkpoint.end(resume_state)
 
 
 class TrainingRun:
@@ -135,8 +141,7 @@ class TrainingRun:
                 self._logged[name] = targets_seen
 
 
-def _resumed(store: MlflowClient, config: Config, paths: Paths, paradigm: str) -> TrainingRun | None:
-    run_id = importlib.import_module("dti_pipeline.training.checkpoint").run_id(config, paths, paradigm)
+def _resumed(store: MlflowClient, run_id: str | None) -> TrainingRun | None:
     if run_id is None:
         return None
     try:

@@ -30,7 +30,7 @@ from dti_pipeline.paths import Paths
 log = logging.getLogger(__name__)
 
 KEEP = 2  # newest checkpoints kept: one could be on a disk that fails while the next is written
-TENSORS, STATE = "state.safetensors", "state.json"
+TENSORS, STATE, RUN = "state.safetensors", "state.json", "run.json"
 
 
 @dataclass
@@ -110,26 +110,43 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, pr
     return Progress(**state["progress"])
 
 
-def folder(config: Config, paths: Paths, paradigm: str, shards: str) -> Path:
-    """Where a training of this configuration and these shards, by their digest, keeps its resume state."""
-    content = json.dumps([config.sections("model", "training"), shards], sort_keys=True)
+def folder(config: Config, paths: Paths, paradigm: str) -> Path:
+    """Where a training of this configuration and of the present shards keeps its resume state. Reads the shards."""
+    shaped_by = config.sections("model", "training")
+    del shaped_by["training"]["checkpoint_seconds"]  # how often it is saved does not change what is trained
+    content = json.dumps([shaped_by, folder_digest(paths.shards(paradigm))], sort_keys=True)
     return paths.checkpoints(paradigm) / hashlib.md5(content.encode()).hexdigest()[:12]
 
 
+def begin(folder: Path, run_id: str) -> None:
+    """Note the tracker's run of a training that begins: killed before its first checkpoint, it goes on in it."""
+    write_json(folder / RUN, {"run_id": run_id})
+
+
+def run_id(folder: Path) -> str | None:
+    """The tracker's run that a training would continue; None where it would begin one."""
+    if found := _newest(folder):
+        return found[1]["progress"]["run_id"]
+    return json.loads((folder / RUN).read_text(encoding="utf-8"))["run_id"] if (folder / RUN).is_file() else None
+
+
 def remove(folder: Path) -> None:
-    """Remove the resume state of a training that is done; that of others stays."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in (folder.parent, folder.parent.parent):
+    """Remove the checkpoints of a training that is done; those of others stay, and so does the note of its run."""
+    for path in folder.glob("*step-*"):
+        shutil.rmtree(path)
+    _prune(folder)
+
+
+def end(folder: Path) -> None:
+    """Remove the note of a run whose record is closed."""
+    (folder / RUN).unlink(missing_ok=True)
+    _prune(folder)
+
+
+def _prune(folder: Path) -> None:
+    for parent in (folder, folder.parent, folder.parent.parent):
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
-
-
-def run_id(config: Config, paths: Paths, paradigm: str) -> str | None:
-    """The tracker's run that a training of this configuration and these shards would continue."""
-    if not paths.checkpoints(paradigm).is_dir():
-        return None
-    found = _newest(folder(config, paths, paradigm, folder_digest(paths.shards(paradigm))))
-    return found[1]["progress"]["run_id"] if found else None
 
 
 def _newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -63,7 +63,7 @@ def train(
     optimizer = optimizer_for(model, settings)
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)
-    folder = checkpoint.folder(config, paths, paradigm, digest)
+    folder = checkpoint.folder(config, paths, paradigm)
     progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index) or Progress()
     progress.run_id = run_id or progress.run_id
 

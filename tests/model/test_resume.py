@@ -167,6 +167,8 @@ def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_pat
     alone, (run,) = outcome(left_alone), curves(left_alone)
 
     first, second, third = sorted(random.Random(11).sample(range(2, steps), 3))
+    kill_at(tracked, paths, 1)
+    assert not any(paths.checkpoints(PARADIGM).glob("*/step-*")), "killed before the first checkpoint"
     kill_at(every_step, paths, first)
     assert first_step(paths) == first - 1, "the newest checkpoint is that of the step before"
     kill_at(every_step, paths, second, "half_written")

@@ -122,6 +122,20 @@ def test_a_resumed_training_goes_on_in_its_run_without_a_second_point(
     assert store(tracked).get_run(run_id).info.status == "FINISHED"
 
 
+def test_one_that_was_killed_before_its_first_checkpoint_goes_on_in_its_run(tracked: Paths) -> None:
+    folder = checkpoint.folder(settings(tracked), tracked, "dti")
+    with tracking.training_run(settings(tracked), tracked, "dti", {}) as run:
+        assert run.id is not None
+        run_id = checkpoint.run_id(folder)  # what stands on disk from the first moment on
+        publish_model(tracked, "dti", run.id)
+    assert run_id == run.id
+    assert checkpoint.run_id(folder) is None, "a finished training is not continued"
+    checkpoint.begin(folder, run_id)  # as kill -9 would leave it
+    assert train(tracked) == run_id
+    failed = end_early(tracked, 1, ValueError("diverged"))
+    assert train(tracked) != failed, "after an error that was told a new record begins"
+
+
 def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "run_id", lambda *_: "f" * 32)
     assert train(tracked) != "f" * 32
@@ -130,14 +144,14 @@ def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths, mon
 def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to_continue(home: Paths) -> None:
     shard = home.shards("dti") / "train.arrow"
     artifacts.write_text(shard, "rows")
-    folder = checkpoint.folder(settings(home), home, "dti", artifacts.folder_digest(shard.parent))
+    folder = checkpoint.folder(settings(home), home, "dti")
     model = torch.nn.Linear(1, 1)
     checkpoint.save(folder, Progress(step=1, run_id="abc"), model, torch.optim.SGD(model.parameters()))
-    assert checkpoint.run_id(settings(home), home, "dti") == "abc"
-    assert checkpoint.run_id(config.load(home.params, ["training.epochs=9"]), home, "dti") is None
-    assert checkpoint.run_id(settings(home), home, "sliding_window") is None
+    assert checkpoint.run_id(checkpoint.folder(settings(home), home, "dti")) == "abc"
+    assert checkpoint.run_id(checkpoint.folder(config.load(home.params, ["training.epochs=9"]), home, "dti")) is None
+    assert checkpoint.run_id(checkpoint.folder(settings(home), home, "sliding_window")) is None
     artifacts.write_text(shard, "other rows")
-    assert checkpoint.run_id(settings(home), home, "dti") is None
+    assert checkpoint.run_id(checkpoint.folder(settings(home), home, "dti")) is None
 
 
 def test_an_evaluation_lands_on_the_run_that_trained_and_twice_changes_nothing(tracked: Paths) -> None:
