@@ -45,19 +45,18 @@ def log(home: Paths) -> Path:
 class Sensor:
     """The sensor as Dagster's daemon asks it: with the cursor it left."""
 
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance, self.cursor = instance, None
+    cursor: str | None = None
 
     def look(self) -> dg.RunRequest | str:
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        context = dg.build_sensor_context(cursor=self.cursor)
         answer = new_log_files(context)
         self.cursor = context.cursor
         return answer if isinstance(answer, dg.RunRequest) else answer.skip_message
 
 
 @pytest.fixture
-def sensor(instance: dg.DagsterInstance) -> Sensor:
-    return Sensor(instance)
+def sensor() -> Sensor:
+    return Sensor()
 
 
 def test_new_files_are_asked_for_once_when_they_have_settled(log: Path, sensor: Sensor) -> None:
