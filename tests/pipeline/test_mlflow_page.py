@@ -36,8 +36,9 @@ def runs(demonstrated: tuple[Project, str], compared: dict[str, Any]) -> list[Ru
 
 
 @pytest.fixture(scope="module")
-def page(demonstrated: tuple[Project, str]) -> Iterator[str]:
+def page(demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `mlflow ui`, as the README starts it, in a project that has a comparison."""
+    printed = tmp_path_factory.mktemp("mlflow") / "mlflow.log"  # not in the project: git would see it
     port = ui.free_port(5100)
     home = demonstrated[0].home
     command = [str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", "sqlite:///mlflow.db"]
@@ -45,12 +46,12 @@ def page(demonstrated: tuple[Project, str]) -> Iterator[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with (home / "mlflow.log").open("wb") as log:
+    with printed.open("wb") as log:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--workers", "1"],
             cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    server = ui.Server("MLflow", f"http://127.0.0.1:{port}", process, home / "mlflow.log")
+    server = ui.Server("MLflow", f"http://127.0.0.1:{port}", process, printed)
     family = [psutil.Process(process.pid)]
     try:
         server.wait_until_it_answers()
