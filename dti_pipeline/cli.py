@@ -196,6 +196,47 @@ def plan_cost(
         print(json.dumps(report) if as_json else page.render(report), end="\n" if as_json else "")
 
 
+@app.command("study")
+def make_study(
+    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("benchmarks/study.yaml"),
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="GROUP", help="Only this group of runs.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Say what would run and what it costs; run nothing.")] = False,
+    prepared: Annotated[bool, typer.Option("--prepare", help="Make the logs' tokens, nothing else.")] = False,
+    reported: Annotated[
+        bool | None, typer.Option("--report/--no-report", help="Only tables and pictures; or only runs.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; their seconds then say nothing of speed.")] = 1,
+    budget_seconds: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
+    log: Annotated[list[str] | None, typer.Option("--log", metavar="NAME=PATH", help="Where a raw log lies.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of tokens and runs; default: study in the home.")] = None,
+    track: Annotated[
+        bool | None, typer.Option("--track/--no-track", help="Record in MLflow; default: tracking.enabled.")
+    ] = None,
+    params: Params = None,
+    as_json: Json = False,
+) -> None:
+    """A grid of trainings over several logs, to tables and pictures; it resumes where it stopped.
+
+    Examples: `dti study --list`, `dti study --only paradigms --workers 6 --budget-seconds 600`, `dti study --report`
+    """
+    from dti_pipeline.study import door
+
+    with _exit_codes():
+        settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
+        task = door.Task(grid, work or paths.study, tuple(only or ()), workers, budget_seconds, door.logs(log or ()))
+        if listed:
+            report = door.show(task)
+        elif prepared:
+            report = door.prepare(task, paths)
+        else:
+            report = door.make(
+                task, settings, paths, reported, lambda text: console.print(text, highlight=False, soft_wrap=True)
+            )
+        print(json.dumps(report, ensure_ascii=False) if as_json else door.text(report))
+        if report.get("failed"):
+            raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
+
+
 @app.command("mask")
 def draw_mask(
     paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(PARADIGMS)}; default: all of them.")] = None,

@@ -98,6 +98,11 @@ class Paths:
         return self.reports / f"comparison.{suffix}"
 
     @property
+    def study(self) -> Path:
+        """What ``dti study`` works in: a home for each of its logs, and a folder for each of its runs."""
+        return self.home / "study"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's SQLite store. SQLite on purpose: MLflow's file store is deprecated and slow to search."""
         return f"sqlite:///{self.home / 'mlflow.db'}"

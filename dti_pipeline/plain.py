@@ -36,7 +36,13 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type, hint), value, key)
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"params key `{key}` must be a mapping, not {value!r}")
+        return {str(name): _convert(args[1], one, f"{key}.{name}") for name, one in value.items()}
     if origin is Literal:
         if value not in args or isinstance(value, bool):
             near = nearest(str(value), [str(a) for a in args])

@@ -35,14 +35,14 @@ def draw_all(curves: Mapping[str, Curves], folder: Path, speedup: Mapping[str, f
     names = []
     for name, draw in drawings.items():
         if draw is not None:
-            figure, axes = _figure()
+            figure, axes = new_figure()
             draw(axes, curves)
-            _save(figure, folder, name)
+            save(figure, folder, name)
             names.append(name)
     if speedup:
-        figure, axes = _figure()
+        figure, axes = new_figure()
         draw_speedup(axes, speedup)
-        _save(figure, folder, "speedup")
+        save(figure, folder, "speedup")
         names.append("speedup")
     return names
 
@@ -111,7 +111,8 @@ def draw_speedup(axes: Axes, speedup: Mapping[str, float]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _figure() -> tuple[Figure, Axes]:
+def new_figure() -> tuple[Figure, Axes]:
+    """An empty picture with a light grid and no frame."""
     # A Figure of its own rather than pyplot's: no global state, no backend that looks for a display.
     figure = Figure(figsize=(6.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -121,7 +122,8 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """NAME.svg and NAME.png."""
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         # No date and no version in the files: equal figures are equal bytes.
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})

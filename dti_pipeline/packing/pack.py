@@ -69,7 +69,7 @@ def plan_rows(
                 f"no training target: no user has more than split.min_history = {config.split.min_history} rows"
             )
         if packing.max_targets is not None:
-            kept = _limit(in_log, store.position, packing.max_targets, packing.seed)
+            kept = limit(in_log, store.position, packing.max_targets, packing.seed)
     k = targets_per_prompt(config, plan, paradigm)
     text_lengths = (np.diff(store.offsets) + 1).astype(np.int32)
     # Room for a prompt a target; what is not written to takes no memory.
@@ -134,7 +134,7 @@ def _cut_by_row(cut: Prompts, k: int | None, position: NDArray[np.int32]) -> int
     return int((ended & (k is None or cut.stop[:-1] - cut.first_target[:-1] < (k or 0))).sum())
 
 
-def _limit(targets: NDArray[np.bool_], position: NDArray[np.int32], most: int, seed: int) -> NDArray[np.bool_]:
+def limit(targets: NDArray[np.bool_], position: NDArray[np.int32], most: int, seed: int) -> NDArray[np.bool_]:
     """Keep whole users, in an order drawn by ``seed``, while their targets number at most ``most``."""
     first = np.flatnonzero(position == 0)
     user = np.cumsum(position == 0) - 1

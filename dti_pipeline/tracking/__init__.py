@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dti_pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from dti_pipeline.config import Config
     from dti_pipeline.paths import Paths
+    from dti_pipeline.study.grid import Grid
     from dti_pipeline.training.progress import Event
 
 #: What MLflow reads while it is imported.
@@ -97,6 +98,15 @@ def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
         from dti_pipeline.tracking import registry
 
         return registry.promote(config, paths, paradigm)
+
+
+def record_study(config: Config, paths: Paths, grid: Grid, rows: list[dict[str, Any]]) -> None:
+    """Record a study's rows: an experiment for each log, a run for each group, its runs under it."""
+    if config.tracking.enabled:
+        with _mlflow():
+            from dti_pipeline.tracking import mlflow_study
+
+            mlflow_study.record_study(config, paths, grid, rows)
 
 
 def model_folder(config: Config, paths: Paths, address: str) -> Path:

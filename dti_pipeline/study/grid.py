@@ -1,0 +1,286 @@
+"""What a study consists of: a YAML file of logs and groups of runs, read into single runs.
+
+A run is known by the digest of everything that shapes its figures. Two runs of one digest are one run, whatever group
+asks for them; a run of another configuration is another run and never takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.plain import from_plain, nearest
+
+BASELINE = "sliding_window"
+#: Sections of params.yaml that shape a log's tokens, and those that shape a run beside them.
+DATA_SECTIONS = ("synth", "events", "split", "tokens")
+RUN_SECTIONS = ("packing", "model", "training", "evaluation")
+#: Keys that say where and how work is done, not what comes of it.
+CIRCUMSTANCES = {
+    "events": ("path", "items_path", "memory_limit"),
+    "training": ("checkpoint_seconds", "device"),
+    "evaluation": ("tokens_per_batch",),
+}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A log, how it is split, and the one recipe that every paradigm of it is trained by."""
+
+    params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml
+    note: str = ""  # what a reader of its figures must know
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that belong in one table: every combination of the lists."""
+
+    name: str = ""
+    data_sets: tuple[str, ...] = ()
+    paradigms: tuple[str, ...] = PARADIGMS
+    k: tuple[int | Literal["all"], ...] = (50,)
+    n: tuple[int, ...] = (20,)
+    fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
+    models: tuple[str, ...] = ("",)  # names of `models`; "": the recipe's
+    epochs: tuple[float, ...] = ()  # none: the recipe's
+    seeds: tuple[int, ...] = (1,)
+    max_targets: int | None = None  # the same cut of the log for every run
+    # speed: trained with nothing beside it and not judged, so that its seconds count.
+    measure: Literal["quality", "speed"] = "quality"
+    # Which sliding window a run is held against. epochs: the one of as many epochs; seconds: the group's own, whose
+    # epochs the grid chose to take as long.
+    equal: Literal["epochs", "seconds"] = "epochs"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The file. Its paths are relative to its own folder."""
+
+    results: str = "results/study.json"
+    document: str | None = None  # Markdown in which the tables stand between markers
+    pictures: str | None = None  # folder
+    figures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # picture -> groups it draws
+    speed: tuple[str, ...] = ()  # results of training-step benchmarks, drawn beside the study's own speed-ups
+    data_sets: dict[str, DataSet] = field(default_factory=dict)
+    fixes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    path: str = ""  # where it was read from
+
+    def beside(self, name: str) -> Path:
+        """A path of the file, from where the file lies."""
+        return Path(self.path).parent / name
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run once, in the order of the file; those that several groups ask for know all of them."""
+        found: dict[str, Run] = {}
+        for group in self.groups:
+            for run in self._expand(group):
+                known = found.setdefault(run.digest, run)
+                if group.name not in known.groups:
+                    found[run.digest] = replace(known, groups=(*known.groups, group.name))
+        for run in found.values():
+            if any(group.equal == "seconds" for name in run.groups for group in self.group(name)):
+                found[run.digest] = replace(run, against_seconds=_as_long(run, self, found.values()))
+        return tuple(found.values())
+
+    def group(self, name: str) -> tuple[Group, ...]:
+        """The entries of a group: it may be written in several parts."""
+        return tuple(group for group in self.groups if group.name == name)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(group.name for group in self.groups))
+
+    def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
+        """The parameters of a log with changes on top; InputError names the wrong key and the file."""
+        merged: dict[str, Any] = {}
+        for change in (self.data_sets[data_set].params, *changes):
+            merged = _merge(merged, change)
+        try:
+            return from_plain(Config, merged)
+        except InputError as error:
+            raise InputError(f"{self.path}, data set {data_set}: {error}") from error
+
+    def _expand(self, group: Group) -> Iterator[Run]:
+        everything = itertools.product(
+            group.data_sets, group.models, group.n, group.fixes, group.epochs or (None,), group.k, group.paradigms,
+            group.seeds,
+        )  # fmt: skip
+        for data_set, model, n, fixes, epochs, k, paradigm, seed in everything:
+            if k == 1 and paradigm in ("dti", "dti_growing"):
+                continue  # the sliding window itself: tests/model/test_proof_1_one_target_is_the_sliding_window.py
+            changes = (
+                self.models.get(model, {}),
+                group.params,
+                {"packing": {"context": n, "max_targets": group.max_targets}},
+                {"training": {"seed": seed} | ({"epochs": epochs} if epochs else {})},
+                {"tracking": {"enabled": False}},
+            )
+            # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
+            base = Run((group.name,), data_set, BASELINE, "", model, group.measure, self.config(data_set, *changes))
+            if paradigm == BASELINE and not fixes:
+                yield base
+                continue
+            own = () if paradigm == BASELINE else ({"packing": {"targets": k}},)
+            config = self.config(data_set, *changes, self.fixes.get(fixes, {}), *own)
+            yield Run((group.name,), data_set, paradigm, fixes, model, group.measure, config, base.digest)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its judgement."""
+
+    groups: tuple[str, ...]
+    data_set: str
+    paradigm: str
+    fixes: str
+    model: str
+    measure: str
+    config: Config
+    against: str | None = None  # the sliding window of equal epochs, by digest
+    against_seconds: str | None = None  # the one that takes as long, where a group asks for it
+
+    @property
+    def k(self) -> int | str:
+        return 1 if self.paradigm == BASELINE else self.config.packing.targets
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hexadecimal characters of everything that shapes the figures."""
+        sections = settings(self.config, (*DATA_SECTIONS, *RUN_SECTIONS))
+        return _digest([self.data_set, self.paradigm, self.measure, sections])
+
+    @property
+    def packing_digest(self) -> str:
+        """What shapes its row plans."""
+        return _digest([settings(self.config, ("packing",)), self.config.split.min_history])
+
+    def facts(self) -> dict[str, Any]:
+        """The columns that say which run it is."""
+        training = self.config.training
+        return {
+            "dataset": self.data_set,
+            "split": self.config.split.rule,
+            "group": self.groups[0],
+            "paradigm": self.paradigm,
+            "k": self.k,
+            "n": self.config.packing.context,
+            "fixes": self.fixes,
+            "model": self.model,
+            "epochs": training.epochs,
+            "seed": training.seed,
+            "max_targets": self.config.packing.max_targets,
+            "measure": self.measure,
+            "config": self.digest,
+            "command": f"dti study --only {self.groups[0]}",
+        }
+
+    def label(self) -> str:
+        """For a line of a terminal."""
+        facts = self.facts()
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", self.fixes, self.model]
+        parts += [f"{facts['epochs']:g} epochs", f"seed {facts['seed']}"]
+        parts += [f"{facts['max_targets']:,} targets"] if facts["max_targets"] else []
+        return " ".join(part for part in parts if part)
+
+
+def _as_long(run: Run, grid: Grid, runs: Iterable[Run]) -> str | None:
+    """The sliding window of a run's group of equal seconds, of the same log, n and seed."""
+    names = {name for name in run.groups if any(group.equal == "seconds" for group in grid.group(name))}
+    for other in runs:
+        same = (other.data_set, other.config.packing.context, other.config.training.seed) == (
+            run.data_set, run.config.packing.context, run.config.training.seed,
+        )  # fmt: skip
+        if other.paradigm == BASELINE and run.paradigm != BASELINE and same and names & set(other.groups):
+            return other.digest
+    return None
+
+
+def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
+    """What sections say that the defaults do not, without the keys that only say where and how work is done.
+
+    The defaults are left out so that a parameter that is new tomorrow does not make other runs of today's.
+    """
+    own, default = config.sections(*sections), Config().sections(*sections)
+    return {
+        section: {
+            key: value
+            for key, value in values.items()
+            if value != default[section][key] and key not in CIRCUMSTANCES.get(section, ())
+        }
+        for section, values in own.items()
+    }
+
+
+def load(path: Path) -> Grid:
+    """Read a study's file. InputError names what is wrong in it, and the right name where one is near."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: name the study's file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    try:
+        grid = replace(from_plain(Grid, raw), path=str(path))
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
+    _check(grid)
+    return grid
+
+
+def _check(grid: Grid) -> None:
+    for figure, names in grid.figures.items():
+        for name in names:
+            if name not in grid.group_names:
+                raise InputError(
+                    f"{grid.path}, figures.{figure}: no group is named {name!r}{nearest(name, grid.group_names)}"
+                )
+    for group in grid.groups:
+        if not group.name:
+            raise InputError(f"{grid.path}: every group needs a name")
+        named: dict[str, tuple[tuple[str, ...], list[str]]] = {
+            "data_sets": (group.data_sets, list(grid.data_sets)),
+            "paradigms": (group.paradigms, list(PARADIGMS)),
+            "fixes": (group.fixes, ["", *grid.fixes]),
+            "models": (group.models, ["", *grid.models]),
+        }
+        for key, (names, known) in named.items():
+            for name in names:
+                if name not in known:
+                    raise InputError(
+                        f"{grid.path}, group {group.name}: `{key}` has {name!r}, which is none of"
+                        f" {', '.join(map(repr, known))}{nearest(name, known)}"
+                    )
+        for key in (f.name for f in fields(Group)):
+            value = getattr(group, key)
+            if isinstance(value, tuple) and not value and key != "epochs":
+                raise InputError(f"{grid.path}, group {group.name}: `{key}` is empty")
+    assert grid.runs is not None  # every combination is a valid configuration, or its error names the key
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _digest(content: Any) -> str:
+    return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,82 @@
+"""A log of the study: read, checked and tokenised once in a home of its own, packed once for each form of prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dti_pipeline import artifacts, pipeline
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+from dti_pipeline.study.grid import Run, settings
+
+#: The stages that make a log's tokens, with the sections that shape what each publishes.
+STAGES = {"ingest": ("synth", "events", "split"), "validate": (), "tokenize": ("tokens",)}
+
+
+def prepare(name: str, config: Config, home: Path, log: Path) -> None:
+    """Events and tokens of a log in ``home``; what is published there under the same parameters is kept.
+
+    Raises InputError where they must be made and what makes them is not installed.
+    """
+    if current(config, home):
+        return
+    if importlib.util.find_spec("duckdb") is None:
+        raise InputError(
+            f"{home} holds no tokens of {name} made with these parameters, and duckdb is not installed here: run"
+            " `dti study --prepare` where it is, and bring the folder along"
+        )
+    paths = Paths(home)
+    if config.events.source == "synthetic":
+        pipeline.BY_NAME["synth"].run(config, paths)
+    else:
+        config = replace(config, events=replace(config.events, path=str(log)))
+    for stage in STAGES:
+        pipeline.BY_NAME[stage].run(config, paths)
+    artifacts.write_json(paths.tokens.parent / "study.json", _shape(config))
+
+
+def current(config: Config, home: Path) -> bool:
+    """Whether the home's tokens are those of the parameters."""
+    note = home / "data" / "study.json"
+    made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return made == _shape(config) and (Paths(home).tokens / artifacts.MANIFEST).is_file()
+
+
+def _shape(config: Config) -> dict[str, Any]:
+    return settings(config, tuple(dict.fromkeys(section for sections in STAGES.values() for section in sections)))
+
+
+def digest(home: Path) -> str:
+    """12 hexadecimal characters of what the log's tokens say, whichever versions of libraries wrote the files."""
+    store = TokenStore.open(Paths(home).tokens)
+    found = hashlib.md5()
+    for column in (store.tokens, store.offsets, store.text, store.label, store.split, store.position, store.prefix):
+        found.update(column.tobytes())
+    return found.hexdigest()[:12]
+
+
+def packed(run: Run, home: Path) -> Path:
+    """The folder of a run's row plans; they are made where there are none of these tokens. Safe in many processes."""
+    paths = Paths(home / "packed" / run.packing_digest)
+    folder = paths.shards(run.paradigm)
+    with artifacts.alone(folder):
+        link(home / "data" / "tokens", paths.tokens)
+        made = folder / artifacts.MANIFEST
+        tokens = artifacts.folder_digest(paths.tokens)
+        if not made.is_file() or artifacts.read(folder, "pack").inputs["tokens"] != tokens:
+            pipeline.BY_NAME["pack"].run(run.config, paths, run.paradigm)
+    return folder
+
+
+def link(target: Path, at: Path) -> None:
+    """A link to a folder, in place of one that was there."""
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.unlink(missing_ok=True)
+    at.symlink_to(target.resolve())

@@ -1,0 +1,194 @@
+"""The results: what single runs found, gathered, held against their sliding window, and written as one file.
+
+A row has the columns of :meth:`Run.facts`, what training and judging found, and what can only be said beside other
+rows: ``auc_difference`` (to the sliding window of equal epochs and seed, paired, with its interval),
+``auc_difference_equal_seconds``, ``speedup``, ``fewer_tokens`` and ``floors``. A run that failed has ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dti_pipeline import artifacts
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.evaluation import interactions, metrics
+from dti_pipeline.evaluation.bootstrap import Users, interval
+from dti_pipeline.evaluation.floors import floors
+from dti_pipeline.packing.pack import limit
+from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.study.grid import BASELINE, Grid
+from dti_pipeline.study.one import PREDICTIONS, ROW
+
+Row = dict[str, Any]
+#: What makes the speed of two trainings comparable, beside their paradigm, k and fixes.
+SAME_WORK = ("dataset", "n", "model", "hardware")
+
+
+def read(grid: Grid) -> list[Row]:
+    """The results file; no rows where there is none."""
+    path = grid.beside(grid.results)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def gather(grid: Grid, work: Path) -> list[Row]:
+    """The file's rows and those of the runs' folders, in the grid's order; the file's own row stands where both have
+    one. Rows of runs that the grid does not declare are left out; those of models that are not this pipeline's stay.
+
+    Raises InputError where the rows of a log come from different data.
+    """
+    found = {row["config"]: row for row in read(grid)}
+    for path in sorted(work.glob(f"*/runs/*/{ROW}")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if "error" in found.setdefault(row["config"], row):
+            found[row["config"]] = row
+    order = {run.digest: place for place, run in enumerate(grid.runs)}
+    others = sorted(
+        (row for row in found.values() if row["paradigm"] not in PARADIGMS),
+        key=lambda row: (row["dataset"], row["paradigm"], row["seed"]),
+    )
+    rows = [found[digest] for digest in order if digest in found] + others
+    for row in rows:
+        if other := next((r for r in rows if r["dataset"] == row["dataset"] and data(r) != data(row)), None):
+            raise InputError(
+                f"{grid.beside(grid.results)}: rows of {row['dataset']} come from different data ({data(row)} and"
+                f" {data(other)}): remove those of the one that is no longer there"
+            )
+    return rows
+
+
+def data(row: Row) -> str | None:
+    """Digest of the data behind a row."""
+    return row.get("data")
+
+
+def write(grid: Grid, rows: Iterable[Row]) -> None:
+    """Replace the results file by these rows, one a line."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    artifacts.write_text(grid.beside(grid.results), "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def derive(grid: Grid, rows: list[Row], work: Path) -> None:
+    """Fill in what stands beside other rows. Cost: a second for each pair of 100,000 targets that has none yet."""
+    runs = {run.digest: run for run in grid.runs}
+    known = {row["config"]: row for row in rows if "error" not in row}
+    for row in known.values():
+        run = runs.get(row["config"])
+        _speed(row, list(known.values()))
+        against = run.against if run else _usual(row, known.values())
+        _difference(row, "auc_difference", known.get(against or ""), work)
+        _difference(row, "auc_difference_equal_seconds", known.get((run and run.against_seconds) or ""), work)
+    _floors(grid, list(known.values()), work)
+
+
+def seconds(row: Row, rows: Iterable[Row]) -> float | None:
+    """Training seconds with nothing beside it: the row's own, or its targets at the speed that another row of the same
+    work measured alone; None where nobody did."""
+    if row.get("workers") == 1 and row.get("train_seconds") is not None:
+        return row["train_seconds"]
+    pace = next(iter(_paces(row, rows, row["paradigm"], row["k"], row["fixes"]).values()), None)
+    return row["targets"] / pace if pace and row.get("targets") else None
+
+
+def _speed(row: Row, rows: list[Row]) -> None:
+    """Targets a second over the sliding window's, both measured alone on the same cut of the log; tokens, likewise."""
+    row["speedup"] = row["fewer_tokens"] = None
+    if row["paradigm"] not in PARADIGMS or row["paradigm"] == BASELINE:
+        return
+    base = _paces(row, rows, BASELINE, 1, "")
+    for cut, pace in _paces(row, rows, row["paradigm"], row["k"], row["fixes"]).items():
+        if cut in base:
+            row["speedup"] = round(pace / base[cut], 3)
+            break
+    for other in rows:
+        same = all(other.get(key) == row.get(key) for key in ("dataset", "n", "max_targets"))
+        if other["paradigm"] == BASELINE and same:
+            row["fewer_tokens"] = round(other["tokens_per_target"] / row["tokens_per_target"], 3)
+
+
+def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> dict[int | None, float]:
+    """Median targets a second of the trainings of the same work that had the machine to themselves, by the cut of the
+    log; the row's own cut first."""
+    found: dict[int | None, list[float]] = {}
+    for other in rows:
+        alone = (other["paradigm"], other["k"], other["fixes"], other.get("workers")) == (paradigm, k, fixes, 1)
+        if alone and all(other.get(key) == row.get(key) for key in SAME_WORK):
+            found.setdefault(other["max_targets"], []).append(other["targets_per_second"])
+    cuts = sorted(found, key=lambda cut: cut != row.get("max_targets"))
+    return {cut: statistics.median(found[cut]) for cut in cuts}
+
+
+def _usual(row: Row, rows: Iterable[Row]) -> str | None:
+    """The sliding window that a model of another kind is held against: the recipe's, of its seed where there is one."""
+    usual = [
+        other
+        for other in rows
+        if other["paradigm"] == BASELINE and other["measure"] == "quality" and not (other["fixes"] or other["model"])
+        and all(other[key] == row.get(key) for key in ("dataset", "n", "max_targets"))
+    ]  # fmt: skip
+    same = [other for other in usual if other["seed"] == row["seed"]]
+    return (same or usual)[0]["config"] if usual else None
+
+
+def _difference(row: Row, column: str, against: Row | None, work: Path) -> None:
+    """AUC of a row less that of its sliding window. One that was found before stands while both are what they were."""
+    if against is None or against is row or row.get("auc") is None or against.get("auc") is None:
+        row[column] = None
+        return
+    pair = {"against": against["config"], "aucs": [row["auc"], against["auc"]]}
+    old = row.get(column) or {}
+    if {key: old.get(key) for key in pair} == pair:
+        return
+    own, other = _predictions(row, work), _predictions(against, work)
+    row[column] = pair | {"mean": round(row["auc"] - against["auc"], 6), "low": None, "high": None}
+    if own is None or other is None or not np.array_equal(own["row"], other["row"]):
+        return
+    settings = Config().evaluation
+    users = Users(own["user"], settings.bootstrap_samples, settings.seed)
+    samples = [users.auc(one["label"], one["probability"]) for one in (own, other)]
+    if found := interval(samples[0] - samples[1], settings.confidence):
+        row[column] |= {"low": round(found.low, 6), "high": round(found.high, 6)}
+
+
+def _predictions(row: Row, work: Path) -> dict[str, Any] | None:
+    """A run's scores, where this machine has those that the row was made from."""
+    path = work / row["dataset"] / "runs" / row["config"] / PREDICTIONS
+    if not path.is_file():
+        return None
+    table = pq.read_table(path, columns=["row", "user", "label", "probability"])
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    found = metrics.auc(columns["label"], columns["probability"])
+    return columns if found is not None and abs(found - row["auc"]) < 1e-4 else None
+
+
+def _floors(grid: Grid, rows: list[Row], work: Path) -> None:
+    """The cost-free floors of each log, n and cut, on every row; taken from a row that has them."""
+    known: dict[tuple[Any, ...], Mapping[str, float]] = {}
+    for row in sorted(rows, key=lambda row: not row.get("floors")):
+        key = (row["dataset"], data(row), row["n"], row.get("max_targets"))
+        if row.get("floors"):
+            known.setdefault(key, row["floors"])
+        elif key not in known and row["dataset"] in grid.data_sets:
+            config = grid.config(row["dataset"])
+            known[key] = _floor_aucs(config, Paths(work / row["dataset"]), row["n"], row.get("max_targets"))
+        row["floors"] = known.get(key) or None
+
+
+def _floor_aucs(config: Config, paths: Paths, n: int, most: int | None) -> dict[str, float]:
+    if not (paths.events / artifacts.MANIFEST).is_file():
+        return {}
+    log = interactions.read(paths, config.split.min_history)
+    if most is not None:
+        log = replace(log, train=limit(log.train, log.position, most, config.packing.seed))
+    split = np.asarray(log.table["split"].to_pylist())
+    test = np.flatnonzero((split == config.evaluation.split) & (log.position >= config.split.min_history))
+    found = {name: metrics.auc(log.label[test], score) for name, score in floors(log, test, n).items()}
+    return {name: round(auc, 6) for name, auc in found.items() if auc is not None}

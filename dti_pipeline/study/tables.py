@@ -1,0 +1,181 @@
+"""The study's tables in Markdown, and the document in which they stand between markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from dti_pipeline.errors import InputError
+from dti_pipeline.evaluation.tables import MISSING, number, signed
+from dti_pipeline.evaluation.verdict import floor_label
+from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.plain import nearest
+from dti_pipeline.study.grid import Grid
+from dti_pipeline.study.rows import Row, seconds
+
+#: What tells the lines of a table apart; a fact that is the same in all of them stands above it.
+FACTS = ("k", "n", "fixes", "model", "epochs", "max_targets")
+MARKED = re.compile(r"(<!-- study: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs that differ in nothing but their seed."""
+
+    rows: tuple[Row, ...]
+
+    def __getitem__(self, fact: str) -> Any:
+        return self.rows[0].get(fact)
+
+    def values(self, column: str) -> list[float]:
+        return [row[column] for row in self.rows if row.get(column) is not None]
+
+    def mean(self, column: str) -> float | None:
+        found = self.values(column)
+        return fmean(found) if found else None
+
+
+def lines(rows: Iterable[Row]) -> list[Line]:
+    """Rows without an error, those of one configuration and several seeds together, in their order."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if "error" not in row:
+            found.setdefault((row["dataset"], row["paradigm"], *(row.get(fact) for fact in FACTS)), []).append(row)
+    return [Line(tuple(same)) for same in found.values()]
+
+
+def of_group(grid: Grid, rows: Iterable[Row], name: str) -> list[Row]:
+    """The rows of a group; one run may belong to several."""
+    members = {run.digest for run in grid.runs if name in run.groups}
+    return [row for row in rows if row["config"] in members or row["group"] == name]
+
+
+def document(grid: Grid, rows: list[Row], text: str) -> str:
+    """The text with every table made anew. InputError where a marker names no group."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        known = [*grid.group_names, *dict.fromkeys(row["group"] for row in rows)]
+        if name not in known:
+            raise InputError(
+                f"{grid.document} asks for a table of {name!r}, no group of the study{nearest(name, known)}"
+            )
+        return f"{match[1]}{group_tables(grid, rows, name)}{match[3]}"
+
+    return MARKED.sub(table, text)
+
+
+def group_tables(grid: Grid, rows: list[Row], name: str) -> str:
+    """A table for each log of a group, conditions above it, failures below it."""
+    own = sorted(of_group(grid, rows, name), key=lambda row: _place(grid, row["dataset"]))
+    if not own:
+        return "\nNot measured yet.\n\n"
+    parts = []
+    for data_set, of_log in groupby(own, lambda row: row["dataset"]):
+        note = grid.data_sets[data_set].note if data_set in grid.data_sets else ""
+        parts.append(_table(data_set, note, list(of_log), rows, _equal_seconds(grid, name)))
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def _place(grid: Grid, data_set: str) -> int:
+    names = list(grid.data_sets)
+    return names.index(data_set) if data_set in names else len(names)
+
+
+def _equal_seconds(grid: Grid, name: str) -> bool:
+    return any(group.equal == "seconds" for group in grid.group(name))
+
+
+def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seconds: bool) -> str:
+    shown = lines(own)
+    same = [fact for fact in FACTS if len({line[fact] for line in shown}) == 1]
+    judged = any(line.values("auc") for line in shown)
+    facts = [fact for fact in FACTS if fact not in same]
+    header = ["", *(fact.replace("max_targets", "targets") for fact in facts), "seeds"]
+    header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]"] if judged else []
+    header += ["train s", "targets/s", "tokens/s", "fewer tokens", "speed-up"]
+    column = "auc_difference_equal_seconds" if equal_seconds else "auc_difference"
+    body = []
+    for line in shown:
+        cells = [f"`{line['paradigm']}`", *(_fact(line[fact]) for fact in facts), str(len(line.rows))]
+        if judged:
+            cells += [_range(line.values("auc")), number(line.mean("auc_streaming")), number(line.mean("log_loss"))]
+            cells += [number(line.mean("gauc")), _difference([row.get(column) for row in line.rows])]
+        body.append([*cells, *_speed(line, rows)])
+    if judged:
+        body += _floors(shown[0], len(header), 1 + len(facts) + 1)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *body))
+    failed = [f"{row['paradigm']} k={row['k']} seed {row['seed']} failed." for row in own if "error" in row]
+    return "\n\n".join([_conditions(data_set, note, shown, same), table, *failed]) if shown else "\n\n".join(failed)
+
+
+def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[str]) -> str:
+    """One paragraph: what is the same for all lines, and what they were measured on."""
+    first = shown[0]
+    named = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}", "epochs": "{} epochs",
+             "max_targets": "cut to {} training targets"}  # fmt: skip
+    said = [named[fact].format(_fact(first[fact])) for fact in same if first[fact] not in (None, "")]
+    if first["test_targets"]:
+        said.insert(0, f"{first['test_targets']:,} test targets of {first['test_users']:,} users")
+    rule = {"user_order": "split by each user's order, not by time", "global_time": "split by global time"}
+    said.append(rule.get(first["split"], first["split"]))
+    machines = sorted({row["hardware"] for line in shown for row in line.rows if row.get("hardware")})
+    commits = sorted({row["commit"][:10] for line in shown for row in line.rows if row.get("commit")})
+    beside = sorted({row["workers"] for line in shown for row in line.rows if row.get("workers")})
+    said += machines
+    said.append(f"{' and '.join(map(str, beside))} at a time" if beside != [1] else "one at a time")
+    said.append(f"commit {', '.join(commits)}")
+    return f"**{data_set}**{f' ({note})' if note else ''}: {'; '.join(said)}."
+
+
+def _speed(line: Line, rows: list[Row]) -> list[str]:
+    alone = [found for row in line.rows if (found := seconds(row, rows)) is not None]
+    own = Line(tuple(row for row in line.rows if row.get("workers") == 1))
+    rates = [_amount(own.mean(name)) for name in ("targets_per_second", "tokens_per_second")]
+    fewer, speedup = line.mean("fewer_tokens"), line.mean("speedup")
+    times = [f"{value:.1f}x" if value else MISSING for value in (fewer, speedup)]
+    return [_amount(fmean(alone) if alone else None), *rates, *times]
+
+
+def _floors(line: Line, width: int, before: int) -> list[list[str]]:
+    floors: Mapping[str, float] = line["floors"] or {}
+    return [
+        [f"floor: {floor_label(name, line['n'])}", *[""] * (before - 1), number(auc), *[""] * (width - before - 1)]
+        for name, auc in floors.items()
+    ]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value or "")
+
+
+def _range(values: Sequence[float]) -> str:
+    """The mean, and the lowest and highest seed."""
+    if not values:
+        return MISSING
+    return f"{fmean(values):.4f}" + (f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else "")
+
+
+def _difference(found: Sequence[Mapping[str, Any] | None]) -> str:
+    """The mean over seeds, and the outermost ends of the seeds' intervals."""
+    known = [one for one in found if one]
+    if not known:
+        return MISSING
+    said = signed(fmean(one["mean"] for one in known))
+    bounds = [(one["low"], one["high"]) for one in known if one["low"] is not None]
+    return f"{said} [{min(low for low, _ in bounds):+.4f}, {max(high for _, high in bounds):+.4f}]" if bounds else said
+
+
+def _amount(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def order(paradigm: str) -> int:
+    """Place in a list: the pipeline's paradigms, the baseline first, then others."""
+    return PARADIGMS.index(paradigm) if paradigm in PARADIGMS else len(PARADIGMS)
