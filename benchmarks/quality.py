@@ -7,6 +7,11 @@ HOME is a project home whose log is ingested, validated, tokenised and packed (`
 Every run is `dti train` and `dti evaluate` in a home of its own that borrows HOME's data. A run whose row is in the
 results already is not made again; a row is the same run only if its configuration is the same, key for key. With more
 than one worker the runs share the card, so their seconds say nothing about speed (each row carries `workers`).
+
+To choose a recipe, on a home that benchmarks/rehearsal.py made, without a look at test targets:
+
+    python benchmarks/quality.py PAST --dataset ml-1m-rehearsal --recipe ml-1m --split user_order --train-only \\
+        --fix names_half="model.name_dropout=0.5" --runs dti_isolated:1 dti_isolated:names_half:1 --out trials.json
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # on a bare GPU image nothing is installed
 
 from dti_pipeline import artifacts
+from dti_pipeline.evaluation.evaluate import learning_curve
 
 #: One recipe for every paradigm, chosen on validation targets only (docs/dti.md says what was tried).
 RECIPES = {
@@ -50,8 +57,9 @@ FIXES = {
     "forget_linear_half": ("model.forgetting=linear", "model.forgetting_max=0.5"),
     "forget_quadratic": ("model.forgetting=quadratic",),
     "forget_square_root": ("model.forgetting=square_root",),
-    "forget_linear+rope_alibi": ("model.forgetting=linear", "model.sum_position=rope_alibi"),
 }
+
+SHOWN = ("validation_curve", "auc", "auc_streaming", "log_loss", "train_seconds", "error")
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,11 @@ def main() -> None:
     parse.add_argument("--dataset", required=True)
     parse.add_argument("--split", required=True, help="what split.rule the home was ingested with")
     parse.add_argument("--recipe", choices=RECIPES, help="default: the data set's")
-    parse.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM[:FIXES]:SEEDS",
+    parse.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM[:FIX+FIX]:SEEDS",
                        help="for example dti:1,2,3 dti:rope_alibi:1")  # fmt: skip
+    parse.add_argument("--fix", action="append", default=[], metavar="NAME=SETTINGS",
+                       help="a fix of your own: settings as --set takes them, with spaces between")  # fmt: skip
+    parse.add_argument("--train-only", action="store_true", help="no test scores: the validation targets' curve only")
     parse.add_argument("--set", action="append", default=[], help="override the recipe")
     parse.add_argument("--workers", type=int, default=1)
     parse.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many seconds")
@@ -84,6 +95,9 @@ def main() -> None:
     parse.add_argument("--out", type=Path, required=True)
     options = parse.parse_args()
     begun = time.monotonic()
+    for name, _, settings in (fix.partition("=") for fix in options.fix):
+        FIXES[name] = tuple(settings.split())
+    stages = ("train",) if options.train_only else ("train", "evaluate")
     recipe = (*RECIPES[options.recipe or options.dataset], *options.set)
     done = json.loads(options.out.read_text()) if options.out.is_file() else []
     known = {json.dumps([row["dataset"], row["settings"]]) for row in done}
@@ -94,13 +108,16 @@ def main() -> None:
     def make(run: Run) -> None:
         if time.monotonic() - begun > options.limit:
             return
-        row = {**execute(run, options.home.resolve(), options.work, options.dataset), "workers": options.workers}
+        row = {
+            **execute(run, options.home.resolve(), options.work, options.dataset, stages),
+            "workers": options.workers,
+        }
         row["split"] = options.split
         row["commit"] = options.commit or git_commit()
         row["command"] = f"python benchmarks/quality.py HOME --dataset {options.dataset} --runs {run_spec(run)}"
         done.append(row)
         artifacts.write_json(options.out, done)
-        shown = " ".join(str(row.get(key)) for key in ("auc", "auc_streaming", "log_loss", "train_seconds", "error"))
+        shown = " ".join(str(row[key]) for key in SHOWN if key in row)
         print(f"{run.name:<34} {shown}", flush=True)
 
     with ThreadPoolExecutor(options.workers) as pool:
@@ -113,7 +130,8 @@ def parse_runs(specs: list[str], recipe: tuple[str, ...]) -> list[Run]:
         paradigm, *fixes, seeds = spec.split(":")
         for seed in seeds.split(","):
             name = fixes[0] if fixes else ""
-            settings = (f"paradigm={paradigm}", *recipe, *FIXES[name], f"training.seed={seed}")
+            settings = (f"paradigm={paradigm}", *recipe, *(x for fix in name.split("+") for x in FIXES[fix]),
+                        f"training.seed={seed}")  # fmt: skip
             runs.append(Run(paradigm, name, int(seed), settings))
     return runs
 
@@ -122,8 +140,8 @@ def run_spec(run: Run) -> str:
     return ":".join(x for x in (run.paradigm, run.fixes, str(run.seed)) if x)
 
 
-def execute(run: Run, base: Path, work: Path, dataset: str) -> dict[str, Any]:
-    """Train and evaluate in a home that borrows the data; a row of figures, or the error."""
+def execute(run: Run, base: Path, work: Path, dataset: str, stages: Sequence[str]) -> dict[str, Any]:
+    """Run the stages in a home that borrows the data; a row of figures, or the error."""
     home = work / dataset / run.name
     (home / "data" / "shards").mkdir(parents=True, exist_ok=True)
     for part in ("events", "tokens", f"shards/{run.paradigm}"):
@@ -135,7 +153,7 @@ def execute(run: Run, base: Path, work: Path, dataset: str) -> dict[str, Any]:
     environment = {**os.environ, "DTI_HOME": str(home), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     row: dict[str, Any] = {"dataset": dataset, "paradigm": run.paradigm, "fixes": run.fixes, "seed": run.seed,
                            "settings": list(run.settings)}  # fmt: skip
-    for stage in ("train", "evaluate"):
+    for stage in stages:
         command = [sys.executable, "-m", "dti_pipeline.cli", stage, "--paradigm", run.paradigm, *params,
                    "--set", "tracking.enabled=false", *sets, "--json"]  # fmt: skip
         outcome = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -152,7 +170,9 @@ def figures(stage: str, report: dict[str, Any], home: Path, paradigm: str) -> di
         shards = artifacts.read(home / "data" / "shards" / paradigm, "pack").report
         keys = ("train_seconds", "targets_per_second", "tokens_per_second", "targets", "epochs", "hardware",
                 "validation_auc", "parameters", "loss")  # fmt: skip
-        return {"n": shards["context"], "k": shards["targets_per_prompt"], **{key: report[key] for key in keys}}
+        curve = learning_curve(artifacts.read(home / "models" / paradigm, "train"))
+        return {"n": shards["context"], "k": shards["targets_per_prompt"], **{key: report[key] for key in keys},
+                "validation_curve": [round(point.auc, 5) for point in curve]}  # fmt: skip
     metrics = json.loads((home / "reports" / "evaluation" / paradigm / "metrics.json").read_text())
     return {key: metrics[key] for key in ("auc", "auc_streaming", "log_loss", "gauc")}
 

@@ -188,6 +188,12 @@ class ModelConfig:
     # 0.87 after three epochs). plain: tokens alone.
     summaries: Literal["plain", "pooled"] = "pooled"
     dropout: float = 0.0  # on embeddings, attention output and MLP output, from scratch only
+    # For logs whose held-out items training hardly shows; from scratch only. In training this share of interactions
+    # loses the words that name its item, those that fewer than name_texts item texts share: one learnt vector, the
+    # unknown word, stands in their places. What many items share (genres, years) remains. 0: no interaction.
+    name_dropout: float = 0.0
+    name_texts: int = 10
+    min_token_count: int = 0  # a token that the training rows show less often is the unknown word, always; 0: none is
     head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
     # What [SUM] queries know of distance. rope: rotated as any token at its place. rope_alibi: the same with an ALiBi
     # bias. nope_alibi: un-rotated query and keys, distance only through the ALiBi bias.
@@ -198,7 +204,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.forgetting_max <= 1, "model.forgetting_max", "in [0, 1]", self.forgetting_max)
-        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        for name in ("dropout", "name_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", "in [0, 1)", getattr(self, name))
+        for name in ("name_texts", "min_token_count"):
+            _require(getattr(self, name) >= 0, f"model.{name}", "0 or more", getattr(self, name))
         _require(
             self.hidden_size % self.heads == 0,
             "model.hidden_size",
@@ -222,7 +231,13 @@ class TrainingConfig:
     warmup_share: float = 0.05  # of all targets; then cosine to final_learning_rate_share
     final_learning_rate_share: float = 0.05
     weight_decay: float = 0.01
+    # Of AdamW. Its steps have one size whatever the gradients' size, so that a rare word's noise moves it as far as a
+    # frequent one's evidence; an epsilon as large as the rare words' gradients (1e-6 to 1e-4) makes theirs smaller.
+    adam_epsilon: float = 1e-8
     max_gradient_norm: float = 1.0
+    # Weights that are validated and published: their exponential moving average over steps, with this decay; 0: the
+    # weights themselves. Averages forget the last steps' noise. Cost: one more copy of the trained weights.
+    average_decay: float = 0.0
     text_loss_weight: float = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -235,6 +250,8 @@ class TrainingConfig:
         _require(self.epochs > 0, "training.epochs", "above 0", self.epochs)
         _require(self.targets_per_step >= 1, "training.targets_per_step", "at least 1", self.targets_per_step)
         _require(self.learning_rate > 0, "training.learning_rate", "above 0", self.learning_rate)
+        _require(self.adam_epsilon > 0, "training.adam_epsilon", "above 0", self.adam_epsilon)
+        _require(0 <= self.average_decay < 1, "training.average_decay", "in [0, 1)", self.average_decay)
         _require(self.processes >= 1, "training.processes", "at least 1", self.processes)
 
 

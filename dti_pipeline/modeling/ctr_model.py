@@ -18,6 +18,7 @@ from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes, forgetting
 from dti_pipeline.modeling.masks import BlockMasks, Intervals, dense, intervals
 from dti_pipeline.modeling.sum_attention import SumRows
+from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.plain import from_plain
 
@@ -56,6 +57,8 @@ class CTRModel(nn.Module):
         self.register_buffer("label_tokens", torch.tensor([special["no"], special["yes"]]), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: BlockMasks | None = None
+        #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
+        self.unknown_words: UnknownWords | None = None
 
     def forward(self, batch: Batch, with_text_loss: bool = False) -> tuple[Tensor, Tensor]:
         """(T,) logits of P(label = 1), fp32, in the order of ``batch.sum_index``; and the text loss, or 0.
@@ -72,7 +75,8 @@ class CTRModel(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, L, E): what enters the first layer."""
-        embedded = backbone.decoder_of(self.lm).get_input_embeddings()(batch.token)
+        token = batch.token if self.unknown_words is None else self.unknown_words(batch.token, batch.kind)
+        embedded = backbone.decoder_of(self.lm).get_input_embeddings()(token)
         return embedded + _pooled_texts(embedded, batch.kind) if self.pooled else embedded
 
     def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
@@ -149,6 +153,8 @@ class CTRModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Weights (or adapters) and head as safetensors, with the configuration to load them again."""
+        if self.unknown_words is not None:
+            self.unknown_words.fold(self.lm.get_input_embeddings())
         # peft would add the whole embedding matrix where it was resized; its new rows are among the adapters.
         adapters = {"save_embedding_layers": False} if hasattr(self.lm, "peft_config") else {}
         self.lm.save_pretrained(folder / "lm", **adapters)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dti_pipeline.artifacts import file_digest, folder_digest, write_json
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
+from dti_pipeline.training.average import Average
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,10 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     random: Mapping[str, Tensor] | None = None,
+    average: Average | None = None,
 ) -> Path:
-    """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights.
+    """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights, four
+    times with an average.
 
     ``random`` has the :func:`random_state` of every process, a row each; without, it is taken of this one.
     """
@@ -72,6 +75,8 @@ def save(
     for index, values in state.items():
         for key, value in values.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     if random is None:
         random = {name: one[None] for name, one in random_state().items()}
     tensors |= {f"random.{name}": states for name, states in random.items()}
@@ -85,7 +90,13 @@ def save(
     return target
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, process: int = 0) -> Progress | None:
+def restore(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    process: int = 0,
+    average: Average | None = None,
+) -> Progress | None:
     """Continue from the newest whole checkpoint, in place, as that process; None where there is none."""
     found = _newest(folder)
     if found is None:
@@ -96,6 +107,9 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, pr
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(tensors[f"model.{name}"])
+    if average is not None:
+        for name, tensor in average.tensors.items():
+            tensor.copy_(tensors[f"average.{name}"])
     content = optimizer.state_dict()
     content["state"] = {}
     for name, tensor in tensors.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
+from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader, Work
 from dti_pipeline.training.optimizer import learning_rate
@@ -37,6 +38,7 @@ class Trainer:
     emit: Listener
     evaluate: Callable[[], dict[str, float]]
     checkpoint: Callable[[], None]
+    average: Average | None = None  # of the weights: what is evaluated, where there is one
     _asked: Tensor | None = None  # what the processes wished for a step ago
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
@@ -54,6 +56,8 @@ class Trainer:
         for work in self.loader.start(progress.step):
             loss, norm, rate = self._step(work)
             progress.step += 1
+            if self.average is not None:
+                self.average.update(progress.step)
             progress.targets_seen = work.step.targets_before + work.step.targets
             progress.tokens_seen += work.tokens * self.accelerator.num_processes
             losses.append(loss)
@@ -160,7 +164,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self.model.eval()
-        metrics = self.evaluate()
+        with nullcontext() if self.average is None else self.average.applied():
+            metrics = self.evaluate()
         self.model.train()
         self.progress.history.append(_row(self.progress, **{f"val_{name}": value for name, value in metrics.items()}))
         self._tell(Evaluated(self.progress.targets_seen, self.progress.train_seconds, metrics))

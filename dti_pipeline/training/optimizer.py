@@ -18,7 +18,13 @@ def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     cuda = any(p.is_cuda for p in trained)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), fused=cuda)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        eps=config.adam_epsilon,
+        fused=cuda,
+    )
 
 
 def learning_rate(config: TrainingConfig, targets_seen: int, targets_total: int) -> float:

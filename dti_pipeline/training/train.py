@@ -23,10 +23,12 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint
+from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
@@ -64,7 +66,8 @@ def train(
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)
     folder = checkpoint.folder(config, paths, paradigm)
-    progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index) or Progress()
+    average = Average(model.trained(), settings.average_decay) if settings.average_decay else None
+    progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index, average) or Progress()
     progress.run_id = run_id or progress.run_id
 
     def emit(event: Event) -> None:
@@ -76,7 +79,7 @@ def train(
         random = {name: accelerator.gather(state[None].to(device)) for name, state in own.items()}
         if accelerator.is_main_process:
             emit(Checkpointing(progress.targets_seen, str(folder)))
-            checkpoint.save(folder, progress, model, optimizer, random)
+            checkpoint.save(folder, progress, model, optimizer, random, average)
 
     if accelerator.is_main_process:
         emit(
@@ -107,11 +110,14 @@ def train(
         emit=emit,
         evaluate=lambda: _validate(model, store, manifest.path, settings, device),
         checkpoint=save,
+        average=average,
     )
     with _interruptible() as interrupted:
         done = trainer.run(interrupted)
     if not done:
         raise CheckFailed(f"training of {paradigm} was interrupted at step {progress.step}; run it again to go on")
+    if average is not None:
+        average.apply()
     report = _report(config, trainer, model, store, manifest.report, device)
     if accelerator.is_main_process:
         _publish(config, paths, paradigm, model, report, progress)
@@ -137,10 +143,11 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
 
 
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) -> CTRModel:
-    vocabulary = store.manifest.report["vocabulary"]
-    return CTRModel(
-        config.model, paradigm, config.packing.context, vocabulary, row_length, store.special, len(store.prefix)
+    model = CTRModel(
+        config.model, paradigm, config.packing.context, store.vocabulary, row_length, store.special, len(store.prefix)
     )
+    model.unknown_words = UnknownWords.of(config.model, store)
+    return model
 
 
 def _validate(
@@ -216,9 +223,7 @@ def _report(
             **{name: store.manifest.config["tokens"][name] for name in ("template", "max_text_tokens")},
             "prefix_tokens": store.manifest.report["prefix_tokens"],
         },
-        "network": network_facts(
-            model, store.manifest.report["vocabulary"], plan["row_length"], store.special, len(store.prefix)
-        ),
+        "network": network_facts(model, store.vocabulary, plan["row_length"], store.special, len(store.prefix)),
     }
 
 

@@ -37,7 +37,7 @@ TRAIN = pipeline.BY_NAME["train"]
 
 def configured(config: Config, **model: Any) -> Config:
     """Two epochs with dropout, validated on the way: whatever depends on random numbers or order would show."""
-    training = dataclasses.replace(config.training, epochs=2.0, targets_per_step=24, evaluations=3)
+    training = dataclasses.replace(config.training, epochs=2.0, targets_per_step=24, evaluations=3, average_decay=0.9)
     return dataclasses.replace(config, training=training, model=dataclasses.replace(config.model, **model))
 
 
@@ -46,7 +46,7 @@ def ready(request: pytest.FixtureRequest, token_home: tuple[Config, Paths], tmp_
     """A home that shares the tokens, with shards of its own."""
     config, made = token_home
     if request.param == "scratch":
-        config = configured(config, dropout=0.2)
+        config = configured(config, dropout=0.2, name_dropout=0.5, min_token_count=3)
     else:
         base = write(tmp_path / "base", "llama", vocab_size=64)
         config = configured(config, name_or_path=base, lora=LoraConfig(rank=4, alpha=8))
