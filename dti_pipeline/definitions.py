@@ -5,6 +5,9 @@ The definitions are listed, not discovered: a module with a ``@dg.definitions`` 
 
 from __future__ import annotations
 
+import importlib
+import os
+
 import dagster as dg
 
 from dti_pipeline.defs.assets import ASSETS
@@ -13,6 +16,25 @@ from dti_pipeline.defs.console import console
 from dti_pipeline.defs.jobs import JOBS
 from dti_pipeline.defs.resources import Project
 from dti_pipeline.defs.training import TrainingProcess
+from dti_pipeline.errors import InputError
+
+
+def executor() -> dg.ExecutorDefinition:
+    """What runs the steps of a run: this process, or what ``DTI_EXECUTOR=module:name`` names.
+
+    A run is a chain of stages, each of which uses what cores there are: a process for each would only add its start.
+    Training has its own process whatever the executor is. A cluster has one that gives each step a pod.
+    """
+    name = os.environ.get("DTI_EXECUTOR", "dagster:in_process_executor")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not isinstance(found, dg.ExecutorDefinition):
+        raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
+    return found
+
 
 defs = dg.Definitions(
     assets=ASSETS,
@@ -21,7 +43,5 @@ defs = dg.Definitions(
     schedules=SCHEDULES,
     loggers={"console": console},
     resources={"project": Project(), "pipes": TrainingProcess()},
-    # A run is a chain of stages, each of which uses what cores there are; a process for each would only add its
-    # start. Training has its own process whatever the executor is.
-    executor=dg.in_process_executor,
+    executor=executor(),
 )

@@ -41,6 +41,8 @@ KINDS = {
 #: memory for one. `dvc`: what is left ends with a commit that locks the repository, and is short.
 POOLS = {"ingest": "duckdb", "validate": "duckdb", "train": "gpu", "evaluate": "gpu"}
 OTHER_POOL = "dvc"
+#: Read where each step is a pod (docs/operations.md, "Kubernetes"): what uses a GPU asks the cluster for one.
+GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
 
 
 def upstream(stage: Stage) -> list[Stage]:
@@ -68,6 +70,7 @@ def build(stage: Stage) -> dg.AssetsDefinition:
         metadata=_code_reference(stage),
         code_version=_code_version(stage),
         pool=POOLS.get(stage.name, OTHER_POOL),
+        op_tags=GPU_POD if POOLS.get(stage.name) == "gpu" else None,
         automation_condition=CONDITIONS.get(stage.name),
         check_specs=checks.specs(stage),
     )
