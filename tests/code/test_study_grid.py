@@ -1,0 +1,138 @@
+"""The study's file: what it expands to, by what a run is known, and what is said of a wrong key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dti_pipeline.errors import InputError
+from dti_pipeline.study import grid as grids
+from dti_pipeline.study.grid import Grid, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def written(folder: Path, *groups: dict[str, Any], **keys: Any) -> Path:
+    content = {
+        "data_sets": {"demo": {"params": {"events": {"source": "synthetic"}, "training": {"epochs": 2}}}},
+        "fixes": {"alibi": {"model": {"sum_position": "rope_alibi"}}},
+        "models": {"wide": {"model": {"hidden_size": 128}}},
+        "groups": [{"name": f"group{i}", "data_sets": ["demo"], **group} for i, group in enumerate(groups)],
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(content | keys))
+    return folder / "study.yaml"
+
+
+def load(folder: Path, *groups: dict[str, Any], **keys: Any) -> Grid:
+    return grids.load(written(folder, *groups, **keys))
+
+
+def one(grid: Grid, paradigm: str, **facts: Any) -> Run:
+    found = [run for run in grid.runs if run.paradigm == paradigm and facts.items() <= run.facts().items()]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"paradims": ["dti"]}, r"study\.yaml: unknown key `groups\[0\]\.paradims`: did you mean `paradigms`\?"),
+        ({"paradigms": ["dti_isolate"]}, r"`paradigms` has 'dti_isolate', .*did you mean `dti_isolated`\?"),
+        ({"fixes": ["albi"]}, r"group group0: `fixes` has 'albi', .*did you mean `alibi`\?"),
+        ({"data_sets": ["demos"]}, r"`data_sets` has 'demos', .*did you mean `demo`\?"),
+        ({"k": [0]}, r"data set demo: params key `packing\.targets` must be a whole number from 1"),
+        ({"params": {"training": {"epoch": 1}}}, r"unknown params key `training\.epoch`: did you mean `epochs`\?"),
+        ({"seeds": []}, r"group group0: `seeds` is empty"),
+        ({"measure": "sped"}, r"must be one of quality, speed, not 'sped': did you mean `speed`\?"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_right(tmp_path: Path, group: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, group)
+
+
+def test_a_figure_of_a_group_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"figures\.leak_k: no group is named 'group1': did you mean `group0`"):
+        load(tmp_path, {}, figures={"leak_k": ["group1"]})
+
+
+def test_a_group_is_every_combination_and_k_of_one_is_the_sliding_window(tmp_path: Path) -> None:
+    grid = load(tmp_path, {"k": [1, 5, "all"], "seeds": [1, 2]})
+    found = sorted((run.paradigm, str(run.k)) for run in grid.runs if run.facts()["seed"] == 1)
+    assert found == [
+        ("dti", "5"), ("dti", "all"), ("dti_growing", "5"), ("dti_growing", "all"),
+        ("dti_isolated", "1"), ("dti_isolated", "5"), ("dti_isolated", "all"), ("sliding_window", "1"),
+    ]  # fmt: skip
+    assert len(grid.runs) == 2 * len(found)
+
+
+def test_a_run_that_two_groups_ask_for_is_one_run(tmp_path: Path) -> None:
+    grid = load(tmp_path, {"paradigms": ["dti"], "k": [5, 10]}, {"paradigms": ["dti"], "k": [10], "epochs": [2]})
+    assert len(grid.runs) == 2
+    assert one(grid, "dti", k=10).groups == ("group0", "group1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": [2]}, {"k": [10]}, {"n": [5]}, {"epochs": [1]}, {"max_targets": 100}, {"fixes": ["alibi"]},
+        {"models": ["wide"]}, {"measure": "speed"}, {"params": {"split": {"label_threshold": 4}}},
+        {"params": {"tokens": {"vocab_size": 512}}}, {"params": {"synth": {"users": 7}}},
+    ],
+)  # fmt: skip
+def test_whatever_shapes_its_figures_makes_another_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    plain, changed = ({"paradigms": ["dti"]}, {"paradigms": ["dti"], **change})
+    assert len(load(tmp_path, plain, changed).runs) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"events": {"path": "/elsewhere", "memory_limit": "1GB"}},
+        {"training": {"device": "cpu", "checkpoint_seconds": 7, "epochs": 2}},
+        {"training": {"weight_decay": 0.01}},  # the default, said aloud
+    ],
+)
+def test_where_and_how_it_is_made_does_not(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert len(load(tmp_path, {"paradigms": ["dti"]}, {"paradigms": ["dti"], "params": change}).runs) == 1
+
+
+def test_a_run_is_held_against_the_sliding_window_that_differs_in_nothing_but_the_method(tmp_path: Path) -> None:
+    group = {"k": [5, 10], "seeds": [1, 2], "fixes": ["", "alibi"], "epochs": [1, 2], "max_targets": 500}
+    grid = load(tmp_path, group | {"paradigms": ["sliding_window", "dti"]}, {"paradigms": ["sliding_window"]})
+    for run in grid.runs:
+        facts = run.facts()
+        same = {key: facts[key] for key in ("seed", "epochs", "max_targets", "n", "model")}
+        if run.paradigm == "dti":
+            assert run.against == one(grid, "sliding_window", fixes="", **same).digest
+    assert one(grid, "sliding_window", fixes="", max_targets=None).against is None
+
+
+def test_equal_seconds_are_the_groups_own_sliding_window(tmp_path: Path) -> None:
+    grid = load(
+        tmp_path,
+        {"paradigms": ["sliding_window", "dti"], "seeds": [1, 2]},
+        {"paradigms": ["sliding_window"], "epochs": [0.2], "seeds": [1, 2], "equal": "seconds", "name": "equal"},
+        {"paradigms": ["dti"], "seeds": [1, 2], "equal": "seconds", "name": "equal"},
+    )
+    for seed in (1, 2):
+        run = one(grid, "dti", seed=seed)
+        assert run.groups == ("group0", "equal")
+        assert run.against == one(grid, "sliding_window", seed=seed, epochs=2.0).digest
+        assert run.against_seconds == one(grid, "sliding_window", seed=seed, epochs=0.2).digest
+
+
+def test_the_committed_study_covers_what_it_is_for() -> None:
+    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    facts = [run.facts() for run in grid.runs]
+    assert {"ml-1m", "ml-latest-small", "movietweetings-100k"} <= {row["dataset"] for row in facts}
+    assert {row["k"] for row in facts if row["paradigm"] == "dti_isolated"} >= {1, 5, 10, 20, 50, "all"}
+    assert {row["n"] for row in facts if row["paradigm"] == "dti"} >= {5, 10, 20, 50}
+    assert len({row["model"] for row in facts}) >= 2
+    digests = {run.digest for run in grid.runs}
+    for run in grid.runs:  # each has its sliding window in the study, but for the logs that it does not fit
+        if run.measure == "quality" and run.paradigm != "sliding_window" and run.data_set != "ml-1m":
+            assert run.against in digests, run.label()

@@ -1,0 +1,275 @@
+"""`dti study` on a small log: run, stopped, resumed, failed, paired, reported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from dti_pipeline import config, tracking
+from dti_pipeline.cli import app
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import Paths
+from dti_pipeline.study import door, execution, log, one, rows
+from dti_pipeline.study import grid as grids
+from dti_pipeline.study import report as reports
+from dti_pipeline.study.grid import Grid
+from tests.project import TINY
+
+CONTRACT = {
+    "dataset", "split", "paradigm", "k", "n", "fixes", "epochs", "seed", "auc", "auc_streaming", "log_loss", "gauc",
+    "train_seconds", "targets_per_second", "tokens_per_second", "tokens", "speedup", "auc_difference", "floors",
+    "hardware", "commit", "command", "config",
+}  # fmt: skip
+STUDY: dict[str, Any] = {
+    "results": "study.json",
+    "document": "results.md",
+    "pictures": "img",
+    "data_sets": {"demo": {"note": "made here", "params": {"events": {"source": "synthetic"}, **TINY}}},
+    "groups": [{"name": "main", "data_sets": ["demo"], "paradigms": ["sliding_window", "dti"], "n": [5], "k": [10]}],
+    "figures": {"leak_k": ["main"], "speedup_k": ["main"]},
+}
+DOCUMENT = "# Results\n\n<!-- study: main -->\n<!-- end -->\n\nWhat we learned.\n"
+
+
+def study(folder: Path, **training: Any) -> Grid:
+    """The small study, written into a folder with a document that asks for its table."""
+    content = json.loads(json.dumps(STUDY))
+    content["data_sets"]["demo"]["params"]["training"] |= training
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    (folder / "results.md").write_text(DOCUMENT)
+    return grids.load(folder / "study.yaml")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder in which the log is prepared and nothing was run."""
+    work = tmp_path_factory.mktemp("logs")
+    grid = study(work / "file")
+    execution.prepare(grid, work / "study", grid.runs, {}, Paths(work))
+    return work / "study"
+
+
+@pytest.fixture(scope="module")
+def finished(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole study, two runs at a time, with its report."""
+    home = tmp_path_factory.mktemp("finished")
+    shutil.copytree(logs, home / "study", symlinks=True)
+    grid = study(home)
+    task = door.Task(home / "study.yaml", home / "study", workers=2)
+    untracked = config.load(Path("none"), ["tracking.enabled=false"])
+    report = door.make(task, untracked, Paths(home), None, lambda text: None)
+    assert report == {
+        "results": "study.json", "rows": 2, "failed": 0, "missing": 0, "pictures": ["study_leak_k"],
+    }, grid  # fmt: skip
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, to change."""
+    return shutil.copytree(finished, tmp_path / "home", symlinks=True)
+
+
+@pytest.mark.slow
+def test_rows_say_what_was_run_and_what_came_of_it(finished: Path) -> None:
+    base, dti = json.loads((finished / "study.json").read_text())
+    assert (base["paradigm"], base["k"], dti["paradigm"], dti["k"]) == ("sliding_window", 1, "dti", 10)
+    for row in (base, dti):
+        assert set(row) >= CONTRACT
+        assert row["workers"] == 2
+        assert row["speedup"] is None  # two at a time: seconds say nothing
+        assert row["floors"].keys() == {"item_rate", "item_and_user_rate", "item_and_user_rate_all_rows"}
+        assert row["tokens"] == pytest.approx(row["tokens_per_target"] * row["targets"], rel=0.2)
+    difference = dti["auc_difference"]
+    assert difference["against"] == base["config"]
+    assert difference["mean"] == pytest.approx(dti["auc"] - base["auc"], abs=1e-5)
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert dti["fewer_tokens"] == pytest.approx(base["tokens_per_target"] / dti["tokens_per_target"], abs=1e-3)
+    assert not list(finished.glob("study/demo/runs/*/home"))
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution.subprocess, "Popen", None)
+    before = (home / "study.json").read_bytes()
+    shutil.rmtree(home / "study" / "demo" / "runs")  # the results file alone is enough
+    grid = grids.load(home / "study.yaml")
+    assert execution.execute(grid, home / "study", grid.runs) == 0
+    assert (home / "study.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_another_configuration_is_another_run_and_never_takes_the_others_place(home: Path) -> None:
+    grid = study(home, learning_rate=0.5)
+    assert [row["state"] for row in execution.listing(grid, home / "study", grid.runs)] == ["to do", "to do"]
+    assert rows.gather(grid, home / "study") == []
+    grid = study(home)
+    assert [row["state"] for row in execution.listing(grid, home / "study", grid.runs)] == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_rows_of_other_data_are_refused(home: Path) -> None:
+    grid = grids.load(home / "study.yaml")
+    content = json.loads((home / "study.json").read_text())
+    for row in content:
+        row["data"] = "0123456789ab"
+    (home / "study.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"study\.json holds rows of demo that come from other data \(0123456789ab\)"):
+        execution.prepare(grid, home / "study", grid.runs, {}, Paths(home))
+    content[0]["data"] = "ba9876543210"
+    (home / "study.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="rows of demo come from different data"):
+        rows.gather(grid, home / "study")
+
+
+@pytest.mark.slow
+def test_interrupted_by_its_budget_it_goes_on_to_the_same_figures(logs: Path, tmp_path: Path) -> None:
+    grid = study(tmp_path, epochs=1.0, checkpoint_seconds=0)
+    run = next(run for run in grid.runs if run.paradigm == "dti")
+    work, alone = (shutil.copytree(logs, tmp_path / name, symlinks=True) for name in ("study", "alone"))
+    expected = one.execute(run, alone)
+
+    said: list[str] = []
+    checkpoints = one.folder(work, run) / "home" / "models" / ".checkpoints"
+    session = execution._Session(grid, work, None, said.append)
+    stopper = _when(lambda: bool(list(checkpoints.glob("*/*/step-*"))), session.stop)
+    session.all([run], 1)
+    stopper.join()
+    assert (session.failed, session.left_over, said) == (0, 1, [])
+    assert not (tmp_path / "study.json").exists()
+
+    assert execution.execute(grid, work, [run], budget=1e-9, say=said.append) == 0
+    assert said.pop() == "1 runs are left: the same command goes on with them"
+    assert list(checkpoints.glob("*/*/step-*"))
+    assert execution.execute(grid, work, [run], say=said.append) == 0
+    (row,) = json.loads((tmp_path / "study.json").read_text())
+    figures = ("auc", "auc_streaming", "log_loss", "loss", "targets", "steps")
+    assert {key: row[key] for key in figures} == {key: expected[key] for key in figures}
+
+
+def _when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as something is so, beside the test."""
+
+    def wait() -> None:
+        until = time.monotonic() + 300
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_has_a_row_with_its_error_and_is_tried_again(logs: Path, tmp_path: Path) -> None:
+    grid, work = study(tmp_path), shutil.copytree(logs, tmp_path / "study", symlinks=True)
+    run = next(run for run in grid.runs if run.paradigm == "dti")
+    (work / "demo" / "packed").write_text("in the way")
+    said: list[str] = []
+    assert execution.execute(grid, work, [run], say=said.append) == 1
+    (row,) = json.loads((tmp_path / "study.json").read_text())
+    assert row["error"] in said[0]
+    assert "packed" in row["error"]
+    assert row["paradigm"] == "dti"
+    assert next(execution.listing(grid, work, [run]))["state"] == "failed"
+    (work / "demo" / "packed").unlink()
+    assert execution.execute(grid, work, [run], say=said.append) == 0
+    (row,) = json.loads((tmp_path / "study.json").read_text())
+    assert "error" not in row
+    assert row["auc"] > 0
+
+
+@pytest.mark.slow
+def test_the_report_is_made_from_the_rows_and_making_it_again_changes_nothing(home: Path) -> None:
+    def files() -> dict[str, bytes]:
+        found = [home / "study.json", home / "results.md", *(home / "img").iterdir()]
+        return {path.name: path.read_bytes() for path in found}
+
+    before = files()
+    assert "study_leak_k.svg" in before
+    assert "study_leak_k.png" in before
+    text = before["results.md"].decode()
+    row = json.loads(before["study.json"])[1]
+    assert text.startswith("# Results\n")
+    assert text.endswith("What we learned.\n")
+    assert "**demo** (made here)" in text
+    assert f"| `dti` | 10 | 1 | {row['auc']:.4f} | {row['auc_streaming']:.4f} |" in text
+    shutil.rmtree(home / "study")  # a clone has the results file alone
+    untracked = config.load(Path("none"), ["tracking.enabled=false"])
+    reports.report(grids.load(home / "study.yaml"), home / "study", untracked, Paths(home))
+    assert files() == before
+
+
+@pytest.mark.slow
+def test_the_command_lists_what_is_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DTI_HOME", str(home))
+    content = yaml.safe_load((home / "study.yaml").read_text())
+    content["groups"].append({"name": "more", "data_sets": ["demo"], "paradigms": ["dti"], "n": [5], "k": [5]})
+    (home / "study.yaml").write_text(yaml.safe_dump(content))
+    done = CliRunner().invoke(app, ["study", str(home / "study.yaml"), "--list", "--json"])
+    assert done.exit_code == 0, done.output
+    listed = json.loads(done.stdout)
+    assert [row["state"] for row in listed["runs"]] == ["done", "done", "to do"]
+    assert listed["left"] == 1
+    assert listed["tokens_left"] == listed["runs"][2]["tokens"] > 0
+    assert listed["runs"][2]["seconds"] > 0  # at the speed that the same paradigm had
+    wrong = CliRunner().invoke(app, ["study", str(home / "study.yaml"), "--only", "mian", "--list"])
+    assert wrong.exit_code == 2
+    assert "did you mean `main`?" in wrong.stderr
+
+
+def test_a_prepared_log_needs_no_duckdb(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = study(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "duckdb" else find(name))
+    log.prepare("demo", grid.config("demo"), logs / "demo", tmp_path)
+    with pytest.raises(InputError, match="duckdb is not installed here: run `dti study --prepare` where it is"):
+        log.prepare("demo", grid.config("demo", {"split": {"min_history": 6}}), logs / "demo", tmp_path)
+
+
+@pytest.mark.slow
+def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_runs_under_it(home: Path) -> None:
+    grid, paths = grids.load(home / "study.yaml"), Paths(home)
+    settings = config.load(Path("none"))
+    gathered = rows.gather(grid, home / "study")
+    for _ in range(2):  # the second time finds all of it
+        tracking.record_study(settings, paths, grid, gathered)
+    store = MlflowClient(paths.tracking_uri)
+    experiment = store.get_experiment_by_name("study: demo")
+    assert experiment is not None
+    found = store.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in found if run.info.run_name == "main"]
+    children = [run for run in found if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.data.metrics["test/auc"] for run in children} == {row["auc"] for row in gathered}
+    assert "| `dti` | 10 |" in parent.data.tags["mlflow.note.content"]
+    pictures = [item.path for item in store.list_artifacts(parent.info.run_id, "pictures")]
+    assert "pictures/study_leak_k.svg" in pictures
+
+
+def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
+    facts = {"dataset": "d", "n": 20, "model": "", "max_targets": None, "fixes": "", "tokens_per_target": 10.0}
+    base = facts | {"paradigm": "sliding_window", "k": 1, "hardware": "A", "workers": 1, "targets_per_second": 10.0}
+    dti = facts | {"paradigm": "dti", "k": 50, "hardware": "A", "workers": 1, "targets_per_second": 120.0}
+    for change, speedup in (
+        ({}, 12.0), ({"hardware": "B"}, None), ({"workers": 6}, None), ({"n": 5}, None), ({"max_targets": 9}, None),
+    ):  # fmt: skip
+        row = dti | change
+        rows._speed(row, [base, row])
+        assert row["speedup"] == speedup
+    shared = dti | {"workers": 6, "targets_per_second": 40.0, "targets": 1200, "train_seconds": 30.0, "fixes": ""}
+    assert rows.seconds(shared, [base, dti, shared]) == 10.0  # at the speed that a run had alone
+    assert rows.seconds(shared | {"hardware": "B"}, [base, dti]) is None
