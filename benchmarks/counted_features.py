@@ -1,8 +1,9 @@
 """Features of a target that are counted, not learnt: what gradient-boosted trees are given.
 
-What a feature may see is what the floors may see (dti_pipeline/evaluation/floors.py): rates of items and of title
-tokens count training targets only, a training target's own label left out; a user's rates count the user's earlier
-rows.
+What a feature may see: rates of items and of title tokens count training targets only, and those of a training target
+leave its own user's fold out (ten folds of users). The floors leave one row out instead, which a logistic regression
+cannot turn against them; trees can: they read a row's own label off what its rate lacks. A user's rates count the
+user's earlier rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ NAMES = (
     "rate of similar titles, last n", "similarity, last n", "label of most similar, last n",
 )  # fmt: skip
 SMOOTHING = 5.0
+FOLDS = 10
 
 
 def features(log: Interactions, store: TokenStore, n: int) -> Array:
@@ -36,10 +38,24 @@ def features(log: Interactions, store: TokenStore, n: int) -> Array:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
+def _folds(log: Interactions) -> Array:
+    """(R,) which fold a row's rates leave out; ``FOLDS``, none, for what is not a training target."""
+    return np.where(log.train, log.user % FOLDS, FOLDS)
+
+
+def _without_fold(log: Interactions, code: Array, many: int, weight: Array) -> Array:
+    """(many, FOLDS + 1) sums of ``weight`` over the training targets of each code that are not of the column's fold."""
+    at = code[log.train] * FOLDS + log.user[log.train] % FOLDS
+    each = np.bincount(at, weights=weight[log.train], minlength=many * FOLDS).reshape(many, FOLDS)
+    total = each.sum(axis=1, keepdims=True)
+    return np.hstack([total - each, total])
+
+
 def _item(log: Interactions, prior: float) -> tuple[Array, Array]:
-    own = log.train.astype(np.float64)
-    liked = np.bincount(log.item, weights=own * log.label)[log.item] - own * log.label
-    seen = np.bincount(log.item, weights=own)[log.item] - own
+    many = int(log.item.max()) + 1
+    here = (log.item, _folds(log))
+    liked = _without_fold(log, log.item, many, log.label.astype(np.float64))[here]
+    seen = _without_fold(log, log.item, many, np.ones(len(log.label)))[here]
     return (liked + SMOOTHING * prior) / (seen + SMOOTHING), seen
 
 
@@ -60,22 +76,14 @@ def _tokens_of_texts(store: TokenStore) -> sparse.csr_array:
 
 
 def _title_rate(log: Interactions, store: TokenStore, tokens: sparse.csr_array, prior: float) -> Array:
-    """Mean log-odds of the like-rates of the title's tokens, a training target's own label left out: it is one of three
-    numbers a text, for it depends on the label and on nothing else of the row."""
+    """Mean log-odds of the like-rates of the title's tokens."""
     texts = tokens.shape[0]
-    own = log.train.astype(np.float64)
-    liked = np.bincount(store.text, weights=own * log.label, minlength=texts)
-    seen = np.bincount(store.text, weights=own, minlength=texts)
-    token_liked, token_seen = tokens.T @ liked, tokens.T @ seen
-    count = np.maximum(np.diff(tokens.indptr), 1)
-
-    def mean_log_odds(less_liked: int, less_seen: int) -> Array:
-        rate = (token_liked - less_liked + SMOOTHING * prior) / (np.maximum(token_seen - less_seen, 0) + SMOOTHING)
-        rate = rate.clip(1e-3, 1 - 1e-3)
-        return (tokens @ np.log(rate / (1 - rate))) / count
-
-    cases = np.stack([mean_log_odds(0, 0), mean_log_odds(0, 1), mean_log_odds(1, 1)])
-    return cases[np.where(log.train, 1 + log.label, 0), store.text]
+    text = store.text.astype(np.int64)
+    liked = tokens.T @ _without_fold(log, text, texts, log.label.astype(np.float64))
+    seen = tokens.T @ _without_fold(log, text, texts, np.ones(len(log.label)))
+    rate = ((liked + SMOOTHING * prior) / (seen + SMOOTHING)).clip(1e-3, 1 - 1e-3)
+    each = (tokens @ np.log(rate / (1 - rate))) / np.maximum(np.diff(tokens.indptr), 1)[:, None]
+    return each[text, _folds(log)]
 
 
 def _similar(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import nearest
 from dti_pipeline.study import pictures, rows, tables
 from dti_pipeline.study.grid import Grid
+
+#: What a document asks for: the table of a group, its AUC by history length, a picture.
+MARKED = re.compile(r"(<!-- (?P<kind>study|histories|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, An
         drawn = pictures.draw_all(grid, gathered, grid.beside(grid.pictures))
     if grid.document and grid.beside(grid.document).is_file():
         path = grid.beside(grid.document)
-        artifacts.write_text(path, tables.document(grid, gathered, path.read_text(encoding="utf-8")))
+        artifacts.write_text(path, document(grid, gathered, path.read_text(encoding="utf-8")))
     tracking.record_study(config, paths, grid, gathered)
     return {
         "results": grid.results,
@@ -35,3 +42,29 @@ def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, An
         "missing": len(grid.runs) - len({run.digest for run in grid.runs} & {row["config"] for row in gathered}),
         "pictures": drawn,
     }
+
+
+def document(grid: Grid, gathered: list[rows.Row], text: str) -> str:
+    """The text with everything between its markers made anew. InputError where one names nothing of the study."""
+
+    def part(match: re.Match[str]) -> str:
+        kind, name = match["kind"], match["name"]
+        groups = [*grid.group_names, *dict.fromkeys(row["group"] for row in gathered)]
+        known = list(pictures.DRAWINGS) if kind == "figure" else groups
+        if name not in known:
+            raise InputError(f"{grid.document} asks for {kind} {name!r}, none of the study's{nearest(name, known)}")
+        if kind == "figure":
+            made = _picture(grid, name)
+        else:
+            made = {"study": tables.group_tables, "histories": tables.history_tables}[kind](grid, gathered, name)
+        return f"{match[1]}{made}{match[4]}"
+
+    return MARKED.sub(part, text)
+
+
+def _picture(grid: Grid, name: str) -> str:
+    path = grid.beside(grid.pictures or "") / f"study_{name}.svg"
+    if not grid.pictures or not grid.document or not path.is_file():
+        return "\nNot drawn yet.\n\n"
+    said = (pictures.DRAWINGS[name].__doc__ or "").splitlines()[0].rstrip(".")
+    return f"\n![{said}]({os.path.relpath(path, grid.beside(grid.document).parent)})\n\n"

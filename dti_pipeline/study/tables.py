@@ -1,25 +1,21 @@
-"""The study's tables in Markdown, and the document in which they stand between markers."""
+"""The study's tables in Markdown."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.tables import MISSING, number, signed
 from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import PARADIGMS
-from dti_pipeline.plain import nearest
 from dti_pipeline.study.grid import Grid
 from dti_pipeline.study.rows import Row, seconds
 
 #: What tells the lines of a table apart; a fact that is the same in all of them stands above it.
 FACTS = ("k", "n", "fixes", "model", "epochs", "max_targets")
-MARKED = re.compile(r"(<!-- study: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -54,21 +50,6 @@ def of_group(grid: Grid, rows: Iterable[Row], name: str) -> list[Row]:
     return [row for row in rows if row["config"] in members or row["group"] == name]
 
 
-def document(grid: Grid, rows: list[Row], text: str) -> str:
-    """The text with every table made anew. InputError where a marker names no group."""
-
-    def table(match: re.Match[str]) -> str:
-        name = match["name"]
-        known = [*grid.group_names, *dict.fromkeys(row["group"] for row in rows)]
-        if name not in known:
-            raise InputError(
-                f"{grid.document} asks for a table of {name!r}, no group of the study{nearest(name, known)}"
-            )
-        return f"{match[1]}{group_tables(grid, rows, name)}{match[3]}"
-
-    return MARKED.sub(table, text)
-
-
 def group_tables(grid: Grid, rows: list[Row], name: str) -> str:
     """A table for each log of a group, conditions above it, failures below it."""
     own = sorted(of_group(grid, rows, name), key=lambda row: _place(grid, row["dataset"]))
@@ -79,6 +60,26 @@ def group_tables(grid: Grid, rows: list[Row], name: str) -> str:
         note = grid.data_sets[data_set].note if data_set in grid.data_sets else ""
         parts.append(_table(data_set, note, list(of_log), rows, _equal_seconds(grid, name)))
     return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def history_tables(grid: Grid, rows: list[Row], name: str) -> str:
+    """AUC of a group's targets by how many earlier rows their user has, for each log of the group."""
+    own = sorted(of_group(grid, rows, name), key=lambda row: _place(grid, row["dataset"]))
+    parts = []
+    for data_set, of_log in groupby(own, lambda row: row["dataset"]):
+        shown = [line for line in lines(of_log) if line["auc_by_history"]]
+        if not shown:
+            continue
+        buckets = list(dict.fromkeys(bucket for line in shown for bucket in line["auc_by_history"]))
+        buckets.sort(key=lambda bucket: int(bucket.rstrip("+").partition("-")[0]))
+        body = [["", *buckets], ["---", *["---:"] * len(buckets)]]
+        for line in shown:
+            each = [Line(tuple(row["auc_by_history"] for row in line.rows)).mean(bucket) for bucket in buckets]
+            body.append(
+                [" ".join(part for part in (f"`{line['paradigm']}`", line["fixes"]) if part), *map(number, each)]
+            )
+        parts.append(f"**{data_set}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in body))
+    return "\n" + "\n\n".join(parts or ["Not measured yet."]) + "\n\n"
 
 
 def _place(grid: Grid, data_set: str) -> int:
