@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,10 @@ def execute(
     """Train and judge what has no row yet; the results file is written anew after each run. How many runs failed.
 
     After ``budget`` seconds no run is started, and those that are running save and stop: the next call goes on with
-    them, as it does after Ctrl-C. A run that failed has a row with its error and is tried again next time. Runs that
-    measure speed are made one at a time, with nothing beside them.
+    them, as it does after Ctrl-C or SIGTERM. A run that failed has a row with its error and is tried again next time.
+    Runs that measure speed are made one at a time, with nothing beside them.
     """
-    with artifacts.alone(work / "study"):
+    with artifacts.alone(work / "study"), _terminable():
         gathered = rows.gather(grid, work)
         done = {row["config"] for row in gathered if "error" not in row}
         session = _Session(grid, work, time.monotonic() + budget if budget else None, say)
@@ -72,6 +74,19 @@ def execute(
     if session.left_over:
         say(f"{session.left_over} runs are left: the same command goes on with them")
     return session.failed
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is taken as Ctrl-C is: what runs is told to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Session:

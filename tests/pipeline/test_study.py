@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
-import threading
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,42 +137,35 @@ def test_rows_of_other_data_are_refused(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_by_its_budget_it_goes_on_to_the_same_figures(logs: Path, tmp_path: Path) -> None:
+def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures(logs: Path, tmp_path: Path) -> None:
     grid = study(tmp_path, epochs=1.0, checkpoint_seconds=0)
     run = next(run for run in grid.runs if run.paradigm == "dti")
     work, alone = (shutil.copytree(logs, tmp_path / name, symlinks=True) for name in ("study", "alone"))
     expected = one.execute(run, alone)
+    content = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    content["groups"][0]["paradigms"] = ["dti"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
 
-    said: list[str] = []
+    words = [sys.executable, "-m", "dti_pipeline.cli", "study", str(tmp_path / "study.yaml"), "--no-report"]
+    command = subprocess.Popen(words, env=os.environ | {"DTI_HOME": str(tmp_path)}, stderr=subprocess.DEVNULL)
     checkpoints = one.folder(work, run) / "home" / "models" / ".checkpoints"
-    session = execution._Session(grid, work, None, said.append)
-    stopper = _when(lambda: bool(list(checkpoints.glob("*/*/step-*"))), session.stop)
-    session.all([run], 1)
-    stopper.join()
-    assert (session.failed, session.left_over, said) == (0, 1, [])
+    until = time.monotonic() + 300
+    while not list(checkpoints.glob("*/*/step-*")) and time.monotonic() < until:
+        time.sleep(0.01)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait() == 130
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"{work} {run.digest}" not in running
+    assert list(checkpoints.glob("*/*/step-*"))
     assert not (tmp_path / "study.json").exists()
 
+    said: list[str] = []
     assert execution.execute(grid, work, [run], budget=1e-9, say=said.append) == 0
-    assert said.pop() == "1 runs are left: the same command goes on with them"
-    assert list(checkpoints.glob("*/*/step-*"))
+    assert said == ["1 runs are left: the same command goes on with them"]
     assert execution.execute(grid, work, [run], say=said.append) == 0
     (row,) = json.loads((tmp_path / "study.json").read_text())
     figures = ("auc", "auc_streaming", "log_loss", "loss", "targets", "steps")
     assert {key: row[key] for key in figures} == {key: expected[key] for key in figures}
-
-
-def _when(condition: Callable[[], bool], action: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as something is so, beside the test."""
-
-    def wait() -> None:
-        until = time.monotonic() + 300
-        while not condition() and time.monotonic() < until:
-            time.sleep(0.01)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 @pytest.mark.slow
