@@ -144,7 +144,7 @@ def main() -> int:
 
 
 def _front_page(server: Server, experiment: str) -> str:
-    """MLflow's own front page is about language-model traces; the trainings, where there are some, have a view."""
+    """MLflow's own front page is about language-model traces; the trainings have a view, their experiment a list."""
     query = urllib.parse.urlencode({"experiment_name": experiment})
     if server.name != "MLflow":
         return server.url
@@ -152,7 +152,7 @@ def _front_page(server: Server, experiment: str) -> str:
         with urllib.request.urlopen(f"{server.url}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
             return mlflow_page.address(server.url, json.load(answer)["experiment"]["experiment_id"])
     except urllib.error.HTTPError:
-        return server.url  # nothing was trained yet
+        return mlflow_page.address(server.url)  # nothing was trained yet
 
 
 def _watch(running: list[Server], pause: Callable[[float], None]) -> NoReturn:

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster import DagsterRunStatus as Status
 
 #: Tag with the run's process: host, process id, and when it started, since ids come round again.
-PROCESS = ".dti/process"  # the page does not show tags that begin with a dot
+PROCESS = ".dagster/dti_process"  # the page hides what begins with `.dagster/`
 UNFINISHED = [Status.STARTED, Status.CANCELING]
 
 

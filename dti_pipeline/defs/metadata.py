@@ -26,7 +26,7 @@ HEADLINES = {
 
 def describe(stage: str, report: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Metadata of a materialisation, what one looks for first: headline, links, pictures; then all the rest."""
-    figures = {name: _plain(value) for name, value in report.items() if _is_plain(value)}
+    figures = {name: _plain(value) for name, value in report.items() if _is_plain(value) and name != "mlflow_run_id"}
     tables: dict[str, Any] = {}
     if isinstance(report.get("paradigms"), Mapping):
         first: dict[str, Any] = _compared(report)
@@ -64,7 +64,7 @@ def _compared(report: Mapping[str, Any]) -> dict[str, float]:
     figures = {f"auc: {name}": row["auc"] for name, row in report["paradigms"].items()}
     figures |= {f"speedup: {name}": value for name, value in report["speedup"].items()}
     figures |= {f"auc_delta: {name}": delta["mean"] for name, delta in report["auc_delta"].items() if delta}
-    return {name: float(value) for name, value in figures.items() if value is not None}
+    return {name: _plain(float(value)) for name, value in figures.items() if value is not None}
 
 
 def _tables(name: str, value: Any) -> dict[str, Any]:
@@ -106,8 +106,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars pass for Python's until Dagster writes them."""
-    return float(value) if isinstance(value, float) else value
+    """A figure of six digits, which is what a page has room for; NumPy's scalars pass for Python's until they are
+    written."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _cell(value: Any) -> str:

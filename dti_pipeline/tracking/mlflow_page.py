@@ -31,8 +31,10 @@ COLUMNS = {
 LEADING = {"1": 73, "attributes.`Run Name`": 250, "runDateAndNestInfo": 145, "duration": 75}
 
 
-def address(url: str, experiment: str) -> str:
-    """Where an MLflow page at ``url`` shows that view of an experiment, by the experiment's id."""
+def address(url: str, experiment: str | None = None) -> str:
+    """Where an MLflow page at ``url`` shows that view of an experiment, by its id; without one, the experiments."""
+    if experiment is None:
+        return f"{url}/#/experiments?workflowType=machine_learning"
     return f"{url}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
 
 

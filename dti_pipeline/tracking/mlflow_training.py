@@ -83,7 +83,7 @@ class TrainingRun:
             scores = {f"eval/{name}": value for name, value in event.metrics.items()}
             self._add(event.targets_seen, scores | self._time(event))
         elif isinstance(event, Finished):
-            self._add(event.targets_seen, {"time/train_seconds": event.train_seconds})
+            self._add(event.targets_seen, {"time/train_seconds": _milliseconds(event.train_seconds)})
         if isinstance(event, (Checkpointing, Finished)):  # a training that is resumed starts behind these points
             self.flush()
         if time.monotonic() >= self._flush_at:
@@ -130,7 +130,9 @@ class TrainingRun:
 
     def _time(self, event: Stepped | Evaluated) -> dict[str, float]:
         """Seconds of training at this point; the end has its own event, with the whole time."""
-        return {"time/train_seconds": event.train_seconds} if event.targets_seen < self._targets_total else {}
+        if event.targets_seen >= self._targets_total:
+            return {}
+        return {"time/train_seconds": _milliseconds(event.train_seconds)}
 
     def _add(self, targets_seen: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -139,6 +141,11 @@ class TrainingRun:
             if targets_seen > self._logged.get(name, -1):
                 self._pending.append(Metric(name, value, now, targets_seen))
                 self._logged[name] = targets_seen
+
+
+def _milliseconds(seconds: float) -> float:
+    """Seconds to the millisecond: MLflow's table shows every digit that it was given."""
+    return round(seconds, 3)
 
 
 def _resumed(store: MlflowClient, run_id: str | None) -> TrainingRun | None:

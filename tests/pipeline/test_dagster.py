@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import TagType, get_tag_type
 
 from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
@@ -114,6 +115,7 @@ def test_a_run_says_which_process_it_has(stages: Stages, instance: dg.DagsterIns
     run = instance.get_run_by_id(launch(instance, "log").run_id)
     assert run is not None
     assert run.tags[ghosts.PROCESS].split(":")[1] == str(os.getpid())
+    assert get_tag_type(ghosts.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
 
 
 def test_a_data_version_is_the_folders_digest(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
@@ -126,7 +128,9 @@ def test_figures_are_numbers_and_the_run_is_linked(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DTI_MLFLOW_URL", "http://mlflow.example:5000")
+    stages.reports["train"]["loss"] = 0.0123456789
     launch(instance)
+    assert materialization(instance, "model").metadata["loss"].value == 0.0123457  # as many digits as a page can hold
     events = materialization(instance, "events").metadata
     assert [events[name].value for name in ("read", "kept", "quarantined", "duplicates")] == [100, 90, 6, 4]
     comparison = materialization(instance, "comparison").metadata

@@ -89,6 +89,7 @@ def test_make_ui_prints_both_addresses_and_ctrl_c_leaves_nothing(root: Path, sta
         if "Ctrl-C" in line:
             break
     assert set(urls) == {"Dagster", "MLflow"}, printed
+    assert "workflowType=machine_learning" in urls["MLflow"], "not on the page about language-model traces"
     assert assets_at(urls["Dagster"], process) == {stage.asset for stage in STAGES}
     with urllib.request.urlopen(urls["MLflow"], timeout=10) as answer:
         assert b"MLflow" in answer.read()
