@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from dti_pipeline.defs import ghosts
-from dti_pipeline.defs.assets import BY_PARADIGM
+from dti_pipeline.defs.assets import BY_PARADIGM, GPU_POD
 from dti_pipeline.defs.resources import Project
 from dti_pipeline.pipeline import STAGES
 
@@ -83,7 +83,10 @@ def compare_paradigms(context: dg.OpExecutionContext, project: Project) -> None:
     raise dg.Failure(f"run {failed} failed: its page says why", allow_retries=False)
 
 
-@dg.job(description="Everything, from the raw log to the comparison of all `paradigms` in params.yaml.")
+@dg.job(
+    tags=GPU_POD,  # on Kubernetes: its runs are inside its own pod
+    description="Everything, from the raw log to the comparison of all `paradigms` in params.yaml.",
+)
 def whole_comparison() -> None:
     compare_paradigms()
 

@@ -83,6 +83,14 @@ def test_a_service_waits_for_what_it_needs(name: str) -> None:
         assert how.get("required", True) == ("profiles" not in SERVICES[needed])
 
 
+def test_runs_that_a_container_took_down_are_found_by_the_next_one() -> None:
+    # defs/ghosts.py knows a run's process by its host's name; a container's own name is new each time.
+    assert {name: service["hostname"] for name, service in SERVICES.items() if "hostname" in service} == {
+        "training": "code",
+        "code": "code",
+    }
+
+
 def test_only_this_host_is_let_in() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert set(published) == {"webserver", "mlflow", "objects"}
