@@ -244,7 +244,10 @@ class TrainingConfig:
     evaluations: int = 4  # times the validation targets are scored during training
     evaluation_targets: int = 2000  # at most this many validation targets a time
     checkpoint_seconds: int = 300  # resume state at least this often; 0: after every step
-    processes: int = 1  # more than one: started through torchrun
+    processes: int = 1  # more than one: started through torchrun, on one machine or several
+    # none: each process holds the whole model (DDP). full: it holds its part of weights, gradients and moments, and
+    # gathers a layer when it is computed (FSDP): for a model that does not fit one GPU; slower where it would.
+    sharding: Literal["none", "full"] = "none"
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "training.epochs", "above 0", self.epochs)
@@ -253,6 +256,12 @@ class TrainingConfig:
         _require(self.adam_epsilon > 0, "training.adam_epsilon", "above 0", self.adam_epsilon)
         _require(0 <= self.average_decay < 1, "training.average_decay", "in [0, 1)", self.average_decay)
         _require(self.processes >= 1, "training.processes", "at least 1", self.processes)
+        _require(
+            self.sharding == "none" or self.processes > 1,
+            "training.sharding",
+            "none where training.processes is 1",
+            self.sharding,
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"
+EMBEDDINGS = "lm.model.embed_tokens.weight"  # of a model from scratch
 
 
 class CTRModel(nn.Module):
@@ -151,15 +152,25 @@ class CTRModel(nn.Module):
         """The parameters that training changes, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def save(self, folder: Path) -> None:
-        """Weights (or adapters) and head as safetensors, with the configuration to load them again."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Weights (or adapters) and head as safetensors, with the configuration to load them again.
+
+        ``weights``: those of :meth:`trained`, whole, where the model's own are shared out over processes.
+        """
         if self.unknown_words is not None:
-            self.unknown_words.fold(self.lm.get_input_embeddings())
+            own: Tensor = self.lm.get_input_embeddings().weight
+            self.unknown_words.fold(own if weights is None else weights[EMBEDDINGS])
         # peft would add the whole embedding matrix where it was resized; its new rows are among the adapters.
         adapters = {"save_embedding_layers": False} if hasattr(self.lm, "peft_config") else {}
-        self.lm.save_pretrained(folder / "lm", **adapters)
+        state: dict[str, Any] = {"state_dict": _under("lm.", weights)} if weights is not None else {}
+        self.lm.save_pretrained(folder / "lm", **adapters, **state)
         if self.head is not None:
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, folder / HEAD)
+            head = self.head.state_dict() if weights is None else _under("head.", weights)
+            save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, folder / HEAD)
+
+
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _pooled_texts(embedded: Tensor, kind: Tensor) -> Tensor:

@@ -59,10 +59,10 @@ class UnknownWords(nn.Module):
         return torch.where(hidden & (kind == Kind.TEXT), self.unknown, token)
 
     @torch.no_grad()
-    def fold(self, embedding: nn.Embedding) -> None:
-        """Write the unknown word's vector into the rows of rare words: without this module the model then says the
-        same, so that what is published needs to know nothing of it."""
-        embedding.weight[self.rare] = embedding.weight[self.unknown].clone()
+    def fold(self, embeddings: Tensor) -> None:
+        """Write the unknown word's vector into the rows of rare words of ``embeddings`` (V, E): without this module the
+        model then says the same, so that what is published needs to know nothing of it."""
+        embeddings[self.rare.to(embeddings.device)] = embeddings[self.unknown].clone()
 
 
 def _one_for_each_text(draw: Tensor, kind: Tensor) -> Tensor:

@@ -42,4 +42,5 @@ class Average:
 
     @torch.no_grad()
     def _set(self, tensors: list[Tensor]) -> None:
-        torch._foreach_copy_(self._weights, tensors)
+        for weight, tensor in zip(self._weights, tensors, strict=True):
+            weight.copy_(tensor)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dti_pipeline.artifacts import file_digest, folder_digest, write_json
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
+from dti_pipeline.training import sharding
 from dti_pipeline.training.average import Average
 
 log = logging.getLogger(__name__)
@@ -59,16 +60,16 @@ def save(
     optimizer: torch.optim.Optimizer,
     random: Mapping[str, Tensor] | None = None,
     average: Average | None = None,
+    write: bool = True,
 ) -> Path:
     """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights, four
     times with an average.
 
+    All processes call it together, and the one that is to ``write`` does: tensors that are shared out come to it whole.
     ``random`` has the :func:`random_state` of every process, a row each; without, it is taken of this one.
     """
     target = folder / f"step-{progress.step:09d}"
     aside = folder / f".{target.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in model.named_parameters() if p.requires_grad}
     state = optimizer.state_dict()["state"]
@@ -80,7 +81,12 @@ def save(
     if random is None:
         random = {name: one[None] for name, one in random_state().items()}
     tensors |= {f"random.{name}": states for name, states in random.items()}
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
+    tensors = sharding.whole(tensors, keep=write)
+    if not write:
+        return target
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
     digest = file_digest(aside / TENSORS)
     write_json(aside / STATE, {"digest": digest, "trained": names, "progress": asdict(progress)})
     shutil.rmtree(target, ignore_errors=True)
@@ -106,17 +112,18 @@ def restore(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(tensors[f"model.{name}"])
+                parameter.copy_(sharding.like(tensors[f"model.{name}"], parameter))
     if average is not None:
         for name, tensor in average.tensors.items():
-            tensor.copy_(tensors[f"average.{name}"])
+            tensor.copy_(sharding.like(tensors[f"average.{name}"], tensor))
     content = optimizer.state_dict()
     content["state"] = {}
+    optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             index, _, key = rest.partition(".")
-            content["state"].setdefault(int(index), {})[key] = tensor
+            content["state"].setdefault(int(index), {})[key] = sharding.like(tensor, optimized[int(index)])
     optimizer.load_state_dict(content)
     torch.set_rng_state(tensors["random.cpu"][process].clone())  # a copy: torch reads from where the storage begins
     if torch.cuda.is_available() and "random.cuda" in tensors:

@@ -24,16 +24,17 @@ class Work:
 
     step: Step
     passes: list[Batch]
-    tokens: int  # in those passes, padding left out
-    idle: bool  # this process has no row of its own: it computes one to take part, and counts it for nothing
+    tokens: int  # in the passes that count, padding left out
+    counted: int  # passes of rows of its own, the first ones; the others are computed to take part, for nothing
 
 
 @dataclass(frozen=True)
 class Loader:
     """The steps of a training from any of them on, for process ``rank`` of ``world``.
 
-    Rows of a step are dealt to the processes in turn. On a GPU every pass has the same shape, filled up with rows of
-    padding, so that a compiled model is compiled once.
+    Rows of a step are dealt to the processes in turn, and all take as many passes as the one with most rows: where
+    weights are shared out, every pass needs all processes. On a GPU every pass has the same shape, filled up with rows
+    of padding, so that a compiled model is compiled once.
     """
 
     rows: Rows
@@ -46,16 +47,17 @@ class Loader:
     def work(self, number: int) -> Work:
         """What this process does in step ``number``."""
         step = self.steps[number]
-        mine = step.rows[self.rank :: self.world]
-        idle = not len(mine)
+        mine = self.rows.split(step.rows[self.rank :: self.world], self.tokens_per_batch)
+        most = len(self.rows.split(step.rows[:: self.world], self.tokens_per_batch))
         passes, tokens = [], 0
         height = self.rows.height(self.tokens_per_batch) if self.device.type == "cuda" else 0
-        for part in self.rows.split(step.rows[:1] if idle else mine, self.tokens_per_batch):
-            layout = self.rows.assemble(part, height)
-            tokens += int((layout.kind != Kind.PAD).sum())
+        for index in range(most):
+            layout = self.rows.assemble(mine[index] if index < len(mine) else step.rows[:1], height)
+            if index < len(mine):
+                tokens += int((layout.kind != Kind.PAD).sum())
             batch = Batch.of(layout, self.rows.store.label)
             passes.append(batch.pin() if self.device.type == "cuda" else batch)
-        return Work(step, passes, 0 if idle else tokens, idle)
+        return Work(step, passes, tokens, len(mine))
 
     def start(self, first: int) -> Iterator[Work]:
         """Steps ``first``, ``first + 1``, .. to the last. On the CPU they are made as they are asked for."""

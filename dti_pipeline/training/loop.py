@@ -11,6 +11,8 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
@@ -102,21 +104,26 @@ class Trainer:
         rate = learning_rate(self.config, work.step.targets_before, self.loader.steps.targets)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = self._gradients(work)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        total = self.gradients(work)
+        norm = self.update()
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
-        return total, torch.as_tensor(0.0 if norm is None else norm), rate
+        return total, norm, rate
 
-    def _gradients(self, work: Work) -> Tensor:
+    def update(self) -> Tensor:
+        """Clip the gradients, take the optimizer's step with them, and drop them; their norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(0.0 if norm is None else norm)
+
+    def gradients(self, work: Work) -> Tensor:
         """Gradients of the mean loss over the step's targets; the summed loss of this process's own."""
         accelerator = self.accelerator
-        weight = 0.0 if work.idle else 1.0
         total = torch.zeros((), device=accelerator.device)
         for index, waiting in enumerate(work.passes):
             batch = waiting.to(accelerator.device)
+            weight = 1.0 if index < work.counted else 0.0
             last = index == len(work.passes) - 1
             with _synchronise(accelerator, self.model, last), accelerator.autocast():
                 logits, text_loss = self.model(batch, self.config.text_loss_weight > 0)
@@ -134,7 +141,7 @@ class Trainer:
             return
         state = torch.get_rng_state(), torch.cuda.get_rng_state()
         self.model.train()
-        self._gradients(self.loader.work(self.progress.step % self.loader.steps.count))
+        self.gradients(self.loader.work(self.progress.step % self.loader.steps.count))
         self.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(state[0])
         torch.cuda.set_rng_state(state[1])
@@ -178,7 +185,10 @@ class Trainer:
 @contextmanager
 def _synchronise(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
     """Exchange gradients between processes once a step, with its last backward pass."""
-    if last:
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        yield
+    elif last:
         yield
     else:
         with accelerator.no_sync(model):

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from dti_pipeline import artifacts, lineage
 from dti_pipeline.config import Config, TrainingConfig
@@ -27,7 +29,7 @@ from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.paths import Paths
-from dti_pipeline.training import checkpoint
+from dti_pipeline.training import checkpoint, sharding
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
@@ -62,6 +64,10 @@ def train(
     rows = Rows.open(store, manifest.path, "train")
     set_seed(settings.seed)
     model = _model(config, paradigm, store, manifest.report["row_length"]).to(device)
+    sharded = settings.sharding == "full"
+    if sharded:
+        mesh = init_device_mesh(device.type, (accelerator.num_processes,))
+        sharding.shard(model, mesh, torch.bfloat16 if settings.dtype == "bfloat16" else None)
     optimizer = optimizer_for(model, settings)
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)
@@ -79,7 +85,8 @@ def train(
         random = {name: accelerator.gather(state[None].to(device)) for name, state in own.items()}
         if accelerator.is_main_process:
             emit(Checkpointing(progress.targets_seen, str(folder)))
-            checkpoint.save(folder, progress, model, optimizer, random, average)
+        checkpoint.save(folder, progress, model, optimizer, random, average, write=accelerator.is_main_process)
+        accelerator.wait_for_everyone()  # one that ended before the state is written would take the others with it
 
     if accelerator.is_main_process:
         emit(
@@ -95,9 +102,10 @@ def train(
                 run_id=progress.run_id,
             )
         )
-    if device.type == "cuda":
+    if device.type == "cuda" and not sharded:
         model.compile_layers()
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    # What is shared out is ready as it is: accelerate would wrap it once more.
+    prepared, prepared_optimizer = (model, optimizer) if sharded else accelerator.prepare(model, optimizer)
     trainer = Trainer(
         model=prepared,
         optimizer=prepared_optimizer,
@@ -119,8 +127,9 @@ def train(
     if average is not None:
         average.apply()
     report = _report(config, trainer, model, store, manifest.report, device)
+    weights = sharding.whole(model.trained(), keep=accelerator.is_main_process) if sharded else None
     if accelerator.is_main_process:
-        _publish(config, paths, paradigm, model, report, progress)
+        _publish(config, paths, paradigm, model, weights, report, progress)
         checkpoint.remove(folder)
         emit(Finished(progress.targets_seen, progress.train_seconds, report))
     accelerator.wait_for_everyone()
@@ -160,6 +169,7 @@ def _validate(
     wanted = np.arange(min(max(enough, 1), len(rows)))
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     target, probability = score(model, rows, wanted, settings.tokens_per_batch, device, autocast)
+    sharding.reshard(model)
     label = store.label[target]
     scores = {"auc": metrics.auc(label, probability), "log_loss": metrics.log_loss(label, probability)}
     return {name: value for name, value in scores.items() if value is not None}
@@ -234,7 +244,13 @@ def _hardware(accelerator: Accelerator) -> str:
 
 
 def _publish(
-    config: Config, paths: Paths, paradigm: str, model: CTRModel, report: dict[str, Any], progress: Progress
+    config: Config,
+    paths: Paths,
+    paradigm: str,
+    model: CTRModel,
+    weights: dict[str, Tensor] | None,
+    report: dict[str, Any],
+    progress: Progress,
 ) -> None:
     with artifacts.publish(
         paths.model(paradigm),
@@ -242,7 +258,7 @@ def _publish(
         config.sections("model", "training"),
         {"tokens": paths.tokens, "shards": paths.shards(paradigm)},
     ) as draft:
-        model.save(draft.path)
+        model.save(draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
         if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
             shutil.copy(paths.tokens / ITEMS, draft.path / ITEMS)

@@ -61,7 +61,7 @@ def trained_on(
     model.zero_grad(set_to_none=True)
     made = trainer(model, rows, tokens_per_batch, **options)  # type: ignore[arg-type]
     work = made.loader.work(step)
-    loss = float(made._gradients(work)) / work.step.targets
+    loss = float(made.gradients(work)) / work.step.targets
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

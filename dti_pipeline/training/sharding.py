@@ -1,0 +1,59 @@
+"""Weights, gradients and moments shared out over the processes (FSDP), where a model does not fit one GPU.
+
+Each process keeps its part of every tensor; a layer's weights are gathered when it is computed, forward and again
+backward, and its gradients are averaged as they are made (``fully_shard`` of torch, arXiv 2304.11277). The loop's
+arithmetic stays that of several processes with whole models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dti_pipeline.modeling import backbone
+from dti_pipeline.modeling.ctr_model import CTRModel
+
+
+def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
+    """Share out ``model`` in place over the processes of ``mesh``, a layer at a time; what is in no layer is gathered
+    for a whole pass.
+
+    ``compute``: the precision that weights are gathered and used in, where it is not their own; gradients are averaged
+    in fp32. The optimizer must be made afterwards: its parameters are new ones.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
+    for layer in backbone.decoder_of(model.lm).layers:
+        if mesh.device_type == "cuda":
+            # The layer's arithmetic alone: what gathers its weights before and after stays outside the graph.
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def reshard(model: nn.Module) -> None:
+    """Give back what a forward pass without a backward pass has left gathered; nothing where nothing is shared out."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The tensors as one process would have them, on the CPU. All processes call it together; one that does not
+    ``keep`` them gets none, and holds one at a time."""
+    return {name: tensor.cpu() for name, tensor in _gathered(tensors) if keep}
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole ``tensor`` as ``model`` is held: this process's part of it, or all of it. No process asks another."""
+    if not isinstance(model, DTensor) or tensor.shape != model.shape:
+        return tensor
+    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)

@@ -1,0 +1,140 @@
+"""Two processes train what one trains: the same losses, the same weights, with whole models (DDP) and shared-out ones
+(FSDP), over gradient accumulation, evaluation, interruption and resume."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dti_pipeline.config import Config, LoraConfig
+from dti_pipeline.packing.pack import pack
+from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
+from dti_pipeline.training.train import train
+from tests.model.architectures import write
+
+PARADIGM = "dti"
+ROOT = Path(__file__).resolve().parents[2]
+
+#: A training in each of several homes, one after another in the same processes; where it says so, interrupted at a step
+#: and continued. Loading torch is most of what a process costs.
+PROCESS = """
+import faulthandler, json, os, signal, sys
+from pathlib import Path
+import torch
+from dti_pipeline.config import Config
+from dti_pipeline.errors import CheckFailed
+from dti_pipeline.paths import Paths
+from dti_pipeline.plain import from_plain
+from dti_pipeline.training.progress import Stepped
+from dti_pipeline.training.train import train
+
+faulthandler.dump_traceback_later(240, exit=True)  # processes that wait for one another for good say where, and end
+torch.set_num_threads(1)
+for home, config, stop in json.loads(sys.argv[1]):
+    def listen(event):
+        if isinstance(event, Stepped) and event.step == stop:
+            signal.raise_signal(signal.SIGTERM)  # to the first process alone
+    settings, paths = from_plain(Config, config), Paths(Path(home))
+    if stop:
+        try:
+            train(settings, paths, "dti", [listen])
+        except CheckFailed as error:
+            assert "was interrupted at step" in str(error), error
+        else:
+            raise SystemExit("it was not interrupted")
+        assert list(paths.checkpoints("dti").glob("*/step-*"))
+    assert train(settings, paths, "dti")["world_size"] == 2
+"""
+
+
+def with_training(config: Config, **training: Any) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+
+
+def configured(config: Config, **training: Any) -> Config:
+    """Steps of several passes, in fp32, without anything random but the start: processes draw numbers of their own."""
+    return with_training(config, targets_per_step=48, tokens_per_batch=128, evaluations=2, **training)
+
+
+def home_of(made: Paths, folder: Path, config: Config) -> Paths:
+    paths = Paths(folder)
+    (folder / "data").mkdir(parents=True)
+    paths.tokens.symlink_to(made.tokens)
+    pack(config, paths, PARADIGM)
+    return paths
+
+
+def in_two_processes(*trainings: tuple[Paths, Config, int]) -> None:
+    """The trainings under torchrun, as a user starts them; an int above 0 is a step to interrupt at."""
+    work = [[str(paths.home), to_plain(config), stop] for paths, config, stop in trainings]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run(
+        [*launcher, sys.executable, "-c", PROCESS, json.dumps(work)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line) or done.stderr
+
+
+def outcome(paths: Paths) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Published tensors by name, and the history without its clock."""
+    folder = paths.model(PARADIGM)
+    tensors = {
+        f"{file.name}/{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+    with (folder / "history.csv").open(newline="") as handle:
+        rows = [{k: float(v) for k, v in row.items() if v and k != "train_seconds"} for row in csv.DictReader(handle)]
+    return tensors, rows
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """To float precision: sums are taken in another order."""
+    assert one[0].keys() == other[0].keys()
+    assert len(one[0]) > 2
+    for name, tensor in one[0].items():
+        torch.testing.assert_close(tensor, other[0][name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert len(one[1]) == len(other[1]) > 5
+    for here, there in zip(one[1], other[1], strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
+
+
+def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
+    plain, made = token_home
+    # From scratch with what is done to the weights beside the steps: their average, and words that become one.
+    scratch = configured(plain, average_decay=0.9)
+    scratch = dataclasses.replace(scratch, model=dataclasses.replace(scratch.model, min_token_count=3))
+    base = write(tmp_path / "base", "llama", vocab_size=64)
+    lora = dataclasses.replace(plain.model, name_or_path=base, lora=LoraConfig(rank=4, alpha=8))
+    trainings, alone, homes = [], {}, {}
+    for model, config in {"scratch": scratch, "lora": dataclasses.replace(configured(plain), model=lora)}.items():
+        alone[model] = home_of(made, tmp_path / model, config)
+        stop = train(config, alone[model], PARADIGM)["steps"] // 2
+        for sharding in ("none", "full"):
+            several = with_training(config, processes=2, sharding=sharding)
+            for at in (0, stop):
+                made_of = home_of(made, tmp_path / f"{model}-{sharding}-{at}", several)
+                homes[model, sharding, bool(at)] = made_of
+                trainings.append((made_of, several, at))
+    in_two_processes(*trainings)
+    for model, home in alone.items():
+        for sharding in ("none", "full"):
+            left_alone, interrupted = (outcome(homes[model, sharding, stopped]) for stopped in (False, True))
+            assert_close(left_alone, outcome(home))
+            assert left_alone[1] == interrupted[1]
+            different = [name for name, one in left_alone[0].items() if not torch.equal(one, interrupted[0][name])]
+            assert not different, "a training that was interrupted and continued is the one that was left alone"
