@@ -34,13 +34,26 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         default=ROOT / "reports" / "benchmarks",
         help="folder for the JSON (default: %(default)s; what docs/benchmark.md holds is kept in benchmarks/results)",
     )
+    options.add_argument("--commit", help="of this code, where the copy at hand is no repository")
     return options
 
 
-def publish(name: str, rows: Sequence[Mapping[str, Any]], results: Path) -> None:
-    """Print rows as a Markdown table; write them, with hardware, commit and command, to ``<results>/<name>.json``."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_shown(sys.argv[1:])])
-    facts = dict(zip(FACTS, (lineage.hardware(), str(lineage.commit() or "unknown"), command), strict=True))
+def publish(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    results: Path,
+    launcher: str = "python",
+    gpus: Sequence[str] | None = None,
+    commit: str | None = None,
+) -> None:
+    """Print rows as a Markdown table; write them, with hardware, commit and command, to ``<results>/<name>.json``.
+
+    ``launcher`` started the script; ``gpus`` are those that were used, by name (default: all of the machine's);
+    ``commit`` is named where there is no repository to ask.
+    """
+    command = " ".join([launcher, f"benchmarks/{Path(sys.argv[0]).name}", *_shown(sys.argv[1:])])
+    found = str(lineage.commit() or commit or "unknown")
+    facts = dict(zip(FACTS, (lineage.hardware(gpus), found, command), strict=True))
     print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
     print(table(rows))
     lines = [json.dumps({**row, **facts}) for row in rows]  # columns in their order, a row a line
@@ -56,9 +69,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shown(arguments: Sequence[str]) -> list[str]:
-    """The arguments as another machine can use them: folders by their last name, those that only say where left out."""
+    """The arguments as another machine can use them: folders by their last name, those that change no
+    figure left out."""
     kept = [Path(argument).name if Path(argument).is_dir() else argument for argument in arguments]
-    for where in ("--results", "--scratch"):
+    for where in ("--results", "--scratch", "--commit", "--profile"):
         if where in kept:
             at = kept.index(where)
             del kept[at : at + 2]

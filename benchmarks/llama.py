@@ -1,0 +1,182 @@
+"""A Llama with random weights and a log of equal interactions: what the training step is measured on.
+
+Speed does not depend on what the weights say, so they are drawn on the device itself, in the precision that is
+measured; LoRA, attention, masks, head, loss and optimizer are the project's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import record_function
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dti_pipeline.config import ModelConfig, TrainingConfig
+from dti_pipeline.modeling import attention, backbone
+from dti_pipeline.modeling.attention import View
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.packing.layout import Kind
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.uniform import SPECIAL, uniform_store
+from dti_pipeline.planning.shape import SHAPES, Shape
+from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.loader import Loader, Work
+from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.steps import Step, Steps
+
+#: Large enough to have every part of the real ones, small enough for a test.
+TINY = Shape("tiny", 2, 64, 4, 2, 16, 96, 512, tied=False)
+#: Rows are multiples of it: the block of FlexAttention, and the tile of a matrix product.
+TILE = 128
+
+
+def shape_named(name: str, layers: int | None = None) -> Shape:
+    """A shape of :data:`SHAPES` (or ``tiny``), with fewer layers where asked; its name then says so."""
+    shape = TINY if name == TINY.name else SHAPES[name]
+    if layers is None or layers == shape.layers:
+        return shape
+    return replace(shape, layers=layers, name=f"{name}, {layers} of {shape.layers} layers")
+
+
+def filled(prompt: int, tokens: int) -> tuple[int, int]:
+    """Prompts a row, and the row's length: ``tokens`` where equal prompts fill 98 % of it, so that variants share one
+    compiled graph; else the multiple of TILE up to ``tokens`` that pads least, so that none is slowed by geometry."""
+    most = max(1, tokens // prompt)
+    if 0.98 * tokens <= most * prompt <= tokens:
+        return most, tokens
+    lengths = {count: -(-count * prompt // TILE) * TILE for count in range(max(1, most // 2), most + 1)}
+    count = min(lengths, key=lambda count: 1 - count * prompt / lengths[count])
+    return count, lengths[count]
+
+
+def log(users: int, interactions: int, tokens: int, vocabulary: int, seed: int = 7) -> TokenStore:
+    """Histories of equal length, of random texts of ``tokens - 1`` tokens and a label."""
+    draw, items = np.random.default_rng(seed), 2000
+    store = uniform_store(users, interactions, tokens)
+    return replace(
+        store,
+        tokens=draw.integers(len(SPECIAL), vocabulary, items * (tokens - 1)).astype(np.int32),
+        offsets=np.arange(items + 1, dtype=np.int64) * (tokens - 1),
+        text=draw.integers(0, items, len(store.text)).astype(np.int32),
+        label=draw.integers(0, 2, len(store.text)).astype(np.int8),
+    )
+
+
+def rows(store: TokenStore, context: int, k: int, prompts: int, row_length: int) -> Rows:
+    """One prompt of ``k`` targets a history, ``prompts`` of them a row."""
+    start = np.arange(0, len(store.text), context + k)
+    bounds = np.arange(0, len(start) + 1, prompts)
+    return Rows(store, row_length, start, start + context, start + context + k, bounds)
+
+
+def work(plan: Rows, wanted: np.ndarray, device: torch.device, step_targets: int | None = None) -> Work:
+    """One forward and backward pass over the wanted rows, as the loader hands it to the loop."""
+    layout = plan.assemble(wanted)
+    batch = Batch.of(layout, plan.store.label)
+    targets = len(batch.target)
+    step = Step(0, wanted, step_targets or targets, 0)
+    passes = [batch.pin() if device.type == "cuda" else batch]
+    return Work(step, passes, int((layout.kind != Kind.PAD).sum()), counted=1)
+
+
+class Model(CTRModel):
+    """The project's model; with ``dense``, of rows that hold one sliding-window prompt each.
+
+    In such a row plain causal attention gives every [SUM] what its mask would: only the label behind it sees more, and
+    nothing reads that label. So the baseline may use the fastest causal kernel there is, without any mask.
+    """
+
+    dense = False
+
+    def switch(self, paradigm: str, dense: bool, sum_position: str, forgetting: str) -> None:
+        """Compute something else with the same weights: 16 GB of them are there once."""
+        self.paradigm, self.dense = paradigm, dense
+        self.settings = replace(self.settings, sum_position=sum_position, forgetting=forgetting)
+        # Only forgetting needs layers that tell attention of their input; no other variant pays for it.
+        layers = backbone.decoder_of(self.lm).layers
+        if not hasattr(self, "_classes"):
+            self._classes = {"none": type(layers[0])}
+            backbone._remember_layer_inputs(self.lm)
+        remembers = self._classes.setdefault("some", type(layers[0]))
+        for layer in layers:
+            layer.__class__ = self._classes["none"] if forgetting == "none" else remembers
+
+    def view(self, batch: Batch, embedded: Tensor) -> View:
+        with record_function("mask"):
+            return View(recall=causal) if self.dense else super().view(batch, embedded)
+
+
+def causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """(B, H, L, D): causal attention by torch's fused kernels, in the place of the masked one."""
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+
+
+def model(
+    shape: Shape, settings: ModelConfig, context: int, row_length: int, device: torch.device, dtype: torch.dtype
+) -> Model:
+    """A :class:`Model` of ``shape``, its weights in ``dtype``."""
+
+    def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens: list[int]) -> nn.Module:
+        lm = random_lm(shape, row_length, device, dtype)
+        return backbone._with_lora(lm, config, trained_tokens) if config.lora.rank else lm
+
+    with mock.patch.object(backbone, "build", build):
+        made = Model(settings, "dti", context, shape.vocabulary, row_length, SPECIAL)
+    return made.to(device)
+
+
+def random_lm(shape: Shape, row_length: int, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    with device, default_dtype(dtype):
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=shape.vocabulary,
+                hidden_size=shape.hidden,
+                intermediate_size=shape.intermediate,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                num_key_value_heads=shape.kv_heads,
+                head_dim=shape.head_dim,
+                rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+                max_position_embeddings=row_length,
+                tie_word_embeddings=shape.tied,
+                use_cache=False,
+                attn_implementation=attention.NAME,
+            )
+        )
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def trainer(
+    prepared: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, config: TrainingConfig, plan: Rows
+) -> Trainer:
+    """The project's loop, of which only single steps are taken."""
+    return Trainer(
+        model=prepared,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        config=config,
+        loader=Loader(plan, Steps(plan.targets(), 1, 1, 0), plan.row_length, accelerator.device),
+        progress=Progress(),
+        emit=lambda event: None,
+        evaluate=dict,
+        checkpoint=lambda: None,
+    )

@@ -1,0 +1,193 @@
+"""The benchmarks of a GPU's training step do, at a tiny size on a CPU, what they do there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dti_pipeline.config import LoraConfig, ModelConfig
+from tests.code.test_benchmarks import BENCHMARKS, ROOT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def llama(scripts: None) -> ModuleType:
+    import llama
+
+    return llama
+
+
+def started(*command: str, folder: Path) -> str:
+    """What a benchmark printed; everything it needs comes with the checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, "--tiny", "--results", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_both_forms_of_the_sliding_window_are_the_same_model(llama: ModuleType) -> None:
+    """The baseline may use the fastest causal kernel only because it gives every target the same logit."""
+    context, c, prompts = 5, 4, 3
+    length = (context + 1) * c + 1
+    settings = ModelConfig(name_or_path="tiny", lora=LoraConfig(rank=4, alpha=8), head="verbaliser")
+    torch.manual_seed(0)
+    model = llama.model(llama.TINY, settings, context, 128, CPU, torch.float32).eval()
+    store = llama.log(prompts, context + 1, c, llama.TINY.vocabulary)
+    packed = llama.work(llama.rows(store, context, 1, prompts, 128), np.arange(1), CPU)
+    dense = llama.work(llama.rows(store, context, 1, 1, length), np.arange(prompts), CPU)
+    assert dense.passes[0].token.shape == (prompts, length)
+    assert dense.step.targets == packed.step.targets == prompts
+    gradients = []
+    logits = []
+    for work, is_dense in ((packed, False), (dense, True)):
+        model.switch("sliding_window", is_dense, "rope", "none")
+        model.zero_grad()
+        logits.append(model(work.passes[0])[0])
+        logits[-1].square().sum().backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.trained().items()})
+    assert logits[0].abs().max() > 0.01
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_forgets_is_one_switch_away(llama: ModuleType) -> None:
+    settings = ModelConfig(name_or_path="tiny", lora=LoraConfig(rank=4, alpha=8), head="verbaliser")
+    torch.manual_seed(0)
+    model = llama.model(llama.TINY, settings, 3, 128, CPU, torch.float32).eval()
+    batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).passes[0]
+    said = []
+    for forgetting in ("none", "linear", "none"):
+        model.switch("dti", False, "rope", forgetting)
+        said.append(model(batch)[0].detach())
+    assert torch.equal(said[0], said[2])
+    assert not torch.allclose(said[0], said[1], atol=1e-4)
+
+
+def test_rows_have_the_length_that_their_prompts_fill(llama: ModuleType) -> None:
+    assert llama.filled(631, 10752) == (17, 10752)  # the sliding window, n = 20, c = 30
+    assert llama.filled(2150, 10752) == (5, 10752)  # k = 50: the same row, so the same compiled graph
+    assert llama.filled(6180, 10752) == (1, 6272)  # k = 180
+    assert llama.filled(910, 10752) == (9, 8192)  # k = 10: nearly no padding
+    assert llama.filled(900, 512) == (1, 1024)  # longer than asked for: a prompt must fit
+
+
+def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "step.png"
+    options = ("--steps", "2", "--commit", "abc", "--profile", str(picture))
+    said = started(str(BENCHMARKS / "train_step.py"), *options, folder=tmp_path)
+    rows = json.loads((tmp_path / "train_step.json").read_text())
+    assert len(rows) == 13
+    assert {(row["paradigm"], row["form"]) for row in rows[:2]} == {
+        ("sliding_window", "dense"),
+        ("sliding_window", "packed"),
+    }
+    assert max(row["speedup"] for row in rows[:2]) == 1, "speed-ups are over the faster form"
+    for row in rows:
+        assert row["command"] == "python benchmarks/train_step.py --steps 2 --tiny"
+        assert row["step_ms_min"] <= row["step_ms"] <= row["step_ms_max"]
+        assert row["targets_per_second"] > 0
+        assert row["tokens_per_pass"] == row["targets_per_pass"] // row["k"] * (20 * 4 + 5 * row["k"])
+    assert {row["fixes"] for row in rows} == {"", "nope_alibi", "rope_alibi", "linear", "nope_alibi linear"}
+    bounds = [row["bound"] for row in rows if (row["paradigm"], row["fixes"]) == ("dti", "") and row["k"] in (5, 180)]
+    assert sorted(bounds) == bounds[::-1], "more targets a prompt, a higher bound"
+    assert "| dti | packed |" in said
+    assert picture.stat().st_size > 10_000
+    steps = json.loads(picture.with_suffix(".json").read_text())
+    assert len(steps) == 2
+    assert all(step["matrix products"] > 0 and step["clipping and optimizer"] > 0 for step in steps.values())
+
+
+def test_no_variant_is_begun_when_time_is_up(scripts: None) -> None:
+    import train_step
+
+    begun = []
+    bench = SimpleNamespace(
+        prepare=lambda variant: begun.append(variant) or SimpleNamespace(passes=[1.0], updates=[1.0]),
+        step=lambda one: time.sleep(0.1),
+    )
+    measured = train_step.warmed_up(bench, train_step.VARIANTS, time.monotonic() + 0.75, steps=2)
+    assert begun == list(train_step.VARIANTS[: len(measured)])
+    assert 2 <= len(measured) <= 3, "0.2 s are needed to measure each, beside the 0.1 s that preparing it takes"
+    assert all(one.passes == one.updates == [] for one in measured)
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_in_two_processes(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    started(*launcher, str(BENCHMARKS / "scaling.py"), "--steps", "2", folder=tmp_path)
+    rows = json.loads((tmp_path / "scaling_2.json").read_text())
+    found = [(row["trained"], row["sharding"], row["paradigm"], row["processes"]) for row in rows]
+    assert found == [
+        ("lora", "none", "dti", 1),
+        ("lora", "none", "sliding_window", 1),
+        ("lora", "none", "dti", 2),
+        ("lora", "none", "sliding_window", 2),
+        ("full", "full", "dti", 1),
+        ("full", "full", "dti", 2),
+        ("lora", "full", "dti", 2),
+    ]
+    for row in rows:
+        assert row["command"] == "torchrun --nproc-per-node 2 benchmarks/scaling.py --steps 2 --tiny"
+        assert row["efficiency"] > 0
+        each = row["targets_per_second_and_process"]
+        assert row["targets_per_second"] == pytest.approx(row["processes"] * each, rel=1e-2)
+    assert all(row["communication_kernels_ms"] > 0 for row in rows if row["processes"] == 2)
+
+
+def test_kernels_are_told_apart(scripts: None) -> None:
+    import kernels
+
+    def event(name: str, start: float, duration: float, category: str = "kernel") -> dict:
+        return {"name": name, "ts": start, "dur": duration, "cat": category}
+
+    found = kernels.by_kind(
+        [
+            event("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", 0, 1000),
+            event("triton_tem_fused_flex_attention_0", 1000, 200),
+            event("triton_tem_fused_flex_attention_backward_3", 1200, 500),
+            event("pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", 1700, 300),
+            event("triton_poi_fused_mul_silu_2", 2500, 100),
+            event("mask", 2600, 40, "gpu_user_annotation"),
+            event("triton_red_fused_sum_1", 2610, 30),
+            event("update", 2640, 400, "gpu_user_annotation"),
+            event("multi_tensor_apply_kernel", 2640, 400),
+            event("Memcpy HtoD (Pinned -> Device)", 3040, 10, "gpu_memcpy"),
+            event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 3050, 40),
+            event("aten::mm", 0, 9999, "cpu_op"),
+        ],
+        "gpu",
+    )
+    assert found == {
+        "attention backward": 0.8,
+        "attention forward": 0.2,
+        "matrix products": 1.0,
+        "copies": 0.01,
+        "communication": 0.04,
+        kernels.REST: 0.1,
+        "mask": 0.03,
+        "clipping and optimizer": 0.4,
+        "idle": 0.51,
+    }
