@@ -42,7 +42,7 @@ def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
     version = registry.register(store, config, paths.model(paradigm), run)
     if run.info.status != "FINISHED":  # the store was away when the training ended
         store.set_terminated(run.info.run_id, "FINISHED")
-    _log_metrics(store, run, figures, model_id=version.source.rpartition("/")[2], data=("events", events))
+    log_metrics(store, run, figures, model_id=version.source.rpartition("/")[2], data=("events", events))
     store.log_inputs(run.info.run_id, [dataset("events", events, report["split"])])
     store.log_artifacts(run.info.run_id, str(paths.evaluation(paradigm)), "evaluation")
     auc, streaming = _four(report["auc"]), _four(report["auc_streaming"])
@@ -65,7 +65,7 @@ def record_comparison(config: Config, paths: Paths) -> None:
     if not children:
         return
     parent = _parent(store, experiment, artifacts.file_digest(file), comparison)
-    _log_metrics(store, parent, _headline(comparison))
+    log_metrics(store, parent, _headline(comparison))
     store.set_tag(parent.info.run_id, NOTE, _note(comparison, paths.comparison_file("md").read_text(encoding="utf-8")))
     store.log_inputs(parent.info.run_id, [_judged(comparison)])
     for suffix in ("json", "md", "html"):
@@ -74,7 +74,7 @@ def record_comparison(config: Config, paths: Paths) -> None:
     for name, run in children.items():
         store.set_tag(run.info.run_id, PARENT, parent.info.run_id)
         store.set_tag(run.info.run_id, NOTE, comparison["verdict"][name])
-        _log_metrics(store, run, _against_baseline(comparison, name))
+        log_metrics(store, run, _against_baseline(comparison, name))
     store.set_terminated(parent.info.run_id, "FINISHED")
 
 
@@ -137,7 +137,7 @@ def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | No
         return None
 
 
-def _log_metrics(
+def log_metrics(
     store: MlflowClient,
     run: Run,
     figures: Mapping[str, float],

@@ -1,7 +1,7 @@
 """The study in MLflow: an experiment for each log, a run for each group, its runs under it.
 
 Only what the results file says is recorded, so that runs made on a machine without MLflow are recorded all the same. A
-row that has its record already is left alone.
+row that has its record already gets what is new in it: a speed-up, a difference.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run
 
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 from dti_pipeline.study import tables
-from dti_pipeline.tracking.mlflow_judgement import NOTE, PARENT
+from dti_pipeline.tracking.mlflow_judgement import NOTE, PARENT, log_metrics
 from dti_pipeline.tracking.mlflow_store import connect
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ METRICS = {
     "auc": "test/auc", "auc_streaming": "test/auc_streaming", "log_loss": "test/log_loss", "gauc": "test/gauc",
     "train_seconds": "time/train_seconds", "targets_per_second": "perf/targets_per_second",
     "tokens_per_second": "perf/tokens_per_second", "speedup": "comparison/speedup", "tokens": "tokens",
-    "fewer_tokens": "comparison/fewer_tokens", "validation_auc": "eval/auc", "peak_memory_gib": "mem/peak_gib",
+    "fewer_tokens": "comparison/fewer_tokens", "peak_memory_gib": "mem/peak_gib",
 }  # fmt: skip
 PARAMS = ("paradigm", "k", "n", "fixes", "model", "epochs", "seed", "max_targets", "split")
 TAGS = ("hardware", "commit", "workers", "data", "command")
 
 
 def record_study(config: Config, paths: Paths, grid: Grid, rows: list[dict[str, Any]]) -> None:
-    """Record the rows that have no record yet; refresh each group's page: its table, and the study's pictures."""
+    """Record the rows; refresh each group's page: its table, and the study's pictures."""
     for data_set in dict.fromkeys(row["dataset"] for row in rows):
         named = replace(config, tracking=replace(config.tracking, experiment=f"study: {data_set}"))
         store, experiment = connect(named, paths)
@@ -64,21 +64,25 @@ def _parent(store: MlflowClient, experiment: str, group: str) -> str:
 
 
 def _child(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, Any]) -> None:
-    if store.search_runs([experiment], f"tags.`{ROW}` = '{row['config']}'", max_results=1):
-        return
-    name = f"{row['paradigm']} k={row['k']} n={row['n']} {row['fixes']} {row['model']} seed={row['seed']}"
-    tags = {PARENT: parent, ROW: row["config"], "paradigm": row["paradigm"], **_author()}
-    run = store.create_run(experiment, run_name=" ".join(name.split()), tags=tags).info.run_id
-    now = int(time.time() * 1000)
+    found = store.search_runs([experiment], f"tags.`{ROW}` = '{row['config']}'", max_results=1)
+    run = found[0] if found else _created(store, experiment, parent, row)
     values = {METRICS[key]: row[key] for key in METRICS if row.get(key) is not None}
     if (difference := row.get("auc_difference")) is not None:
         values["comparison/auc_delta"] = difference["mean"]
-    metrics = [Metric(key, float(value), now, 0) for key, value in values.items()]
-    curve = [Metric("eval/auc_streaming", auc, now, step) for step, (_, auc) in enumerate(row.get("learning") or [])]
+    log_metrics(store, run, values)
+
+
+def _created(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, Any]) -> Run:
+    name = f"{row['paradigm']} k={row['k']} n={row['n']} {row['fixes']} {row['model']} seed={row['seed']}"
+    tags = {PARENT: parent, ROW: row["config"], "paradigm": row["paradigm"], **_author()}
+    tags |= {key: str(row[key]) for key in TAGS if row.get(key) is not None}
+    run = store.create_run(experiment, run_name=" ".join(name.split()), tags=tags)
     params = [Param(key, str(row[key])) for key in PARAMS if row.get(key) not in (None, "")]
-    store.log_batch(run, metrics=[*metrics, *curve], params=params,
-                    tags=[RunTag(key, str(row[key])) for key in TAGS if row.get(key) is not None])  # fmt: skip
-    store.set_terminated(run, "FINISHED")
+    now = int(time.time() * 1000)
+    curve = [Metric("eval/auc", auc, now, place) for place, (_, auc) in enumerate(row.get("learning") or [])]
+    store.log_batch(run.info.run_id, metrics=curve, params=params)
+    store.set_terminated(run.info.run_id, "FINISHED")
+    return run
 
 
 def _author() -> dict[str, str]:
