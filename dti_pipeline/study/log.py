@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.study.grid import Run, settings
 
+#: Columns that make a log the log it is.
+SAID = ("user_id", "item_id", "item_text", "label", "split", "position")
 #: The stages that make a log's tokens, with the sections that shape what each publishes.
 STAGES = {"ingest": ("synth", "events", "split"), "validate": (), "tokenize": ("tokens",)}
 
@@ -54,11 +57,14 @@ def _shape(config: Config) -> dict[str, Any]:
 
 
 def digest(home: Path) -> str:
-    """12 hexadecimal characters of what the log's tokens say, whichever versions of libraries wrote the files."""
-    store = TokenStore.open(Paths(home).tokens)
+    """12 hexadecimal characters of what the log says: who, what, the label, the split, in order. Whichever version of a
+    library wrote the file, and however texts become tokens, which is part of a run's own digest."""
+    table = pq.read_table(Paths(home).events / "interactions.parquet", columns=list(SAID))
     found = hashlib.md5()
-    for column in (store.tokens, store.offsets, store.text, store.label, store.split, store.position, store.prefix):
-        found.update(column.tobytes())
+    for name in SAID:
+        codes = table[name].combine_chunks().dictionary_encode()
+        found.update(codes.indices.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        found.update("\0".join(map(str, codes.dictionary.to_pylist())).encode())
     return found.hexdigest()[:12]
 
 

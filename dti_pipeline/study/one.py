@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts, lineage, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.interactions import Array
+from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.study import grid as grids
 from dti_pipeline.study import log
@@ -66,7 +67,7 @@ def _train(run: Run, paths: Paths) -> dict[str, Any]:
         pipeline.execute(pipeline.BY_NAME["train"], run.config, paths, run.paradigm)
     report = artifacts.read(model, "train").report
     tokens = artifacts.read(paths.tokens, "tokenize").report
-    users = int((log.TokenStore.open(paths.tokens).position == 0).sum())
+    users = int((TokenStore.open(paths.tokens).position == 0).sum())
     with (model / "history.csv").open(newline="", encoding="utf-8") as handle:
         points = [line for line in csv.DictReader(handle) if line["val_auc"]]
     return {name: report[name] for name in TRAINED} | {
