@@ -251,6 +251,14 @@ def _check(grid: Grid) -> None:
                 raise InputError(
                     f"{grid.path}, figures.{figure}: no group is named {name!r}{nearest(name, grid.group_names)}"
                 )
+    variants = {f"fixes.{name}": params for name, params in grid.fixes.items()}
+    variants |= {f"models.{name}": params for name, params in grid.models.items()}
+    variants |= {f"group {group.name}, params": group.params for group in grid.groups}
+    for where, params in variants.items():
+        if wrong := set(params) & {*DATA_SECTIONS, "validation"}:
+            raise InputError(
+                f"{grid.path}, {where}: `{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
+            )
     for group in grid.groups:
         if not group.name:
             raise InputError(f"{grid.path}: every group needs a name")

@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def written(folder: Path, *groups: dict[str, Any], **keys: Any) -> Path:
     content = {
-        "data_sets": {"demo": {"params": {"events": {"source": "synthetic"}, "training": {"epochs": 2}}}},
+        "data_sets": {
+            "demo": {"params": {"events": {"source": "synthetic"}, "training": {"epochs": 2}}},
+            "other": {"params": {"events": {"source": "synthetic"}, "training": {"epochs": 2}}},
+        },
         "fixes": {"alibi": {"model": {"sum_position": "rope_alibi"}}},
         "models": {"wide": {"model": {"hidden_size": 128}}},
         "groups": [{"name": f"group{i}", "data_sets": ["demo"], **group} for i, group in enumerate(groups)],
@@ -79,8 +82,7 @@ def test_a_run_that_two_groups_ask_for_is_one_run(tmp_path: Path) -> None:
     "change",
     [
         {"seeds": [2]}, {"k": [10]}, {"n": [5]}, {"epochs": [1]}, {"max_targets": 100}, {"fixes": ["alibi"]},
-        {"models": ["wide"]}, {"measure": "speed"}, {"params": {"split": {"label_threshold": 4}}},
-        {"params": {"tokens": {"vocab_size": 512}}}, {"params": {"synth": {"users": 7}}},
+        {"models": ["wide"]}, {"measure": "speed"}, {"data_sets": ["other"]}, {"params": {"packing": {"seed": 1}}},
     ],
 )  # fmt: skip
 def test_whatever_shapes_its_figures_makes_another_run(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -88,16 +90,32 @@ def test_whatever_shapes_its_figures_makes_another_run(tmp_path: Path, change: d
     assert len(load(tmp_path, plain, changed).runs) == 2
 
 
+@pytest.mark.parametrize("change", [{"split": {"label_threshold": 4}}, {"tokens": {"vocab_size": 512}}])
+def test_what_shapes_a_log_is_said_of_the_log_and_makes_other_runs(tmp_path: Path, change: dict[str, Any]) -> None:
+    plain = load(tmp_path, {"paradigms": ["dti"]}).runs[0]
+    params = {"events": {"source": "synthetic"}, "training": {"epochs": 2}, **change}
+    assert load(tmp_path, {"paradigms": ["dti"]}, data_sets={"demo": {"params": params}}).runs[0].digest != plain.digest
+    with pytest.raises(InputError, match=f"group group0, params: `{next(iter(change))}` shapes the log, not a run"):
+        load(tmp_path, {"params": change})
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"events": {"path": "/elsewhere", "memory_limit": "1GB"}},
         {"training": {"device": "cpu", "checkpoint_seconds": 7, "epochs": 2}},
         {"training": {"weight_decay": 0.01}},  # the default, said aloud
     ],
 )
 def test_where_and_how_it_is_made_does_not(tmp_path: Path, change: dict[str, Any]) -> None:
     assert len(load(tmp_path, {"paradigms": ["dti"]}, {"paradigms": ["dti"], "params": change}).runs) == 1
+
+
+def test_where_a_log_lies_does_not(tmp_path: Path) -> None:
+    digests = set()
+    for events in ({}, {"path": "/elsewhere", "memory_limit": "1GB"}):
+        params = {"events": {"source": "movielens", **events}}
+        digests.add(load(tmp_path, {}, data_sets={"demo": {"params": params}}).runs[0].digest)
+    assert len(digests) == 1
 
 
 def test_a_run_is_held_against_the_sliding_window_that_differs_in_nothing_but_the_method(tmp_path: Path) -> None:
