@@ -77,6 +77,7 @@ class Grid:
     fixes: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
+    others: tuple[str, ...] = ()  # groups of other kinds of models, whose rows scripts of their own make
     path: str = ""  # where it was read from
 
     def beside(self, name: str) -> Path:

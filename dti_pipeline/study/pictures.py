@@ -75,9 +75,9 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
 
     def finish(axes: Axes) -> None:
         if known := sorted(bounds[axes.get_title()]):
-            axes.plot(*zip(*known, strict=True), color="0.4", linewidth=1, label="tokens saved (bound)")
+            axes.plot(*zip(*known, strict=True), color="0.4", linewidth=1, marker="_", label="tokens saved (bound)")
         _k_axis(axes, places)
-        axes.set(ylabel="times the targets/s of sliding_window", ylim=(0, None))
+        axes.set(ylabel="times the targets/s of sliding_window", ylim=(0, 1.1 * axes.dataLim.y1))
 
     return _draw(curves, finish, path, "Speed-up against k")
 
@@ -124,7 +124,7 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
 
     def finish(axes: Axes) -> None:
         _logarithmic(axes, "m, interactions of a user", "training time a target (ms)")
-        axes.set_ylim(0, None)
+        axes.set(ylim=(0, 1.1 * axes.dataLim.y1), xticks=[line.mean("interactions_per_user") for line in lines])
 
     title = "Cost of a target against history length"
     curves: Curves = {title: {}} if lines else {}

@@ -49,8 +49,7 @@ def document(grid: Grid, gathered: list[rows.Row], text: str) -> str:
 
     def part(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
-        groups = [*grid.group_names, *dict.fromkeys(row["group"] for row in gathered)]
-        known = list(pictures.DRAWINGS) if kind == "figure" else groups
+        known = list(pictures.DRAWINGS) if kind == "figure" else [*grid.group_names, *grid.others]
         if name not in known:
             raise InputError(f"{grid.document} asks for {kind} {name!r}, none of the study's{nearest(name, known)}")
         if kind == "figure":

@@ -109,7 +109,9 @@ def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seco
         body.append([*cells, *_speed(line, rows)])
     if judged:
         body += _floors(shown[0], len(header), 1 + len(facts) + 1)
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *body))
+    kept = [0, *(i for i in range(1, len(header)) if any(cells[i] not in ("", MISSING) for cells in body))]
+    shown_cells = [[cells[i] for i in kept] for cells in (header, ["---", *["---:"] * (len(header) - 1)], *body)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in shown_cells)
     failed = [f"{row['paradigm']} k={row['k']} seed {row['seed']} failed." for row in own if "error" in row]
     return "\n\n".join([_conditions(data_set, note, shown, same), table, *failed]) if shown else "\n\n".join(failed)
 
