@@ -122,6 +122,7 @@ def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[
     named = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}", "epochs": "{} epochs",
              "max_targets": "cut to {} training targets"}  # fmt: skip
     said = [named[fact].format(_fact(first[fact])) for fact in same if first[fact] not in (None, "")]
+    said = ["1 epoch" if one == "1 epochs" else one for one in said]
     if first["test_targets"]:
         said.insert(0, f"{first['test_targets']:,} test targets of {first['test_users']:,} users")
     rule = {"user_order": "split by each user's order, not by time", "global_time": "split by global time"}
