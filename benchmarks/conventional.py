@@ -85,7 +85,7 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int) -> d
     seen = round(len(targets["train"]) * fitted.epochs) if model == "din" else len(targets["train"])
     row = {
         "dataset": data_set, "split": settings.split.rule, "group": "conventional", "paradigm": model, "k": 1, "n": N,
-        "fixes": "", "model": "", "epochs": fitted.epochs if model == "din" else None, "seed": seed,
+        "fixes": "", "model": "", "epochs": None, "stopped_after": fitted.epochs, "seed": seed,
         "max_targets": None, "measure": "quality", "config": config,
         "command": f"python benchmarks/conventional.py --data-sets {data_set} --models {model} --seeds {seed}",
         "workers": 1, "data": logs.digest(work / data_set), "commit": str(lineage.commit() or "") or None,

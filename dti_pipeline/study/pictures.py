@@ -67,15 +67,15 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
     }
     for name, found in steps.items():
         for row in found:
-            if row["paradigm"] != BASELINE and row["paradigm"] in STYLES:
+            if row["paradigm"] != BASELINE and row["speedup"] is not None:
                 panel = " ".join(part for part in (name, row.get("model")) if part)
-                curve = curves.setdefault(panel, {}).setdefault((row["paradigm"], ""), [])
+                curve = curves.setdefault(panel, {}).setdefault((row["paradigm"], row.get("fixes", "")), [])
                 curve.append((places[row["k"]], row["speedup"]))
                 bounds.setdefault(panel, set()).add((places[row["k"]], _saved(row)))
 
     def finish(axes: Axes) -> None:
         if known := sorted(bounds[axes.get_title()]):
-            axes.plot(*zip(*known, strict=True), color="0.4", linewidth=1, marker="_", label="tokens saved (bound)")
+            axes.plot(*zip(*known, strict=True), color="0.4", linewidth=1, marker="_", label="arithmetic bound")
         _k_axis(axes, places)
         axes.set(ylabel="times the targets/s of sliding_window", ylim=(0, 1.1 * axes.dataLim.y1))
 
@@ -184,10 +184,9 @@ def _fewer(line: Line, panel: str) -> float | None:
 
 
 def _saved(row: Row) -> float:
-    """Tokens a target of the sliding window over those of a row of a benchmark."""
-    if row.get("fewer_tokens"):
-        return row["fewer_tokens"]
-    return token_speedup(row["n"], row["tokens_per_interaction"], row["k"])
+    """What arithmetic allows a row of a benchmark: its own count, or the formula's."""
+    own = row.get("bound") or row.get("fewer_tokens")
+    return own or token_speedup(row["n"], row["tokens_per_interaction"], row["k"])
 
 
 def _places(ks: Iterable[int | str]) -> dict[int | str, float]:
