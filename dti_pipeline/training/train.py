@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import signal
 import time
@@ -140,6 +141,12 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
     """accelerate, on the configured device; the number of processes must be the configured one."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("params key `training.device` is cuda, but there is no CUDA device")
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate was asked for {engine}, which would share out the weights beside this project: set"
+                " distributed_type to MULTI_GPU, and training.sharding to full where a model does not fit one GPU"
+            )
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
     if accelerator.num_processes != settings.processes:

@@ -157,6 +157,20 @@ def test_scaling_is_measured_in_two_processes(tmp_path: Path) -> None:
     assert all(row["communication_kernels_ms"] > 0 for row in rows if row["processes"] == 2)
 
 
+@pytest.mark.slow
+def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
+    options = ("--seconds", "0.2", "--only", "1", "50")
+    started(str(BENCHMARKS / "epoch.py"), *options, folder=tmp_path)
+    rows = json.loads((tmp_path / "epoch.json").read_text())
+    assert [(row["paradigm"], row["k"]) for row in rows] == [("sliding_window", 1), ("dti", 50), ("dti_isolated", 50)]
+    assert rows[0]["speedup"] == 1
+    for row in rows:
+        assert row["tokens_per_batch"] in (512, 1024)
+        assert row["counted_steps"] >= 1
+        assert row["epoch_seconds"] > 0
+    assert all(row["fewer_tokens"] > 8 for row in rows[1:])
+
+
 def test_kernels_are_told_apart(scripts: None) -> None:
     import kernels
 
