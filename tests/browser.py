@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -124,8 +126,8 @@ def browser(profile: Path) -> Iterator[Browser]:
         finally:
             tab.close()
     finally:
-        process.terminate()
-        process.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)  # its browser is closed; asked politely, it may take its time
+        process.wait()
 
 
 def _wait_until_listening(port: int) -> None:

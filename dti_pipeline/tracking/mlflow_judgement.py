@@ -123,7 +123,7 @@ def _against_baseline(comparison: Mapping[str, Any], paradigm: str) -> dict[str,
     """What a comparison found of one training: how many times faster than the sliding window, at what cost in AUC."""
     delta = comparison["auc_delta"].get(paradigm) or {}
     found = {"speedup": comparison["speedup"].get(paradigm), "auc_delta": delta.get("mean")}
-    return {f"comparison/{name}": value for name, value in found.items() if value is not None}
+    return {f"comparison/{name}": round(value, 6) for name, value in found.items() if value is not None}  # a column
 
 
 def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:

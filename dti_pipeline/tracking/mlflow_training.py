@@ -122,8 +122,8 @@ class TrainingRun:
             "train/loss": event.loss,
             "train/learning_rate": event.learning_rate,
             "train/gradient_norm": event.gradient_norm,
-            "perf/targets_per_second": event.targets_per_second,
-            "perf/tokens_per_second": event.tokens_per_second,
+            "perf/targets_per_second": round(event.targets_per_second, 1),
+            "perf/tokens_per_second": round(event.tokens_per_second, 1),
             "mem/peak_gib": event.peak_memory_gib,
         }
         self._add(event.targets_seen, values | self._time(event) | self._system.read())
@@ -144,7 +144,7 @@ class TrainingRun:
 
 
 def _milliseconds(seconds: float) -> float:
-    """Seconds to the millisecond: MLflow's table shows every digit that it was given."""
+    """MLflow's table shows every digit that it was given."""
     return round(seconds, 3)
 
 

@@ -107,7 +107,6 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from dti_pipeline import pipeline
-from dti_pipeline import pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.plain import from_plain
 from dti_pipeline.paths import Paths

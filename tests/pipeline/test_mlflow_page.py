@@ -94,6 +94,10 @@ def test_the_printed_address_opens_on_the_claim(page: str, chromium: Browser, ru
         chromium.wait_for(column)
     (speedup,) = [run.data.metrics["comparison/speedup"] for run in runs if run.data.tags["paradigm"] == "dti"]
     chromium.wait_for(str(speedup)[:6])
+    chromium.wait_for("Sort: test/auc")
+    chromium.click("^time/train_seconds$", "[role=columnheader] *")
+    chromium.wait_for("Sort: time/train_seconds")
+    shown(chromium, runs)
 
 
 def test_a_comparison_opens_with_its_table_and_leads_to_its_trainings(
