@@ -5,7 +5,8 @@ none from it: the batch's :class:`View` must arrive with every call, and a call 
 mistake can turn into plain causal attention in silence.
 
 One call serves text, label and [SUM] queries alike. Where a [SUM] needs another rule (positions, forgetting) its rows,
-one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention` and replace the first result.
+one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention` and replace the first result. In
+the last layer they may be the only ones (:func:`dti_pipeline.modeling.layers.narrow`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import Intervals, dense
-from dti_pipeline.modeling.sum_attention import SumRows, sum_attention
+from dti_pipeline.modeling.sum_attention import sum_attention
+from dti_pipeline.modeling.sum_rows import SumRows
 
 NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
@@ -39,6 +42,7 @@ class View:
     bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
     block_mask: BlockMask | None = None  # CUDA
     sums: SumRows | None = None
+    narrow: bool = False  # the last layer computes [SUM] rows only, if it can
     recall: Callable[..., Tensor] | None = None  # serving: attention over keys and values that were computed before
     watch: Callable[..., None] | None = None  # told what every layer hands to attention, before it is used
 
@@ -86,6 +90,9 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if view.watch is not None:
         view.watch(module, query, key, value, scale, kwargs)
+    memory: LayerMemory | None = kwargs.get("layer")
+    if memory is not None and memory.narrow and view.sums is not None:
+        return _at_sums(module, query, None, view.sums, scale, memory).transpose(1, 2), None
     if view.recall is not None:
         out = view.recall(module, query, key, value, scale)
     elif view.block_mask is not None:
@@ -94,9 +101,30 @@ def attend(
         out = _banded(query, key, value, view.bands, scale)
     else:
         raise RuntimeError("the view of the batch holds no mask")
-    if view.sums is not None:
-        out = view.sums.put(out, sum_attention(module, query, key, value, view.sums, scale, kwargs))
+    if view.sums is not None and view.sums.differ:
+        rows = _at_sums(module, view.sums.take(query), (key, value), view.sums, scale, memory)
+        out = view.sums.put(out, rows)
     return out.transpose(1, 2), None
+
+
+def _at_sums(
+    module: nn.Module,
+    query: Tensor,
+    given: tuple[Tensor, Tensor] | None,
+    sums: SumRows,
+    scale: float,
+    memory: LayerMemory | None,
+) -> Tensor:
+    """Attention of the [SUM] rows' queries (B, H, S, D) over keys and values as the layer made them (at the batch's
+    positions), or, where it made them of these rows only, over those of its whole input."""
+    assert memory is not None
+    if given is None:
+        key, value = memory.project(module, memory.hidden, sums.keep_rotation)
+    else:
+        key, value = given
+        key = key if sums.keep_rotation else memory.unrotated(key)
+    query = query if sums.keep_rotation else memory.unrotated(query, sums.slot)
+    return sum_attention(module, query, key, value, sums, scale, memory)
 
 
 def _banded(

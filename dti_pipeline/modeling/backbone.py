@@ -15,8 +15,7 @@ from transformers.utils import logging
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import attention, probe
-from dti_pipeline.modeling.sum_attention import LayerMemory
+from dti_pipeline.modeling import attention, layers, probe
 
 
 def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens: list[int]) -> PreTrainedModel:
@@ -30,9 +29,13 @@ def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens:
         from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
     )
     check(lm, row_length)
-    if config.forgetting != "none":
-        _remember_layer_inputs(lm)
+    stack: list[nn.Module] = list(getattr(lm.get_decoder(), "layers", ()))
+    for layer in stack:
+        layers.remember(layer)
     probe.check(lm, config.sum_position, config.forgetting != "none")
+    layers.narrow(stack[-1])
+    if not probe.narrow_is_plain(lm):
+        layers.widen(stack[-1])
     if config.name_or_path is None or config.lora.rank == 0:
         return lm
     return _with_lora(lm, config, trained_tokens)
@@ -166,20 +169,3 @@ def _add_dropout(lm: PreTrainedModel, rate: float) -> None:
     for layer in decoder.layers:
         layer.self_attn.o_proj.register_forward_hook(drop)
         layer.mlp.down_proj.register_forward_hook(drop)
-
-
-def _remember_layer_inputs(lm: PreTrainedModel) -> None:
-    """Let every decoder layer hand its input and norm to the attention function, which transformers does not.
-
-    A subclass of the layer's own class: weights keep their names, and compilation sees plain code, no hook.
-    """
-    for layer in getattr(lm.get_decoder(), "layers", ()):
-        base = type(layer)
-
-        class Remembering(base):  # type: ignore[misc, valid-type]
-            def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                memory = LayerMemory(getattr(self, "input_layernorm", None), hidden_states)
-                return super().forward(hidden_states, *args, layer=memory, **kwargs)
-
-        Remembering.__name__ = base.__name__
-        layer.__class__ = Remembering

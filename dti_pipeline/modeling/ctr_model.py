@@ -15,9 +15,10 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import backbone
 from dti_pipeline.modeling.attention import View, bands
 from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.distance import alibi_slopes, forgetting
-from dti_pipeline.modeling.masks import BlockMasks, Intervals, dense, intervals
-from dti_pipeline.modeling.sum_attention import SumRows
+from dti_pipeline.modeling.distance import alibi_slopes
+from dti_pipeline.modeling.layers import narrows
+from dti_pipeline.modeling.masks import BlockMasks, Intervals, intervals
+from dti_pipeline.modeling.sum_rows import Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.plain import from_plain
@@ -47,6 +48,7 @@ class CTRModel(nn.Module):
         self.has_prefix = prefix_length > 0
         self.lm = backbone.build(settings, vocabulary, row_length, [special[role] for role in ("sum", "no", "yes")])
         decoder = backbone.decoder_of(self.lm)
+        self.narrows = narrows(decoder.layers[-1])
         width = decoder.config.get_text_config().hidden_size
         heads = decoder.config.get_text_config().num_attention_heads
         self.head = nn.Linear(width, 2) if settings.head == "fresh" else None
@@ -58,6 +60,7 @@ class CTRModel(nn.Module):
         self.register_buffer("label_tokens", torch.tensor([special["no"], special["yes"]]), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: BlockMasks | None = None
+        self._largest = Sizes(1, 1, 1)
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
 
@@ -68,9 +71,13 @@ class CTRModel(nn.Module):
         words of a vocabulary which clicks alone say little about. Cost: logits over the vocabulary at text tokens.
         """
         embedded = self.embed(batch)
-        hidden = self.states(embedded, batch.position, self.view(batch, embedded))
-        at_sum = hidden.reshape(-1, hidden.shape[-1])[batch.sum_index]
-        no, yes = self.label_logits(at_sum).unbind(-1)
+        # Unless words are predicted too, nobody reads any other row of the last layer.
+        view = self.view(batch, embedded, narrow=self.narrows and not with_text_loss)
+        hidden = self.states(embedded, batch.position, view)
+        index = batch.sum_index
+        if view.narrow:
+            index = index // batch.token.shape[1] * hidden.shape[1] + batch.sum_within
+        no, yes = self.label_logits(hidden.flatten(0, 1).index_select(0, index)).unbind(-1)
         text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
         return yes - no, text_loss
 
@@ -81,7 +88,7 @@ class CTRModel(nn.Module):
         return embedded + _pooled_texts(embedded, batch.kind) if self.pooled else embedded
 
     def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
-        """(B, L, E): what leaves the last layer and its norm."""
+        """(B, L, E), or (B, S, E) of a narrow view: what leaves the last layer and its norm."""
         decoder = backbone.decoder_of(self.lm)
         backbone.require_ours(decoder)
         return decoder(
@@ -104,44 +111,49 @@ class CTRModel(nn.Module):
         rows = vocabulary[self.label_tokens]
         return at_sum.float() @ rows.float().T
 
-    def view(self, batch: Batch, embedded: Tensor) -> View:
-        """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer."""
+    def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
+        """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only
+        [SUM] rows are to leave the last."""
         spans = intervals(batch.tokens, self.paradigm, self.context)
         sums = None
-        if self.settings.sum_position != "rope" or self.settings.forgetting != "none":
+        if narrow or self.settings.sum_position != "rope" or self.settings.forgetting != "none":
             sums = self._sum_rows(batch, spans, embedded)
         if batch.token.device.type != "cuda":
-            return View(bands=bands(spans), sums=sums)
+            return View(bands=bands(spans), sums=sums, narrow=narrow)
         shape = tuple(batch.token.shape)
         if self._block_masks is None or self._block_masks.shape != shape:
             self._block_masks = BlockMasks(shape[0], shape[1], batch.token.device, self.has_prefix)
-        return View(block_mask=self._block_masks.build(spans), sums=sums)
+        return View(block_mask=self._block_masks.build(spans), sums=sums, narrow=narrow)
 
     def _sum_rows(self, batch: Batch, spans: Intervals, embedded: Tensor) -> SumRows:
-        slot, valid = _sum_slots(batch)
-        visible = dense(spans, slot)[:, None]
-        bias = amount = cos = sin = None
-        if self.settings.sum_position == "nope_alibi" or self.settings.forgetting != "none":
-            cos, sin = backbone.decoder_of(self.lm).rotary_emb(embedded, position_ids=batch.position)
-        if self.settings.sum_position != "rope":
-            back = torch.gather(batch.position, 1, slot)[:, :, None] - batch.position[:, None, :]
-            bias = -self.slopes[None, :, None, None] * back[:, None].clamp(min=0)
-        if self.settings.forgetting != "none":
-            back = torch.gather(batch.interaction, 1, slot)[:, :, None] - batch.interaction[:, None, :]
-            prefix = (batch.interaction < 0)[:, None, :]  # the instruction is at no distance: it is not forgotten
-            back = torch.where(prefix, torch.zeros_like(back), back)
-            amount = forgetting(back, self.settings.forgetting, self.settings.forgetting_max, self.context)[:, None]
-        return SumRows(
-            slot=slot,
-            valid=valid,
-            visible=visible,
-            bias=bias,
+        forgets = self.settings.forgetting != "none"
+        return sum_rows(
+            batch.sum_slot,
+            batch.sum_valid,
+            Rule(
+                spans=spans,
+                position=batch.position,
+                interaction=batch.interaction,
+                context=self.context,
+                alibi=self.settings.sum_position != "rope",
+                family=self.settings.forgetting,
+                maximum=self.settings.forgetting_max,
+            ),
+            self.slopes,
+            self._sizes(batch, spans),
             keep_rotation=self.settings.sum_position != "nope_alibi",
-            cos=cos,
-            sin=sin,
-            amount=amount,
-            initial=embedded if amount is not None else None,
+            initial=embedded if forgets else None,
         )
+
+    def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:
+        """On a CPU what the batch needs. On a GPU, where new sizes are a compilation and reading any from it is a wait,
+        what its copy in the CPU's memory needs, and no less than the batches before."""
+        if batch.host is None:
+            return needed(batch.sum_slot, batch.sum_valid, spans)
+        host = batch.host
+        here = needed(host.sum_slot, host.sum_valid, intervals(host.tokens, self.paradigm, self.context))
+        self._largest = here.rounded().at_least(self._largest)
+        return self._largest
 
     def compile_layers(self) -> None:
         """Compile each decoder layer (they share one graph). Rows must then have one length, batches one height."""
@@ -184,22 +196,6 @@ def _pooled_texts(embedded: Tensor, kind: Tensor) -> Tensor:
     count = torch.zeros_like(weight).index_add(0, text, weight)
     behind = (kind == Kind.SUM) | (kind == Kind.LABEL)
     return ((total / count.clamp(min=1)[:, None])[text] * behind[:, None]).view(embedded.shape)
-
-
-def _sum_slots(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, S) slots of the [SUM]s of each row, and which of them are real. S is the fullest row's count; on a GPU it is
-    rounded up, so that batches have few shapes to compile for."""
-    rows, length = batch.token.shape
-    row, slot = batch.sum_index // length, batch.sum_index % length
-    counts = torch.bincount(row, minlength=rows)
-    step = 64 if row.is_cuda else 1
-    most = max(1, -(-int(counts.max()) // step)) * step
-    within = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    slots = torch.zeros(rows, most, dtype=torch.long, device=row.device)
-    valid = torch.zeros(rows, most, dtype=torch.bool, device=row.device)
-    slots[row, within] = slot
-    valid[row, within] = True
-    return slots, valid
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> CTRModel:

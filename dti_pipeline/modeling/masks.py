@@ -86,6 +86,18 @@ class Intervals:
         has_prefix = self.prompt_text > self.prompt
         return torch.where(has_prefix, self.prompt, self.first)
 
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast."""
+        first, prompt, prompt_text = (at(x, query) for x in (self.first, self.prompt, self.prompt_text))
+        window = (key <= query) & (key >= first)
+        prefix = (key <= query) & (key >= prompt) & (key < prompt_text)
+        return (window | prefix) & (~at(self.is_sum, key) | (key == query))
+
+
+def at(x: Tensor, slots: Tensor) -> Tensor:
+    """``x`` (B, L) at ``slots`` (B, ..)."""
+    return x.gather(1, slots.reshape(len(slots), -1)).view(slots.shape)
+
 
 def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
     """The mask of ``paradigm`` as intervals. Cost: four binary searches a token; no L x L matrix is made."""
@@ -113,15 +125,10 @@ def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
     return Intervals(first, prompt, prompt_text, is_sum)
 
 
-def dense(i: Intervals, queries: Tensor | None = None) -> Tensor:
-    """The intervals written out: the twin of :func:`visible`, (B, L, L); or its rows ``queries`` (B, S), (B, S, L)."""
-    slot = torch.arange(i.first.shape[1], device=i.first.device)
-    queries = slot.expand_as(i.first) if queries is None else queries
-    first, prompt, prompt_text = (_query(x.gather(1, queries)) for x in (i.first, i.prompt, i.prompt_text))
-    query, key = _query(queries), slot[None, None, :]
-    window = (key <= query) & (key >= first)
-    prefix = (key <= query) & (key >= prompt) & (key < prompt_text)
-    return (window | prefix) & (~_key(i.is_sum) | (key == query))
+def dense(i: Intervals) -> Tensor:
+    """The intervals written out: the twin of :func:`visible`, (B, L, L)."""
+    slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)
+    return i.sees(_query(slot), _key(slot))
 
 
 class BlockMasks:

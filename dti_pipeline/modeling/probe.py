@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention import View, bands
-from dti_pipeline.modeling.distance import unrotate
 from dti_pipeline.modeling.masks import Tokens, intervals
-from dti_pipeline.modeling.sum_attention import SumRows, sum_attention, sum_attention_reference
+from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
+from dti_pipeline.modeling.sum_rows import Rule, SumRows, needed, sum_rows
 from dti_pipeline.packing.layout import Kind
 
 #: Relative change of a state that counts as one. fp32 noise is about 1e-6; what one token does to another is above 1e-3
@@ -66,7 +66,29 @@ def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
         if sum_position == "nope_alibi":
             _check_rotation(name, decoder, calls[0], embedded, positions)
         if forgetting:
-            _check_forgetting(name, decoder, calls, embedded, positions)
+            _check_forgetting(name, calls, embedded, positions)
+    finally:
+        lm.train(training)
+
+
+@torch.no_grad()
+def narrow_is_plain(lm: PreTrainedModel) -> bool:
+    """Whether a model whose last layer can work at [SUM] rows only gives there what it gives at all rows. Cost: two
+    forward passes of 30 tokens."""
+    decoder = lm.get_decoder()
+    training = lm.training
+    lm.eval()
+    try:
+        embedded, positions = _rows(lm)
+        rows = _sum_rows(positions, None)
+        inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": None, "use_cache": False}
+        plain, narrow = (
+            decoder(**inputs, dti=View(bands=bands(rows.rule.spans), sums=rows, narrow=narrow)).last_hidden_state
+            for narrow in (False, True)
+        )
+        return _close(narrow, plain)
+    except (AttributeError, TypeError, RuntimeError, AssertionError, KeyError):
+        return False  # it does not call its parts by the names we know
     finally:
         lm.train(training)
 
@@ -115,10 +137,15 @@ def _check_states(name: str, states: Tensor) -> None:
 def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, positions: Tensor) -> None:
     """Un-rotated keys of the first layer must be its keys at position 0."""
     try:
-        cos, sin = decoder.rotary_emb(embedded, position_ids=positions)
-        undone = unrotate(first.key, cos, sin)
+        decoder.rotary_emb(embedded, position_ids=positions)  # one for all layers
+        undone = first.kwargs["layer"].unrotated(first.key)
         agrees = _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
-    except (AttributeError, TypeError, RuntimeError):  # no rotary embedding, one for each kind of layer, a partial one
+    except (
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        AssertionError,
+    ):  # no rotary embedding, one for each kind of layer, a partial one
         agrees = False
     if not agrees:
         raise InputError(
@@ -126,13 +153,12 @@ def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, pos
         )
 
 
-def _check_forgetting(name: str, decoder: Any, calls: list[_Call], embedded: Tensor, positions: Tensor) -> None:
+def _check_forgetting(name: str, calls: list[_Call], embedded: Tensor, positions: Tensor) -> None:
     """In every layer, keys rebuilt from its input must be its keys, and both forms of forgetting must agree."""
     try:
-        cos, sin = decoder.rotary_emb(embedded, position_ids=positions)
-        rows = _sum_rows(embedded, cos, sin)
+        rows = _sum_rows(positions, embedded)
         agrees = _close(calls[0].kwargs["layer"].hidden, embedded) and all(_forgets(call, rows) for call in calls)
-    except (AttributeError, TypeError, RuntimeError):
+    except (AttributeError, TypeError, RuntimeError, AssertionError):
         agrees = False
     if not agrees:
         raise InputError(
@@ -141,8 +167,9 @@ def _check_forgetting(name: str, decoder: Any, calls: list[_Call], embedded: Ten
 
 
 def _forgets(call: _Call, rows: SumRows) -> bool:
-    key, value = call.kwargs["layer"].project(call.module, call.kwargs["layer"].hidden, rows)
-    arguments = (call.module, call.query, call.key, call.value, rows, call.scale, call.kwargs)
+    memory = call.kwargs["layer"]
+    key, value = memory.project(call.module, memory.hidden, rows.keep_rotation)
+    arguments = (call.module, rows.take(call.query), call.key, call.value, rows, call.scale, memory)
     return (
         _close(key, call.key)
         and _close(value, call.value)
@@ -150,20 +177,14 @@ def _forgets(call: _Call, rows: SumRows) -> bool:
     )
 
 
-def _sum_rows(embedded: Tensor, cos: Tensor, sin: Tensor) -> SumRows:
-    count, length = embedded.shape[:2]
-    visible = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()
-    return SumRows(
-        slot=torch.arange(length, device=embedded.device).expand(count, -1),
-        valid=torch.ones(count, length, dtype=torch.bool, device=embedded.device),
-        visible=visible.expand(count, 1, -1, -1),
-        bias=None,
-        keep_rotation=True,
-        cos=cos,
-        sin=sin,
-        amount=torch.tensor([0.0, 0.3, 0.7], device=embedded.device).repeat(2).expand(count, 1, length, -1),
-        initial=embedded,
-    )
+def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
+    """Every token of the probe as if it were a [SUM], in interactions of one token, three amounts to forget."""
+    kind = torch.full(positions.shape, int(Kind.TEXT), dtype=torch.int8, device=positions.device)
+    slot = torch.arange(positions.shape[1], device=positions.device).expand_as(positions).contiguous()
+    spans = intervals(Tokens(torch.zeros_like(slot), slot, kind), "dti_growing", 2)
+    valid = torch.ones_like(slot, dtype=torch.bool)
+    rule = Rule(spans, positions, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7)
+    return sum_rows(slot, valid, rule, torch.zeros(1, device=slot.device), needed(slot, valid, spans), initial=initial)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,147 @@
+"""Decoder layers that let the attention function know what transformers does not tell it, or do less in the end.
+
+Both are subclasses of a layer's own class, made once for each: weights keep their names, compilation sees plain code
+and no hook, and all layers of a model are one piece of code to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.modeling.sum_rows import by_key
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """A decoder layer's input and its norm: what an attention function is not given."""
+
+    norm: Any  # None where a layer norms nothing before attention; the probe finds out where it matters
+    hidden: Tensor  # (B, L, E)
+    cos: Tensor | None  # (B, L, D) its rotary embedding; None where there is none
+    sin: Tensor | None
+    narrow: bool = False  # queries are of [SUM] rows only; keys and values are still to be made
+
+    @property
+    def eps(self) -> float:
+        return float(getattr(self.norm, "variance_epsilon", getattr(self.norm, "eps", 0.0)))
+
+    def project(self, module: Any, state: Tensor, rotated: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H_kv, L, D) of a state (B, L, E); keys at the batch's positions where ``rotated``."""
+        normed = self.norm(state)
+        shape = (*state.shape[:2], -1, module.head_dim)
+        key, value = module.k_proj(normed).view(shape), module.v_proj(normed).view(shape)
+        if hasattr(module, "k_norm"):
+            key = module.k_norm(key)
+        key = key.transpose(1, 2)
+        return self._rotated(key) if rotated else key, value.transpose(1, 2)
+
+    def biases(self, module: Any, rotated: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Biases of the k and v projections as they appear in keys (B, H_kv, L or 1, D) and values (1, H_kv, 1, D)."""
+        key, value = (
+            None if getattr(x, "bias", None) is None else x.bias.view(1, -1, 1, module.head_dim)
+            for x in (module.k_proj, module.v_proj)
+        )
+        if key is not None and rotated:
+            key = self._rotated(key.expand(len(self.hidden), -1, self.hidden.shape[1], -1))
+        return key, value
+
+    def shares(self, initial: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of a key or value made from the layer's input, and from the initial embedding, there is in that of
+        their mixture, for pairs with ``amount`` a(d) (B, 1, N, 1, M, KEYS): ``(1 - a) rms(h) / rms(a)`` and
+        ``a rms(h0) / rms(a)``."""
+        h, o = self.hidden.float(), initial.float()
+        hh, ho, oo = (by_key((x * y).mean(-1)) for x, y in ((h, h), (h, o), (o, o)))
+        a, b = amount, 1 - amount
+        over = ((b**2 * hh + 2 * a * b * ho + a**2 * oo).clamp(min=0) + self.eps).rsqrt()
+        return b * (hh + self.eps).sqrt() * over, a * (oo + self.eps).sqrt() * over
+
+    def unrotated(self, x: Tensor, slot: Tensor | None = None) -> Tensor:
+        """(B, H, L, D), or (B, H, S, D) of the slots ``slot`` (B, S), as it was before positions."""
+        cos, sin = self._rotary()
+        if slot is not None:
+            cos, sin = (y.gather(1, slot[:, :, None].expand(-1, -1, y.shape[2])) for y in (cos, sin))
+        return unrotate(x, cos, sin)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        return rotate(x, *self._rotary())
+
+    def _rotary(self) -> tuple[Tensor, Tensor]:
+        assert self.cos is not None
+        assert self.sin is not None
+        return self.cos, self.sin
+
+
+def _memory(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], narrow: bool) -> LayerMemory:
+    cos, sin = kwargs.get("position_embeddings") or (None, None)
+    if cos is not None and len(cos) != len(hidden):
+        cos, sin = (x.expand(len(hidden), -1, -1) for x in (cos, sin))
+    return LayerMemory(getattr(layer, "input_layernorm", None), hidden, cos, sin, narrow)
+
+
+@cache
+def _remembering(base: Any) -> type[nn.Module]:
+    class Remembering(base):
+        """Hands its input and norm to the attention function."""
+
+        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if "layer" not in kwargs:
+                kwargs["layer"] = _memory(self, hidden_states, kwargs, narrow=False)
+            return super().forward(hidden_states, *args, **kwargs)
+
+    Remembering.__name__ = base.__name__
+    return Remembering
+
+
+@cache
+def _narrowing(base: Any) -> type[nn.Module]:
+    class Narrowing(base):
+        """The last layer, where only [SUM] rows are read: asked for them, it computes no others.
+
+        The layer is given those rows alone, so that its own code makes their queries, and their sums with the residual
+        stream, and their MLP. Keys and values have to be of all tokens: the attention function makes them from the
+        whole input. (B, L, E) -> (B, S, E). Of an 8B-parameter Llama's 218 M weights a layer 8 M are left to all rows.
+        """
+
+        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            view = kwargs.get("dti")
+            if view is None or not view.narrow:
+                return super().forward(hidden_states, *args, **kwargs)
+            slot = view.sums.slot[:, :, None]
+
+            def at_sums(x: Tensor) -> Tensor:
+                return x.gather(1, slot.expand(-1, -1, x.shape[2]))
+
+            memory = kwargs["layer"] = _memory(self, hidden_states, kwargs, narrow=True)
+            kwargs["position_embeddings"] = (at_sums(memory.cos), at_sums(memory.sin))
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = kwargs["position_ids"].gather(1, view.sums.slot)
+            return base.forward(self, at_sums(hidden_states), *args, **kwargs)
+
+    Narrowing.__name__ = base.__name__
+    Narrowing.narrows = True
+    return Narrowing
+
+
+def remember(layer: nn.Module) -> None:
+    """Let a decoder layer hand its input and norm to the attention function, as keyword ``layer``."""
+    layer.__class__ = _remembering(cast(Any, type(layer)))
+
+
+def narrow(layer: nn.Module) -> None:
+    """Let a model's last decoder layer work at [SUM] rows only where a view of a batch asks for it."""
+    layer.__class__ = _narrowing(cast(Any, type(layer)))
+
+
+def widen(layer: nn.Module) -> None:
+    """Undo :func:`narrow`."""
+    layer.__class__ = type(layer).__mro__[1]
+
+
+def narrows(layer: nn.Module) -> bool:
+    """Whether a layer can work at [SUM] rows only."""
+    return getattr(layer, "narrows", False)

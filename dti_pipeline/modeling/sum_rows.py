@@ -1,0 +1,250 @@
+"""The [SUM] rows of a batch: where they stand, what their rule says of each key, and which keys each has to read.
+
+A [SUM] sees one stretch of its row: the keys are cut into blocks, each [SUM] is sent to the blocks it sees into, and
+what comes back from them is added up. [SUM]s ascend along a row and so do their stretches; the [SUM]s of a block are
+therefore neighbours, and all indices follow from two binary searches. Keys are never copied; the queries are, and they
+are one in c + 1. Sizes are those of the fullest block of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dti_pipeline.modeling.distance import forgetting
+from dti_pipeline.modeling.masks import Intervals, at
+
+#: Keys of a block. Smaller blocks compute fewer scores that nobody needs and send a [SUM] to more of them: with n = 20
+#: and c = 30 a block of 256 has some 30 [SUM]s that look into it, a full tile of queries for each group of heads.
+KEYS = 256
+
+
+class Pairs(NamedTuple):
+    """What the rule says of pairs of a [SUM] and a key; all of one shape."""
+
+    visible: Tensor  # bool
+    back: Tensor | None  # distance in positions, at least 0; None: there is no ALiBi bias
+    amount: Tensor | None  # a(d); None: nothing is forgotten
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The [SUM]s' rule, for any pairs of slots. It is evaluated for blocks in training, for whole rows in proofs."""
+
+    spans: Intervals
+    position: Tensor  # (B, L)
+    interaction: Tensor  # (B, L)
+    context: int
+    alibi: bool
+    family: str  # of a(d), or none
+    maximum: float
+
+    def pairs(self, query: Tensor, key: Tensor) -> Pairs:
+        """``query`` and ``key`` are slots, two shapes (B, ..) that broadcast."""
+        back = (at(self.position, query) - at(self.position, key)).clamp(min=0).float() if self.alibi else None
+        amount = None
+        if self.family != "none":
+            own, theirs = at(self.interaction, query), at(self.interaction, key)
+            # The instruction (interaction -1) is at no distance: it is not forgotten.
+            distance = torch.where(theirs < 0, torch.zeros_like(own), own - theirs)
+            amount = forgetting(distance, self.family, self.maximum, self.context)
+        return Pairs(self.spans.sees(query, key), back, amount)
+
+
+class Sizes(NamedTuple):
+    """Shapes of :class:`SumRows`; a compiled model is compiled once for each."""
+
+    sums: int  # S, [SUM]s of a row
+    places: int  # M, [SUM]s that see into one block
+    parts: int  # P, blocks that one [SUM] sees into
+
+    def rounded(self) -> Sizes:
+        """Up to whole tiles, so that batches differ in few of them."""
+        return Sizes(-(-self.sums // 32) * 32, -(-self.places // 8) * 8, self.parts)
+
+    def at_least(self, other: Sizes) -> Sizes:
+        """Neither smaller than ``other`` in anything."""
+        return Sizes(*(max(pair) for pair in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class SumRows:
+    """The [SUM] rows of one batch. B rows of L tokens in N blocks."""
+
+    slot: Tensor  # (B, S) where they stand; the last one again and again where a row has fewer
+    valid: Tensor  # (B, S) False on that filling
+    rule: Rule
+    slopes: Tensor  # (H,) of ALiBi
+    query: Tensor  # (B, N, M) which [SUM] is at each place of each block
+    placed: Tensor  # (B, N, M) False where none is
+    part: Tensor  # (B, S, P) places, flat: block * M + place, of each [SUM]
+    has_part: Tensor  # (B, S, P) False where it has fewer
+    pairs: Pairs  # of each place with the keys of its block, (B, 1, N, 1, M, KEYS)
+    keep_rotation: bool  # False: neither query nor keys carry positions
+    initial: Tensor | None = None  # (B, L, E) what entered the first layer, where something is forgotten
+
+    @property
+    def differ(self) -> bool:
+        """Whether [SUM] rows obey another rule than the mask alone."""
+        return self.rule.alibi or self.rule.family != "none" or not self.keep_rotation
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, H, L, D) -> the [SUM] rows (B, H, S, D)."""
+        return x.gather(2, self.slot[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+    def put(self, out: Tensor, rows: Tensor) -> Tensor:
+        """``out`` (B, H, L, D) with its [SUM] rows replaced by ``rows`` (B, H, S, D). (In a row without any, slot 0 is
+        lost: nothing is read there.)"""
+        # Filling must write what the [SUM] it repeats writes, and have no gradient: that one has it already.
+        last = (self.valid.sum(1, keepdim=True) - 1).clamp(min=0)[:, None, :, None]
+        same = rows.detach().gather(2, last.expand(-1, rows.shape[1], 1, rows.shape[3]))
+        rows = torch.where(self.valid[:, None, :, None], rows, same).to(out.dtype)
+        return out.scatter(2, self.slot[:, None, :, None].expand_as(rows), rows)
+
+    def key_blocks(self, x: Tensor) -> Tensor:
+        """(B, H_kv, L, D) -> (B, H_kv, N, KEYS, D), a view where L is a multiple of KEYS."""
+        return _padded(x, 2).unflatten(2, (-1, KEYS))
+
+    def spread(self, x: Tensor, kv_heads: int) -> Tensor:
+        """[SUM] rows (B, H, S, ..) -> at their places (B, H_kv, N, G, M, ..)."""
+        return _Spread.apply(x.unflatten(1, (kv_heads, -1)), self.query, self.placed, self.part, self.has_part)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """The transpose of it, parts of a [SUM] added up: (B, H_kv, N, G, M, ..) -> (B, H, S, ..)."""
+        return _Collect.apply(x, self.query, self.placed, self.part, self.has_part).flatten(1, 2)
+
+    def highest(self, x: Tensor) -> Tensor:
+        """The largest of each [SUM]'s parts: (B, H_kv, N, G, M) -> (B, H, S). No gradient."""
+        b, s, p = self.part.shape
+        x = x.transpose(2, 3).flatten(3, 4)
+        parts = x.gather(3, self.part.view(b, 1, 1, s * p).expand(-1, *x.shape[1:3], -1)).unflatten(3, (s, p))
+        lowest = torch.finfo(x.dtype).min
+        return torch.where(self.has_part[:, None, None], parts, lowest).amax(-1).flatten(1, 2)
+
+
+def needed(slot: Tensor, valid: Tensor, spans: Intervals) -> Sizes:
+    """The sizes of a batch. Waits for its device: ask with tensors of the CPU."""
+    if not bool(valid.any()):
+        return Sizes(slot.shape[1], 1, 1)
+    low, high = spans.reach().gather(1, slot) // KEYS, slot // KEYS
+    block = torch.arange(_blocks(spans.first.shape[1]), device=slot.device)[:, None]
+    inside = (low[:, None] <= block) & (block <= high[:, None]) & valid[:, None]
+    return Sizes(slot.shape[1], int(inside.sum(2).max()), int((high - low)[valid].max()) + 1)
+
+
+def sum_rows(
+    slot: Tensor,
+    valid: Tensor,
+    rule: Rule,
+    slopes: Tensor,
+    sizes: Sizes,
+    keep_rotation: bool = True,
+    initial: Tensor | None = None,
+) -> SumRows:
+    """The rows of a batch from slots (B, up to ``sizes.sums``). Cost: B N M KEYS pairs, once for all layers and heads.
+
+    ``sizes`` must not be smaller than :func:`needed`: [SUM]s that find no place would read less than they see.
+    """
+    filling = sizes.sums - slot.shape[1]
+    slot = torch.cat([slot, slot[:, -1:].expand(-1, filling)], 1)
+    valid = functional.pad(valid, (0, filling))
+    length = rule.position.shape[1]
+    number = torch.arange(_blocks(length), device=slot.device)
+    low, high = rule.spans.reach().gather(1, slot) // KEYS, slot // KEYS
+    ascending = torch.where(valid, slot, length)
+    # The first [SUM] that may see into a block is the first at or after its first slot.
+    first = torch.searchsorted(ascending, (number * KEYS).expand(len(slot), -1).contiguous())
+    query = first[:, :, None] + torch.arange(sizes.places, device=slot.device)
+    inside = query < sizes.sums
+    query = query.clamp(max=sizes.sums - 1)
+    placed = inside & at(valid, query) & (at(low, query) <= number[:, None])
+    block = high[:, :, None] - torch.arange(sizes.parts, device=slot.device)
+    has_part = valid[:, :, None] & (block >= low[:, :, None])
+    block = block.clamp(min=0)
+    within = torch.arange(sizes.sums, device=slot.device)[:, None] - at(first, block)
+    part = torch.where(has_part, block * sizes.places + within, 0)
+
+    key = (number[:, None] * KEYS + torch.arange(KEYS, device=slot.device)).expand(len(slot), -1, -1)
+    exists = (key < length)[:, :, None]
+    visible, back, amount = rule.pairs(at(slot, query)[..., None], key.clamp(max=length - 1)[:, :, None])
+    visible = visible & placed[..., None] & exists
+    by_head = (slice(None), None, slice(None), None)
+    return SumRows(
+        slot=slot,
+        valid=valid,
+        rule=rule,
+        slopes=slopes,
+        query=query,
+        placed=placed,
+        part=part,
+        has_part=has_part,
+        pairs=Pairs(
+            visible[by_head], None if back is None else back[by_head], None if amount is None else amount[by_head]
+        ),
+        keep_rotation=keep_rotation,
+        initial=initial,
+    )
+
+
+def by_key(x: Tensor) -> Tensor:
+    """A number for each key, (B, L) -> (B, 1, N, 1, 1, KEYS)."""
+    return _padded(x, 1).unflatten(1, (-1, KEYS))[:, None, :, None, None]
+
+
+def _blocks(length: int) -> int:
+    return -(-length // KEYS)
+
+
+def _padded(x: Tensor, dim: int) -> Tensor:
+    missing = -x.shape[dim] % KEYS
+    return functional.pad(x, (0, 0) * (x.dim() - dim - 1) + (0, missing)) if missing else x
+
+
+class _Spread(torch.autograd.Function):
+    """Rows to their places. Both directions are gathers, as each knows where the other's come from: a plain index would
+    have its gradient added up atomically, in bfloat16 slowly, and in no fixed order."""
+
+    @staticmethod
+    def forward(ctx, x, query, placed, part, has_part):
+        ctx.save_for_backward(query, placed, part, has_part)
+        return _to_places(x, query, placed)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        _, _, part, has_part = ctx.saved_tensors
+        return _from_places(gradient, part, has_part), None, None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, query, placed, part, has_part):
+        ctx.save_for_backward(query, placed, part, has_part)
+        return _from_places(x, part, has_part)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, placed, _, _ = ctx.saved_tensors
+        return _to_places(gradient, query, placed), None, None, None, None
+
+
+def _to_places(x: Tensor, query: Tensor, placed: Tensor) -> Tensor:
+    """(B, H_kv, G, S, ..) -> (B, H_kv, N, G, M, ..)."""
+    b, n, m = query.shape
+    tail = x.shape[4:]
+    index = query.view(b, 1, 1, n * m, *(1,) * len(tail)).expand(-1, *x.shape[1:3], -1, *tail)
+    keep = placed.view(b, 1, 1, n * m, *(1,) * len(tail))
+    return torch.where(keep, x.gather(3, index), 0).unflatten(3, (n, m)).transpose(2, 3)
+
+
+def _from_places(x: Tensor, part: Tensor, has_part: Tensor) -> Tensor:
+    """(B, H_kv, N, G, M, ..) -> (B, H_kv, G, S, ..)."""
+    b, s, p = part.shape
+    x = x.transpose(2, 3).flatten(3, 4)
+    tail = x.shape[4:]
+    index = part.view(b, 1, 1, s * p, *(1,) * len(tail)).expand(-1, *x.shape[1:3], -1, *tail)
+    keep = has_part.view(b, 1, 1, s * p, *(1,) * len(tail))
+    return torch.where(keep, x.gather(3, index), 0).unflatten(3, (s, p)).sum(4)
