@@ -78,8 +78,6 @@ class LayerMemory:
 
 def _memory(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], narrow: bool) -> LayerMemory:
     cos, sin = kwargs.get("position_embeddings") or (None, None)
-    if cos is not None and len(cos) != len(hidden):
-        cos, sin = (x.expand(len(hidden), -1, -1) for x in (cos, sin))
     return LayerMemory(getattr(layer, "input_layernorm", None), hidden, cos, sin, narrow)
 
 
@@ -116,8 +114,8 @@ def _narrowing(base: Any) -> type[nn.Module]:
             def at_sums(x: Tensor) -> Tensor:
                 return x.gather(1, slot.expand(-1, -1, x.shape[2]))
 
-            memory = kwargs["layer"] = _memory(self, hidden_states, kwargs, narrow=True)
-            kwargs["position_embeddings"] = (at_sums(memory.cos), at_sums(memory.sin))
+            kwargs["layer"] = _memory(self, hidden_states, kwargs, narrow=True)
+            kwargs["position_embeddings"] = tuple(map(at_sums, kwargs["position_embeddings"]))
             if kwargs.get("position_ids") is not None:
                 kwargs["position_ids"] = kwargs["position_ids"].gather(1, view.sums.slot)
             return base.forward(self, at_sums(hidden_states), *args, **kwargs)

@@ -27,6 +27,8 @@ from dti_pipeline.packing.layout import Kind
 MOVED = 1e-4
 #: Rows of the probe: as it is; its first token changed; its second, which nobody sees; shifted; all at position 0.
 SAME, FIRST, UNSEEN, SHIFTED, AT_ZERO = range(5)
+#: What is raised where an architecture does not call its parts by the names we know, or has none of the kind.
+_FOREIGN = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def narrow_is_plain(lm: PreTrainedModel) -> bool:
             for narrow in (False, True)
         )
         return _close(narrow, plain)
-    except (AttributeError, TypeError, RuntimeError, AssertionError, KeyError):
-        return False  # it does not call its parts by the names we know
+    except _FOREIGN:
+        return False
     finally:
         lm.train(training)
 
@@ -140,12 +142,7 @@ def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, pos
         decoder.rotary_emb(embedded, position_ids=positions)  # one for all layers
         undone = first.kwargs["layer"].unrotated(first.key)
         agrees = _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
-    except (
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        AssertionError,
-    ):  # no rotary embedding, one for each kind of layer, a partial one
+    except _FOREIGN:  # no rotary embedding, one for each kind of layer, a partial one
         agrees = False
     if not agrees:
         raise InputError(
@@ -158,7 +155,7 @@ def _check_forgetting(name: str, calls: list[_Call], embedded: Tensor, positions
     try:
         rows = _sum_rows(positions, embedded)
         agrees = _close(calls[0].kwargs["layer"].hidden, embedded) and all(_forgets(call, rows) for call in calls)
-    except (AttributeError, TypeError, RuntimeError, AssertionError):
+    except _FOREIGN:
         agrees = False
     if not agrees:
         raise InputError(
