@@ -201,8 +201,16 @@ class ModelConfig:
     forgetting: Literal["none", "linear", "quadratic", "square_root"] = "none"  # family of a(d)
     forgetting_max: float = 1.0  # a(d) at d = n
     lora: LoraConfig = field(default_factory=LoraConfig)
+    # What adapters leave as it is. plain: in training.dtype. float8: products in eight bits, on a GPU that has them.
+    frozen_weights: Literal["plain", "float8"] = "plain"
 
     def __post_init__(self) -> None:
+        _require(
+            self.frozen_weights == "plain" or (self.name_or_path is not None and self.lora.rank > 0),
+            "model.frozen_weights",
+            "plain where every weight is trained",
+            self.frozen_weights,
+        )
         _require(0 <= self.forgetting_max <= 1, "model.forgetting_max", "in [0, 1]", self.forgetting_max)
         for name in ("dropout", "name_dropout"):
             _require(0 <= getattr(self, name) < 1, f"model.{name}", "in [0, 1)", getattr(self, name))
@@ -323,6 +331,12 @@ class Config:
     def __post_init__(self) -> None:
         from dti_pipeline.paths import PARADIGMS
 
+        _require(
+            self.model.frozen_weights == "plain" or self.training.dtype == "bfloat16",
+            "model.frozen_weights",
+            "plain where training.dtype is not bfloat16",
+            self.model.frozen_weights,
+        )
         for paradigm in self.paradigms:
             check_paradigm(paradigm, PARADIGMS)
 

@@ -35,12 +35,13 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
     cuda = config.training.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     model = ctr_model.load(manifest.path, device)
+    autocast = torch.bfloat16 if manifest.config["training"]["dtype"] == "bfloat16" else None  # as it was trained
     store = TokenStore.open(paths.tokens)
     columns: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     for plan, name in ((split, "probability"), (f"{split}_streaming", "probability_streaming")):
         model.paradigm = _mask(paradigm, plan)
-        row, columns[name], seconds = _score(config, paths, paradigm, plan, model, store, device)
+        row, columns[name], seconds = _score(config, paths, paradigm, plan, model, store, device, autocast)
         form = "streaming" if plan.endswith("_streaming") else "sliding_window"
         facts[f"seconds_{form}"] = round(seconds, 3)
         facts[f"targets_per_second_{form}"] = round(len(row) / max(seconds, 1e-9), 1)
@@ -60,13 +61,13 @@ def _score(
     model: CTRModel,
     store: TokenStore,
     device: torch.device,
+    autocast: torch.dtype | None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     rows = Rows.open(store, paths.shards(paradigm), plan)
     if not len(rows):
         raise InputError(
             f"the {plan.removesuffix('_streaming')} split has no targets: check split and split.min_history"
         )
-    autocast = torch.bfloat16 if config.training.dtype == "bfloat16" else None
     start = time.perf_counter()
     row, probability = score(model, rows, np.arange(len(rows)), config.evaluation.tokens_per_batch, device, autocast)
     return row, probability, time.perf_counter() - start

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from dti_pipeline.config import ModelConfig
@@ -18,16 +25,26 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import attention, layers, probe
 
 
-def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens: list[int]) -> PreTrainedModel:
-    """A causal LM in fp32 whose attention is ours; with LoRA adapters where the model is pretrained and rank > 0.
+def build(
+    config: ModelConfig,
+    vocabulary: int,
+    row_length: int,
+    trained_tokens: list[int],
+    frozen_dtype: torch.dtype = torch.float32,
+    lm: PreTrainedModel | None = None,
+) -> PreTrainedModel:
+    """A causal LM whose attention is ours; with LoRA adapters where the model is pretrained and rank > 0.
 
     ``vocabulary`` is the tokenizer's size (embeddings are resized to it); ``trained_tokens`` are the ids whose
-    embeddings are trained beside the adapters: [SUM], and labels that the vocabulary lacked.
+    embeddings are trained beside the adapters: [SUM], and labels that the vocabulary lacked. Weights that adapters
+    leave as they are have ``frozen_dtype``, all others are fp32. ``lm`` stands in for the model that ``config`` names.
     """
     logging.disable_progress_bar()  # transformers draws one for every file it reads or writes; ours is for training
-    lm = (
-        from_scratch(config, vocabulary, row_length) if config.name_or_path is None else _pretrained(config, vocabulary)
-    )
+    adapted = config.name_or_path is not None and config.lora.rank > 0
+    if lm is None and config.name_or_path is None:
+        lm = from_scratch(config, vocabulary, row_length)
+    elif lm is None:
+        lm = _pretrained(config, vocabulary, frozen_dtype if adapted else torch.float32)
     check(lm, row_length)
     stack: list[nn.Module] = list(getattr(lm.get_decoder(), "layers", ()))
     for layer in stack:
@@ -36,9 +53,14 @@ def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens:
     layers.narrow(stack[-1])
     if not probe.narrow_is_plain(lm):
         layers.widen(stack[-1])
-    if config.name_or_path is None or config.lora.rank == 0:
-        return lm
-    return _with_lora(lm, config, trained_tokens)
+    return _with_lora(lm, config, trained_tokens) if adapted else lm
+
+
+def random_weights(settings: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal LM of that architecture with new weights, drawn where they shall be: 8 B of them in seconds on a GPU."""
+    settings.use_cache = False
+    with device:
+        return AutoModelForCausalLM.from_config(settings, attn_implementation=attention.NAME, dtype=dtype)
 
 
 def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTrainedModel:
@@ -75,7 +97,7 @@ def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
             attn.k_proj.weight.copy_(groups[:, 0].flatten(0, 1))
 
 
-def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
+def _pretrained(config: ModelConfig, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
     assert config.name_or_path is not None
     try:
         settings = AutoConfig.from_pretrained(config.name_or_path)
@@ -84,7 +106,7 @@ def _pretrained(config: ModelConfig, vocabulary: int) -> PreTrainedModel:
         if getattr(text, "attention_dropout", 0.0):
             text.attention_dropout = 0.0  # our attention has none; the base models' own training is over
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path, config=settings, attn_implementation=attention.NAME, dtype=torch.float32
+            config.name_or_path, config=settings, attn_implementation=attention.NAME, dtype=dtype
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -126,7 +148,7 @@ def _with_lora(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[in
     from peft import LoraConfig, get_peft_model
 
     try:
-        return get_peft_model(
+        adapted = get_peft_model(
             lm,
             LoraConfig(
                 task_type="CAUSAL_LM",
@@ -136,11 +158,19 @@ def _with_lora(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[in
                 # Only the new rows are trained and saved, not a copy of the whole matrix.
                 trainable_token_indices=_trained_rows(lm, config, trained_tokens),
             ),
-            # peft would keep adapters in fp32 and cast every linear's input to match: 20-24 % more memory.
             autocast_adapter_dtype=False,
         )
     except ValueError as error:
         raise InputError(f"params key `model.lora.target_modules`: {str(error).splitlines()[0]}") from error
+    # What is trained is fp32 whatever the rest is, as small updates would be lost in bfloat16; autocast rounds it where
+    # it is used. Left alone, peft would widen every adapter's input instead: 20-24 % more memory.
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 def _trained_rows(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list[int]) -> dict[str, list[int]]:
@@ -151,6 +181,31 @@ def _trained_rows(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list
     if config.head == "verbaliser" and lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight:
         rows[names[id(lm.get_output_embeddings())]] = trained_tokens
     return rows
+
+
+def embed(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
+    """(B, L) -> (B, L, E) input embeddings. peft would copy the whole matrix, forward and backward, for the sake of the
+    rows that are trained: here they are put where their tokens are."""
+    embedding = decoder_of(lm).get_input_embeddings()
+    adapter = getattr(embedding, "token_adapter", None)
+    if adapter is None:
+        return embedding(token)
+    is_trained = token[..., None] == trained_tokens
+    rows = adapter.trainable_tokens_delta["default"]
+    rows = is_trained.to(rows.dtype) @ (rows * getattr(adapter.base_layer, "embed_scale", 1.0))
+    frozen = adapter.base_layer(token)
+    return torch.where(is_trained.any(-1, keepdim=True), rows.to(frozen.dtype), frozen)
+
+
+def vocabulary_rows(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
+    """(T,) -> (T, E) rows of the output matrix, likewise."""
+    output = lm.get_output_embeddings()
+    adapter = getattr(output, "token_adapter", None)
+    if adapter is None:
+        return output.weight[token]
+    is_trained = token[:, None] == trained_tokens
+    rows = adapter.trainable_tokens_delta["default"][is_trained.long().argmax(-1)]
+    return torch.where(is_trained.any(-1, keepdim=True), rows, adapter.base_layer.weight[token].to(rows.dtype))
 
 
 def decoder_of(lm: Any) -> PreTrainedModel:

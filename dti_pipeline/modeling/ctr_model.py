@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone
+from dti_pipeline.modeling import backbone, float8
 from dti_pipeline.modeling.attention import View, bands
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
@@ -40,13 +41,17 @@ class CTRModel(nn.Module):
         special: dict[str, int],
         prefix_length: int = 0,
         pooled: bool | None = None,
+        frozen_dtype: torch.dtype = torch.float32,
+        lm: PreTrainedModel | None = None,
     ) -> None:
+        """Facts of the log and its tokenizer; ``frozen_dtype`` and ``lm`` as :func:`backbone.build` has them."""
         super().__init__()
         self.settings, self.paradigm, self.context = settings, paradigm, context
         # A pretrained model knows how to read a text; one that starts from nothing is helped (ModelConfig.summaries).
         self.pooled = settings.name_or_path is None and settings.summaries == "pooled" if pooled is None else pooled
         self.has_prefix = prefix_length > 0
-        self.lm = backbone.build(settings, vocabulary, row_length, [special[role] for role in ("sum", "no", "yes")])
+        trained_tokens = [special[role] for role in ("sum", "no", "yes")]
+        self.lm = backbone.build(settings, vocabulary, row_length, trained_tokens, frozen_dtype, lm)
         decoder = backbone.decoder_of(self.lm)
         self.narrows = narrows(decoder.layers[-1])
         width = decoder.config.get_text_config().hidden_size
@@ -56,8 +61,10 @@ class CTRModel(nn.Module):
             nn.init.zeros_(self.head.weight)  # starts at P = 1/2 for everyone: the first steps are calm
             nn.init.zeros_(self.head.bias)
         self.label_tokens: Tensor
+        self.trained_tokens: Tensor
         self.slopes: Tensor
         self.register_buffer("label_tokens", torch.tensor([special["no"], special["yes"]]), persistent=False)
+        self.register_buffer("trained_tokens", torch.tensor(trained_tokens), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: BlockMasks | None = None
         self._largest = Sizes(1, 1, 1)
@@ -84,7 +91,7 @@ class CTRModel(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """(B, L, E): what enters the first layer."""
         token = batch.token if self.unknown_words is None else self.unknown_words(batch.token, batch.kind)
-        embedded = backbone.decoder_of(self.lm).get_input_embeddings()(token)
+        embedded = backbone.embed(self.lm, token, self.trained_tokens)
         return embedded + _pooled_texts(embedded, batch.kind) if self.pooled else embedded
 
     def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
@@ -107,8 +114,7 @@ class CTRModel(nn.Module):
         """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""
         if self.head is not None:
             return nn.functional.linear(at_sum.float(), self.head.weight.float(), self.head.bias.float())
-        vocabulary: Tensor = self.lm.get_output_embeddings().weight
-        rows = vocabulary[self.label_tokens]
+        rows = backbone.vocabulary_rows(self.lm, self.label_tokens, self.trained_tokens)
         return at_sum.float() @ rows.float().T
 
     def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
@@ -154,6 +160,12 @@ class CTRModel(nn.Module):
         here = needed(host.sum_slot, host.sum_valid, intervals(host.tokens, self.paradigm, self.context))
         self._largest = here.rounded().at_least(self._largest)
         return self._largest
+
+    def freeze(self, device: torch.device) -> None:
+        """Move to ``device``; there, round frozen weights as ``model.frozen_weights`` says."""
+        self.to(device)
+        if self.settings.frozen_weights == "float8":
+            float8.freeze(backbone.decoder_of(self.lm).layers, device)
 
     def compile_layers(self) -> None:
         """Compile each decoder layer (they share one graph). Rows must then have one length, batches one height."""
@@ -208,13 +220,17 @@ def load(folder: Path, device: str | torch.device = "cpu") -> CTRModel:
         settings = from_plain(
             ModelConfig, {**manifest.config["model"], "name_or_path": str(folder / "lm"), "lora": {"rank": 0}}, "model"
         )
-    model = CTRModel(settings, **facts)
+    # In the precision it was trained in, where that is one of the device's own.
+    half = torch.device(device).type == "cuda" and manifest.config.get("training", {}).get("dtype") == "bfloat16"
+    model = CTRModel(settings, **facts, frozen_dtype=torch.bfloat16 if half else torch.float32)
     if settings.lora.rank and (folder / "lm" / "adapter_model.safetensors").is_file():
         model.lm.load_adapter(str(folder / "lm"), adapter_name="default")
     if model.head is not None:
         if not (folder / HEAD).is_file():
             raise InputError(f"{folder / HEAD} is missing: run `dti train` again")
         model.head.load_state_dict(load_file(folder / HEAD))
+    if settings.frozen_weights == "float8" and half:
+        model.freeze(torch.device(device))
     return model.to(device).eval()
 
 

@@ -8,6 +8,8 @@ tokens, and its answers are compared.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +48,9 @@ class _Call:
 @torch.no_grad()
 def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
     """Raise InputError where ``lm`` does not obey the mask, knows absolute positions, or cannot take the fixes asked
-    for. Leaves the model and the random generators as they were. Cost: one forward pass of 30 tokens."""
+    for. Leaves the model and the random generators as they were. Cost: one forward pass of 30 tokens, in fp32."""
     name = type(lm).__name__
-    training = lm.training
-    lm.eval()
-    try:
+    with _exact(lm):
         calls: list[_Call] = []
         decoder = lm.get_decoder()
         embedded, positions = _rows(lm)
@@ -60,7 +60,7 @@ def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
                 position_ids=positions,
                 attention_mask=None,
                 use_cache=False,
-                dti=View(bands=_bands(), watch=lambda *given: calls.append(_Call(*given))),
+                dti=View(bands=_bands(positions.device), watch=lambda *given: calls.append(_Call(*given))),
             ).last_hidden_state
         except Exception as error:  # whatever foreign code raises means the same: it cannot be used
             raise InputError(f"{name} cannot take our mask: use another model.name_or_path ({_line(error)})") from error
@@ -69,36 +69,65 @@ def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
             _check_rotation(name, decoder, calls[0], embedded, positions)
         if forgetting:
             _check_forgetting(name, calls, embedded, positions)
-    finally:
-        lm.train(training)
 
 
 @torch.no_grad()
 def narrow_is_plain(lm: PreTrainedModel) -> bool:
     """Whether a model whose last layer can work at [SUM] rows only gives there what it gives at all rows. Cost: two
-    forward passes of 30 tokens."""
+    forward passes of 30 tokens, in fp32."""
     decoder = lm.get_decoder()
-    training = lm.training
-    lm.eval()
-    try:
+    with _exact(lm):
         embedded, positions = _rows(lm)
         rows = _sum_rows(positions, None)
         inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": None, "use_cache": False}
-        plain, narrow = (
-            decoder(**inputs, dti=View(bands=bands(rows.rule.spans), sums=rows, narrow=narrow)).last_hidden_state
-            for narrow in (False, True)
-        )
+        try:
+            plain, narrow = (
+                decoder(**inputs, dti=View(bands=bands(rows.rule.spans), sums=rows, narrow=narrow)).last_hidden_state
+                for narrow in (False, True)
+            )
+        except _FOREIGN:
+            return False
         return _close(narrow, plain)
-    except _FOREIGN:
-        return False
+
+
+@contextmanager
+def _exact(lm: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and in fp32 whatever the weights are: each module widens its own while it works, and has them
+    back, untouched, when it is done. Memory: one module's weights in fp32."""
+    training, precision = lm.training, torch.get_float32_matmul_precision()
+    own: dict[Tensor, Tensor] = {}
+
+    def widen(module: nn.Module, inputs: Any) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point() and tensor.dtype != torch.float32 and tensor not in own:
+                own[tensor] = tensor.data
+                tensor.data = tensor.data.float()
+
+    def give_back(module: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor in own:
+                tensor.data = own.pop(tensor)
+
+    modules = list(lm.get_decoder().modules())
+    hooks = [module.register_forward_pre_hook(widen) for module in modules]
+    hooks += [module.register_forward_hook(give_back) for module in modules]
+    lm.eval()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
     finally:
+        torch.set_float32_matmul_precision(precision)
+        for hook in hooks:
+            hook.remove()
+        for tensor, data in own.items():  # of modules that an error left at work
+            tensor.data = data
         lm.train(training)
 
 
 def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Embeddings (5, 6, E) of the size that the model's own have, and positions (5, 6)."""
     weight = lm.get_input_embeddings().weight
-    some = lm.get_input_embeddings()(torch.arange(min(64, weight.shape[0]), device=weight.device))
+    some = lm.get_input_embeddings()(torch.arange(min(64, weight.shape[0]), device=weight.device)).float()
     draw = torch.randn(2, 6, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(some)
     draw = draw * some.std()
     embedded = draw[0].repeat(5, 1, 1)
@@ -110,15 +139,12 @@ def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return embedded, positions
 
 
-def _bands() -> tuple[tuple[int, int, Tensor], ...]:
+def _bands(device: torch.device) -> tuple[tuple[int, int, Tensor], ...]:
     """Two prompts, of which the first has a [SUM] between two texts."""
-    kind = torch.full((5, 6), int(Kind.TEXT), dtype=torch.int8)
+    kind = torch.full((5, 6), int(Kind.TEXT), dtype=torch.int8, device=device)
     kind[:, 1] = Kind.SUM
-    tokens = Tokens(
-        document=torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32).repeat(5, 1),
-        interaction=torch.zeros(5, 6, dtype=torch.int32),
-        kind=kind,
-    )
+    document = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32, device=device).repeat(5, 1)
+    tokens = Tokens(document, torch.zeros_like(document), kind)
     return bands(intervals(tokens, "sliding_window", 1))
 
 

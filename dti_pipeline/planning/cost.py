@@ -20,7 +20,6 @@ from dti_pipeline.planning.shape import Shape
 #: FLOP of attention for one visible pair of tokens and one head dimension: forward 2 products (scores, values) of 2
 #: FLOP, backward 5 (scores again, and the gradients of queries, keys, values and probabilities).
 PAIR_FLOP = 2 * (2 + 5)
-WEIGHT_BYTES = 4
 
 
 def sliding_window_tokens(n: float, c: float) -> float:
@@ -107,9 +106,9 @@ def training_flop(
     return tokens * body + pairs * attention + targets * head * (6 if adapters is None else 4)
 
 
-def weight_bytes(shape: Shape) -> int:
-    """All weights, frozen ones too, as the model is loaded: fp32, cast to bfloat16 where they are used."""
-    return WEIGHT_BYTES * shape.parameters
+def weight_bytes(shape: Shape, frozen: bool) -> int:
+    """The model's weights: bfloat16 under adapters; fp32, rounded where they are used, where they are trained."""
+    return (2 if frozen else 4) * shape.parameters
 
 
 def optimizer_bytes(trained: int) -> int:

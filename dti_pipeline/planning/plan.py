@@ -49,7 +49,7 @@ def plan(
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
     batch = max(1, config.training.tokens_per_batch // config.packing.row_length) * config.packing.row_length
     memory = {
-        "weights_gb": cost.weight_bytes(shape) / 1e9,
+        "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / 1e9,
         "optimizer_gb": cost.optimizer_bytes(shape.parameters if adapters is None else adapters) / 1e9,
         "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }

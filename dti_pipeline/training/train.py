@@ -64,7 +64,8 @@ def train(
         )
     rows = Rows.open(store, manifest.path, "train")
     set_seed(settings.seed)
-    model = _model(config, paradigm, store, manifest.report["row_length"]).to(device)
+    model = _model(config, paradigm, store, manifest.report["row_length"])
+    model.freeze(device)
     sharded = settings.sharding == "full"
     if sharded:
         mesh = init_device_mesh(device.type, (accelerator.num_processes,))
@@ -160,7 +161,14 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
 
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) -> CTRModel:
     model = CTRModel(
-        config.model, paradigm, config.packing.context, store.vocabulary, row_length, store.special, len(store.prefix)
+        config.model,
+        paradigm,
+        config.packing.context,
+        store.vocabulary,
+        row_length,
+        store.special,
+        len(store.prefix),
+        frozen_dtype=getattr(torch, config.training.dtype),
     )
     model.unknown_words = UnknownWords.of(config.model, store)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,9 +56,9 @@ def test_weights_are_those_of_the_network(tied: bool) -> None:
 def test_adapters_and_memory_are_those_of_a_pretrained_network(tmp_path: Path) -> None:
     lora = LoraConfig(rank=3, target_modules=("q_proj", "v_proj", "down_proj"))
     model = ModelConfig(name_or_path=architectures.write(tmp_path, "llama"), lora=lora)
-    network = backbone.build(model, vocabulary=40, row_length=64, trained_tokens=[])
+    network = backbone.build(model, 40, 64, trained_tokens=[], frozen_dtype=torch.bfloat16)
     shape = shape_of(model, vocabulary=40)
     trained = [p for p in network.parameters() if p.requires_grad]
     assert shape.adapters(lora.rank, lora.target_modules) == sum(p.numel() for p in trained)
     frozen = [p for p in network.parameters() if not p.requires_grad]
-    assert cost.weight_bytes(shape) == sum(p.numel() * p.element_size() for p in frozen)
+    assert cost.weight_bytes(shape, frozen=True) == sum(p.numel() * p.element_size() for p in frozen)
