@@ -31,6 +31,11 @@ NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
 #: and 256 for rows of 512 and 1,024 tokens on two cores.
 BAND = 128
+#: Options of FlexAttention's kernels; empty: torch's choice for the card. On Hopper, for bfloat16 heads of 128, that is
+#: blocks of 128 x 64 forward and 64 x 128 backward, which blocks of 128 in the mask fit (its backward takes no smaller
+#: ones). ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block that it shares with others.
+#: benchmarks/attention.py measures others.
+KERNEL_OPTIONS: dict[str, Any] = {}
 #: Keywords that an architecture may pass. Positions are in query and key already; a cache is never used in training.
 HONOURED = frozenset({"dti", "layer", "position_ids", "sliding_window", "use_cache"})
 
@@ -154,7 +159,15 @@ def _compiled_flex_attention() -> Any:
 def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
     # Uncompiled, FlexAttention writes out all L x L scores; in a compiled layer it is compiled with the layer.
     attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    return attention(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+    return attention(
+        query,
+        key,
+        value,
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=KERNEL_OPTIONS or None,
+    )
 
 
 AttentionInterface.register(NAME, attend)

@@ -148,7 +148,8 @@ class CTRModel(nn.Module):
             self.slopes,
             self._sizes(batch, spans),
             keep_rotation=self.settings.sum_position != "nope_alibi",
-            initial=embedded if forgets else None,
+            # A view: that the first layer's input is it too would make that layer another piece of code to compile.
+            initial=embedded.view_as(embedded) if forgets else None,
         )
 
     def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 
 from dti_pipeline.packing.layout import Kind
 
@@ -141,6 +142,7 @@ class BlockMasks:
     def __init__(self, batch: int, length: int, device: torch.device, has_prefix: bool, block_size: int = 128) -> None:
         self.shape = (batch, length)
         self.block_size = block_size
+        self.has_prefix = has_prefix
         self._first, self._prompt, self._prompt_text = (
             torch.zeros(batch, length, dtype=torch.int32, device=device) for _ in range(3)
         )
@@ -155,15 +157,36 @@ class BlockMasks:
             return (((k <= q) & (k >= first[b, q])) | prefix) & (~is_sum[b, k] | (k == q))
 
         self._mask = window_and_prefix if has_prefix else window
-        self._create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
 
     def build(self, i: Intervals) -> BlockMask:
-        """The block mask of one batch, (B, 1, L, L). It is valid until the next call."""
+        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. Cost: a look at each query and
+        block, L² / block_size; the pairs themselves are looked at by the kernel, and in full blocks by nobody."""
         self._first.copy_(i.first)
         self._prompt.copy_(i.prompt)
         self._prompt_text.copy_(i.prompt_text)
         self._is_sum.copy_(i.is_sum)
-        batch, length = self.shape
-        return self._create(
-            self._mask, batch, None, length, length, device=str(self._first.device), BLOCK_SIZE=self.block_size
+        size, length = self.block_size, self.shape[1]
+        query = torch.arange(length, device=self._first.device)[:, None]
+        begin = query[::size, 0]  # of each block of keys
+        end = begin + size
+        first = _query(self._first)
+        some = (first < end) & (query >= begin)
+        if self.has_prefix:
+            some = some | ((_query(self._prompt) < end) & (_query(self._prompt_text) > begin) & (query >= begin))
+        every = (first <= begin) & (query >= end - 1) & ~_blocks(self._is_sum, size, False).any(2)[:, None]
+        some, every = _blocks(some, size, False).any(2), _blocks(every, size, True).all(2)
+        return BlockMask.from_kv_blocks(
+            *_listed(some & ~every), *_listed(every), BLOCK_SIZE=size, mask_mod=self._mask, seq_lengths=(length, length)
         )
+
+
+def _blocks(x: Tensor, size: int, filling: bool) -> Tensor:
+    """(B, L, ..) -> (B, blocks, size, ..), the last block filled up."""
+    missing = -x.shape[1] % size
+    return functional.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=filling).unflatten(1, (-1, size))
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, blocks of queries, of keys) -> how many of each row are True, and which, these first; with one head."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]

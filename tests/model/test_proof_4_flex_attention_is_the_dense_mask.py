@@ -72,6 +72,41 @@ def test_a_block_mask_can_be_built_again_for_the_next_batch(paradigm: str) -> No
         torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), size=st.sampled_from([8, 32, 96]))
+@settings(max_examples=8, deadline=None)
+def test_blocks_are_those_of_the_mask(paradigm: str, log: Log, n: int, k: int | None, size: int) -> None:
+    """What is visible is looked at, what is full is not evaluated, and hardly a block is looked at for nothing."""
+    batch = log.batch(n, k, row_length=LENGTH)
+    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=size)
+    mask = masks.build(intervals(batch.tokens, paradigm, n))
+    seen = visible(batch.tokens, paradigm, n)
+    missing = -LENGTH % size
+    blocks = torch.nn.functional.pad(seen, (0, missing, 0, missing)).unflatten(1, (-1, size)).unflatten(3, (-1, size))
+    some, rows = blocks.any(4).any(2), blocks.all(4)
+    rows = rows | ~blocks.any(4)  # rows that only fill the last block
+    every = rows.all(2) & some
+    partial, full = (_as_matrix(*listed) for listed in (
+        (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)))  # fmt: skip
+    assert not (some & ~partial & ~full).any()
+    assert not (full & ~every).any()
+    assert not (full & partial).any()
+    assert ((partial | full) & ~some).sum() <= 0.1 * some.sum() + 2
+
+
+def _as_matrix(count: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    taken = torch.arange(indices.shape[-1]) < count[..., None]
+    return torch.zeros(indices.shape, dtype=torch.bool).scatter(-1, indices.long(), taken)[:, 0]
+
+
+def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
+    histories = [[([5, 6, 7, 8], 1) for _ in range(40)]]
+    batch = Log.of(histories).batch(39, 1, row_length=LENGTH, min_history=39)
+    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), has_prefix=False, block_size=32)
+    mask = masks.build(intervals(batch.tokens, "sliding_window", 39))
+    assert mask.full_kv_num_blocks.sum() == 15, "200 tokens: six whole blocks, below the diagonal"
+
+
 def logits_and_gradients(
     model: CTRModel, batch: Batch, autocast: torch.dtype | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
