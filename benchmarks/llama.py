@@ -6,10 +6,7 @@ measured; LoRA, attention, masks, head, loss and optimizer are the project's own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import torch
@@ -17,13 +14,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from dti_pipeline.config import ModelConfig, TrainingConfig
-from dti_pipeline.modeling import attention, backbone
+from dti_pipeline.modeling import backbone
 from dti_pipeline.modeling.attention import View
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.masks import intervals
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
@@ -102,18 +100,14 @@ class Model(CTRModel):
         """Compute something else with the same weights: 16 GB of them are there once."""
         self.paradigm, self.dense = paradigm, dense
         self.settings = replace(self.settings, sum_position=sum_position, forgetting=forgetting)
-        # Only forgetting needs layers that tell attention of their input; no other variant pays for it.
-        layers = backbone.decoder_of(self.lm).layers
-        if not hasattr(self, "_classes"):
-            self._classes = {"none": type(layers[0])}
-            backbone._remember_layer_inputs(self.lm)
-        remembers = self._classes.setdefault("some", type(layers[0]))
-        for layer in layers:
-            layer.__class__ = self._classes["none"] if forgetting == "none" else remembers
+        self._largest.clear()  # no variant computes what another needs
 
-    def view(self, batch: Batch, embedded: Tensor) -> View:
+    def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
         with record_function("mask"):
-            return View(recall=causal) if self.dense else super().view(batch, embedded)
+            if not self.dense:
+                return super().view(batch, embedded, narrow)
+            spans = intervals(batch.tokens, self.paradigm, self.context)
+            return View(recall=causal, sums=self._sum_rows(batch, spans, embedded) if narrow else None, narrow=narrow)
 
 
 def causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -124,45 +118,23 @@ def causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: 
 def model(
     shape: Shape, settings: ModelConfig, context: int, row_length: int, device: torch.device, dtype: torch.dtype
 ) -> Model:
-    """A :class:`Model` of ``shape``, its weights in ``dtype``."""
-
-    def build(config: ModelConfig, vocabulary: int, row_length: int, trained_tokens: list[int]) -> nn.Module:
-        lm = random_lm(shape, row_length, device, dtype)
-        return backbone._with_lora(lm, config, trained_tokens) if config.lora.rank else lm
-
-    with mock.patch.object(backbone, "build", build):
-        made = Model(settings, "dti", context, shape.vocabulary, row_length, SPECIAL)
-    return made.to(device)
-
-
-def random_lm(shape: Shape, row_length: int, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    with device, default_dtype(dtype):
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=shape.vocabulary,
-                hidden_size=shape.hidden,
-                intermediate_size=shape.intermediate,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.kv_heads,
-                head_dim=shape.head_dim,
-                rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-                max_position_embeddings=row_length,
-                tie_word_embeddings=shape.tied,
-                use_cache=False,
-                attn_implementation=attention.NAME,
-            )
-        )
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    """A :class:`Model` of ``shape``, its weights in ``dtype``; those of its adapters in fp32."""
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        max_position_embeddings=row_length,
+        tie_word_embeddings=shape.tied,
+    )
+    lm = backbone.random_weights(config, device, dtype)
+    made = Model(settings, "dti", context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=dtype, lm=lm)
+    made.freeze(device)
+    return made
 
 
 def trainer(

@@ -337,6 +337,12 @@ class Config:
             "plain where training.dtype is not bfloat16",
             self.model.frozen_weights,
         )
+        _require(
+            self.model.frozen_weights == "plain" or self.training.sharding == "none",
+            "model.frozen_weights",
+            "plain where training.sharding is full",
+            self.model.frozen_weights,
+        )
         for paradigm in self.paradigms:
             check_paradigm(paradigm, PARADIGMS)
 

@@ -67,7 +67,7 @@ class CTRModel(nn.Module):
         self.register_buffer("trained_tokens", torch.tensor(trained_tokens), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: BlockMasks | None = None
-        self._largest = Sizes(1, 1, 1)
+        self._largest: dict[tuple[object, ...], Sizes] = {}
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
 
@@ -154,13 +154,14 @@ class CTRModel(nn.Module):
 
     def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:
         """On a CPU what the batch needs. On a GPU, where new sizes are a compilation and reading any from it is a wait,
-        what its copy in the CPU's memory needs, and no less than the batches before."""
+        what its copy in the CPU's memory needs, and no less than the batches before that looked like it."""
         if batch.host is None:
             return needed(batch.sum_slot, batch.sum_valid, spans)
         host = batch.host
         here = needed(host.sum_slot, host.sum_valid, intervals(host.tokens, self.paradigm, self.context))
-        self._largest = here.rounded().at_least(self._largest)
-        return self._largest
+        kind = (self.paradigm, *batch.token.shape)
+        self._largest[kind] = here.rounded().at_least(self._largest.get(kind, here))
+        return self._largest[kind]
 
     def freeze(self, device: torch.device) -> None:
         """Move to ``device``; there, round frozen weights as ``model.frozen_weights`` says."""

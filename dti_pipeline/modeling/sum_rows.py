@@ -64,7 +64,8 @@ class Sizes(NamedTuple):
 
     def rounded(self) -> Sizes:
         """Up to whole tiles, so that batches differ in few of them."""
-        return Sizes(-(-self.sums // 32) * 32, -(-self.places // 8) * 8, self.parts)
+        tile = 8 if self.sums <= 64 else 32
+        return Sizes(-(-self.sums // tile) * tile, -(-self.places // 8) * 8, self.parts)
 
     def at_least(self, other: Sizes) -> Sizes:
         """Neither smaller than ``other`` in anything."""
