@@ -21,7 +21,7 @@ HEADER = """\
 #: Ingestion adds to what it parsed before; DVC would otherwise delete it before each run.
 KEPT = frozenset({"data/staged"})
 METRICS = ["reports/comparison/metrics"]  # a file, and so a line of `dvc metrics show`, for each paradigm
-PLOTS = [
+PLOTS: list[dict[str, Any] | str] = [
     {
         "auc_against_training_time": {
             "title": "Validation AUC against training time",
@@ -60,6 +60,7 @@ PLOTS = [
             "y": {"reports/comparison/speedup.csv": "paradigm"},
         }
     },
+    *(f"docs/img/study_{name}.png" for name in ("auc_seconds", "speedup_k", "leak_k")),  # of `dti study`, committed
 ]
 
 

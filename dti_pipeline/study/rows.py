@@ -82,9 +82,9 @@ def derive(grid: Grid, rows: list[Row], work: Path) -> None:
     known = {row["config"]: row for row in rows if "error" not in row}
     for row in known.values():
         run = runs.get(row["config"])
-        _speed(row, list(known.values()))
-        against = run.against if run else _usual(row, known.values())
-        _difference(row, "auc_difference", known.get(against or ""), work)
+        against = known.get((run.against if run else _usual(row, known.values())) or "")
+        _speed(row, against, list(known.values()))
+        _difference(row, "auc_difference", against, work)
         _difference(row, "auc_difference_equal_seconds", known.get((run and run.against_seconds) or ""), work)
     _floors(grid, list(known.values()), work)
 
@@ -98,16 +98,23 @@ def seconds(row: Row, rows: Iterable[Row]) -> float | None:
     return row["targets"] / pace if pace and row.get("targets") else None
 
 
-def _speed(row: Row, rows: list[Row]) -> None:
-    """Targets a second over the sliding window's, both measured alone on the same cut of the log; tokens, likewise."""
+def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
+    """Targets a second over the sliding window's, both measured alone on the same cut of the log; tokens, likewise.
+
+    Of the row and its own sliding window where both were; else of other trainings of the same work.
+    """
     row["speedup"] = row["fewer_tokens"] = None
     if row["paradigm"] not in PARADIGMS or row["paradigm"] == BASELINE:
         return
-    base = _paces(row, rows, BASELINE, 1, "")
-    for cut, pace in _paces(row, rows, row["paradigm"], row["k"], row["fixes"]).items():
-        if cut in base:
-            row["speedup"] = round(pace / base[cut], 3)
-            break
+    alone = against is not None and against["workers"] == row["workers"] == 1
+    if against is not None and alone and against["hardware"] == row["hardware"]:
+        row["speedup"] = round(row["targets_per_second"] / against["targets_per_second"], 3)
+    else:
+        base = _paces(row, rows, BASELINE, 1, "")
+        for cut, pace in _paces(row, rows, row["paradigm"], row["k"], row["fixes"]).items():
+            if cut in base:
+                row["speedup"] = round(pace / base[cut], 3)
+                break
     for other in rows:
         same = all(other.get(key) == row.get(key) for key in ("dataset", "n", "max_targets"))
         if other["paradigm"] == BASELINE and same:

@@ -92,7 +92,7 @@ def _equal_seconds(grid: Grid, name: str) -> bool:
 
 
 def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seconds: bool) -> str:
-    shown = lines(own)
+    shown = sorted(lines(own), key=lambda line: (line["model"], line["n"], line["epochs"] or 0))  # then as declared
     same = [fact for fact in FACTS if len({line[fact] for line in shown}) == 1]
     judged = any(line.values("auc") for line in shown)
     facts = [fact for fact in FACTS if fact not in same]

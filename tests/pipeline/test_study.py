@@ -267,8 +267,12 @@ def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
         ({}, 12.0), ({"hardware": "B"}, None), ({"workers": 6}, None), ({"n": 5}, None), ({"max_targets": 9}, None),
     ):  # fmt: skip
         row = dti | change
-        rows._speed(row, [base, row])
-        assert row["speedup"] == speedup
+        for against in (base if "max_targets" not in change and "n" not in change else None, None):
+            rows._speed(row, against, [base, row])
+            assert row["speedup"] == speedup
+    beside = [base | {"targets_per_second": 20.0}, dti | {"targets_per_second": 100.0}]
+    rows._speed(dti, base, [base, *beside, dti])
+    assert dti["speedup"] == 12.0  # its own sliding window's, not the median's
     shared = dti | {"workers": 6, "targets_per_second": 40.0, "targets": 1200, "train_seconds": 30.0, "fixes": ""}
     assert rows.seconds(shared, [base, dti, shared]) == 10.0  # at the speed that a run had alone
     assert rows.seconds(shared | {"hardware": "B"}, [base, dti]) is None

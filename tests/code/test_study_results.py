@@ -1,0 +1,98 @@
+"""docs/results.md says what benchmarks/results/study.json says; the usual models beside the study see no answer."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dti_pipeline.artifacts import Manifest
+from dti_pipeline.evaluation.interactions import Interactions
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.study import grid as grids
+from dti_pipeline.study import report, rows
+
+ROOT = Path(__file__).resolve().parents[2]
+USERS, LENGTH, ITEMS = 12, 15, 30
+LAST = np.arange(LENGTH - 1, USERS * LENGTH, LENGTH)  # each user's last row, which is no other row's context
+
+
+def test_the_document_holds_the_committed_rows() -> None:
+    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert report.document(grid, rows.read(grid), text) == text
+
+
+def test_every_committed_row_says_where_it_comes_from() -> None:
+    committed = rows.read(grids.load(ROOT / "benchmarks" / "study.yaml"))
+    assert committed
+    for row in committed:
+        assert row["command"].startswith(("dti study", "python benchmarks/"))
+        assert "error" in row or (row["hardware"] and row["commit"] and "dirty" not in row["commit"] and row["data"])
+
+
+@pytest.fixture
+def log() -> tuple[Interactions, TokenStore]:
+    """A small log: the last three rows of each user test, the others train; random items, titles and labels."""
+    draw = np.random.default_rng(3)
+    position = np.tile(np.arange(LENGTH), USERS)
+    item = draw.integers(0, ITEMS, USERS * LENGTH)
+    label = draw.integers(0, 2, USERS * LENGTH).astype(np.int8)
+    train = (position >= 3) & (position < LENGTH - 3)
+    offsets = np.arange(0, 3 * ITEMS + 1, 3, dtype=np.int64)
+    tokens = draw.integers(4, 40, 3 * ITEMS).astype(np.int32)
+    split = np.where(position < LENGTH - 3, 0, 2).astype(np.int8)
+    manifest = Manifest(Path("made"), "tokenize", {}, {}, {}, {})
+    store = TokenStore(
+        manifest, tokens, offsets, item.astype(np.int32), label, split, position.astype(np.int32), tokens[:0]
+    )
+    user = np.repeat(np.arange(USERS), LENGTH)
+    return Interactions(user, item, label, position, train, pa.table({})), store
+
+
+def flipped(log: Interactions, at: np.ndarray) -> Interactions:
+    label = log.label.copy()
+    label[at] = 1 - label[at]
+    return replace(log, label=label)
+
+
+def trained(log: Interactions, user: int, label: int) -> list[int]:
+    """Some training targets of a user, of that label."""
+    found = np.flatnonzero(log.train & (log.user == user) & (log.label == label))[:3].tolist()
+    assert found
+    return found
+
+
+def test_no_counted_feature_of_a_target_knows_its_label(
+    log: tuple[Interactions, TokenStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from counted_features import NAMES, features
+
+    before = features(*log, 5)
+    assert before.shape == (USERS * LENGTH, len(NAMES))
+    # Users 0 and 10 are of one fold. Two labels at once, so that the overall rate stays.
+    for a, b in itertools.product(trained(log[0], 0, 1), trained(log[0], 10, 0)):
+        after = features(flipped(log[0], np.array([a, b])), log[1], 5)
+        np.testing.assert_array_equal(after[[a, b]], before[[a, b]])
+        assert (after != before).any()
+    np.testing.assert_array_equal(features(flipped(log[0], LAST), log[1], 5), before)
+
+
+def test_the_interest_network_does_not_see_the_label_it_predicts(
+    log: tuple[Interactions, TokenStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import din
+
+    held = np.flatnonzero(log[1].split == 2)
+    targets = {"train": np.flatnonzero(log[0].train), "validation": held, "test": held}
+    settings = din.Settings(epochs=1, batch=32)
+    scores = [din.fit(one, log[1], targets, 5, 1, settings).probability for one in (log[0], flipped(log[0], LAST))]
+    np.testing.assert_array_equal(*scores)
+    earlier = din.fit(flipped(log[0], LAST - 1), log[1], targets, 5, 1, settings).probability
+    assert (earlier != scores[0]).any()  # it does read the labels before
