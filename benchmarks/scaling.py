@@ -85,6 +85,13 @@ class Bench:
         if self.first:
             print(text, flush=True)
 
+    def free(self) -> None:
+        """Let go of what nothing refers to any more; accelerate keeps what it has prepared."""
+        self.accelerator.free_memory()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def wait(self) -> None:
         if self._group is not None:
             dist.barrier(self._group)
@@ -174,32 +181,33 @@ def whole_step(trainer: Trainer, work: Work, exchange: bool = True) -> None:
 
 
 @contextmanager
-def without_memory(bench: Bench, what: str) -> Iterator[None]:
-    """Room that is too small is said, not fatal; what was there is freed."""
+def without_memory(what: str) -> Iterator[None]:
+    """Room that is too small is said, not fatal."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         print(f"no memory for {what}: {str(error).splitlines()[0]}", flush=True)
-    gc.collect()
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
-def alone(bench: Bench, case: Case, shape: Shape, paradigms: list[str]) -> dict[str, Times]:
-    """The first process by itself; the others wait. (A mesh is made by all together.)"""
+def alone(bench: Bench, case: Case, shape: Shape, paradigms: list[str]) -> tuple[dict[str, Times], llama.Model | None]:
+    """The first process by itself, while the others wait; and the model, ready for all. All compile at one time."""
     mesh = bench.mesh(together=False) if case.sharding == "full" and bench.world > 1 else None
     times: dict[str, Times] = {}
-    if bench.first:
-        with without_memory(bench, f"{case.name} alone"):
-            model = bench.model(shape, case.trained)
-            prepare(bench, model, mesh)
-            trainer = bench.trainer(model, model, bench.alone())
-            for paradigm in paradigms:
-                model.switch(paradigm, False, "rope", "none")
-                work = bench.work(paradigm, shape)
+    model = None
+    with without_memory(f"{case.name} alone"):
+        model = bench.model(shape, case.trained)
+        prepare(bench, model, mesh)
+        trainer = bench.trainer(model, model, bench.alone())
+        for paradigm in paradigms:
+            model.switch(paradigm, False, "rope", "none")
+            work = bench.work(paradigm, shape)
+            for _ in range(2):
+                whole_step(trainer, work)
+            bench.wait()
+            if bench.first:
                 times[paradigm] = bench.time(lambda work=work: whole_step(trainer, work))
-    bench.wait()
-    return times
+            bench.wait()
+    return times, model if mesh is None else None
 
 
 def prepare(bench: Bench, model: llama.Model, mesh: DeviceMesh | None) -> None:
@@ -210,13 +218,19 @@ def prepare(bench: Bench, model: llama.Model, mesh: DeviceMesh | None) -> None:
 
 
 def together(
-    bench: Bench, case: Case, shape: Shape, paradigms: list[str], reference: dict[str, Times]
+    bench: Bench,
+    case: Case,
+    shape: Shape,
+    paradigms: list[str],
+    reference: dict[str, Times],
+    model: llama.Model | None,
 ) -> list[dict[str, Any]]:
     """All processes: a row a paradigm."""
     rows: list[dict[str, Any]] = []
-    model = bench.model(shape, case.trained)
     mesh = bench.mesh(together=True) if case.sharding == "full" else None
-    prepare(bench, model, mesh)
+    if model is None:
+        model = bench.model(shape, case.trained)
+        prepare(bench, model, mesh)
     prepared = model if mesh is not None else bench.accelerator.prepare(model)
     trainer = bench.trainer(model, prepared, bench.accelerator)
     for paradigm in paradigms:
@@ -291,7 +305,8 @@ def main() -> None:
         paradigms = list(K) if case.trained == "lora" and case.sharding == "none" else ["dti"]
         # LoRA fits one GPU whole: sharing it out is measured against that, once it is known.
         known = case.name == "lora_fsdp" and "lora_ddp" in arguments.cases[: arguments.cases.index(name)]
-        reference = lora_alone if known else alone(bench, case, shape, paradigms)
+        reference, model = (lora_alone, None) if known else alone(bench, case, shape, paradigms)
+        bench.free()
         if not known:
             rows += [
                 facts(bench, case, shape, paradigm, bench.work(paradigm, shape), 1, times)
@@ -300,8 +315,10 @@ def main() -> None:
         if case.name == "lora_ddp":
             lora_alone = reference
         if bench.world > 1:
-            with without_memory(bench, name):
-                rows += together(bench, case, shape, paradigms, reference)
+            with without_memory(name):
+                rows += together(bench, case, shape, paradigms, reference, model)
+            del model
+            bench.free()
         bench.say(f"{name} took {time.monotonic() - begun:.0f} s")
     if bench.first:
         launcher = f"torchrun --nproc-per-node {bench.world}" if bench.world > 1 else "python"

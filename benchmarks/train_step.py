@@ -113,7 +113,12 @@ class Bench:
         accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         self.device = accelerator.device
         self.shape: Shape = llama.shape_named("tiny" if arguments.tiny else arguments.shape, arguments.layers)
-        settings = ModelConfig(name_or_path=self.shape.name, lora=LoraConfig(rank=16, alpha=32), head="verbaliser")
+        settings = ModelConfig(
+            name_or_path=self.shape.name,
+            lora=LoraConfig(rank=16, alpha=32),
+            head="verbaliser",
+            frozen_weights=arguments.frozen_weights,
+        )
         training = TrainingConfig(learning_rate=1e-4)
         torch.manual_seed(7)
         dtype = torch.float32 if cpu else torch.bfloat16
@@ -208,6 +213,9 @@ def main() -> None:
     options.add_argument("--only", nargs="+", metavar="WORD", help="variants that have one of these words")
     options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no variant beyond it")
     options.add_argument("--profile", type=Path, metavar="PNG", help="draw one step of the sliding window and of dti")
+    options.add_argument(
+        "--frozen-weights", choices=("plain", "float8"), default="plain", help="as model.frozen_weights"
+    )
     options.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     arguments = options.parse_args()
     if arguments.tiny:
@@ -221,7 +229,8 @@ def main() -> None:
         for one in measured:
             bench.step(one)
     gpus = [torch.cuda.get_device_name()] if bench.device.type == "cuda" else None
-    publish("train_step", table(bench, measured, arguments), arguments.results, gpus=gpus, commit=arguments.commit)
+    name = "train_step" if arguments.frozen_weights == "plain" else f"train_step_{arguments.frozen_weights}"
+    publish(name, table(bench, measured, arguments), arguments.results, gpus=gpus, commit=arguments.commit)
     if arguments.profile:
         picture(bench, measured, arguments.profile)
 
@@ -271,6 +280,7 @@ def table(bench: Bench, measured: list[Measured], arguments: argparse.Namespace)
                 "n": CONTEXT,
                 "tokens_per_interaction": bench.per_interaction,
                 "model": bench.shape.name,
+                "frozen_weights": arguments.frozen_weights,
                 "tokens_per_second": round(one.work[0].tokens / one.targets * targets / seconds),
                 "targets_per_second": round(targets / seconds, 1),
                 "speedup": round(base.seconds(targets) / seconds, 2) if base else None,

@@ -36,8 +36,8 @@ def plan(
 
     The log is data/tokens, through the packer itself; with ``users`` and ``interactions`` (of each), or where there is
     no token store and the log is synthetic, a uniform one of ``tokens`` tokens an interaction. The training is with
-    ``training.dtype: bfloat16`` on ``training.processes`` GPUs. Cost: a packing, seconds for a million targets;
-    torch is not imported.
+    ``training.dtype: bfloat16`` on ``training.processes`` GPUs, memory that of one of them. Cost: a packing, seconds for
+    a million targets; torch is not imported.
     """
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
@@ -48,9 +48,10 @@ def plan(
     lora = config.model.lora
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
     batch = max(1, config.training.tokens_per_batch // config.packing.row_length) * config.packing.row_length
+    shares = config.training.processes if config.training.sharding == "full" else 1
     memory = {
-        "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / 1e9,
-        "optimizer_gb": cost.optimizer_bytes(shape.parameters if adapters is None else adapters) / 1e9,
+        "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / shares / 1e9,
+        "optimizer_gb": cost.optimizer_bytes(shape.parameters if adapters is None else adapters) / shares / 1e9,
         "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }
     total = sum(memory.values())

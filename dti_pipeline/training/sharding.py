@@ -21,7 +21,7 @@ from dti_pipeline.modeling.ctr_model import CTRModel
 
 def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
     """Share out ``model`` in place over the processes of ``mesh``, a layer at a time; what is in no layer is gathered
-    for a whole pass.
+    for a whole pass. A model in the CPU's memory comes to the GPU's so, and need never fit one as a whole.
 
     ``compute``: the precision that weights are gathered and used in, where it is not their own; gradients are averaged
     in fp32. The optimizer must be made afterwards: its parameters are new ones.

@@ -65,11 +65,12 @@ def train(
     rows = Rows.open(store, manifest.path, "train")
     set_seed(settings.seed)
     model = _model(config, paradigm, store, manifest.report["row_length"])
-    model.freeze(device)
     sharded = settings.sharding == "full"
     if sharded:
         mesh = init_device_mesh(device.type, (accelerator.num_processes,))
         sharding.shard(model, mesh, torch.bfloat16 if settings.dtype == "bfloat16" else None)
+    else:
+        model.freeze(device)
     optimizer = optimizer_for(model, settings)
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)

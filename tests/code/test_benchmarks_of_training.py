@@ -162,7 +162,7 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
     options = ("--seconds", "0.2", "--only", "1", "50")
     started(str(BENCHMARKS / "epoch.py"), *options, folder=tmp_path)
     rows = json.loads((tmp_path / "epoch.json").read_text())
-    assert [(row["paradigm"], row["k"]) for row in rows] == [("sliding_window", 1), ("dti", 50), ("dti_isolated", 50)]
+    assert [(row["paradigm"], row["k"]) for row in rows] == [("sliding_window", 1), ("dti", 50)]
     assert rows[0]["speedup"] == 1
     for row in rows:
         assert row["tokens_per_batch"] in (512, 1024)

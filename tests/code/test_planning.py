@@ -121,6 +121,10 @@ def test_memory_of_an_8b_model_with_adapters_and_without(home: Paths) -> None:
     memory = plan(full, home, "H100", "llama-3.1-8b")["memory"]
     assert memory["weights_gb"] + memory["optimizer_gb"] == pytest.approx(16 * 8.03, rel=1e-3)
     assert not memory["fits"]
+    shared = {"model": {"lora": {"rank": 0}}, "training": {"processes": 8, "sharding": "full"}}
+    an_eighth = plan(config.from_plain(config.Config, shared), home, "H100", "llama-3.1-8b")["memory"]
+    assert an_eighth["weights_gb"] + an_eighth["optimizer_gb"] == pytest.approx(2 * 8.03, rel=1e-3)
+    assert an_eighth["activations_gb"] == memory["activations_gb"], "every process has passes of its own"
 
 
 def test_shape_comes_from_a_folder_s_config(tmp_path) -> None:
