@@ -36,8 +36,8 @@ def plan(
 
     The log is data/tokens, through the packer itself; with ``users`` and ``interactions`` (of each), or where there is
     no token store and the log is synthetic, a uniform one of ``tokens`` tokens an interaction. The training is with
-    ``training.dtype: bfloat16`` on ``training.processes`` GPUs, memory that of one of them. Cost: a packing, seconds for
-    a million targets; torch is not imported.
+    ``training.dtype: bfloat16`` on ``training.processes`` GPUs; memory is that of one of them. Cost: a packing, seconds
+    for a million targets; torch is not imported.
     """
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
