@@ -48,11 +48,13 @@ def shape_named(name: str, layers: int | None = None) -> Shape:
 
 def filled(prompt: int, tokens: int) -> tuple[int, int]:
     """Prompts a row, and the row's length: ``tokens`` where equal prompts fill 98 % of it, so that variants share one
-    compiled graph; else the multiple of TILE up to ``tokens`` that pads least, so that none is slowed by geometry."""
+    compiled graph; else the multiple of TILE, at most a sixth longer, that pads least, so that none is slowed by
+    geometry."""
     most = max(1, tokens // prompt)
     if 0.98 * tokens <= most * prompt <= tokens:
         return most, tokens
-    lengths = {count: -(-count * prompt // TILE) * TILE for count in range(max(1, most // 2), most + 1)}
+    counts = range(max(1, most // 2), max(1, tokens * 7 // 6 // prompt) + 1)
+    lengths = {count: -(-count * prompt // TILE) * TILE for count in counts}
     count = min(lengths, key=lambda count: 1 - count * prompt / lengths[count])
     return count, lengths[count]
 

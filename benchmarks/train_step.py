@@ -3,7 +3,7 @@
 Every variant in one process and in turn, on one set of weights: the project's model, loss, clipping and optimizer step,
 LoRA of rank 16 on queries and values, histories of equal interactions, medians of CUDA events after warm-up. The
 sliding window runs in two forms, packed with the same masked kernel and as a dense batch of prompts under torch's
-fastest causal kernel; speed-ups are over the faster one. Each variant has the row length, up to --tokens, that its
+fastest causal kernel; speed-ups are over the faster one. Each variant has the row length, about --tokens, that its
 prompts fill best.
 
 A timed step is one pass over a row, and one update (clipping and optimizer). Rates are those of a step of
@@ -206,7 +206,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.1-8b")
     options.add_argument("--layers", type=int, help="fewer, for a smaller card; the table says so (default: all)")
-    options.add_argument("--tokens", type=int, default=10752, help="of a pass at most (default: %(default)s)")
+    options.add_argument("--tokens", type=int, default=10752, help="of a pass, about (default: %(default)s)")
     options.add_argument("--tokens-per-interaction", type=int, default=30, help="text and label (default: %(default)s)")
     options.add_argument("--targets-per-step", type=int, default=512)
     options.add_argument("--steps", type=int, default=7, help="of each variant, after two that are not counted")

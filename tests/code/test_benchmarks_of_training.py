@@ -89,7 +89,8 @@ def test_a_model_that_forgets_is_one_switch_away(llama: ModuleType) -> None:
 def test_rows_have_the_length_that_their_prompts_fill(llama: ModuleType) -> None:
     assert llama.filled(631, 10752) == (17, 10752)  # the sliding window, n = 20, c = 30
     assert llama.filled(2150, 10752) == (5, 10752)  # k = 50: the same row, so the same compiled graph
-    assert llama.filled(6180, 10752) == (1, 6272)  # k = 180
+    assert llama.filled(6180, 10752) == (2, 12416)  # k = 180
+    assert llama.filled(6180, 8192) == (1, 6272)  # on a smaller card
     assert llama.filled(910, 10752) == (9, 8192)  # k = 10: nearly no padding
     assert llama.filled(900, 512) == (1, 1024)  # longer than asked for: a prompt must fit
 
