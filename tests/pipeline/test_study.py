@@ -41,7 +41,22 @@ STUDY: dict[str, Any] = {
     "groups": [{"name": "main", "data_sets": ["demo"], "paradigms": ["sliding_window", "dti"], "n": [5], "k": [10]}],
     "figures": {"leak_k": ["main"], "speedup_k": ["main"]},
 }
-DOCUMENT = "# Results\n\n<!-- study: main -->\n<!-- end -->\n\nWhat we learned.\n"
+DOCUMENT = """# Results
+
+<!-- study: main -->
+<!-- end -->
+
+<!-- histories: main -->
+<!-- end -->
+
+<!-- figure: leak_k -->
+<!-- end -->
+
+<!-- figure: auc_n -->
+<!-- end -->
+
+What we learned.
+"""
 
 
 def study(folder: Path, **training: Any) -> Grid:
@@ -202,10 +217,23 @@ def test_the_report_is_made_from_the_rows_and_making_it_again_changes_nothing(ho
     assert text.endswith("What we learned.\n")
     assert "**demo** (made here)" in text
     assert f"| `dti` | 10 | 1 | {row['auc']:.4f} | {row['auc_streaming']:.4f} |" in text
+    assert "](img/study_leak_k.svg)" in text
+    assert text.count("Not drawn yet.") == 1
+    by_history = sorted(row["auc_by_history"].items(), key=lambda one: int(one[0].partition("-")[0]))
+    assert len(by_history) > 1
+    assert f"| `dti` | {' | '.join(f'{auc:.4f}' if auc is not None else '–' for _, auc in by_history)} |" in text
     shutil.rmtree(home / "study")  # a clone has the results file alone
     untracked = config.load(Path("none"), ["tracking.enabled=false"])
     reports.report(grids.load(home / "study.yaml"), home / "study", untracked, Paths(home))
     assert files() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("marker", "near"), [("study: mian", "main"), ("figure: leak", "leak_k")])
+def test_a_marker_that_asks_for_nothing_of_the_study_is_an_error(home: Path, marker: str, near: str) -> None:
+    grid = grids.load(home / "study.yaml")
+    with pytest.raises(InputError, match=f"did you mean `{near}`"):
+        reports.document(grid, rows.read(grid), f"<!-- {marker} -->\n<!-- end -->\n")
 
 
 @pytest.mark.slow
