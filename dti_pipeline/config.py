@@ -86,14 +86,16 @@ class SplitConfig:
     # global_time: the earliest 80 % of eligible rows train, the next 10 % validate, the last 10 % test, one clock for
     # all users. user_order: the same shares inside each user's own history, for logs that have an order but no clock.
     rule: Literal["global_time", "user_order"] = "global_time"
+    # 0: nothing is held out to choose by, and everything before the test rows is learnt from. That is the last fit, of a
+    # recipe that was chosen with validation rows; the floors it is held against are fitted on the same rows.
     validation_share: float = 0.1
     test_share: float = 0.1
     label_threshold: float = 3.0  # label = 1 where rating > threshold
     min_history: int = 5  # a target has at least this many earlier rows of its user; the others are context only
 
     def __post_init__(self) -> None:
-        for name in ("validation_share", "test_share"):
-            _require(0 < getattr(self, name) < 0.5, f"split.{name}", "in (0, 0.5)", getattr(self, name))
+        _require(0 <= self.validation_share < 0.5, "split.validation_share", "in [0, 0.5)", self.validation_share)
+        _require(0 < self.test_share < 0.5, "split.test_share", "in (0, 0.5)", self.test_share)
         _require(self.min_history >= 0, "split.min_history", "0 or more", self.min_history)
 
 

@@ -89,7 +89,8 @@ def _schema(types: Mapping[str, str]) -> list[Rule]:
 
 def splits(config: Config, tables: Tables) -> Suite:
     """One row for each split; a target is a row with enough history to be predicted."""
-    needed, order = config.validation.min_targets, "['train', 'validation', 'test']"
+    asked = ["train", "validation", "test"] if config.split.validation_share else ["train", "test"]
+    needed, order = config.validation.min_targets, str(asked)
     query = f"""
         SELECT split, count(user_id) AS rows, count(*) FILTER (target) AS targets,
             count(*) FILTER (target AND label = 1) AS clicks, count(*) FILTER (target AND label = 0) AS skips

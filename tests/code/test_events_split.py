@@ -110,6 +110,14 @@ def test_other_shares(home: Paths) -> None:
     assert (splits.count("train"), splits.count("validation"), splits.count("test")) == (64, 29, 7)
 
 
+@pytest.mark.parametrize("rule", ["user_order", "global_time"])
+def test_the_last_fit_learns_from_everything_before_the_same_test_rows(home: Paths, rule: str) -> None:
+    log = [(user, i, 10 * i + user) for user in (1, 2) for i in range(100)]
+    chosen = split(home, log, rule=rule, min_history=0)
+    last = split(home, log, rule=rule, min_history=0, validation_share=0)
+    assert [row["split"].replace("validation", "train") for row in chosen] == [row["split"] for row in last]
+
+
 def test_global_time_needs_a_clock(home: Paths) -> None:
     (home.home / "ratings.dat").write_text("1::1::5\n1::2::5\n")
     raw = {"events": {"source": "movielens", "path": str(home.home)}, "split": {"min_history": 0}}

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from dti_pipeline.config import Config, LoraConfig, ModelConfig
+from dti_pipeline.config import Config, LoraConfig, ModelConfig, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
-from dti_pipeline.pipeline import BY_NAME
+from dti_pipeline.pipeline import BY_NAME, plan
 from tests.model.architectures import write, write_tokenizer
 
 FROM_THE_PAPER = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
@@ -39,6 +39,24 @@ def home_with(token_home: tuple[Config, Paths], tmp_path: Path, kind: str, **mod
     )
     BY_NAME["tokenize"].run(config, paths)
     return config, paths
+
+
+def test_a_last_fit_has_nothing_to_validate_on(tmp_path: Path) -> None:
+    """`split.validation_share: 0` goes through every stage: the suites, too, ask for no validation rows."""
+    raw = {
+        "paradigms": ["dti"],
+        "synth": {"users": 30, "interactions_per_user": 30},
+        "split": {"validation_share": 0, "rule": "user_order"},
+        "validation": {"min_rows": 100},
+        "training": {"epochs": 0.2},
+        "evaluation": {"bootstrap_samples": 10},
+        "tracking": {"enabled": False},
+    }
+    config, paths = from_plain(Config, raw), Paths(tmp_path)
+    reports = {stage.name: stage.run(config, paths, *filter(None, [paradigm])) for stage, paradigm in plan(config)}
+    assert reports["pack"]["plans"]["validation"]["targets"] == 0
+    assert reports["train"]["validation_auc"] is None
+    assert reports["evaluate"]["targets"] == reports["pack"]["plans"]["test"]["targets"] > 0
 
 
 @pytest.mark.parametrize("kind", FROM_THE_PAPER)
