@@ -86,7 +86,7 @@ class SplitConfig:
     # global_time: the earliest 80 % of eligible rows train, the next 10 % validate, the last 10 % test, one clock for
     # all users. user_order: the same shares inside each user's own history, for logs that have an order but no clock.
     rule: Literal["global_time", "user_order"] = "global_time"
-    # 0: nothing is held out to choose by, and everything before the test rows is learnt from. That is the last fit, of a
+    # 0: nothing is held out to choose by, and everything before the test rows is learnt from. That is the last fit of a
     # recipe that was chosen with validation rows; the floors it is held against are fitted on the same rows.
     validation_share: float = 0.1
     test_share: float = 0.1
