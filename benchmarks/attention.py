@@ -29,7 +29,7 @@ from dti_pipeline.modeling.attention import View, attend
 from dti_pipeline.modeling.distance import alibi_slopes
 from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
-from dti_pipeline.modeling.sum_rows import Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.planning.cost import PAIR_FLOP
 
@@ -119,6 +119,7 @@ def row(variant: Variant, size: Size, device: torch.device) -> tuple[Tokens, int
 
 
 def of_sums(variant: Variant, tokens: Tokens, size: Size, initial: Tensor) -> SumRows:
+    """As under LoRA, where three embeddings are trained."""
     slot = (tokens.kind == Kind.SUM).nonzero()[:, 1][None]
     position = torch.arange(tokens.kind.shape[1], device=slot.device)[None]
     rule = Rule(
@@ -135,7 +136,8 @@ def of_sums(variant: Variant, tokens: Tokens, size: Size, initial: Tensor) -> Su
     sizes = needed(slot, valid, rule.spans).rounded()
     return sum_rows(
         slot, valid, rule, slopes, sizes, keep_rotation=variant.position != "nope_alibi",
-        initial=initial if variant.forgetting != "none" else None,
+        initial=Initial(initial, initial[0, :3], torch.zeros(*position.shape, 3, dtype=torch.bool, device=slot.device))
+        if variant.forgetting != "none" else None,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import attention, layers, probe
+from dti_pipeline.modeling.sum_rows import Initial
 
 
 def build(
@@ -183,18 +184,23 @@ def _trained_rows(lm: PreTrainedModel, config: ModelConfig, trained_tokens: list
     return rows
 
 
+def trained_rows(lm: Any) -> Tensor | None:
+    """(R, E) input embeddings of the trained tokens, where all others are frozen; else None."""
+    adapter = getattr(decoder_of(lm).get_input_embeddings(), "token_adapter", None)
+    if adapter is None:
+        return None
+    rows = adapter.trainable_tokens_delta["default"] * getattr(adapter.base_layer, "embed_scale", 1.0)
+    return rows.to(adapter.base_layer.weight.dtype)
+
+
 def embed(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
     """(B, L) -> (B, L, E) input embeddings. peft would copy the whole matrix, forward and backward, for the sake of the
     rows that are trained: here they are put where their tokens are."""
-    embedding = decoder_of(lm).get_input_embeddings()
-    adapter = getattr(embedding, "token_adapter", None)
-    if adapter is None:
+    embedding, rows = decoder_of(lm).get_input_embeddings(), trained_rows(lm)
+    if rows is None:
         return embedding(token)
-    is_trained = token[..., None] == trained_tokens
-    rows = adapter.trainable_tokens_delta["default"]
-    rows = is_trained.to(rows.dtype) @ (rows * getattr(adapter.base_layer, "embed_scale", 1.0))
-    frozen = adapter.base_layer(token)
-    return torch.where(is_trained.any(-1, keepdim=True), rows.to(frozen.dtype), frozen)
+    frozen = embedding.token_adapter.base_layer(token)
+    return Initial(frozen, rows, token[..., None] == trained_tokens).put(frozen, rows)
 
 
 def vocabulary_rows(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:

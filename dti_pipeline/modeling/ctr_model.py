@@ -19,7 +19,7 @@ from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
 from dti_pipeline.modeling.layers import narrows
 from dti_pipeline.modeling.masks import BlockMasks, Intervals, intervals
-from dti_pipeline.modeling.sum_rows import Rule, Sizes, SumRows, needed, sum_rows
+from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.plain import from_plain
@@ -148,8 +148,13 @@ class CTRModel(nn.Module):
             self.slopes,
             self._sizes(batch, spans),
             keep_rotation=self.settings.sum_position != "nope_alibi",
-            # A view: that the first layer's input is it too would make that layer another piece of code to compile.
-            initial=embedded.view_as(embedded) if forgets else None,
+            initial=self._initial(batch, embedded) if forgets else None,
+        )
+
+    def _initial(self, batch: Batch, embedded: Tensor) -> Initial:
+        # A view: one tensor in two places would make the first layer, whose input it is too, other code to compile.
+        return Initial(
+            embedded.view_as(embedded), backbone.trained_rows(self.lm), batch.token[..., None] == self.trained_tokens
         )
 
     def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dti_pipeline.modeling.distance import rotate, unrotate
-from dti_pipeline.modeling.sum_rows import by_key
+from dti_pipeline.modeling.sum_rows import Initial, by_key
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,31 @@ class LayerMemory:
 
     def project(self, module: Any, state: Tensor, rotated: bool) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H_kv, L, D) of a state (B, L, E); keys at the batch's positions where ``rotated``."""
+        return self._placed(*self._projected(module, state), rotated)
+
+    def project_initial(self, module: Any, initial: Initial, rotated: bool) -> tuple[Tensor, Tensor]:
+        """The same of what entered the first layer. Where only some tokens' embeddings are trained, those alone are
+        projected with a gradient, once each: half the work, and the same result."""
+        if initial.rows is None:
+            return self.project(module, initial.state, rotated)
+        key, value = (
+            initial.put(all_rows, trained[0])
+            for all_rows, trained in zip(
+                self._projected(module, initial.state.detach()),
+                self._projected(module, initial.rows[None]),
+                strict=True,
+            )
+        )
+        return self._placed(key, value, rotated)
+
+    def _projected(self, module: Any, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, E) -> (B, L, H_kv, D), without positions."""
         normed = self.norm(state)
         shape = (*state.shape[:2], -1, module.head_dim)
         key, value = module.k_proj(normed).view(shape), module.v_proj(normed).view(shape)
-        if hasattr(module, "k_norm"):
-            key = module.k_norm(key)
+        return module.k_norm(key) if hasattr(module, "k_norm") else key, value
+
+    def _placed(self, key: Tensor, value: Tensor, rotated: bool) -> tuple[Tensor, Tensor]:
         key = key.transpose(1, 2)
         return self._rotated(key) if rotated else key, value.transpose(1, 2)
 
@@ -50,11 +70,11 @@ class LayerMemory:
             key = self._rotated(key.expand(len(self.hidden), -1, self.hidden.shape[1], -1))
         return key, value
 
-    def shares(self, initial: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
+    def shares(self, initial: Initial, amount: Tensor) -> tuple[Tensor, Tensor]:
         """How much of a key or value made from the layer's input, and from the initial embedding, there is in that of
         their mixture, for pairs with ``amount`` a(d) (B, 1, N, 1, M, KEYS): ``(1 - a) rms(h) / rms(a)`` and
         ``a rms(h0) / rms(a)``."""
-        h, o = self.hidden.float(), initial.float()
+        h, o = self.hidden.float(), initial.state.float()
         hh, ho, oo = (by_key((x * y).mean(-1)) for x, y in ((h, h), (h, o), (o, o)))
         a, b = amount, 1 - amount
         over = ((b**2 * hh + 2 * a * b * ho + a**2 * oo).clamp(min=0) + self.eps).rsqrt()

@@ -21,7 +21,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention import View, bands
 from dti_pipeline.modeling.masks import Tokens, intervals
 from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
 from dti_pipeline.packing.layout import Kind
 
 #: Relative change of a state that counts as one. fp32 noise is about 1e-6; what one token does to another is above 1e-3
@@ -207,7 +207,14 @@ def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
     spans = intervals(Tokens(torch.zeros_like(slot), slot, kind), "dti_growing", 2)
     valid = torch.ones_like(slot, dtype=torch.bool)
     rule = Rule(spans, positions, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7)
-    return sum_rows(slot, valid, rule, torch.zeros(1, device=slot.device), needed(slot, valid, spans), initial=initial)
+    return sum_rows(
+        slot,
+        valid,
+        rule,
+        torch.zeros(1, device=slot.device),
+        needed(slot, valid, spans),
+        initial=None if initial is None else Initial(initial),
+    )
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

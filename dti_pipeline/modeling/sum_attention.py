@@ -45,7 +45,7 @@ def sum_attention(
         scores = _scores(spread, rows.key_blocks(key)) * scale
     else:
         assert rows.initial is not None
-        first_key, first_value = memory.project(module, rows.initial, rows.keep_rotation)
+        first_key, first_value = memory.project_initial(module, rows.initial, rows.keep_rotation)
         key_bias, value_bias = memory.biases(module, rows.keep_rotation)
         share, first_share = memory.shares(rows.initial, pairs.amount)
         if value_bias is not None:  # W g h alone is linear in the state
@@ -102,7 +102,7 @@ def sum_attention_reference(
         scores = torch.zeros(*query.shape[:3], length, dtype=query.dtype, device=query.device)
         states = []
         for one in amount.unique():
-            mixed = (1 - one) * memory.hidden + one * rows.initial
+            mixed = (1 - one) * memory.hidden + one * rows.initial.state
             mixed_key, mixed_value = memory.project(module, mixed.to(memory.hidden.dtype), rows.keep_rotation)
             here = amount == one
             scores = torch.where(here, _plain_scores(query, mixed_key, scale), scores)

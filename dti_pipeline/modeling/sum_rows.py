@@ -73,6 +73,22 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Initial:
+    """What entered the first layer, of which every layer's keys and values are made again. Where embeddings are frozen
+    but for R tokens, also what those are."""
+
+    state: Tensor  # (B, L, E)
+    rows: Tensor | None = None  # (R, E) embeddings of the trained tokens
+    which: Tensor | None = None  # (B, L, R) bool, where they stand
+
+    def put(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(B, L, ..) with ``rows`` (R, ..) where the trained tokens stand."""
+        assert self.which is not None
+        there = self.which.any(-1).view(*x.shape[:2], *(1,) * (x.dim() - 2))
+        return torch.where(there, (self.which.to(rows.dtype) @ rows.flatten(1)).view(x.shape).to(x.dtype), x)
+
+
+@dataclass(frozen=True)
 class SumRows:
     """The [SUM] rows of one batch. B rows of L tokens in N blocks."""
 
@@ -86,7 +102,7 @@ class SumRows:
     has_part: Tensor  # (B, S, P) False where it has fewer
     pairs: Pairs  # of each place with the keys of its block, (B, 1, N, 1, M, KEYS)
     keep_rotation: bool  # False: neither query nor keys carry positions
-    initial: Tensor | None = None  # (B, L, E) what entered the first layer, where something is forgotten
+    initial: Initial | None = None  # where something is forgotten
 
     @property
     def differ(self) -> bool:
@@ -144,7 +160,7 @@ def sum_rows(
     slopes: Tensor,
     sizes: Sizes,
     keep_rotation: bool = True,
-    initial: Tensor | None = None,
+    initial: Initial | None = None,
 ) -> SumRows:
     """The rows of a batch from slots (B, up to ``sizes.sums``). Cost: B N M KEYS pairs, once for all layers and heads.
 

@@ -19,6 +19,7 @@ from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.distance import alibi_slopes, forgetting
 from dti_pipeline.modeling.masks import visible as visible_pairs
 from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
+from dti_pipeline.modeling.sum_rows import Initial
 from tests.model.architectures import write
 from tests.model.conftest import (
     SPECIAL,
@@ -32,6 +33,7 @@ from tests.model.conftest import (
     speaking,
 )
 
+CUDA_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 FAMILIES = ("linear", "quadratic", "square_root")
 
 
@@ -96,6 +98,37 @@ def test_the_fast_form_is_the_plain_one_in_a_llama(
         assert_forms_agree(model, log.batch(n, k, row_length=120))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", CUDA_TOLERANCE, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("paradigm", ["sliding_window", "dti"])
+def test_on_cuda_the_compiled_fast_form_is_the_plain_one(dtype: torch.dtype, paradigm: str) -> None:
+    """Relative to the norm of each output and gradient; both fixes on."""
+    cuda = torch.device("cuda")
+    model = small_model(paradigm, 4, forgetting="linear", sum_position="nope_alibi", hidden_size=64).to(cuda, dtype)
+    model.slopes = model.slopes.float()
+    log = Log.random(users=12, seed=7, shortest=10, longest=20)
+    batch = log.batch(4, 1 if paradigm == "sliding_window" else 6, row_length=512).to(cuda)
+    embedded = model.embed(batch).detach().requires_grad_()
+    view = model.view(batch, embedded)
+    calls: list[tuple[Any, ...]] = []
+    watching = View(block_mask=view.block_mask, sums=view.sums, watch=lambda *given: calls.append(given))
+    decoder_of(model.lm)(inputs_embeds=embedded, position_ids=batch.position, use_cache=False, dti=watching)
+    fast = torch.compile(sum_attention, dynamic=False, fullgraph=True)
+    module, query, key, value, scale, kwargs = calls[1]
+    memory = kwargs["layer"]
+    query, key = memory.unrotated(view.sums.take(query), view.sums.slot), memory.unrotated(key)
+    arguments = (module, query, key, value, view.sums, scale, memory)
+    valid = view.sums.valid[:, None, :, None]
+    results = []
+    for form in (fast, sum_attention_reference):
+        out = form(*arguments) * valid
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+        gradients = torch.autograd.grad((out * direction).sum(), (query, key, value, embedded), retain_graph=True)
+        results.append([x.float() for x in (out, *gradients)])
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).norm() <= CUDA_TOLERANCE[dtype] * expected.norm()
+
+
 @pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma", "mixtral"])
 @pytest.mark.parametrize("position", ["rope", "nope_alibi"])
 def test_the_fast_form_is_the_plain_one_with_biases_and_other_norms(tmp_path: Path, kind: str, position: str) -> None:
@@ -107,6 +140,32 @@ def test_the_fast_form_is_the_plain_one_with_biases_and_other_norms(tmp_path: Pa
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     assert_forms_agree(speaking(model), Log.random(users=3, seed=5).batch(3, 4, row_length=128))
+
+
+@pytest.mark.parametrize("position", ["rope", "nope_alibi"])
+def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one(
+    tmp_path: Path, position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = LoraConfig(rank=4, target_modules=("q_proj", "k_proj", "v_proj"))
+    config = ModelConfig(name_or_path=write(tmp_path, "llama"), lora=lora, forgetting="linear", sum_position=position)
+    torch.manual_seed(2)
+    model = speaking(CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL))
+    for name, parameter in model.trained().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    batch = Log.random(users=3, seed=5).batch(3, 4, row_length=128)
+
+    def outcome() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        logits = model(batch)[0]
+        logits.square().mean().backward()
+        return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items()}
+
+    found = outcome()
+    monkeypatch.setattr(CTRModel, "_initial", lambda self, batch, embedded: Initial(embedded))
+    expected = outcome()
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
+    assert min(float(gradient.norm()) for gradient in expected[1].values()) > 1e-4
 
 
 @pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])

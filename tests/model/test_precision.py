@@ -210,3 +210,26 @@ def test_a_compiled_step_of_adapters_on_cuda_is_nearly_the_cpu_s_in_fp32(
     model.compile_layers()
     found = outcome(model, batch.to(cuda))
     assert_near(found, exact, *((0.05, 0.1) if weights == "plain" else (0.3, 0.4)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fixes", [{}, {"forgetting": "linear", "sum_position": "nope_alibi"}], ids=["plain", "fixes"])
+def test_a_step_never_waits_for_the_gpu(tmp_path: Path, fixes: dict[str, str]) -> None:
+    cuda = torch.device("cuda")
+    path = write(tmp_path, "llama", hidden_size=64, intermediate_size=96, head_dim=16)
+    model = adapted(path, torch.bfloat16, **fixes).train()
+    model.freeze(cuda)
+    optimizer = optimizer_for(model, TrainingConfig())
+    waiting = Log.random(users=12, seed=7, shortest=6, longest=20).batch(3, 6, row_length=512).pin()
+    try:
+        for turn in range(3):
+            torch.cuda.set_sync_debug_mode("error" if turn == 2 else "default")
+            batch = waiting.to(cuda)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = binary_cross_entropy_with_logits(model(batch)[0], batch.label, reduction="sum")
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

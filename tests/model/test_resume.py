@@ -11,11 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -41,20 +43,26 @@ def configured(config: Config, **model: Any) -> Config:
     return dataclasses.replace(config, training=training, model=dataclasses.replace(config.model, **model))
 
 
-@pytest.fixture(params=["scratch", "lora"])
-def ready(request: pytest.FixtureRequest, token_home: tuple[Config, Paths], tmp_path: Path) -> tuple[Config, Paths]:
+@pytest.fixture(params=["scratch", "lora", "lora in bfloat16"])
+def ready(
+    request: pytest.FixtureRequest, token_home: tuple[Config, Paths], tmp_path: Path
+) -> Iterator[tuple[Config, Paths]]:
     """A home that shares the tokens, with shards of its own."""
+    AcceleratorState._reset_state()  # a process has one precision, usually
     config, made = token_home
     if request.param == "scratch":
         config = configured(config, dropout=0.2, name_dropout=0.5, min_token_count=3)
     else:
         base = write(tmp_path / "base", "llama", vocab_size=64)
         config = configured(config, name_or_path=base, lora=LoraConfig(rank=4, alpha=8))
+        if request.param != "lora":
+            config = dataclasses.replace(config, training=dataclasses.replace(config.training, dtype="bfloat16"))
     paths = Paths(tmp_path / "home")
     (paths.home / "data").mkdir(parents=True)
     paths.tokens.symlink_to(made.tokens)
     pack(config, paths, PARADIGM)
-    return config, paths
+    yield config, paths
+    AcceleratorState._reset_state()
 
 
 def outcome(paths: Paths) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
