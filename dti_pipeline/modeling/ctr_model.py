@@ -175,8 +175,8 @@ class CTRModel(nn.Module):
             float8.freeze(backbone.decoder_of(self.lm).layers, device)
 
     def compile_layers(self) -> None:
-        """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length, batches
-        one height; sizes of [SUM] rows may grow a few times, and each time is a graph more."""
+        """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length,
+        batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more."""
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for layer in backbone.decoder_of(self.lm).layers:
             layer.compile(dynamic=False)
