@@ -111,8 +111,6 @@ def trial(
     ).to(accelerator.device)
     optimizer = optimizer_for(model, training)
     if accelerator.device.type == "cuda":
-        torch._dynamo.config.recompile_limit = 64  # a graph for each size of a pass
-        torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of slow steps without a word
         model.compile_layers()
     prepared, optimizer = accelerator.prepare(model, optimizer)
 

@@ -17,7 +17,10 @@ from dti_pipeline import artifacts
 #: Kinds by what is in a kernel's name, the first that fits. What is left is norms, rotations, activations, sums and
 #: the loss: kernels that the compiler fused, or torch's own elementwise ones.
 NAMES = (
-    ("attention backward", r"(flex|flash|fmha|sdpa|attention).*(bwd|backward)|(bwd|backward).*(flex|flash|fmha|sdpa)"),
+    (
+        "attention backward",
+        r"(flex|flash|fmha|sdpa|attention).*(bwd|backward|bprop)|(bwd|backward).*(flex|flash|fmha|sdpa)",
+    ),
     ("attention forward", r"flex|flash|fmha|sdpa|scaled_dot_product|attention"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|cublas|matmul|aten::(mm|bmm|addmm|linear)|AddmmBackward|MmBackward"),
     ("copies", r"memcpy|memset|aten::(copy_|_to_copy|to|clone)$"),

@@ -6,8 +6,8 @@ sliding window runs in two forms, packed with the same masked kernel and as a de
 fastest causal kernel; speed-ups are over the faster one. Each variant has the row length, about --tokens, that its
 prompts fill best.
 
-A timed step is one pass over a row, and one update (clipping and optimizer). Rates are those of a step of
---targets-per-step targets for every variant: as many passes as that takes, and one update.
+A timed turn is three passes over a row each, queued one behind the other, and one update (clipping and optimizer).
+Rates are those of a step of --targets-per-step targets for every variant: as many passes as that takes, one update.
 
     python benchmarks/train_step.py                          # one GPU of 80 GB, five minutes and more of compiling
     python benchmarks/train_step.py --budget-seconds 150     # the most important variants first, until time is up
@@ -23,6 +23,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ VARIANTS = (
     Variant("dti", 20),
 )
 CONTEXT = 20
-ROWS = 2  # different ones of each variant, in turn
+ROWS = 3  # different ones of each variant, a pass each
 
 
 @dataclass
@@ -126,8 +127,6 @@ class Bench:
         optimizer = optimizer_for(self.model, training)
         self.adapters = sum(p.numel() for n, p in self.model.trained().items() if "lora" in n)
         if self.device.type == "cuda":
-            torch._dynamo.config.recompile_limit = 64  # each variant may have a graph of its own
-            torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of slow steps without a word
             self.model.compile_layers()
         prepared, optimizer = accelerator.prepare(self.model, optimizer)
         self.trainer: Trainer = llama.trainer(prepared, optimizer, accelerator, training, self._plan(VARIANTS[0], 1)[0])
@@ -149,35 +148,36 @@ class Bench:
         return plan, cost.visible_pairs(variant.paradigm, cut, store.lengths(), store.position, n)
 
     def prepare(self, variant: Variant) -> Measured:
-        """Assemble the variant's rows, and take the steps that are not counted: they compile."""
+        """Assemble the variant's rows, and take a step that is not counted: it compiles."""
         plan, pairs = self._plan(variant, ROWS)
         height = len(plan) // ROWS
         work = [llama.work(plan, np.arange(i * height, (i + 1) * height), self.device) for i in range(ROWS)]
         measured = Measured(variant, work, pairs)
-        for _ in range(2):
-            self.step(measured)
+        self.step(measured)
         for times in (measured.passes, measured.updates):
             times.clear()
         return measured
 
     def step(self, measured: Measured) -> None:
-        """One pass and one update, timed."""
-        work = measured.work[len(measured.passes) % ROWS]
-        length = work.passes[0].token.shape[1]
+        """A pass over each of the rows and one update, timed one by one; they are waited for once, in the end, as the
+        loop itself does: what a GPU would idle between a launch and a wait is no part of a step."""
         variant = measured.variant
+        length = measured.work[0].passes[0].token.shape[1]
         self.model.switch(variant.paradigm, variant.form == "dense", variant.sum_position, variant.forgetting)
         self.model._block_masks = self._masks.get(length)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        start = self._now()
-        self.trainer.gradients(work)
-        middle = self._now()
+        marks = [self._now()]
+        for work in measured.work:
+            self.trainer.gradients(work)
+            marks.append(self._now())
         with record_function("update"):
             self.trainer.update()
-        end = self._now()
+        marks.append(self._now())
+        *passes, update = (self._between(start, end) for start, end in pairwise(marks))
+        measured.passes += passes
+        measured.updates.append(update)
         self._masks[length] = self.model._block_masks
-        measured.passes.append(self._between(start, middle))
-        measured.updates.append(self._between(middle, end))
         if self.device.type == "cuda":
             measured.peak_gib = max(measured.peak_gib, torch.cuda.max_memory_allocated() / 2**30)
 
@@ -189,7 +189,7 @@ class Bench:
         return event
 
     def _between(self, start: Any, end: Any) -> float:
-        """Milliseconds. On a GPU it waits for the end, so that no step is hidden behind another."""
+        """Milliseconds; on a GPU it waits for the end."""
         if self.device.type != "cuda":
             return (end - start) * 1000
         end.synchronize()
@@ -209,7 +209,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=10752, help="of a pass, about (default: %(default)s)")
     options.add_argument("--tokens-per-interaction", type=int, default=30, help="text and label (default: %(default)s)")
     options.add_argument("--targets-per-step", type=int, default=512)
-    options.add_argument("--steps", type=int, default=7, help="of each variant, after two that are not counted")
+    options.add_argument("--steps", type=int, default=3, help="turns of each variant, after two that are not counted")
     options.add_argument("--only", nargs="+", metavar="WORD", help="variants that have one of these words")
     options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no variant beyond it")
     options.add_argument("--profile", type=Path, metavar="PNG", help="draw one step of the sliding window and of dti")
@@ -270,7 +270,6 @@ def table(bench: Bench, measured: list[Measured], arguments: argparse.Namespace)
     for one in measured:
         seconds, variant = one.seconds(targets), one.variant
         batch = one.work[0].passes[0]
-        milliseconds = [a + b for a, b in zip(one.passes, one.updates, strict=True)]
         rows.append(
             {
                 "paradigm": variant.paradigm,
@@ -286,9 +285,9 @@ def table(bench: Bench, measured: list[Measured], arguments: argparse.Namespace)
                 "speedup": round(base.seconds(targets) / seconds, 2) if base else None,
                 "bound": round(bench.flop(base, targets) / bench.flop(one, targets), 2) if base else None,
                 "tflops": round(bench.flop(one, targets) / seconds / 1e12, 1),
-                "step_ms": round(statistics.median(milliseconds), 1),
-                "step_ms_min": round(min(milliseconds), 1),
-                "step_ms_max": round(max(milliseconds), 1),
+                "pass_ms": round(statistics.median(one.passes), 1),
+                "pass_ms_min": round(min(one.passes), 1),
+                "pass_ms_max": round(max(one.passes), 1),
                 "update_ms": round(statistics.median(one.updates), 2),
                 "targets_per_pass": one.targets,
                 "tokens_per_pass": one.work[0].tokens,
@@ -308,7 +307,8 @@ def picture(bench: Bench, measured: list[Measured], path: Path) -> None:
 
 def name_of(one: Measured) -> str:
     form = f", {one.variant.form}" if one.variant.k == 1 else f" k={one.variant.k}"
-    return f"{one.variant.paradigm}{form}: {one.targets} targets, {one.work[0].tokens:,} tokens"
+    passes = len(one.work)
+    return f"{one.variant.paradigm}{form}: {passes * one.targets} targets, {passes * one.work[0].tokens:,} tokens"
 
 
 if __name__ == "__main__":

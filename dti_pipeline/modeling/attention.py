@@ -31,11 +31,13 @@ NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
 #: and 256 for rows of 512 and 1,024 tokens on two cores.
 BAND = 128
-#: Options of FlexAttention's kernels; empty: torch's choice for the card. On Hopper, for bfloat16 heads of 128, that is
-#: blocks of 128 x 64 forward and 64 x 128 backward, which blocks of 128 in the mask fit (its backward takes no smaller
-#: ones). ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block that it shares with others.
-#: benchmarks/attention.py measures others.
-KERNEL_OPTIONS: dict[str, Any] = {}
+#: Options of FlexAttention's kernels on Hopper, for bfloat16 heads of 128: the best of those that
+#: benchmarks/attention.py tried on an H100 (forward 0.81 ms against 0.84 by torch's choice, backward 1.43 against
+#: 1.49). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block
+#: that it shares with others.
+HOPPER = {
+    "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_stages": 2,
+}  # fmt: skip
 #: Keywords that an architecture may pass. Positions are in query and key already; a cache is never used in training.
 HONOURED = frozenset({"dti", "layer", "position_ids", "sliding_window", "use_cache"})
 
@@ -46,6 +48,7 @@ class View:
 
     bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
     block_mask: BlockMask | None = None  # CUDA
+    options: dict[str, Any] | None = None  # of its kernels; None: torch's choice
     sums: SumRows | None = None
     narrow: bool = False  # the last layer computes [SUM] rows only, if it can
     recall: Callable[..., Tensor] | None = None  # serving: attention over keys and values that were computed before
@@ -101,7 +104,7 @@ def attend(
     if view.recall is not None:
         out = view.recall(module, query, key, value, scale)
     elif view.block_mask is not None:
-        out = _flex(query, key, value, view.block_mask, scale)
+        out = _flex(query, key, value, view, scale)
     elif view.bands is not None:
         out = _banded(query, key, value, view.bands, scale)
     else:
@@ -156,18 +159,24 @@ def _compiled_flex_attention() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -> Tensor:
     # Uncompiled, FlexAttention writes out all L x L scores; in a compiled layer it is compiled with the layer.
     attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     return attention(
         query,
         key,
         value,
-        block_mask=block_mask,
+        block_mask=view.block_mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options=KERNEL_OPTIONS or None,
+        kernel_options=view.options,
     )
+
+
+def kernel_options(device: torch.device, dtype: torch.dtype, head_width: int) -> dict[str, Any] | None:
+    """For that card and those heads; None: torch's choice."""
+    measured = (dtype, head_width) == (torch.bfloat16, 128) and device.type == "cuda"
+    return HOPPER if measured and torch.cuda.get_device_capability(device) == (9, 0) else None
 
 
 AttentionInterface.register(NAME, attend)

@@ -14,7 +14,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import backbone, float8
-from dti_pipeline.modeling.attention import View, bands
+from dti_pipeline.modeling.attention import View, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
 from dti_pipeline.modeling.layers import narrows
@@ -25,6 +25,8 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"
+#: Width from which a GPU's time is arithmetic.
+WIDE = 1024
 EMBEDDINGS = "lm.model.embed_tokens.weight"  # of a model from scratch
 
 
@@ -56,6 +58,7 @@ class CTRModel(nn.Module):
         self.narrows = narrows(decoder.layers[-1])
         width = decoder.config.get_text_config().hidden_size
         heads = decoder.config.get_text_config().num_attention_heads
+        self.head_width = getattr(decoder.config.get_text_config(), "head_dim", None) or width // heads
         self.head = nn.Linear(width, 2) if settings.head == "fresh" else None
         if self.head is not None:
             nn.init.zeros_(self.head.weight)  # starts at P = 1/2 for everyone: the first steps are calm
@@ -79,7 +82,7 @@ class CTRModel(nn.Module):
         """
         embedded = self.embed(batch)
         # Unless words are predicted too, nobody reads any other row of the last layer.
-        view = self.view(batch, embedded, narrow=self.narrows and not with_text_loss)
+        view = self.view(batch, embedded, narrow=self._saves_by_narrowing(batch) and not with_text_loss)
         hidden = self.states(embedded, batch.position, view)
         index = batch.sum_index
         if view.narrow:
@@ -87,6 +90,12 @@ class CTRModel(nn.Module):
         no, yes = self.label_logits(hidden.flatten(0, 1).index_select(0, index)).unbind(-1)
         text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
         return yes - no, text_loss
+
+    def _saves_by_narrowing(self, batch: Batch) -> bool:
+        """Whether the last layer shall work at [SUM] rows only: always where arithmetic is what takes time, but on a
+        GPU a small model waits for its launches, and this adds some."""
+        width = backbone.decoder_of(self.lm).config.get_text_config().hidden_size
+        return self.narrows and (batch.token.device.type != "cuda" or width >= WIDE)
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, L, E): what enters the first layer."""
@@ -129,7 +138,12 @@ class CTRModel(nn.Module):
         shape = tuple(batch.token.shape)
         if self._block_masks is None or self._block_masks.shape != shape:
             self._block_masks = BlockMasks(shape[0], shape[1], batch.token.device, self.has_prefix)
-        return View(block_mask=self._block_masks.build(spans), sums=sums, narrow=narrow)
+        return View(
+            block_mask=self._block_masks.build(spans),
+            options=kernel_options(batch.token.device, embedded.dtype, self.head_width),
+            sums=sums,
+            narrow=narrow,
+        )
 
     def _sum_rows(self, batch: Batch, spans: Intervals, embedded: Tensor) -> SumRows:
         forgets = self.settings.forgetting != "none"
@@ -178,6 +192,7 @@ class CTRModel(nn.Module):
         """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length,
         batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more."""
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of slow steps without a word
         for layer in backbone.decoder_of(self.lm).layers:
             layer.compile(dynamic=False)
 
