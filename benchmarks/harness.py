@@ -49,10 +49,10 @@ def publish(
     """Print rows as a Markdown table; write them, with hardware, commit and command, to ``<results>/<name>.json``.
 
     ``launcher`` started the script; ``gpus`` are those that were used, by name (default: all of the machine's);
-    ``commit`` is named where there is no repository to ask.
+    ``commit`` is named where no repository knows it.
     """
     command = " ".join([launcher, f"benchmarks/{Path(sys.argv[0]).name}", *_shown(sys.argv[1:])])
-    found = str(lineage.commit() or commit or "unknown")
+    found = commit or str(lineage.commit() or "unknown")
     facts = dict(zip(FACTS, (lineage.hardware(gpus), found, command), strict=True))
     print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
     print(table(rows))

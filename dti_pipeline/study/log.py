@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def packed(run: Run, home: Path) -> Path:
 
 
 def link(target: Path, at: Path) -> None:
-    """A link to a folder, in place of one that was there."""
+    """A link to a folder, in place of one that was there. By rename: two runs of one packing may do this at once."""
     at.parent.mkdir(parents=True, exist_ok=True)
-    at.unlink(missing_ok=True)
-    at.symlink_to(target.resolve())
+    aside = at.with_name(f".{at.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target.resolve())
+    aside.replace(at)

@@ -60,3 +60,10 @@ def test_code_without_its_repository_says_what_its_image_says(
     lineage.commit.cache_clear()
     monkeypatch.setenv("DTI_COMMIT", "c0ffee")
     assert str(lineage.commit()) == "c0ffee"
+
+
+def test_a_commit_that_is_named_is_believed_wherever_the_code_lies(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DTI_COMMIT", "c0ffee")
+    assert str(lineage.commit()) == "c0ffee"
