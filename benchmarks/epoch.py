@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=4.0, help="of each trial (default: %(default)s)")
     options.add_argument("--sizes", type=int, nargs="+", default=[16384, 32768], help="tokens of a pass, to try")
     options.add_argument("--only", nargs="+", metavar="K", help="sides of these paradigms or k")
+    options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no trial beyond it")
     options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
     arguments = options.parse_args()
     settings = from_plain(Config, SETTINGS)
@@ -69,11 +71,18 @@ def main() -> None:
     cpu = arguments.tiny or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
     best: dict[tuple[str, int | str], dict[str, Any]] = {}
-    for side in SIDES:
+    begun, longest = time.monotonic(), 0.0
+    for side, size in product(SIDES, arguments.sizes):
         if arguments.only and not {side[0], str(side[1])} & set(arguments.only):
             continue
-        trials = [trial(settings, store, side, size, arguments.seconds, accelerator) for size in arguments.sizes]
-        best[side] = max(trials, key=lambda row: row["targets_per_second"])
+        start = time.monotonic()
+        if start - begun + longest > arguments.budget_seconds:
+            print(f"no time left for {side} at {size:,} tokens a pass")
+            continue
+        row = trial(settings, store, side, size, arguments.seconds, accelerator)
+        best[side] = max(best.get(side, row), row, key=lambda one: one["targets_per_second"])
+        longest = max(longest, time.monotonic() - start)
+        print(f"{side} at {size:,} tokens a pass: {row['targets_per_second']:,.0f} targets/s", flush=True)
     base = best.get(SIDES[0])
     for row in best.values():
         row["speedup"] = round(row["targets_per_second"] / base["targets_per_second"], 2) if base else None

@@ -22,6 +22,7 @@ BENCHMARKS = ROOT / "benchmarks"
 ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "orchestration")
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
+    "attention": "attention",
     "train_step": "train_step",
     "train_step_float8": "train_step",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},

@@ -83,7 +83,7 @@ def finished(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole study, two runs at a time, with its report."""
     home = tmp_path_factory.mktemp("finished")
     shutil.copytree(logs, home / "study", symlinks=True)
-    grid = study(home)
+    study(home)
     task = door.Task(home / "study.yaml", home / "study", workers=2)
     untracked = config.load(Path("none"), ["tracking.enabled=false"])
     report = door.make(task, untracked, Paths(home), None, lambda text: None)
