@@ -180,7 +180,7 @@ def plan_cost(
     users: Annotated[int | None, typer.Option(help="Of a log that is not there yet.")] = None,
     interactions: Annotated[int | None, typer.Option(help="Of each of its users.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of each, label included; default 20.")] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.4,
+    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.55,
     as_json: Json = False,
 ) -> None:
     """What a training will cost, before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.

@@ -99,13 +99,13 @@ def test_cost_follows_epochs_gpu_and_processes(home: Paths) -> None:
     assert one["log"]["source"] == "data/tokens"
     rows = one["paradigms"]
     for row in rows.values():
-        assert row["hours"] == pytest.approx(row["flop"] / (989e12 * 0.4) / 3600)
+        assert row["hours"] == pytest.approx(row["flop"] / (989e12 * 0.55) / 3600)
     # A sliding window trained twice as long, on half as fast a card, on four of them: the same hours.
     double = config.from_plain(
         config.Config,
         {"packing": {"context": 6, "targets": 10, "row_length": 256}, "training": {"epochs": 4, "processes": 4}},
     )
-    other = plan(double, home, "H100", "llama-3.1-8b", utilisation=0.2)
+    other = plan(double, home, "H100", "llama-3.1-8b", utilisation=0.55 / 2)
     assert other["paradigms"]["sliding_window"]["hours"] == pytest.approx(rows["sliding_window"]["hours"])
     assert rows["dti_isolated"]["visible_pairs"] < rows["dti"]["visible_pairs"] < rows["dti_growing"]["visible_pairs"]
     assert rows["sliding_window"]["speedup_tokens"] == rows["sliding_window"]["speedup_formula"] == 1
