@@ -16,8 +16,8 @@ from dti_pipeline.planning.shape import Shape, shape_of
 
 BASELINE = "sliding_window"
 #: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
-#: shape of an 8B model on an H100, 546 (dti) to 581 (sliding window) of 989 TFLOP/s. A model of a few million weights is
-#: held up by everything else and reaches a small part of it.
+#: shape of an 8B model on an H100, 546 (dti) to 581 (sliding window) of 989 TFLOP/s. A model of a few million weights
+#: is held up by everything else and reaches a small part of it.
 UTILISATION = 0.55
 #: Tokens of an interaction where there is no token store yet: a title and a label.
 TOKENS = 20
