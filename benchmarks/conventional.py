@@ -4,7 +4,7 @@
 
 `gbdt`: gradient-boosted trees (scikit-learn) on counted features; `din`: a small deep interest network. The logs are
 those that `dti study --prepare` has tokenised. Rows and predictions go to where the study keeps its own: `dti study
---report` puts them into its tables. A run that is there is not made again.
+--report` puts them into its tables. A run that is there, of the same data, is not made again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     grid = grids.load(options.grid)
     for data_set in options.data_sets:
         for model in options.models:
-            for seed in options.seeds if model == "din" else options.seeds[:1]:  # trees have no chance in them
+            for seed in options.seeds if model == "din" else options.seeds[:1]:  # of trees only the bins are drawn
                 row = run(grid, options.work, data_set, model, seed)
                 shown = {key: row[key] for key in ("auc", "log_loss", "validation_auc", "train_seconds")}
                 print(data_set, model, seed, shown, flush=True)
@@ -68,8 +68,9 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int) -> d
     parameters = TREES if model == "gbdt" else dataclasses.asdict(din.Settings())
     config = hashlib.md5(json.dumps([data_set, model, N, seed, parameters], sort_keys=True).encode()).hexdigest()[:12]
     own = work / data_set / "runs" / config
-    if (own / ROW).is_file():
-        return json.loads((own / ROW).read_text())
+    data = logs.digest(work / data_set)
+    if (own / ROW).is_file() and (made := json.loads((own / ROW).read_text()))["data"] == data:
+        return made
     settings = grid.config(data_set)
     paths = Paths(work / data_set)
     log, store = interactions.read(paths, settings.split.min_history), TokenStore.open(paths.tokens)
@@ -82,13 +83,13 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int) -> d
         fitted = din.fit(log, store, targets, N, seed, din.Settings())
     test = targets["test"]
     label, user, score = log.label[test], log.user[test], fitted.probability
-    seen = round(len(targets["train"]) * fitted.epochs) if model == "din" else len(targets["train"])
+    seen = len(targets["train"]) * (fitted.trained if model == "din" else 1)
     row = {
         "dataset": data_set, "split": settings.split.rule, "group": "conventional", "paradigm": model, "k": 1, "n": N,
-        "fixes": "", "model": "", "epochs": None, "stopped_after": fitted.epochs, "seed": seed,
+        "fixes": "", "model": "", "epochs": None, "stopped_after": fitted.kept, "seed": seed,
         "max_targets": None, "measure": "quality", "config": config,
         "command": f"python benchmarks/conventional.py --data-sets {data_set} --models {model} --seeds {seed}",
-        "workers": 1, "data": logs.digest(work / data_set), "commit": str(lineage.commit() or "") or None,
+        "workers": 1, "data": data, "commit": str(lineage.commit() or "") or None,
         "hardware": lineage.hardware([]),
         "auc": metrics.auc(label, score), "auc_streaming": None, "log_loss": metrics.log_loss(label, score),
         "gauc": metrics.group_auc(label, score, user).value,
@@ -119,7 +120,7 @@ def boosted(log: Interactions, store: TokenStore, targets: dict[str, Array], see
     trees = int(np.argmax(aucs)) + 1
     probability = next(p for i, p in enumerate(model.staged_predict_proba(x[targets["test"]]), 1) if i == trees)[:, 1]
     nodes = sum(len(tree.nodes) for step in model._predictors[:trees] for tree in step)
-    return din.Fitted(probability, float(aucs[trees - 1]), trees, seconds, nodes)
+    return din.Fitted(probability, float(aucs[trees - 1]), trees, len(aucs), seconds, nodes)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class Fitted:
 
     probability: Array  # of the test targets
     validation_auc: float
-    epochs: int
+    kept: int  # epochs, or trees, after which validation was best
+    trained: int  # as many as took the seconds
     seconds: float
     parameters: int
 
@@ -111,8 +112,7 @@ def fit(
         parts = np.array_split(rows, len(rows) // 4096 + 1)
         return torch.cat([torch.sigmoid(logits(part).double()) for part in parts]).numpy()
 
-    best, best_state, seconds, epoch, worse = -1.0, model.state_dict(), 0.0, 0, 0
-    chosen = 0
+    best, best_state, seconds, epoch, kept, worse = -1.0, model.state_dict(), 0.0, 0, 0, 0
     while epoch < settings.epochs and worse < 2:
         begun = time.perf_counter()
         model.train()
@@ -127,8 +127,8 @@ def fit(
         found = metrics.auc(log.label[targets["validation"]], score(targets["validation"])) or 0.0
         worse = worse + 1 if found <= best else 0
         if found > best:
-            best, chosen = found, epoch
+            best, kept = found, epoch
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best_state)
     parameters = sum(p.numel() for p in model.parameters())
-    return Fitted(score(targets["test"]), best, chosen, seconds, parameters)
+    return Fitted(score(targets["test"]), best, kept, epoch, seconds, parameters)

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
+from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.study import grid as grids
@@ -96,3 +98,22 @@ def test_the_interest_network_does_not_see_the_label_it_predicts(
     np.testing.assert_array_equal(*scores)
     earlier = din.fit(flipped(log[0], LAST - 1), log[1], targets, 5, 1, settings).probability
     assert (earlier != scores[0]).any()  # it does read the labels before
+    ended = din.fit(log[0], log[1], targets, 5, 1, din.Settings(epochs=8, batch=32))
+    assert ended.trained == min(8, ended.kept + 2)  # two epochs that are no better end it, and take time
+
+
+def test_a_usual_model_of_other_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import conventional
+
+    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    monkeypatch.setattr(conventional.logs, "digest", lambda home: "now")
+    with pytest.raises(InputError, match="run `dti ingest` first"):  # it is not there: it would be made
+        conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1)
+    config = next(row["config"] for row in rows.read(grid) if (row["dataset"], row["paradigm"]) == ("ml-1m", "gbdt"))
+    kept = tmp_path / "ml-1m" / "runs" / config / conventional.ROW
+    artifacts.write_json(kept, {"data": "now", "auc": 0.5})
+    assert conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1)["auc"] == 0.5
+    artifacts.write_json(kept, {"data": "before", "auc": 0.5})
+    with pytest.raises(InputError, match="run `dti ingest` first"):
+        conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1)
