@@ -3,10 +3,11 @@
     python benchmarks/quality.py HOME --dataset ml-1m --split user_order --workers 6 --runs dti:1,2,3 \\
         --out benchmarks/results/quality.json
 
-HOME is a project home whose log is ingested, validated, tokenised and packed (`dti ingest validate tokenize pack`).
-Every run is `dti train` and `dti evaluate` in a home of its own that borrows HOME's data. A run whose row is in the
-results already is not made again; a row is the same run only if its configuration is the same, key for key. With more
-than one worker the runs share the card, so their seconds say nothing about speed (each row carries `workers`).
+HOME is a project home whose log is ingested, validated, tokenised and packed (`dti ingest`, `validate`, `tokenize`,
+`pack`). Every run is `dti train` and `dti evaluate` in a home of its own that borrows HOME's data. A run whose row is
+in the results already is not made again, unless it failed; a row is the same run only if its configuration is the
+same, key for key. With more than one worker the runs share the card, so their seconds say nothing about speed (each
+row carries `workers`).
 
 To choose a recipe, on a home that benchmarks/rehearsal.py made, without a look at test targets:
 
@@ -17,10 +18,12 @@ To choose a recipe, on a home that benchmarks/rehearsal.py made, without a look 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +33,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # on a bare GPU image nothing is installed
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, lineage
 from dti_pipeline.evaluation.evaluate import learning_curve
+from dti_pipeline.study.log import link
 
-#: One recipe for every paradigm, chosen on validation targets only (docs/dti.md says what was tried).
+#: One recipe for every paradigm, chosen on validation targets only (docs/recipe.md says what was tried).
 RECIPES = {
     "ml-1m": (
         "model.hidden_size=128", "model.intermediate_size=256", "model.layers=3", "model.dropout=0.1",
@@ -91,7 +95,7 @@ def main() -> None:
     parse.add_argument("--workers", type=int, default=1)
     parse.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many seconds")
     parse.add_argument("--work", type=Path, default=Path("/tmp/quality"))
-    parse.add_argument("--commit", help="default: git's")
+    parse.add_argument("--commit", help="default: DTI_COMMIT, else git's")
     parse.add_argument("--out", type=Path, required=True)
     options = parse.parse_args()
     begun = time.monotonic()
@@ -100,10 +104,12 @@ def main() -> None:
     stages = ("train",) if options.train_only else ("train", "evaluate")
     recipe = (*RECIPES[options.recipe or options.dataset], *options.set)
     done = json.loads(options.out.read_text()) if options.out.is_file() else []
+    done = [row for row in done if "error" not in row]
     known = {json.dumps([row["dataset"], row["settings"]]) for row in done}
     wanted = [
         r for r in parse_runs(options.runs, recipe) if json.dumps([options.dataset, list(r.settings)]) not in known
     ]
+    writing = threading.Lock()
 
     def make(run: Run) -> None:
         if time.monotonic() - begun > options.limit:
@@ -113,10 +119,11 @@ def main() -> None:
             "workers": options.workers,
         }
         row["split"] = options.split
-        row["commit"] = options.commit or git_commit()
+        row["commit"] = options.commit or str(lineage.commit() or "") or None
         row["command"] = f"python benchmarks/quality.py HOME --dataset {options.dataset} --runs {run_spec(run)}"
-        done.append(row)
-        artifacts.write_json(options.out, done)
+        with writing:
+            done.append(row)
+            artifacts.write_json(options.out, done)
         shown = " ".join(str(row[key]) for key in SHOWN if key in row)
         print(f"{run.name:<34} {shown}", flush=True)
 
@@ -142,12 +149,11 @@ def run_spec(run: Run) -> str:
 
 def execute(run: Run, base: Path, work: Path, dataset: str, stages: Sequence[str]) -> dict[str, Any]:
     """Run the stages in a home that borrows the data; a row of figures, or the error."""
-    home = work / dataset / run.name
-    (home / "data" / "shards").mkdir(parents=True, exist_ok=True)
+    # One name may stand for other settings in another call, and one log's name for another home.
+    which = hashlib.md5(json.dumps([str(base), run.settings]).encode()).hexdigest()[:12]
+    home = work / dataset / f"{run.name}-{which}"
     for part in ("events", "tokens", f"shards/{run.paradigm}"):
-        link = home / "data" / part
-        if not link.exists():
-            link.symlink_to(base / "data" / part)
+        link(base / "data" / part, home / "data" / part)
     sets = [x for s in run.settings[1:] for x in ("--set", s)]
     params = ["--params", str(base / "params.yaml")] if (base / "params.yaml").is_file() else []
     environment = {**os.environ, "DTI_HOME": str(home), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -175,11 +181,6 @@ def figures(stage: str, report: dict[str, Any], home: Path, paradigm: str) -> di
                 "validation_curve": [round(point.auc, 5) for point in curve]}  # fmt: skip
     metrics = json.loads((home / "reports" / "evaluation" / paradigm / "metrics.json").read_text())
     return {key: metrics[key] for key in ("auc", "auc_streaming", "log_loss", "gauc")}
-
-
-def git_commit() -> str | None:
-    outcome = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return outcome.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -186,3 +186,17 @@ def test_fixes_of_a_run_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.settings == ("paradigm=dti", "model.layers=3", "model.forgetting=linear",
                              "model.sum_position=rope_alibi", "training.seed=3")  # fmt: skip
     assert both.name == "dti-forget_linear+rope_alibi-3"
+
+
+def test_runs_of_one_name_and_other_settings_or_data_share_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import quality
+
+    for home, recipe in (("a", "model.layers=3"), ("a", "model.layers=2"), ("b", "model.layers=3")):
+        (tmp_path / home / "data" / "tokens").mkdir(parents=True, exist_ok=True)
+        (run,) = quality.parse_runs(["dti:1"], (recipe,))
+        quality.execute(run, tmp_path / home, tmp_path / "work", "ml-1m", stages=())
+    borrowed = [link.resolve() for link in tmp_path.glob("work/ml-1m/*/data/tokens")]
+    assert sorted(borrowed) == [tmp_path / home / "data" / "tokens" for home in ("a", "a", "b")]
