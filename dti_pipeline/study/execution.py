@@ -117,7 +117,8 @@ class _Session:
     def _one(self, run: Run, workers: int) -> None:
         own = folder(self._work, run)
         own.mkdir(parents=True, exist_ok=True)
-        (own / ROW).unlink(missing_ok=True)  # of a run that failed; one that is done is not started
+        if rows.failed(own / ROW):  # one that a process of an earlier call has just finished stands
+            (own / ROW).unlink()
         begun = time.monotonic()
         with (own / "log.txt").open("w") as output:
             process = self._start(run, workers, output)

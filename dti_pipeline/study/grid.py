@@ -32,6 +32,8 @@ CIRCUMSTANCES = {
     "training": ("checkpoint_seconds", "device"),
     "evaluation": ("tokens_per_batch",),
 }
+#: What tables and pictures tell runs apart by.
+SHOWN = ("dataset", "paradigm", "k", "n", "fixes", "model", "epochs", "max_targets", "seed")
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ class Run:
             "epochs": training.epochs,
             "seed": training.seed,
             "max_targets": self.config.packing.max_targets,
+            "row_length": self.config.packing.row_length,
             "measure": self.measure,
             "config": self.digest,
             "command": f"dti study --only {self.groups[0]}",
@@ -200,12 +203,10 @@ class Run:
 
 
 def _as_long(run: Run, grid: Grid, runs: Iterable[Run]) -> str | None:
-    """The sliding window of a run's group of equal seconds, of the same log, n and seed."""
+    """The sliding window of a run's group of equal seconds, of the same log, cut, n, model and seed."""
     names = {name for name in run.groups if any(group.equal == "seconds" for group in grid.group(name))}
     for other in runs:
-        same = (other.data_set, other.config.packing.context, other.config.training.seed) == (
-            run.data_set, run.config.packing.context, run.config.training.seed,
-        )  # fmt: skip
+        same = all(other.facts()[key] == run.facts()[key] for key in ("dataset", "max_targets", "n", "model", "seed"))
         if other.paradigm == BASELINE and run.paradigm != BASELINE and same and names & set(other.groups):
             return other.digest
     return None
@@ -280,7 +281,23 @@ def _check(grid: Grid) -> None:
             value = getattr(group, key)
             if isinstance(value, tuple) and not value and key != "epochs":
                 raise InputError(f"{grid.path}, group {group.name}: `{key}` is empty")
-    assert grid.runs is not None  # every combination is a valid configuration, or its error names the key
+    _check_told_apart(grid)
+
+
+def _check_told_apart(grid: Grid) -> None:
+    """No two runs of a table or a picture differ in nothing that it shows: it would take them for seeds of one run."""
+    together = {f"group {name}": {name} for name in grid.group_names}
+    together |= {f"figures.{name}": set(groups) for name, groups in grid.figures.items()}
+    for where, groups in together.items():
+        known: dict[tuple[Any, ...], Run] = {}
+        for run in grid.runs:  # every combination is a valid configuration, or its error names the key
+            if groups & set(run.groups):
+                other = known.setdefault(tuple(run.facts()[fact] for fact in SHOWN), run)
+                if other is not run:
+                    raise InputError(
+                        f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a"
+                        " model, a fix or a data set of the difference, which tables name"
+                    )
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

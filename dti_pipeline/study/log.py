@@ -26,11 +26,16 @@ STAGES = {"ingest": ("synth", "events", "split"), "validate": (), "tokenize": ("
 
 def prepare(name: str, config: Config, home: Path, log: Path) -> None:
     """Events and tokens of a log in ``home``; what is published there under the same parameters is kept.
+    A second call for the same home waits for the first.
 
     Raises InputError where they must be made and what makes them is not installed.
     """
-    if current(config, home):
-        return
+    with artifacts.alone(home / "data"):
+        if not current(config, home):
+            _make(name, config, home, log)
+
+
+def _make(name: str, config: Config, home: Path, log: Path) -> None:
     if importlib.util.find_spec("duckdb") is None:
         raise InputError(
             f"{home} holds no tokens of {name} made with these parameters, and duckdb is not installed here: run"

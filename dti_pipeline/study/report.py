@@ -34,14 +34,22 @@ def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, An
     if grid.document and grid.beside(grid.document).is_file():
         path = grid.beside(grid.document)
         artifacts.write_text(path, document(grid, gathered, path.read_text(encoding="utf-8")))
-    tracking.record_study(config, paths, grid, gathered)
+    tracking.record_study(
+        config, paths, gathered, lambda own, group: tables.group_tables(grid, own, group).strip(), _attached(grid)
+    )
     return {
         "results": grid.results,
         "rows": sum("error" not in row for row in gathered),
-        "failed": sum("error" in row for row in gathered),
+        "errors": sum("error" in row for row in gathered),
         "missing": len(grid.runs) - len({run.digest for run in grid.runs} & {row["config"] for row in gathered}),
         "pictures": drawn,
     }
+
+
+def _attached(grid: Grid) -> dict[str, list[Path]]:
+    """Files for each group's record, by the folder they go into; "": none."""
+    drawn = sorted(grid.beside(grid.pictures).glob("study_*")) if grid.pictures else []
+    return {"": [grid.beside(grid.results)], "pictures": drawn}
 
 
 def document(grid: Grid, gathered: list[rows.Row], text: str) -> str:

@@ -30,7 +30,7 @@ from dti_pipeline.study.one import PREDICTIONS, ROW
 
 Row = dict[str, Any]
 #: What makes the speed of two trainings comparable, beside their paradigm, k and fixes.
-SAME_WORK = ("dataset", "n", "model", "hardware")
+SAME_WORK = ("dataset", "n", "model", "row_length", "hardware")
 
 
 def read(grid: Grid) -> list[Row]:
@@ -39,9 +39,15 @@ def read(grid: Grid) -> list[Row]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
+def failed(path: Path) -> bool:
+    """Whether a run's own row is there and says that it failed."""
+    return path.is_file() and "error" in json.loads(path.read_text(encoding="utf-8"))
+
+
 def gather(grid: Grid, work: Path) -> list[Row]:
     """The file's rows and those of the runs' folders, in the grid's order; the file's own row stands where both have
-    one. Rows of runs that the grid does not declare are left out; those of models that are not this pipeline's stay.
+    one. A run's group and its variant's name are what the grid calls them today. Rows of runs that the grid does not
+    declare are left out; those of models that are not this pipeline's stay.
 
     Raises InputError where the rows of a log come from different data.
     """
@@ -50,12 +56,11 @@ def gather(grid: Grid, work: Path) -> list[Row]:
         row = json.loads(path.read_text(encoding="utf-8"))
         if "error" in found.setdefault(row["config"], row):
             found[row["config"]] = row
-    order = {run.digest: place for place, run in enumerate(grid.runs)}
     others = sorted(
         (row for row in found.values() if row["paradigm"] not in PARADIGMS),
         key=lambda row: (row["dataset"], row["paradigm"], row["seed"]),
     )
-    rows = [found[digest] for digest in order if digest in found] + others
+    rows = [found[run.digest] | run.facts() for run in grid.runs if run.digest in found] + others
     for row in rows:
         if other := next((r for r in rows if r["dataset"] == row["dataset"] and data(r) != data(row)), None):
             raise InputError(
@@ -146,13 +151,13 @@ def _usual(row: Row, rows: Iterable[Row]) -> str | None:
 
 
 def _difference(row: Row, column: str, against: Row | None, work: Path) -> None:
-    """AUC of a row less that of its sliding window. One that was found before stands while both are what they were."""
+    """AUC of a row less that of its sliding window. One found before, with its interval, stands while both AUCs do."""
     if against is None or against is row or row.get("auc") is None or against.get("auc") is None:
         row[column] = None
         return
     pair = {"against": against["config"], "aucs": [row["auc"], against["auc"]]}
     old = row.get(column) or {}
-    if {key: old.get(key) for key in pair} == pair:
+    if {key: old.get(key) for key in pair} == pair and old.get("low") is not None:
         return
     own, other = _predictions(row, work), _predictions(against, work)
     row[column] = pair | {"mean": round(row["auc"] - against["auc"], 6), "low": None, "high": None}

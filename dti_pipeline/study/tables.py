@@ -46,8 +46,10 @@ def lines(rows: Iterable[Row]) -> list[Line]:
 
 def of_group(grid: Grid, rows: Iterable[Row], name: str) -> list[Row]:
     """The rows of a group; one run may belong to several."""
+    if name in grid.others:
+        return [row for row in rows if row["group"] == name]
     members = {run.digest for run in grid.runs if name in run.groups}
-    return [row for row in rows if row["config"] in members or row["group"] == name]
+    return [row for row in rows if row["config"] in members]
 
 
 def group_tables(grid: Grid, rows: list[Row], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Records of what was run, behind three calls.
+"""Records of what was run, behind a few calls.
 
 The pipeline calls these and knows no tracker. With ``tracking.enabled: false`` they do nothing and MLflow is never
 imported; otherwise :mod:`dti_pipeline.tracking.mlflow_training` and its neighbours keep the records.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +18,6 @@ from dti_pipeline.errors import InputError
 if TYPE_CHECKING:
     from dti_pipeline.config import Config
     from dti_pipeline.paths import Paths
-    from dti_pipeline.study.grid import Grid
     from dti_pipeline.training.progress import Event
 
 #: What MLflow reads while it is imported.
@@ -100,13 +99,22 @@ def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
         return registry.promote(config, paths, paradigm)
 
 
-def record_study(config: Config, paths: Paths, grid: Grid, rows: list[dict[str, Any]]) -> None:
-    """Record a study's rows: an experiment for each log, a run for each group, its runs under it."""
+def record_study(
+    config: Config,
+    paths: Paths,
+    rows: list[dict[str, Any]],
+    page: Callable[[list[dict[str, Any]], str], str],
+    files: Mapping[str, Sequence[Path]],
+) -> None:
+    """Record a study's rows: an experiment for each log, a run for each group, its runs under it.
+
+    ``page``: a group's tables in Markdown, of one log's rows; ``files``: what each group keeps, by folder.
+    """
     if config.tracking.enabled:
         with _mlflow():
             from dti_pipeline.tracking import mlflow_study
 
-            mlflow_study.record_study(config, paths, grid, rows)
+            mlflow_study.record_study(config, paths, rows, page, files)
 
 
 def model_folder(config: Config, paths: Paths, address: str) -> Path:

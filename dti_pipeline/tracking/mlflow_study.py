@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import tables
 from dti_pipeline.tracking.mlflow_judgement import NOTE, PARENT, log_metrics
 from dti_pipeline.tracking.mlflow_store import connect
-
-if TYPE_CHECKING:
-    from dti_pipeline.study.grid import Grid
 
 #: Tags that find a record again.
 ROW, GROUP = "study.config", "study.group"
@@ -37,19 +34,24 @@ PARAMS = ("paradigm", "k", "n", "fixes", "model", "epochs", "seed", "max_targets
 TAGS = ("hardware", "commit", "workers", "data", "command")
 
 
-def record_study(config: Config, paths: Paths, grid: Grid, rows: list[dict[str, Any]]) -> None:
-    """Record the rows; refresh each group's page: its table, and the study's pictures."""
+def record_study(
+    config: Config,
+    paths: Paths,
+    rows: list[dict[str, Any]],
+    page: Callable[[list[dict[str, Any]], str], str],
+    files: Mapping[str, Sequence[Path]],
+) -> None:
+    """Record the rows; refresh each group's page, ``page(rows of the log, group)``, and its ``files`` by folder."""
     for data_set in dict.fromkeys(row["dataset"] for row in rows):
         named = replace(config, tracking=replace(config.tracking, experiment=f"study: {data_set}"))
         store, experiment = connect(named, paths)
         own = [row for row in rows if row["dataset"] == data_set]
         for group in dict.fromkeys(row["group"] for row in own):
             parent = _parent(store, experiment, group)
-            store.set_tag(parent, NOTE, tables.group_tables(grid, own, group).strip())
-            if grid.pictures:
-                for picture in sorted(grid.beside(grid.pictures).glob("study_*")):
-                    store.log_artifact(parent, str(picture), "pictures")
-            store.log_artifact(parent, str(grid.beside(grid.results)))
+            store.set_tag(parent, NOTE, page(own, group))
+            for folder, paths_of in files.items():
+                for path in paths_of:
+                    store.log_artifact(parent, str(path), folder or None)
             for row in own:
                 if row["group"] == group and "error" not in row:
                     _child(store, experiment, parent, row)

@@ -62,6 +62,16 @@ def test_a_figure_of_a_group_that_is_not_there_is_an_error(tmp_path: Path) -> No
         load(tmp_path, {}, figures={"leak_k": ["group1"]})
 
 
+@pytest.mark.parametrize("name", ["group0", "other"])
+def test_runs_that_a_table_or_a_picture_would_take_for_one_are_refused(tmp_path: Path, name: str) -> None:
+    longer = {"name": name, "paradigms": ["dti"], "params": {"packing": {"row_length": 2048}}}
+    figures = {"leak_k": ["group0", "other"]} if name == "other" else {}
+    said = r"two runs of other parameters are both called 'demo dti k=50 n=20 2 epochs seed 1'"
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, {"paradigms": ["dti"]}, longer, figures=figures)
+    assert len(load(tmp_path, {"paradigms": ["dti"]}, longer | {"name": "apart"}).runs) == 2
+
+
 def test_a_group_is_every_combination_and_k_of_one_is_the_sliding_window(tmp_path: Path) -> None:
     grid = load(tmp_path, {"k": [1, 5, "all"], "seeds": [1, 2]})
     found = sorted((run.paradigm, str(run.k)) for run in grid.runs if run.facts()["seed"] == 1)

@@ -22,7 +22,7 @@ from dti_pipeline import config, tracking
 from dti_pipeline.cli import app
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import door, execution, log, one, rows
+from dti_pipeline.study import door, execution, log, one, rows, tables
 from dti_pipeline.study import grid as grids
 from dti_pipeline.study import report as reports
 from dti_pipeline.study.grid import Grid
@@ -88,7 +88,7 @@ def finished(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     untracked = config.load(Path("none"), ["tracking.enabled=false"])
     report = door.make(task, untracked, Paths(home), None, lambda text: None)
     assert report == {
-        "results": "study.json", "rows": 2, "failed": 0, "missing": 0, "pictures": ["study_leak_k"],
+        "results": "study.json", "rows": 2, "errors": 0, "missing": 0, "failed": 0, "pictures": ["study_leak_k"],
     }, (home / "study.json").read_text()  # fmt: skip
     return home
 
@@ -134,6 +134,48 @@ def test_another_configuration_is_another_run_and_never_takes_the_others_place(h
     assert rows.gather(grid, home / "study") == []
     grid = study(home)
     assert [row["state"] for row in execution.listing(grid, home / "study", grid.runs)] == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_what_a_process_of_an_earlier_call_has_just_finished_stands(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = grids.load(home / "study.yaml")
+    run, own = grid.runs[1], one.folder(home / "study", grid.runs[1])
+    before = (own / one.ROW).read_bytes()
+    gather, looks = rows.gather, iter([lambda *given: []])  # at the first look there was no row
+
+    def look(*given: Any) -> list[rows.Row]:
+        return next(looks, gather)(*given)
+
+    monkeypatch.setattr(rows, "gather", look)
+    assert execution.execute(grid, home / "study", [run]) == 0
+    assert (own / one.ROW).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_row_is_called_what_the_grid_calls_it_today(home: Path) -> None:
+    content = yaml.safe_load((home / "study.yaml").read_text())
+    content["groups"][0]["name"] = "other"
+    content["figures"] = {}
+    (home / "study.yaml").write_text(yaml.safe_dump(content))
+    grid = grids.load(home / "study.yaml")
+    assert {row["group"] for row in rows.gather(grid, home / "study")} == {"other"}
+    assert tables.of_group(grid, rows.read(grid), "main") == []
+
+
+@pytest.mark.slow
+def test_an_interval_that_could_not_be_made_is_made_once_the_predictions_are_there(home: Path) -> None:
+    grid, work = grids.load(home / "study.yaml"), home / "study"
+    gathered = rows.gather(grid, work)
+    expected = gathered[1]["auc_difference"]
+    gathered[1]["auc_difference"] = None
+    away = (work / "demo" / "runs").rename(work / "demo" / "away")
+    rows.derive(grid, gathered, work)
+    assert gathered[1]["auc_difference"] == expected | {"low": None, "high": None}
+    away.rename(work / "demo" / "runs")
+    rows.derive(grid, gathered, work)
+    assert gathered[1]["auc_difference"] == expected
 
 
 @pytest.mark.slow
@@ -267,10 +309,10 @@ def test_a_prepared_log_needs_no_duckdb(logs: Path, tmp_path: Path, monkeypatch:
 def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_runs_under_it(home: Path) -> None:
     grid, paths = grids.load(home / "study.yaml"), Paths(home)
     settings = config.load(Path("none"))
+    reports.report(grid, home / "study", settings, paths)
     gathered = rows.gather(grid, home / "study")
-    tracking.record_study(settings, paths, grid, gathered)
     gathered[1]["speedup"] = 9.5  # found later
-    tracking.record_study(settings, paths, grid, gathered)
+    tracking.record_study(settings, paths, gathered, lambda own, group: f"{len(own)} of {group}", {})
     store = MlflowClient(paths.tracking_uri)
     experiment = store.get_experiment_by_name("study: demo")
     assert experiment is not None
@@ -282,7 +324,8 @@ def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_r
     assert [run.data.metrics.get("comparison/speedup") for run in children if run.data.tags["paradigm"] == "dti"] == [
         9.5
     ]
-    assert "| `dti` | 10 |" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["mlflow.note.content"] == "2 of main"
+    assert "study.json" in [item.path for item in store.list_artifacts(parent.info.run_id)]
     pictures = [item.path for item in store.list_artifacts(parent.info.run_id, "pictures")]
     assert "pictures/study_leak_k.svg" in pictures
 
@@ -293,9 +336,10 @@ def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
     dti = facts | {"paradigm": "dti", "k": 50, "hardware": "A", "workers": 1, "targets_per_second": 120.0}
     for change, speedup in (
         ({}, 12.0), ({"hardware": "B"}, None), ({"workers": 6}, None), ({"n": 5}, None), ({"max_targets": 9}, None),
+        ({"row_length": 9}, None),
     ):  # fmt: skip
         row = dti | change
-        for against in (base if "max_targets" not in change and "n" not in change else None, None):
+        for against in (None if change.keys() & {"max_targets", "n", "row_length"} else base, None):
             rows._speed(row, against, [base, row])
             assert row["speedup"] == speedup
     beside = [base | {"targets_per_second": 20.0}, dti | {"targets_per_second": 100.0}]
