@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def test_the_document_holds_the_committed_rows() -> None:
     grid = grids.load(ROOT / "benchmarks" / "study.yaml")
     text = (ROOT / "docs" / "results.md").read_text()
     assert report.document(grid, rows.read(grid), text) == text
+
+
+def test_the_document_shows_every_group() -> None:
+    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
+    assert sorted(shown) == sorted([*grid.group_names, *grid.others])
 
 
 def test_every_committed_row_says_where_it_comes_from() -> None:
