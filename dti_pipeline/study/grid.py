@@ -51,13 +51,13 @@ class Group:
     name: str = ""
     data_sets: tuple[str, ...] = ()
     paradigms: tuple[str, ...] = PARADIGMS
-    k: tuple[int | Literal["all"], ...] = (50,)
-    n: tuple[int, ...] = (20,)
+    k: tuple[int | Literal["all"], ...] = ()  # none: the recipe's
+    n: tuple[int, ...] = ()  # likewise
     fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
     models: tuple[str, ...] = ("",)  # names of `models`; "": the recipe's
     epochs: tuple[float, ...] = ()  # none: the recipe's
     seeds: tuple[int, ...] = (1,)
-    max_targets: int | None = None  # the same cut of the log for every run
+    max_targets: int | None = None  # the same cut of the log for every run; None: the recipe's
     # speed: trained with nothing beside it and not judged, so that its seconds count.
     measure: Literal["quality", "speed"] = "quality"
     # Which sliding window a run is held against. epochs: the one of as many epochs; seconds: the group's own, whose
@@ -120,17 +120,15 @@ class Grid:
 
     def _expand(self, group: Group) -> Iterator[Run]:
         everything = itertools.product(
-            group.data_sets, group.models, group.n, group.fixes, group.epochs or (None,), group.k, group.paradigms,
-            group.seeds,
+            group.data_sets, group.models, group.n or (None,), group.fixes, group.epochs or (None,), group.k or (None,),
+            group.paradigms, group.seeds,
         )  # fmt: skip
         for data_set, model, n, fixes, epochs, k, paradigm, seed in everything:
-            if k == 1 and paradigm in ("dti", "dti_growing"):
-                continue  # the sliding window itself: tests/model/test_proof_1_one_target_is_the_sliding_window.py
             changes = (
                 self.models.get(model, {}),
                 group.params,
-                {"packing": {"context": n, "max_targets": group.max_targets}},
-                {"training": {"seed": seed} | ({"epochs": epochs} if epochs else {})},
+                {"packing": _given(context=n, max_targets=group.max_targets)},
+                {"training": _given(seed=seed, epochs=epochs)},
                 {"tracking": {"enabled": False}},
             )
             # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
@@ -138,8 +136,10 @@ class Grid:
             if paradigm == BASELINE and not fixes:
                 yield base
                 continue
-            own = () if paradigm == BASELINE else ({"packing": {"targets": k}},)
-            config = self.config(data_set, *changes, self.fixes.get(fixes, {}), *own)
+            own = {} if paradigm == BASELINE else {"packing": _given(targets=k)}
+            config = self.config(data_set, *changes, self.fixes.get(fixes, {}), own)
+            if config.packing.targets == 1 and paradigm in ("dti", "dti_growing"):
+                continue  # the sliding window itself: tests/model/test_proof_1_one_target_is_the_sliding_window.py
             yield Run((group.name,), data_set, paradigm, fixes, model, group.measure, config, base.digest)
 
 
@@ -279,7 +279,7 @@ def _check(grid: Grid) -> None:
                     )
         for key in (f.name for f in fields(Group)):
             value = getattr(group, key)
-            if isinstance(value, tuple) and not value and key != "epochs":
+            if isinstance(value, tuple) and not value and key not in ("k", "n", "epochs"):
                 raise InputError(f"{grid.path}, group {group.name}: `{key}` is empty")
     _check_told_apart(grid)
 
@@ -298,6 +298,10 @@ def _check_told_apart(grid: Grid) -> None:
                         f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a"
                         " model, a fix or a data set of the difference, which tables name"
                     )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

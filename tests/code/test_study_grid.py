@@ -82,6 +82,18 @@ def test_a_group_is_every_combination_and_k_of_one_is_the_sliding_window(tmp_pat
     assert len(grid.runs) == 2 * len(found)
 
 
+def test_what_a_group_does_not_say_is_the_recipe_s(tmp_path: Path) -> None:
+    params = {"events": {"source": "synthetic"}, "packing": {"context": 7, "targets": 9, "max_targets": 500}}
+    demo = {"demo": {"params": params | {"training": {"epochs": 3}}}}
+    unsaid, said = load(
+        tmp_path, {"paradigms": ["dti"]}, {"paradigms": ["dti"], "n": [5], "k": [4], "epochs": [1], "max_targets": 50},
+        data_sets=demo,
+    ).runs  # fmt: skip
+    facts = ("n", "k", "max_targets", "epochs")
+    assert [unsaid.facts()[fact] for fact in facts] == [7, 9, 500, 3.0]
+    assert [said.facts()[fact] for fact in facts] == [5, 4, 50, 1.0]
+
+
 def test_a_run_that_two_groups_ask_for_is_one_run(tmp_path: Path) -> None:
     grid = load(tmp_path, {"paradigms": ["dti"], "k": [5, 10]}, {"paradigms": ["dti"], "k": [10], "epochs": [2]})
     assert len(grid.runs) == 2
