@@ -87,7 +87,7 @@ def derive(grid: Grid, rows: list[Row], work: Path) -> None:
     known = {row["config"]: row for row in rows if "error" not in row}
     for row in known.values():
         run = runs.get(row["config"])
-        against = known.get((run.against if run else _usual(row, known.values())) or "")
+        against = known.get((run.against if run else _usual(grid, row, known.values())) or "")
         _speed(row, against, list(known.values()))
         _difference(row, "auc_difference", against, work)
         _difference(row, "auc_difference_equal_seconds", known.get((run and run.against_seconds) or ""), work)
@@ -138,14 +138,16 @@ def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: st
     return {cut: statistics.median(found[cut]) for cut in cuts}
 
 
-def _usual(row: Row, rows: Iterable[Row]) -> str | None:
+def _usual(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:
     """The sliding window that a model of another kind is held against: the recipe's, of its seed where there is one."""
-    usual = [
-        other
-        for other in rows
-        if other["paradigm"] == BASELINE and other["measure"] == "quality" and not (other["fixes"] or other["model"])
-        and all(other[key] == row.get(key) for key in ("dataset", "n", "max_targets"))
-    ]  # fmt: skip
+    if row["dataset"] not in grid.data_sets:
+        return None
+    recipe = grid.config(row["dataset"])
+    sought = {
+        "paradigm": BASELINE, "measure": "quality", "fixes": "", "model": "", "epochs": recipe.training.epochs,
+        "row_length": recipe.packing.row_length, **{key: row.get(key) for key in ("dataset", "n", "max_targets")},
+    }  # fmt: skip
+    usual = [other for other in rows if sought.items() <= other.items()]
     same = [other for other in usual if other["seed"] == row["seed"]]
     return (same or usual)[0]["config"] if usual else None
 

@@ -348,3 +348,15 @@ def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
     shared = dti | {"workers": 6, "targets_per_second": 40.0, "targets": 1200, "train_seconds": 30.0, "fixes": ""}
     assert rows.seconds(shared, [base, dti, shared]) == 10.0  # at the speed that a run had alone
     assert rows.seconds(shared | {"hardware": "B"}, [base, dti]) is None
+
+
+def test_a_model_of_another_kind_is_held_against_the_recipe_s_sliding_window(tmp_path: Path) -> None:
+    grid = study(tmp_path)
+    base = grid.runs[0].facts()
+    other = {"dataset": "demo", "paradigm": "gbdt", "n": 5, "max_targets": None, "seed": 2}
+    longer = base | {"epochs": 3.0, "config": "longer", "seed": 2}
+    wider = base | {"row_length": 2048, "config": "wider", "seed": 2}
+    assert rows._usual(grid, other, [longer, wider, base]) == base["config"]
+    assert rows._usual(grid, other, [longer, base, base | {"config": "second", "seed": 2}]) == "second"
+    assert rows._usual(grid, other, [longer, wider]) is None
+    assert rows._usual(grid, other | {"dataset": "elsewhere"}, [base]) is None
