@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -150,7 +150,13 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
                 " distributed_type to MULTI_GPU, and training.sharding to full where a model does not fit one GPU"
             )
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
+        # Buffers never change: to send the first process's to all others with every step is for nothing, and under
+        # model.frozen_weights float8 they are the whole model.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
     if accelerator.num_processes != settings.processes:
         # accelerate runs one process where it was asked for two and found no launcher: never let that pass.
         raise InputError(

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dti_pipeline.config import Config, LoraConfig
+from dti_pipeline.config import Config, LoraConfig, TrainingConfig
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
-from dti_pipeline.training.train import train
+from dti_pipeline.training.train import _accelerator, train
 from tests.model.architectures import write
 
 PARADIGM = "dti"
@@ -111,6 +111,13 @@ def assert_close(one: Any, other: Any) -> None:
     assert len(one[1]) == len(other[1]) > 5
     for here, there in zip(one[1], other[1], strict=True):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
+
+
+def test_no_step_sends_what_never_changes() -> None:
+    """Under model.frozen_weights float8 a model's buffers are its weights: DDP would send them all with every step."""
+    handler = _accelerator(TrainingConfig(device="cpu")).ddp_handler
+    assert handler is not None
+    assert not handler.broadcast_buffers
 
 
 def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
