@@ -25,16 +25,17 @@ def score(
     Cost: one forward pass over those rows. ``model`` is left in the mode it is in; put it in ``eval`` first.
     """
     targets, logits = [], []
-    # On a GPU every batch is filled up to one shape: one compilation.
-    height = rows.height(tokens_per_batch) if device.type == "cuda" else 0
+    cuda = device.type == "cuda"
+    # On a GPU every batch is filled up to one shape: one compilation. None is waited for while the next is assembled.
+    height = rows.height(tokens_per_batch) if cuda else 0
     for part in rows.split(wanted, tokens_per_batch):
-        batch = Batch.of(rows.assemble(part, height), rows.store.label).to(device)
+        batch = Batch.of(rows.assemble(part, height), rows.store.label)
+        targets.append(batch.target)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits.append(model(batch)[0].float().cpu())
-        targets.append(batch.target.cpu())
+            logits.append(model((batch.pin() if cuda else batch).to(device))[0].float())
     if not targets:
         return np.zeros(0, np.int64), np.zeros(0)
     target = torch.cat(targets).numpy()
-    probability = torch.sigmoid(torch.cat(logits).double()).numpy()
+    probability = torch.sigmoid(torch.cat(logits).cpu().double()).numpy()
     order = np.argsort(target)
     return target[order], probability[order]
