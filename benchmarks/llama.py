@@ -21,7 +21,6 @@ from dti_pipeline.modeling import backbone
 from dti_pipeline.modeling.attention import View
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import intervals
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
@@ -108,7 +107,7 @@ class Model(CTRModel):
         with record_function("mask"):
             if not self.dense:
                 return super().view(batch, embedded, narrow)
-            spans = intervals(batch.tokens, self.paradigm, self.context)
+            spans = self._intervals(batch.tokens, self.paradigm, self.context)
             return View(recall=causal, sums=self._sum_rows(batch, spans, embedded) if narrow else None, narrow=narrow)
 
 

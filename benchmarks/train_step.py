@@ -130,7 +130,6 @@ class Bench:
             self.model.compile_layers()
         prepared, optimizer = accelerator.prepare(self.model, optimizer)
         self.trainer: Trainer = llama.trainer(prepared, optimizer, accelerator, training, self._plan(VARIANTS[0], 1)[0])
-        self._masks: dict[int, Any] = {}  # by row length: a mask function that stays the same is compiled once
 
     def _plan(self, variant: Variant, rows: int) -> tuple[Rows, float]:
         """Rows of equal prompts, and the pairs of tokens that a pass over one row (if dense: a batch) looks at."""
@@ -162,9 +161,7 @@ class Bench:
         """A pass over each of the rows and one update, timed one by one; they are waited for once, in the end, as the
         loop itself does: what a GPU would idle between a launch and a wait is no part of a step."""
         variant = measured.variant
-        length = measured.work[0].passes[0].token.shape[1]
         self.model.switch(variant.paradigm, variant.form == "dense", variant.sum_position, variant.forgetting)
-        self.model._block_masks = self._masks.get(length)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         marks = [self._now()]
@@ -177,7 +174,6 @@ class Bench:
         *passes, update = (self._between(start, end) for start, end in pairwise(marks))
         measured.passes += passes
         measured.updates.append(update)
-        self._masks[length] = self.model._block_masks
         if self.device.type == "cuda":
             measured.peak_gib = max(measured.peak_gib, torch.cuda.max_memory_allocated() / 2**30)
 

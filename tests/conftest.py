@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _graphs_of_its_own(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test on a GPU has compiled counts against the limit of no other test."""
+    yield
+    if "gpu" in request.keywords and _cuda():
+        import torch
+
+        torch.compiler.reset()
 
 
 @pytest.fixture

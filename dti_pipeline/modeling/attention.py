@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from dti_pipeline.modeling.layers import LayerMemory
+from dti_pipeline.modeling.layers import LayerMemory, allow_graphs
 from dti_pipeline.modeling.masks import Intervals, dense
 from dti_pipeline.modeling.sum_attention import sum_attention
 from dti_pipeline.modeling.sum_rows import SumRows
@@ -156,6 +156,7 @@ def _banded(
 @cache
 def _compiled_flex_attention() -> Any:
     """Made when first used: loading the compiler takes over a second, which a CPU never needs."""
+    allow_graphs()
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -13,15 +13,13 @@ from transformers import PreTrainedModel
 from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone, float8
+from dti_pipeline.modeling import backbone, float8, layers
 from dti_pipeline.modeling.attention import View, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
-from dti_pipeline.modeling.layers import narrows
-from dti_pipeline.modeling.masks import BlockMasks, Intervals, intervals
+from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, block_lists, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
-from dti_pipeline.packing.layout import Kind
 from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"
@@ -55,9 +53,10 @@ class CTRModel(nn.Module):
         trained_tokens = [special[role] for role in ("sum", "no", "yes")]
         self.lm = backbone.build(settings, vocabulary, row_length, trained_tokens, frozen_dtype, lm)
         decoder = backbone.decoder_of(self.lm)
-        self.narrows = narrows(decoder.layers[-1])
+        self.narrows = layers.narrows(decoder.layers[-1])
         width = decoder.config.get_text_config().hidden_size
         heads = decoder.config.get_text_config().num_attention_heads
+        self.wide = width >= WIDE
         self.head_width = getattr(decoder.config.get_text_config(), "head_dim", None) or width // heads
         self.head = nn.Linear(width, 2) if settings.head == "fresh" else None
         if self.head is not None:
@@ -69,7 +68,9 @@ class CTRModel(nn.Module):
         self.register_buffer("label_tokens", torch.tensor([special["no"], special["yes"]]), persistent=False)
         self.register_buffer("trained_tokens", torch.tensor(trained_tokens), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
-        self._block_masks: BlockMasks | None = None
+        self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
+        # What is done once a batch, compiled with the layers.
+        self._intervals, self._block_lists, self._pooled_texts = intervals, block_lists, pooled_texts
         self._largest: dict[tuple[object, ...], Sizes] = {}
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
@@ -94,14 +95,13 @@ class CTRModel(nn.Module):
     def _saves_by_narrowing(self, batch: Batch) -> bool:
         """Whether the last layer shall work at [SUM] rows only: always where arithmetic is what takes time, but on a
         GPU a small model waits for its launches, and this adds some."""
-        width = backbone.decoder_of(self.lm).config.get_text_config().hidden_size
-        return self.narrows and (batch.token.device.type != "cuda" or width >= WIDE)
+        return self.narrows and (self.wide or batch.token.device.type != "cuda")
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, L, E): what enters the first layer."""
         token = batch.token if self.unknown_words is None else self.unknown_words(batch.token, batch.kind)
         embedded = backbone.embed(self.lm, token, self.trained_tokens)
-        return embedded + _pooled_texts(embedded, batch.kind) if self.pooled else embedded
+        return embedded + self._pooled_texts(embedded, batch.kind) if self.pooled else embedded
 
     def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
         """(B, L, E), or (B, S, E) of a narrow view: what leaves the last layer and its norm."""
@@ -113,7 +113,7 @@ class CTRModel(nn.Module):
 
     def _text_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         # A token predicts the next one where both are text; between interactions a label stands, so never across.
-        is_text = batch.kind == Kind.TEXT
+        is_text = batch.kind == TEXT
         predicts = is_text[:, :-1] & is_text[:, 1:]
         vocabulary = self.lm.get_output_embeddings().weight
         logits = nn.functional.linear(hidden[:, :-1][predicts], vocabulary)
@@ -129,18 +129,20 @@ class CTRModel(nn.Module):
     def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
         """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only
         [SUM] rows are to leave the last."""
-        spans = intervals(batch.tokens, self.paradigm, self.context)
+        spans = self._intervals(batch.tokens, self.paradigm, self.context)
         sums = None
         if narrow or self.settings.sum_position != "rope" or self.settings.forgetting != "none":
             sums = self._sum_rows(batch, spans, embedded)
-        if batch.token.device.type != "cuda":
+        device = batch.token.device
+        if device.type != "cuda":
             return View(bands=bands(spans), sums=sums, narrow=narrow)
-        shape = tuple(batch.token.shape)
-        if self._block_masks is None or self._block_masks.shape != shape:
-            self._block_masks = BlockMasks(shape[0], shape[1], batch.token.device, self.has_prefix)
+        shape = (batch.token.shape[0], batch.token.shape[1])
+        if shape not in self._block_masks:
+            self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix)
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
-            block_mask=self._block_masks.build(spans),
-            options=kernel_options(batch.token.device, embedded.dtype, self.head_width),
+            block_mask=self._block_masks[shape].build(spans, self._block_lists),
+            options=kernel_options(device, dtype, self.head_width),
             sums=sums,
             narrow=narrow,
         )
@@ -190,11 +192,19 @@ class CTRModel(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length,
-        batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more."""
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of slow steps without a word
+        batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
+
+        What is done once a batch is compiled too: some 150 kernels become a few, for which a small model would wait.
+        Graphs of models that were compiled before are forgotten: they would count as this one's."""
+        torch.compiler.reset()
+        layers.allow_graphs()
         for layer in backbone.decoder_of(self.lm).layers:
             layer.compile(dynamic=False)
+        self._intervals = torch.compile(intervals, dynamic=False)
+        self._block_lists = torch.compile(block_lists, dynamic=False)
+        self._pooled_texts = torch.compile(pooled_texts, dynamic=False)
+        if self.unknown_words is not None:
+            self.unknown_words.compile(dynamic=False)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -221,17 +231,19 @@ def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
-def _pooled_texts(embedded: Tensor, kind: Tensor) -> Tensor:
+def pooled_texts(embedded: Tensor, kind: Tensor) -> Tensor:
     """(B, L, E): at each [SUM] and label, the mean embedding of its own interaction's text; 0 elsewhere."""
     kind, tokens = kind.reshape(-1), embedded.reshape(-1, embedded.shape[-1])
-    is_text = kind == Kind.TEXT
+    is_text = kind == TEXT
     begins = is_text & ~torch.cat([is_text.new_zeros(1), is_text[:-1]])
     text = (begins.cumsum(0) - 1).clamp(min=0)  # the text a token belongs to, or stands behind
     weight = is_text.to(tokens.dtype)
     total = torch.zeros_like(tokens).index_add(0, text, tokens * weight[:, None])
     count = torch.zeros_like(weight).index_add(0, text, weight)
-    behind = (kind == Kind.SUM) | (kind == Kind.LABEL)
-    return ((total / count.clamp(min=1)[:, None])[text] * behind[:, None]).view(embedded.shape)
+    behind = (kind == SUM) | (kind == LABEL)
+    # Not by an index: its gradient would be sorted before it is added up.
+    mean = (total / count.clamp(min=1)[:, None]).index_select(0, text)
+    return (mean * behind[:, None]).view(embedded.shape)
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> CTRModel:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from dti_pipeline.modeling.distance import rotate, unrotate
@@ -163,3 +164,10 @@ def widen(layer: nn.Module) -> None:
 def narrows(layer: nn.Module) -> bool:
     """Whether a layer can work at [SUM] rows only."""
     return getattr(layer, "narrows", False)
+
+
+def allow_graphs() -> None:
+    """Let a piece of code be compiled 64 times, not torch's 8: in training and in evaluation, for each shape of a batch
+    and size of [SUM] rows. One time more is an error, instead of slow steps without a word."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -14,7 +14,9 @@ always causally, within its own prompt, and never a [SUM] other than itself. The
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
 
 from dti_pipeline.packing.layout import Kind
+
+#: As plain numbers: torch's compiler takes `tensor == Kind.SUM` for False.
+PAD, PREFIX, TEXT, SUM, LABEL = (int(kind) for kind in (Kind.PAD, Kind.PREFIX, Kind.TEXT, Kind.SUM, Kind.LABEL))
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,7 @@ def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     return _query(x), _key(x)
 
 
-@dataclass(frozen=True)
-class Intervals:
+class Intervals(NamedTuple):
     """The same mask as numbers a query: it sees slots ``first .. itself`` and ``prompt .. prompt_text`` (the prefix),
     less every [SUM] but itself. All (B, L)."""
 
@@ -104,7 +108,7 @@ def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
     """The mask of ``paradigm`` as intervals. Cost: four binary searches a token; no L x L matrix is made."""
     document, interaction = tokens.document.long(), tokens.interaction.long()
     slot = torch.arange(document.shape[1], device=document.device).expand_as(document)
-    is_sum, is_pad = tokens.kind == Kind.SUM, tokens.kind == Kind.PAD
+    is_sum, is_pad = tokens.kind == SUM, tokens.kind == PAD
     # (document, interaction) ascends along a row, so the first slot of any interaction is a binary search away.
     width = document.shape[1] + 2
     key = (document * width + interaction + 1).contiguous()
@@ -121,7 +125,7 @@ def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
         first = torch.where(is_sum, start_of((interaction - context).clamp(min=0)), start_of(interaction))
     else:
         raise ValueError(f"unknown paradigm {paradigm!r}")
-    first = torch.where(tokens.kind == Kind.PREFIX, prompt, first)
+    first = torch.where(tokens.kind == PREFIX, prompt, first)
     first, prompt, prompt_text = (torch.where(is_pad, slot, x) for x in (first, prompt, prompt_text))
     return Intervals(first, prompt, prompt_text, is_sum)
 
@@ -140,7 +144,6 @@ class BlockMasks:
     """
 
     def __init__(self, batch: int, length: int, device: torch.device, has_prefix: bool, block_size: int = 128) -> None:
-        self.shape = (batch, length)
         self.block_size = block_size
         self.has_prefix = has_prefix
         self._first, self._prompt, self._prompt_text = (
@@ -158,26 +161,48 @@ class BlockMasks:
 
         self._mask = window_and_prefix if has_prefix else window
 
-    def build(self, i: Intervals) -> BlockMask:
-        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. Cost: a look at each query and
-        block, L² / block_size; the pairs themselves are looked at by the kernel, and in full blocks by nobody."""
+    def build(self, i: Intervals, lists: Callable[[Intervals, int, bool], BlockLists] | None = None) -> BlockMask:
+        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. ``lists`` may be
+        :func:`block_lists` compiled."""
         self._first.copy_(i.first)
         self._prompt.copy_(i.prompt)
         self._prompt_text.copy_(i.prompt_text)
         self._is_sum.copy_(i.is_sum)
-        size, length = self.block_size, self.shape[1]
-        query = torch.arange(length, device=self._first.device)[:, None]
-        begin = query[::size, 0]  # of each block of keys
-        end = begin + size
-        first = _query(self._first)
-        some = (first < end) & (query >= begin)
-        if self.has_prefix:
-            some = some | ((_query(self._prompt) < end) & (_query(self._prompt_text) > begin) & (query >= begin))
-        every = (first <= begin) & (query >= end - 1) & ~_blocks(self._is_sum, size, False).any(2)[:, None]
-        some, every = _blocks(some, size, False).any(2), _blocks(every, size, True).all(2)
-        return BlockMask.from_kv_blocks(
-            *_listed(some & ~every), *_listed(every), BLOCK_SIZE=size, mask_mod=self._mask, seq_lengths=(length, length)
-        )
+        size, length = self.block_size, i.first.shape[1]
+        made = (lists or block_lists)(i, size, self.has_prefix)
+        return BlockMask((length, length), **made._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
+
+
+class BlockLists(NamedTuple):
+    """Which blocks of keys each block of queries looks at, and the other way round, as FlexAttention wants them: how
+    many (B, 1, blocks), and their numbers, these first, (B, 1, blocks, blocks). In full ones every pair is visible."""
+
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    full_kv_num_blocks: Tensor
+    full_kv_indices: Tensor
+    q_num_blocks: Tensor
+    q_indices: Tensor
+    full_q_num_blocks: Tensor
+    full_q_indices: Tensor
+
+
+def block_lists(i: Intervals, size: int, has_prefix: bool) -> BlockLists:
+    """Of blocks of ``size``. Cost: a look at each query and block, L² / size; the pairs themselves are looked at by the
+    kernel, and in full blocks by nobody."""
+    query = torch.arange(i.first.shape[1], device=i.first.device)[:, None]
+    begin = query[::size, 0]  # of each block of keys
+    end = begin + size
+    first = _query(i.first)
+    some = (first < end) & (query >= begin)
+    if has_prefix:
+        some = some | ((_query(i.prompt) < end) & (_query(i.prompt_text) > begin) & (query >= begin))
+    every = (first <= begin) & (query >= end - 1) & ~_blocks(i.is_sum, size, False).any(2)[:, None]
+    some, every = _blocks(some, size, False).any(2), _blocks(every, size, True).all(2)
+    partial = some & ~every
+    return BlockLists(
+        *_listed(partial), *_listed(every), *_listed(partial.transpose(1, 2)), *_listed(every.transpose(1, 2))
+    )
 
 
 def _blocks(x: Tensor, size: int, filling: bool) -> Tensor:

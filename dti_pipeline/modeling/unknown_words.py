@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dti_pipeline.config import ModelConfig
-from dti_pipeline.packing.layout import Kind
+from dti_pipeline.modeling.masks import TEXT
 from dti_pipeline.packing.store import TokenStore
 
 
@@ -56,7 +56,7 @@ class UnknownWords(nn.Module):
         if self.training and self.rate:
             draw = _one_for_each_text(torch.rand(token.shape, device=token.device), kind)
             hidden = hidden | (self.naming[token] & (draw < self.rate))
-        return torch.where(hidden & (kind == Kind.TEXT), self.unknown, token)
+        return torch.where(hidden & (kind == TEXT), self.unknown, token)
 
     @torch.no_grad()
     def fold(self, embeddings: Tensor) -> None:
@@ -67,7 +67,7 @@ class UnknownWords(nn.Module):
 
 def _one_for_each_text(draw: Tensor, kind: Tensor) -> Tensor:
     """(B, L): the first value of each run of text tokens, in all of the run."""
-    text = (kind == Kind.TEXT).reshape(-1)
+    text = (kind == TEXT).reshape(-1)
     begins = text & ~torch.cat([text.new_zeros(1), text[:-1]])
     here = torch.arange(len(text), device=text.device)
     start = torch.where(begins, here, 0).cummax(0).values

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dti_pipeline.modeling import backbone
+from dti_pipeline.modeling import backbone, layers
 from dti_pipeline.modeling.ctr_model import CTRModel
 
 
@@ -27,6 +27,8 @@ def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> Non
     in fp32. The optimizer must be made afterwards: its parameters are new ones.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
+    if mesh.device_type == "cuda":
+        layers.allow_graphs()
     for layer in backbone.decoder_of(model.lm).layers:
         if mesh.device_type == "cuda":
             # The layer's arithmetic alone: what gathers its weights before and after stays outside the graph.

@@ -5,13 +5,21 @@ Kernels are not generated here (that takes a minute); what the compiler is given
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.backbone import decoder_of
+from dti_pipeline.modeling.ctr_model import pooled_texts
+from dti_pipeline.modeling.layers import allow_graphs
+from dti_pipeline.modeling.masks import block_lists, intervals
+from dti_pipeline.modeling.unknown_words import UnknownWords
+from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import write
 from tests.model.conftest import Log
 from tests.model.test_precision import adapted, outcome
@@ -33,4 +41,51 @@ def test_layers_share_one_graph_without_a_break(tmp_path: Path, fixes: dict[str,
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, expected[1][name], atol=1e-2, rtol=0.05)
     assert compiler.frame_count == 2
+    torch._dynamo.reset()
+
+
+def of_one_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
+def test_what_is_done_once_a_batch_is_the_same_compiled(paradigm: str, prefix: tuple[int, ...]) -> None:
+    torch._dynamo.reset()
+    log = Log.random(users=4, seed=5, shortest=8, prefix=prefix)
+    batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=120)
+    expected = intervals(batch.tokens, paradigm, 3)
+    found = of_one_batch(intervals)(batch.tokens, paradigm, 3)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    lists = of_one_batch(block_lists)(found, 32, bool(prefix))
+    torch.testing.assert_close(lists, block_lists(expected, 32, bool(prefix)), atol=0, rtol=0)
+
+    results = []
+    for form in (pooled_texts, of_one_batch(pooled_texts)):
+        embedded = torch.randn(*batch.token.shape, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = form(embedded, batch.kind)
+        out.square().sum().backward()
+        results.append((out.detach(), embedded.grad))
+    assert results[0][1].abs().sum() > 0
+    torch.testing.assert_close(results[1], results[0])
+
+    hiding = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
+    assert hiding is not None
+    torch.manual_seed(1)
+    plain = hiding(batch.token, batch.kind)
+    torch.manual_seed(1)
+    assert torch.equal(of_one_batch(hiding)(batch.token, batch.kind), plain)
+    assert not torch.equal(plain, batch.token)
+    torch._dynamo.reset()
+
+
+def test_more_graphs_than_allowed_are_an_error_and_not_slow_steps() -> None:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        allow_graphs()
+        twice = torch.compile(lambda x: 2 * x, dynamic=False, backend="eager")
+        for size in range(2, 66):
+            twice(torch.ones(size))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            twice(torch.ones(66))
     torch._dynamo.reset()

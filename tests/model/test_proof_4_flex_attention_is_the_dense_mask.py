@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
 from dti_pipeline.modeling.attention import _banded, bands
@@ -91,6 +91,10 @@ def test_blocks_are_those_of_the_mask(paradigm: str, log: Log, n: int, k: int | 
     assert not (some & ~partial & ~full).any()
     assert not (full & ~every).any()
     assert not (full & partial).any()
+    keys = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    torchs = BlockMask.from_kv_blocks(*keys, mask.BLOCK_SIZE, mask.mask_mod, mask.seq_lengths)
+    for found, expected in zip(mask.as_tuple(), torchs.as_tuple(), strict=True):
+        assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
     assert ((partial | full) & ~some).sum() <= 0.1 * some.sum() + 2
 
 
