@@ -21,8 +21,8 @@ from dti_pipeline.modeling.masks import block_lists, intervals
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import write
-from tests.model.conftest import Log
-from tests.model.test_precision import adapted, outcome
+from tests.model.conftest import Log, small_model
+from tests.model.test_precision import adapted, assert_near, outcome
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
@@ -77,6 +77,22 @@ def test_what_is_done_once_a_batch_is_the_same_compiled(paradigm: str, prefix: t
     assert torch.equal(of_one_batch(hiding)(batch.token, batch.kind), plain)
     assert not torch.equal(plain, batch.token)
     torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
+def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tuple[int, ...]) -> None:
+    cuda = torch.device("cuda")
+    log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
+    batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=256)
+    model = small_model(paradigm, 3, prefix=len(prefix), hidden_size=64)
+    assert model.pooled
+    exact = outcome(model, batch)
+    model.freeze(cuda)
+    model.compile_layers()
+    for _ in range(2):
+        assert_near(outcome(model, batch.to(cuda)), exact, logits=1e-3, gradients=1e-3)
 
 
 def test_more_graphs_than_allowed_are_an_error_and_not_slow_steps() -> None:
