@@ -51,6 +51,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=4.0, help="of each trial (default: %(default)s)")
     options.add_argument("--sizes", type=int, nargs="+", default=[16384, 32768], help="tokens of a pass, to try")
     options.add_argument("--only", nargs="+", metavar="K", help="sides of these paradigms or k")
+    options.add_argument("--preparation", action="store_true", help="compile what is done once a batch, too")
     options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no trial beyond it")
     options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
     arguments = options.parse_args()
@@ -79,7 +80,7 @@ def main() -> None:
         if start - begun + longest > arguments.budget_seconds:
             print(f"no time left for {side} at {size:,} tokens a pass")
             continue
-        row = trial(settings, store, side, size, arguments.seconds, accelerator)
+        row = trial(settings, store, side, size, arguments.seconds, accelerator, arguments.preparation)
         best[side] = max(best.get(side, row), row, key=lambda one: one["targets_per_second"])
         longest = max(longest, time.monotonic() - start)
         print(f"{side} at {size:,} tokens a pass: {row['targets_per_second']:,.0f} targets/s", flush=True)
@@ -99,6 +100,7 @@ def trial(
     size: int,
     seconds: float,
     accelerator: Accelerator,
+    preparation: bool = False,
 ) -> dict[str, Any]:
     """Train for so many seconds, with passes of ``size`` tokens."""
     paradigm, k = side
@@ -120,7 +122,7 @@ def trial(
     ).to(accelerator.device)
     optimizer = optimizer_for(model, training)
     if accelerator.device.type == "cuda":
-        model.compile_layers()
+        model.compile_layers(preparation)
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
     def run(first: int, stop_after: Any) -> Progress:

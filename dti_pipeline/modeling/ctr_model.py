@@ -190,16 +190,19 @@ class CTRModel(nn.Module):
         if self.settings.frozen_weights == "float8":
             float8.freeze(backbone.decoder_of(self.lm).layers, device)
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, preparation: bool = False) -> None:
         """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length,
         batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
 
-        What is done once a batch is compiled too: some 150 kernels become a few, for which a small model would wait.
+        With ``preparation``, what is done once a batch is compiled too: some 150 kernels, for which a small model
+        waits, become a few. Not measured on a GPU yet, so it has to be asked for (`benchmarks/epoch.py --preparation`).
         Graphs of models that were compiled before are forgotten: they would count as this one's."""
         torch.compiler.reset()
         layers.allow_graphs()
         for layer in backbone.decoder_of(self.lm).layers:
             layer.compile(dynamic=False)
+        if not preparation:
+            return
         self._intervals = torch.compile(intervals, dynamic=False)
         self._block_lists = torch.compile(block_lists, dynamic=False)
         self._pooled_texts = torch.compile(pooled_texts, dynamic=False)

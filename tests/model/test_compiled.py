@@ -82,7 +82,8 @@ def test_what_is_done_once_a_batch_is_the_same_compiled(paradigm: str, prefix: t
 @pytest.mark.gpu
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
-def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("preparation", [False, True], ids=["layers", "preparation too"])
+def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tuple[int, ...], preparation: bool) -> None:
     cuda = torch.device("cuda")
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
     batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=256)
@@ -90,7 +91,7 @@ def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tupl
     assert model.pooled
     exact = outcome(model, batch)
     model.freeze(cuda)
-    model.compile_layers()
+    model.compile_layers(preparation)
     for _ in range(2):
         assert_near(outcome(model, batch.to(cuda)), exact, logits=1e-3, gradients=1e-3)
 
