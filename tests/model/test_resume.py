@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from dti_pipeline import pipeline
@@ -144,9 +143,16 @@ def kill_at(config: Config, paths: Paths, step: int, *how: str) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
+def records(paths: Paths) -> Any:
+    """The home's MLflow store."""
+    from mlflow import MlflowClient  # here: the tests for GPUs run where there is none
+
+    return MlflowClient(paths.tracking_uri)
+
+
 def curves(paths: Paths) -> list[dict[str, Any]]:
     """Of every run in the home's MLflow: id, status, and the points of what does not depend on a clock, in order."""
-    store = MlflowClient(paths.tracking_uri)
+    store = records(paths)
     found = []
     for run in store.search_runs([store.get_experiment_by_name("dti").experiment_id]):
         names = ("train/loss", "train/learning_rate", "train/gradient_norm", "eval/auc", "eval/log_loss")
@@ -167,7 +173,7 @@ def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_pat
     config, left_alone = ready
     tracked = dataclasses.replace(config, tracking=TrackingConfig())
     every_step = dataclasses.replace(tracked, training=dataclasses.replace(config.training, checkpoint_seconds=0))
-    MlflowClient(left_alone.tracking_uri).search_experiments()  # makes the store: seconds, once
+    records(left_alone).search_experiments()  # makes the store: seconds, once
     paths = Paths(tmp_path / "killed")
     shutil.copytree(left_alone.home, paths.home, symlinks=True)
     steps = pipeline.execute(TRAIN, tracked, left_alone, PARADIGM)["steps"]
