@@ -69,7 +69,7 @@ class CTRModel(nn.Module):
         self.register_buffer("trained_tokens", torch.tensor(trained_tokens), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
-        # What is done once a batch, compiled with the layers.
+        # What is done once a batch; :meth:`compile_layers` may replace it by its compiled form.
         self._intervals, self._block_lists, self._pooled_texts = intervals, block_lists, pooled_texts
         self._largest: dict[tuple[object, ...], Sizes] = {}
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.

@@ -5,42 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import duckdb
-import hypothesis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import strategies as st
 
 from dti_pipeline.artifacts import file_digest, folder_digest
-from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.paths import Paths
-
-HEADER = "user_id,item_id,rating,timestamp"
-
-
-def settings(path: Path | str, source: str = "table", **events: Any) -> Config:
-    return from_plain(
-        Config,
-        {"events": {"source": source, "path": str(path), **events}, "split": {"rule": "user_order", "min_history": 0}},
-    )
-
-
-def rows(paths: Paths, columns: str = "*") -> list[tuple[Any, ...]]:
-    return duckdb.sql(f"SELECT {columns} FROM '{paths.events}/interactions.parquet'").fetchall()
-
-
-def quarantine(paths: Paths) -> list[tuple[str, int, str, str]]:
-    return duckdb.sql(f"FROM '{paths.events}/quarantine.parquet'").fetchall()
-
-
-def adds_up(report: dict[str, Any]) -> bool:
-    return report["read"] == report["kept"] + report["quarantined"] + report["duplicates"]
-
+from tests.code.raw_logs import HEADER, adds_up, quarantine, rows, settings
 
 # One bad row of every kind, in each form a log can have: (line, reason).
 
@@ -386,157 +361,6 @@ def test_a_failure_leaves_the_old_events(home: Paths) -> None:
     assert [path.name for path in home.events.parent.iterdir() if path.name.startswith(".")] == []
 
 
-# Bad input: one sentence.
-
-
-def said(config: Config, paths: Paths) -> str:
-    with pytest.raises(InputError) as caught:
-        ingest(config, paths)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
-
-
-def test_a_path_that_does_not_exist(home: Paths) -> None:
-    assert said(settings("nowhere"), home) == (
-        f"params key `events.path` names {home.home / 'nowhere'}, which does not exist"
-    )
-
-
-@pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.csv.gz"])
-def test_an_empty_file(home: Paths, name: str) -> None:
-    (home.home / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
-    assert "is an empty log: it has no rows" in said(settings(home.home / name), home)
-
-
-def test_a_header_alone(home: Paths) -> None:
-    (home.home / "log.csv").write_text(HEADER + "\n")
-    assert "is an empty log: it has no rows" in said(settings(home.home / "log.csv"), home)
-
-
-def test_an_empty_parquet_file(home: Paths) -> None:
-    names = ["user_id", "item_id", "rating", "timestamp"]
-    pq.write_table(pa.table([pa.array([], pa.string())] * 4, names=names), home.home / "log.parquet")
-    assert "is an empty log: it has no rows" in said(settings(home.home / "log.parquet"), home)
-
-
-@pytest.mark.parametrize("source", ["movielens", "movietweetings", "amazon", "table"])
-def test_a_folder_without_a_log_says_what_was_looked_for(home: Paths, source: str) -> None:
-    empty = home.home / "empty"
-    empty.mkdir()
-    assert f"has no {source} log: looked for " in said(settings(empty, source), home)
-
-
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_a_table_without_the_mapped_column(home: Paths, form: str) -> None:
-    path = home.home / f"log.{form}"
-    record = {"user_id": "1", "item_id": "a", "stars": 4, "timestamp": 5}
-    if form == "parquet":
-        pq.write_table(pa.Table.from_pylist([record]), path)
-    else:
-        path.write_text(json.dumps(record) if form == "jsonl" else "user_id,item_id,stars,timestamp\n1,a,4,5")
-    assert said(settings(path), home) == (
-        f"params key `events.columns.rating` names the column 'rating', which {path} does not have:"
-        " it has user_id, item_id, stars, timestamp"
-    )
-
-
-def test_titles_without_the_mapped_column(home: Paths) -> None:
-    (home.home / "log.csv").write_text(f"{HEADER}\n1,a,4,5\n")
-    (home.home / "titles.csv").write_text("item_id,name\na,A\n")
-    sentence = said(settings(home.home / "log.csv", items_path=str(home.home / "titles.csv")), home)
-    assert sentence.startswith("params key `events.item_columns` names the column 'item_text'")
-
-
-def test_titles_that_are_not_there(home: Paths) -> None:
-    (home.home / "log.csv").write_text(f"{HEADER}\n1,a,4,5\n")
-    assert "`events.items_path`" in said(settings(home.home / "log.csv", items_path="titles.csv"), home)
-
-
-@pytest.mark.parametrize("broken", [b"PK\x03\x04 and no more", b""])
-def test_a_corrupt_zip(home: Paths, broken: bytes) -> None:
-    (home.home / "ml-1m.zip").write_bytes(broken)
-    assert "which is not a whole zip archive" in said(settings(home.home / "ml-1m.zip", "movielens"), home)
-
-
-@pytest.mark.parametrize("keep", [1, 30, -4])
-def test_a_truncated_gzip_file(home: Paths, keep: int) -> None:
-    whole = gzip.compress(f"{HEADER}\n{''.join(f'1,{i},4,5' + chr(10) for i in range(9999))}".encode())
-    path = home.home / "log.csv.gz"
-    path.write_bytes(whole[:keep])
-    assert f"{path} is not a whole gzip file" in said(settings(path), home)
-    assert not list(home.staged.rglob("*.parquet")) if home.staged.is_dir() else True
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"user_id,item_id", b"PAR1" + b"\0" * 100 + b"PAR1"])
-def test_a_file_that_is_not_parquet(home: Paths, content: bytes) -> None:
-    (home.home / "log.parquet").write_bytes(content)
-    assert said(settings(home.home / "log.parquet"), home) == f"{home.home / 'log.parquet'} is not a Parquet file"
-
-
-def test_a_parquet_file_with_a_broken_page(home: Paths) -> None:
-    table = pa.table({name: [str(i) for i in range(5000)] for name in ("user_id", "item_id", "rating", "timestamp")})
-    path = home.home / "log.parquet"
-    pq.write_table(table, path, compression="zstd")
-    content = bytearray(path.read_bytes())
-    content[100:4000] = b"\xff" * 3900
-    path.write_bytes(content)
-    assert str(path) in said(settings(path), home)
-
-
-def test_files_with_and_without_a_clock_are_not_mixed(home: Paths) -> None:
-    (home.home / "ratings.dat").write_text("1::1::5::10\n")
-    (home.home / "ratings_more.dat").write_text("1::2::5\n")
-    assert "ratings_more.dat has no timestamps and other files of the log do" in said(
-        settings(home.home, "movielens"), home
-    )
-
-
-def test_a_memory_limit_that_is_no_size(home: Paths) -> None:
-    (home.home / "log.csv").write_text(f"{HEADER}\n1,a,4,5\n")
-    assert "`events.memory_limit`" in said(settings(home.home / "log.csv", memory_limit="much"), home)
-
-
-# Whatever the bytes.
-
-FIELD = st.sampled_from(
-    ["1", "2", "10", "4", "1000", "", " ", "x", '"', '"a,b"', "\xe9", "::", ",", "\t", "|", "\r", "\0", "{", "}", "nan"]
-)
-TEXT = st.lists(st.lists(FIELD, max_size=6).map(",".join), max_size=8).map("\n".join)
-
-
-GOOD_LINES = {
-    "log.csv": "{user},10,4,1000\n",
-    "log.jsonl": '{{"user_id":{user},"item_id":2,"rating":3,"timestamp":4}}\n',
-    "ratings.dat": "{user}::10::4::1000\n",
-}
-
-
-@pytest.mark.parametrize("name", list(GOOD_LINES))
-@hypothesis.settings(
-    deadline=None, max_examples=20, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
-@hypothesis.given(text=TEXT, encoding=st.sampled_from(["utf-8", "iso-8859-1"]))
-def test_no_bytes_crash_it_and_every_line_is_in_the_ledger(home: Paths, name: str, text: str, encoding: str) -> None:
-    start = HEADER + "\n" if name == "log.csv" else ""
-    content = (start + "".join(GOOD_LINES[name].format(user=user) for user in range(9)) + text).encode(encoding)
-    (home.home / name).write_bytes(content)
-    report = ingest(settings(home.home / name, "movielens" if name == "ratings.dat" else "table"), home)
-    lines = content.count(b"\n") + (not content.endswith(b"\n")) - (name == "log.csv")
-    assert adds_up(report)
-    # A quoted CSV field may hold newlines: then several lines are one row.
-    assert report["read"] == lines or (name == "log.csv" and report["read"] < lines and b'"' in content)
-    assert len(quarantine(home)) == report["quarantined"]
-    assert len(rows(home)) == report["kept"]
-
-
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 50_000, "1" * 10_000], ids=["lists", "objects", "number"])
-def test_json_of_any_depth_is_only_a_bad_row(home: Paths, line: str) -> None:
-    good = '{"user_id":1,"item_id":2,"rating":3,"timestamp":4}\n'
-    (home.home / "log.jsonl").write_text(line + "\n" + good)
-    assert ingest(settings(home.home / "log.jsonl"), home)["quarantined"] == 1
-
-
 def test_a_log_named_by_its_file_takes_titles_from_beside_it_only(home: Paths) -> None:
     (home.home / "ratings.dat").write_text("1::1::5::10\n")
     (home.home / "deeper").mkdir()
@@ -545,11 +369,3 @@ def test_a_log_named_by_its_file_takes_titles_from_beside_it_only(home: Paths) -
     (home.home / "movies.dat").write_text("1::Right (1999)::Drama\n")
     ingest(settings(home.home / "ratings.dat", "movielens"), home)
     assert rows(home, "item_text") == [("Right (1999) Drama",)]
-
-
-def test_a_file_of_another_kind_is_shown_in_short(home: Paths) -> None:
-    (home.home / "log.csv").write_bytes(bytes(range(14, 256)) * 2000)
-    sentence = said(settings(home.home / "log.csv"), home)
-    assert "`events.columns.user_id`" in sentence
-    assert len(sentence) < 1500
-    assert sentence.isprintable()
