@@ -3,8 +3,8 @@
 The study's model for MovieLens-1M (128 wide, 3 layers, n = 20) through the training's own loop: loader, copies,
 forward, backward, optimizer, and whatever waits for what. Wall clock, after a warm-up that is not counted. Each side
 takes the best of several sizes of a forward pass, as what suits one row plan does not suit another; all have the same
-number of targets a step. The log is generated in MovieLens-1M's shape; --home FOLDER measures one that `dti tokenize`
-has made.
+number of targets a step. A step of few targets is little work for a GPU, least for DTI: hence several numbers of them.
+The log is generated in MovieLens-1M's shape; --home FOLDER measures one that `dti tokenize` has made.
 
     python benchmarks/epoch.py                  # one GPU, about two minutes
     python benchmarks/epoch.py --tiny           # the same code on a CPU, to test it
@@ -13,6 +13,7 @@ has made.
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -38,18 +39,20 @@ from dti_pipeline.training.steps import Steps
 SIDES: tuple[tuple[str, int | str], ...] = (("sliding_window", 1), ("dti", 50), ("dti", "all"))
 SETTINGS = {
     "split": {"rule": "user_order"},
-    "packing": {"context": 20, "row_length": 8192},
+    "packing": {"context": 20, "row_length": 5120},
     "model": {"hidden_size": 128, "intermediate_size": 256, "layers": 3, "dropout": 0.1},
-    "training": {"dtype": "bfloat16", "targets_per_step": 512, "learning_rate": 4e-3, "evaluations": 0},
+    "training": {"dtype": "bfloat16", "learning_rate": 4e-3, "evaluations": 0},
 }
 WARM_UP_STEPS = 8
+EPOCHS = 100  # more than a trial gets through
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--home", type=Path, help="a project home with tokens; default: a generated log")
     options.add_argument("--seconds", type=float, default=4.0, help="of each trial (default: %(default)s)")
-    options.add_argument("--sizes", type=int, nargs="+", default=[16384, 32768], help="tokens of a pass, to try")
+    options.add_argument("--targets-per-step", type=int, nargs="+", default=[512, 2048, 8192])
+    options.add_argument("--sizes", type=int, nargs="+", default=[32768, 131072], help="of a pass at most, tokens")
     options.add_argument("--only", nargs="+", metavar="K", help="sides of these paradigms or k")
     options.add_argument("--preparation", action="store_true", help="compile what is done once a batch, too")
     options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no trial beyond it")
@@ -61,9 +64,9 @@ def main() -> None:
             settings,
             packing=replace(settings.packing, row_length=512),
             model=replace(settings.model, hidden_size=16, heads=2, kv_heads=2, intermediate_size=24, layers=1),
-            training=replace(settings.training, device="cpu", dtype="float32", targets_per_step=64),
+            training=replace(settings.training, device="cpu", dtype="float32"),
         )
-        arguments.sizes = [512, 1024]
+        arguments.sizes, arguments.targets_per_step = [512, 1024], [64]
     store = (
         TokenStore.open(Paths(arguments.home.resolve()).tokens)
         if arguments.home
@@ -71,21 +74,26 @@ def main() -> None:
     )
     cpu = arguments.tiny or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
-    best: dict[tuple[str, int | str], dict[str, Any]] = {}
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
     begun, longest = time.monotonic(), 0.0
-    for side, size in product(SIDES, arguments.sizes):
+    for targets, side, size in product(arguments.targets_per_step, SIDES, sorted(arguments.sizes)):
         if arguments.only and not {side[0], str(side[1])} & set(arguments.only):
             continue
+        key = (targets, *side)
+        if key in best and best[key]["tokens_per_pass"] < best[key]["tokens_per_batch"]:
+            continue  # a whole step was one pass already
         start = time.monotonic()
         if start - begun + longest > arguments.budget_seconds:
-            print(f"no time left for {side} at {size:,} tokens a pass")
+            print(f"no time left for {side}, {targets} targets a step, {size:,} tokens a pass")
             continue
-        row = trial(settings, store, side, size, arguments.seconds, accelerator, arguments.preparation)
-        best[side] = max(best.get(side, row), row, key=lambda one: one["targets_per_second"])
+        training = replace(settings.training, targets_per_step=targets, tokens_per_batch=size)
+        row = trial(replace(settings, training=training), store, side, arguments, accelerator)
+        best[key] = max(best.get(key, row), row, key=lambda one: one["targets_per_second"])
         longest = max(longest, time.monotonic() - start)
-        print(f"{side} at {size:,} tokens a pass: {row['targets_per_second']:,.0f} targets/s", flush=True)
-    base = best.get(SIDES[0])
+        print(f"{side}, {targets} targets a step, {row['tokens_per_pass']:,} tokens a pass:"
+              f" {row['targets_per_second']:,.0f} targets/s", flush=True)  # fmt: skip
     for row in best.values():
+        base = best.get((row["targets_per_step"], *SIDES[0]))
         row["speedup"] = round(row["targets_per_second"] / base["targets_per_second"], 2) if base else None
         row["fewer_tokens"] = round(base["tokens_per_target"] / row["tokens_per_target"], 2) if base else None
     gpus = None if cpu else [torch.cuda.get_device_name()]
@@ -94,22 +102,17 @@ def main() -> None:
 
 
 def trial(
-    settings: Config,
-    store: TokenStore,
-    side: tuple[str, int | str],
-    size: int,
-    seconds: float,
-    accelerator: Accelerator,
-    preparation: bool = False,
+    settings: Config, store: TokenStore, side: tuple[str, int | str], arguments: Namespace, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Train for so many seconds, with passes of ``size`` tokens."""
+    """Train for some seconds."""
     paradigm, k = side
     settings = replace(settings, packing=replace(settings.packing, targets=50 if k == 1 else k))
-    training = replace(settings.training, tokens_per_batch=size, checkpoint_seconds=10**9)
+    training = replace(settings.training, checkpoint_seconds=10**9)
     plan, cut, row = plan_rows(settings, store, paradigm, "train")
     bounds = np.searchsorted(row, np.arange(plan["rows"] + 1))
     rows = Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds)
-    steps = Steps(rows.targets(), training.targets_per_step, 1000, training.seed)
+    steps = Steps(rows.targets(), training.targets_per_step, EPOCHS, training.seed)
+    loader = Loader(rows, steps, training.tokens_per_batch, accelerator.device)
     torch.manual_seed(training.seed)
     facts = store.manifest.report
     model = CTRModel(
@@ -122,7 +125,7 @@ def trial(
     ).to(accelerator.device)
     optimizer = optimizer_for(model, training)
     if accelerator.device.type == "cuda":
-        model.compile_layers(preparation)
+        model.compile_layers(arguments.preparation)
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
     def run(first: int, stop_after: Any) -> Progress:
@@ -132,7 +135,7 @@ def trial(
             optimizer=optimizer,
             accelerator=accelerator,
             config=training,
-            loader=Loader(rows, steps, size, accelerator.device),
+            loader=loader,
             progress=progress,
             emit=lambda event: None,
             evaluate=dict,
@@ -141,7 +144,7 @@ def trial(
         return progress
 
     warm = run(0, after_steps(WARM_UP_STEPS))
-    done = run(warm.step, after_seconds(seconds))
+    done = run(warm.step, after_seconds(arguments.seconds))
     targets = sum(steps[number].targets for number in range(warm.step, done.step))
     rate = targets / done.train_seconds
     return {
@@ -153,7 +156,8 @@ def trial(
         "tokens_per_target": plan["tokens_per_target"],
         "epoch_seconds": round(plan["targets"] / rate, 1),
         "padding_share": plan["padding_share"],
-        "tokens_per_batch": size,
+        "tokens_per_batch": training.tokens_per_batch,
+        "tokens_per_pass": loader.height * rows.row_length or training.tokens_per_batch,
         "targets_per_step": training.targets_per_step,
         "counted_steps": done.step - warm.step,
     }

@@ -27,7 +27,7 @@ def score(
     targets, logits = [], []
     cuda = device.type == "cuda"
     # On a GPU every batch is filled up to one shape: one compilation. None is waited for while the next is assembled.
-    height = rows.height(tokens_per_batch) if cuda else 0
+    height = min(rows.height(tokens_per_batch), len(wanted)) if cuda else 0
     for part in rows.split(wanted, tokens_per_batch):
         batch = Batch.of(rows.assemble(part, height), rows.store.label)
         targets.append(batch.target)

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -34,7 +35,7 @@ class Loader:
 
     Rows of a step are dealt to the processes in turn, and all take as many passes as the one with most rows: where
     weights are shared out, every pass needs all processes. On a GPU every pass has the same shape, filled up with rows
-    of padding, so that a compiled model is compiled once.
+    of padding, so that a compiled model is compiled once: ``tokens_per_batch``, or the largest step where that is less.
     """
 
     rows: Rows
@@ -44,15 +45,21 @@ class Loader:
     rank: int = 0
     world: int = 1
 
+    @cached_property
+    def height(self) -> int:
+        """Rows that every pass is filled up to; 0 where nothing is compiled."""
+        if self.device.type != "cuda":
+            return 0
+        return min(self.rows.height(self.tokens_per_batch), -(-self.steps.most_rows // self.world))
+
     def work(self, number: int) -> Work:
         """What this process does in step ``number``."""
         step = self.steps[number]
         mine = self.rows.split(step.rows[self.rank :: self.world], self.tokens_per_batch)
         most = len(self.rows.split(step.rows[:: self.world], self.tokens_per_batch))
         passes, tokens = [], 0
-        height = self.rows.height(self.tokens_per_batch) if self.device.type == "cuda" else 0
         for index in range(most):
-            layout = self.rows.assemble(mine[index] if index < len(mine) else step.rows[:1], height)
+            layout = self.rows.assemble(mine[index] if index < len(mine) else step.rows[:1], self.height)
             if index < len(mine):
                 tokens += int((layout.kind != Kind.PAD).sum())
             batch = Batch.of(layout, self.rows.store.label)

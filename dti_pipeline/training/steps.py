@@ -8,6 +8,7 @@ resumes at step i asks for step i.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,15 @@ class Steps:
         whole, rest = divmod(self.count, self._steps)
         #: Targets seen in all steps together.
         self.targets = whole * self._per_epoch + int(self._draw(whole).before[rest])
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Rows of the largest step. Cost: all epochs are drawn once."""
+        left, most = self.count, 0
+        for epoch in range(-(-self.count // self._steps)):
+            most = max(most, int(np.diff(self._draw(epoch).bounds[: left + 1]).max()))
+            left -= self._steps
+        return most
 
     def __getitem__(self, number: int) -> Step:
         number_of_epoch, index = divmod(number, self._steps)

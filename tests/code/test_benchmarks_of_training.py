@@ -171,6 +171,8 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
     assert rows[0]["speedup"] == 1
     for row in rows:
         assert row["tokens_per_batch"] in (512, 1024)
+        assert row["tokens_per_pass"] <= row["tokens_per_batch"]
+        assert row["targets_per_step"] == 64
         assert row["counted_steps"] >= 1
         assert row["epoch_seconds"] > 0
     assert all(row["fewer_tokens"] > 8 for row in rows[1:])

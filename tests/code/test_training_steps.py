@@ -29,6 +29,7 @@ def test_every_row_is_seen_exactly_once_an_epoch(targets: np.ndarray, per_step: 
         seen = np.concatenate([step.rows for step in every[epoch * each : (epoch + 1) * each]])
         assert sorted(seen.tolist()) == list(range(len(targets)))
         orders.append(seen.tolist())
+    assert steps.most_rows == max(len(step.rows) for step in every)
     before = 0
     for number, step in enumerate(every):
         assert step.number == number
@@ -75,6 +76,7 @@ def test_epochs_may_be_a_fraction() -> None:
     steps = Steps(targets, 16, 2.5, 0)
     assert steps.count == 62
     assert steps.targets == sum(steps[number].targets for number in range(steps.count)) == 62 * 16
+    assert steps.most_rows == 4
 
 
 def test_the_learning_rate_rises_falls_and_ends_where_it_is_told() -> None:
