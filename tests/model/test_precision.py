@@ -43,7 +43,8 @@ def outcome(model: CTRModel, batch: Batch) -> Outcome:
         logits = model(batch)[0]
         loss = binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
-    return logits.detach().cpu(), {n: p.grad.cpu() for n, p in model.trained().items() if p.grad is not None}
+    # Copies: a model that moves to another device takes its gradients along.
+    return logits.detach().cpu(), {n: p.grad.cpu().clone() for n, p in model.trained().items() if p.grad is not None}
 
 
 def assert_near(found: Outcome, exact: Outcome, logits: float, gradients: float) -> None:
