@@ -41,8 +41,7 @@ def prepare(grid: Grid, work: Path, runs: Iterable[Run], logs: Mapping[str, Path
     """Tokens of every log that the runs need. ``logs`` says where raw logs lie that are not where the grid says."""
     done = rows.gather(grid, work)
     for name in dict.fromkeys(run.data_set for run in runs):
-        config = grid.config(name)
-        log.prepare(name, config, work / name, logs.get(name) or home.resolve(config.events.path))
+        log.prepare(grid, name, work, logs, home)
         now = log.digest(work / name)
         for row in done:
             if row["dataset"] == name and rows.data(row) not in (None, now):
@@ -163,6 +162,8 @@ def _found(row: Mapping[str, Any]) -> str:
     if "error" in row:
         return f"failed: {row['error']}"
     parts = [f"AUC {row['auc']:.4f} streaming {row['auc_streaming']:.4f}"] if row.get("auc") is not None else []
+    if row["measure"] == "validation" and row["validation_auc"] is not None:
+        parts.append(f"validation AUC {row['validation_auc']:.4f}")
     return " ".join([*parts, f"{row['targets_per_second']:,.0f} targets/s"])
 
 

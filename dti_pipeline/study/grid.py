@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,12 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.plain import from_plain, nearest
+from dti_pipeline.study.rehearsal import Rehearsal
 
 BASELINE = "sliding_window"
-#: Sections of params.yaml that shape a log's tokens, and those that shape a run beside them.
-DATA_SECTIONS = ("synth", "events", "split", "tokens")
+#: Sections of params.yaml that shape a log's events, those that shape its tokens, and those of a run beside them.
+LOG_SECTIONS = ("synth", "events", "split")
+DATA_SECTIONS = (*LOG_SECTIONS, "tokens")
 RUN_SECTIONS = ("packing", "model", "training", "evaluation")
 #: Keys that say where and how work is done, not what comes of it.
 CIRCUMSTANCES = {
@@ -42,6 +44,8 @@ class DataSet:
 
     params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml
     note: str = ""  # what a reader of its figures must know
+    # Made of another log, whose LOG_SECTIONS it has: to choose that log's recipe without a look at its test targets.
+    rehearsal: Rehearsal | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Group:
     epochs: tuple[float, ...] = ()  # none: the recipe's
     seeds: tuple[int, ...] = (1,)
     max_targets: int | None = None  # the same cut of the log for every run; None: the recipe's
-    # speed: trained with nothing beside it and not judged, so that its seconds count.
-    measure: Literal["quality", "speed"] = "quality"
+    # quality: judged on the test targets. validation: a trial of a recipe, scored on the validation targets while it
+    # trains and never on test targets. speed: trained with nothing beside it and not judged, so that its seconds count.
+    measure: Literal["quality", "validation", "speed"] = "quality"
     # Which sliding window a run is held against. epochs: the one of as many epochs; seconds: the group's own, whose
     # epochs the grid chose to take as long.
     equal: Literal["epochs", "seconds"] = "epochs"
@@ -110,8 +115,12 @@ class Grid:
 
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
         """The parameters of a log with changes on top; InputError names the wrong key and the file."""
+        own = self.data_sets[data_set]
         merged: dict[str, Any] = {}
-        for change in (self.data_sets[data_set].params, *changes):
+        if own.rehearsal:
+            params = self.data_sets[own.rehearsal.of].params
+            merged = {section: params[section] for section in LOG_SECTIONS if section in params}
+        for change in (own.params, *changes):
             merged = _merge(merged, change)
         try:
             return from_plain(Config, merged)
@@ -132,7 +141,10 @@ class Grid:
                 {"tracking": {"enabled": False}},
             )
             # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
-            base = Run((group.name,), data_set, BASELINE, "", model, group.measure, self.config(data_set, *changes))
+            base = Run(
+                (group.name,), data_set, BASELINE, "", model, group.measure, self.config(data_set, *changes),
+                rehearsal=self.data_sets[data_set].rehearsal,
+            )  # fmt: skip
             if paradigm == BASELINE and not fixes:
                 yield base
                 continue
@@ -140,7 +152,7 @@ class Grid:
             config = self.config(data_set, *changes, self.fixes.get(fixes, {}), own)
             if config.packing.targets == 1 and paradigm in ("dti", "dti_growing"):
                 continue  # the sliding window itself: tests/model/test_proof_1_one_target_is_the_sliding_window.py
-            yield Run((group.name,), data_set, paradigm, fixes, model, group.measure, config, base.digest)
+            yield replace(base, paradigm=paradigm, fixes=fixes, config=config, against=base.digest)
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,7 @@ class Run:
     config: Config
     against: str | None = None  # the sliding window of equal epochs, by digest
     against_seconds: str | None = None  # the one that takes as long, where a group asks for it
+    rehearsal: Rehearsal | None = None  # its log's
 
     @property
     def k(self) -> int | str:
@@ -165,7 +178,8 @@ class Run:
     def digest(self) -> str:
         """12 hexadecimal characters of everything that shapes the figures."""
         sections = settings(self.config, (*DATA_SECTIONS, *RUN_SECTIONS))
-        return _digest([self.data_set, self.paradigm, self.measure, sections])
+        made = [asdict(self.rehearsal)] if self.rehearsal else []
+        return _digest([self.data_set, self.paradigm, self.measure, sections, *made])
 
     @property
     def packing_digest(self) -> str:
@@ -247,6 +261,7 @@ def load(path: Path) -> Grid:
 
 
 def _check(grid: Grid) -> None:
+    _check_rehearsals(grid)
     for figure, names in grid.figures.items():
         for name in names:
             if name not in grid.group_names:
@@ -281,7 +296,40 @@ def _check(grid: Grid) -> None:
             value = getattr(group, key)
             if isinstance(value, tuple) and not value and key not in ("k", "n", "epochs"):
                 raise InputError(f"{grid.path}, group {group.name}: `{key}` is empty")
+    _check_measures(grid)
     _check_told_apart(grid)
+
+
+def _check_rehearsals(grid: Grid) -> None:
+    logs = [name for name, data_set in grid.data_sets.items() if not data_set.rehearsal]
+    for name, data_set in grid.data_sets.items():
+        if data_set.rehearsal is None:
+            continue
+        where, of, train = f"{grid.path}, data set {name}", data_set.rehearsal.of, data_set.rehearsal.train
+        if of not in logs:
+            raise InputError(f"{where}: `rehearsal.of` is {of!r}, none of {', '.join(logs)}{nearest(of, logs)}")
+        if not 0 < train < 1:
+            raise InputError(f"{where}: `rehearsal.train` must be between 0 and 1, not {train}")
+        if (rule := grid.config(of).split.rule) != "user_order":
+            raise InputError(f"{where}: `rehearsal` needs a log split by user_order, and {of} is split by {rule}")
+        if settings(grid.config(name), LOG_SECTIONS) != settings(grid.config(of), LOG_SECTIONS):
+            raise InputError(f"{where}: a rehearsal has `{'`, `'.join(LOG_SECTIONS)}` of {of}: leave them out")
+
+
+def _check_measures(grid: Grid) -> None:
+    """Trials are scored on validation targets that are there, and stand in tables of their own."""
+    for group in grid.groups:
+        where, trial = f"{grid.path}, group {group.name}", group.measure == "validation"
+        if any((other.measure == "validation") != trial for other in grid.group(group.name)):
+            raise InputError(f"{where}: `measure` is validation in one part and not in another: name them apart")
+        for name in group.data_sets:
+            if grid.data_sets[name].rehearsal and not trial:
+                raise InputError(f"{where}: {name} is a rehearsal, without test targets: say `measure: validation`")
+            if trial and not grid.config(name).split.validation_share:
+                raise InputError(f"{where}: {name} has no validation targets: `split.validation_share` is 0")
+    for run in grid.runs:
+        if run.measure == "validation" and run.config.training.evaluations < 1:
+            raise InputError(f"{grid.path}, group {run.groups[0]}: a trial needs `training.evaluations` of at least 1")
 
 
 def _check_told_apart(grid: Grid) -> None:

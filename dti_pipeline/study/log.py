@@ -6,9 +6,9 @@ import hashlib
 import importlib.util
 import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -16,23 +16,40 @@ from dti_pipeline import artifacts, pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
-from dti_pipeline.study.grid import Run, settings
+from dti_pipeline.study.grid import LOG_SECTIONS, Grid, Run, settings
+from dti_pipeline.study.rehearsal import rehearse
 
 #: Columns that make a log the log it is.
 SAID = ("user_id", "item_id", "item_text", "label", "split", "position")
 #: The stages that make a log's tokens, with the sections that shape what each publishes.
-STAGES = {"ingest": ("synth", "events", "split"), "validate": (), "tokenize": ("tokens",)}
+STAGES = {"ingest": LOG_SECTIONS, "validate": (), "tokenize": ("tokens",)}
 
 
-def prepare(name: str, config: Config, home: Path, log: Path) -> None:
-    """Events and tokens of a log in ``home``; what is published there under the same parameters is kept.
-    A second call for the same home waits for the first.
+def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: Paths) -> None:
+    """Events and tokens of a log in ``work / name``; what is published there under the same parameters is kept.
+    A rehearsal has those of the log it is made of prepared first. A second call for the same log waits for the first.
 
-    Raises InputError where they must be made and what makes them is not installed.
+    ``logs`` says where raw logs lie that are not where the grid says, in ``home``. Raises InputError where events must
+    be made and what makes them is not installed.
     """
-    with artifacts.alone(home / "data"):
-        if not current(config, home):
-            _make(name, config, home, log)
+    config, paths = grid.config(name), Paths(work / name)
+    rehearsal = grid.data_sets[name].rehearsal
+    shape = settings(config, tuple(dict.fromkeys(section for sections in STAGES.values() for section in sections)))
+    shape |= {"rehearsal": asdict(rehearsal)} if rehearsal else {}
+    note = paths.tokens.parent / "study.json"
+    with artifacts.alone(note.parent):
+        made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+        if made == shape and (paths.tokens / artifacts.MANIFEST).is_file():
+            return
+        if rehearsal:
+            prepare(grid, rehearsal.of, work, logs, home)
+            rehearse(Paths(work / rehearsal.of), paths, rehearsal.train)
+            # The rows passed their checks in the log that they come from.
+            config = replace(config, validation=replace(config.validation, required=False))
+            pipeline.BY_NAME["tokenize"].run(config, paths)
+        else:
+            _make(name, config, paths.home, logs.get(name) or home.resolve(config.events.path))
+        artifacts.write_json(note, shape)
 
 
 def _make(name: str, config: Config, home: Path, log: Path) -> None:
@@ -48,18 +65,6 @@ def _make(name: str, config: Config, home: Path, log: Path) -> None:
         config = replace(config, events=replace(config.events, path=str(log)))
     for stage in STAGES:
         pipeline.BY_NAME[stage].run(config, paths)
-    artifacts.write_json(paths.tokens.parent / "study.json", _shape(config))
-
-
-def current(config: Config, home: Path) -> bool:
-    """Whether the home's tokens are those of the parameters."""
-    note = home / "data" / "study.json"
-    made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-    return made == _shape(config) and (Paths(home).tokens / artifacts.MANIFEST).is_file()
-
-
-def _shape(config: Config) -> dict[str, Any]:
-    return settings(config, tuple(dict.fromkeys(section for sections in STAGES.values() for section in sections)))
 
 
 def digest(home: Path) -> str:

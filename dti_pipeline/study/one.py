@@ -1,7 +1,7 @@
 """One run of the study in a process of its own: ``python -m dti_pipeline.study.one GRID WORK DIGEST``.
 
-It trains and judges in a home that borrows the log's data, keeps the row and the predictions, and removes the rest.
-What was interrupted goes on from its checkpoint when it is started again.
+It trains, and judges where the run measures quality, in a home that borrows the log's data, keeps the row and the
+predictions, and removes the rest. What was interrupted goes on from its checkpoint when it is started again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def folder(work: Path, run: Run) -> Path:
 
 
 def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
-    """Pack, train, evaluate; publish ``row.json`` and ``predictions.parquet``; return the row."""
+    """Pack and train, and evaluate where quality is measured, which leaves predictions; publish and return the row."""
     own, data = folder(work, run), work / run.data_set
     with artifacts.alone(own):
         if (own / ROW).is_file():  # a process that outlived the command that started it has finished it

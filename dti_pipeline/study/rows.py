@@ -2,7 +2,9 @@
 
 A row has the columns of :meth:`Run.facts`, what training and judging found, and what can only be said beside other
 rows: ``auc_difference`` (to the sliding window of equal epochs and seed, paired, with its interval),
-``auc_difference_equal_seconds``, ``speedup``, ``fewer_tokens`` and ``floors``. A run that failed has ``error``.
+``auc_difference_equal_seconds``, ``speedup``, ``fewer_tokens`` and ``floors``. A run that failed has ``error``. The row
+of a trial (``measure: validation``) has nothing of test targets: ``validation_auc``, ``learning`` (training seconds and
+AUC of the validation targets at each point of the curve), and floors of the validation targets.
 """
 
 from __future__ import annotations
@@ -184,25 +186,27 @@ def _predictions(row: Row, work: Path) -> dict[str, Any] | None:
 
 
 def _floors(grid: Grid, rows: list[Row], work: Path) -> None:
-    """The cost-free floors of each log, n and cut, on every row; taken from a row that has them."""
+    """The cost-free floors of each log, n, cut and judged split, on every row; taken from a row that has them."""
     known: dict[tuple[Any, ...], Mapping[str, float]] = {}
     for row in sorted(rows, key=lambda row: not row.get("floors")):
-        key = (row["dataset"], data(row), row["n"], row.get("max_targets"))
+        trial = row["measure"] == "validation"
+        key = (row["dataset"], data(row), row["n"], row.get("max_targets"), trial)
         if row.get("floors"):
             known.setdefault(key, row["floors"])
         elif key not in known and row["dataset"] in grid.data_sets:
             config = grid.config(row["dataset"])
-            known[key] = _floor_aucs(config, Paths(work / row["dataset"]), row["n"], row.get("max_targets"))
+            judged = "validation" if trial else config.evaluation.split
+            known[key] = _floor_aucs(config, Paths(work / row["dataset"]), row["n"], row.get("max_targets"), judged)
         row["floors"] = known.get(key) or None
 
 
-def _floor_aucs(config: Config, paths: Paths, n: int, most: int | None) -> dict[str, float]:
+def _floor_aucs(config: Config, paths: Paths, n: int, most: int | None, judged: str) -> dict[str, float]:
     if not (paths.events / artifacts.MANIFEST).is_file():
         return {}
     log = interactions.read(paths, config.split.min_history)
     if most is not None:
         log = replace(log, train=limit(log.train, log.position, most, config.packing.seed))
     split = np.asarray(log.table["split"].to_pylist())
-    test = np.flatnonzero((split == config.evaluation.split) & (log.position >= config.split.min_history))
-    found = {name: metrics.auc(log.label[test], score) for name, score in floors(log, test, n).items()}
+    targets = np.flatnonzero((split == judged) & (log.position >= config.split.min_history))
+    found = {name: metrics.auc(log.label[targets], score) for name, score in floors(log, targets, n).items()}
     return {name: round(auc, 6) for name, auc in found.items() if auc is not None}

@@ -96,11 +96,15 @@ def _equal_seconds(grid: Grid, name: str) -> bool:
 def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seconds: bool) -> str:
     shown = sorted(lines(own), key=lambda line: (line["model"], line["n"], line["epochs"] or 0))  # then as declared
     same = [fact for fact in FACTS if len({line[fact] for line in shown}) == 1]
+    trials = any(line["measure"] == "validation" for line in shown)
     judged = any(line.values("auc") for line in shown)
     facts = [fact for fact in FACTS if fact not in same]
     header = ["", *(fact.replace("max_targets", "targets") for fact in facts), "seeds"]
-    header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]"] if judged else []
-    header += ["train s", "targets/s", "tokens/s", "fewer tokens", "speed-up"]
+    if trials:
+        header += ["validation AUC", "best", "curve"]
+    else:
+        header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]"] if judged else []
+        header += ["train s", "targets/s", "tokens/s", "fewer tokens", "speed-up"]
     column = "auc_difference_equal_seconds" if equal_seconds else "auc_difference"
     body = []
     for line in shown:
@@ -108,8 +112,8 @@ def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seco
         if judged:
             cells += [_range(line.values("auc")), number(line.mean("auc_streaming")), number(line.mean("log_loss"))]
             cells += [number(line.mean("gauc")), _difference([row.get(column) for row in line.rows])]
-        body.append([*cells, *_speed(line, rows)])
-    if judged:
+        body.append([*cells, *(_learning(line) if trials else _speed(line, rows))])
+    if judged or trials:
         body += _floors(shown[0], len(header), 1 + len(facts) + 1)
     kept = [0, *(i for i in range(1, len(header)) if any(cells[i] not in ("", MISSING) for cells in body))]
     shown_cells = [[cells[i] for i in kept] for cells in (header, ["---", *["---:"] * (len(header) - 1)], *body)]
@@ -127,6 +131,8 @@ def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[
     said = ["1 epoch" if one == "1 epochs" else one for one in said]
     if first["test_targets"]:
         said.insert(0, f"{first['test_targets']:,} test targets of {first['test_users']:,} users")
+    if first["measure"] == "validation":
+        said.insert(0, "validation targets, in streaming prompts")
     rule = {"user_order": "split by each user's order, not by time", "global_time": "split by global time"}
     said.append(rule.get(first["split"], first["split"]))
     machines = sorted({row["hardware"] for line in shown for row in line.rows if row.get("hardware")})
@@ -136,6 +142,13 @@ def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[
     said.append(f"{' and '.join(map(str, beside))} at a time" if beside != [1] else "one at a time")
     said.append(f"commit {', '.join(commits)}")
     return f"**{data_set}**{f' ({note})' if note else ''}: {'; '.join(said)}."
+
+
+def _learning(line: Line) -> list[str]:
+    """Validation AUC at the end, the best point of the curve and the curve, which is the mean of the seeds' curves."""
+    curves = [[auc for _, auc in curve] for row in line.rows if (curve := row.get("learning"))]
+    curve = [fmean(aucs) for aucs in zip(*curves, strict=True)]
+    return [_range(line.values("validation_auc")), number(max(curve, default=None)), " ".join(map(number, curve))]
 
 
 def _speed(line: Line, rows: list[Row]) -> list[str]:

@@ -9,12 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-
-from dti_pipeline import artifacts
-from dti_pipeline.paths import Paths
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -141,62 +136,3 @@ def test_every_data_stage_is_timed(tmp_path: Path) -> None:
     assert stages == ["ingest", "validate", "tokenize", "pack dti", "pack sliding_window", "raw file to row plans"]
     assert rows[-1]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:4]), abs=0.03)
     assert all(row["peak_memory_gib"] > 0 for row in rows)
-
-
-@pytest.fixture
-def rehearsal(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import rehearsal
-
-    return rehearsal
-
-
-def test_a_rehearsal_trains_on_the_past_judges_the_same_targets_and_holds_no_test_row(
-    rehearsal: ModuleType, tmp_path: Path
-) -> None:
-    home, past = Paths(tmp_path / "home"), Paths(tmp_path / "past")
-    lengths = [10, 20, 7]
-    rows = [
-        {"user_id": f"u{user}", "item_id": str(i), "label": i % 2, "position": i,
-         "split": "train" if i / n < 0.8 else "validation" if i / n < 0.9 else "test"}
-        for user, n in enumerate(lengths) for i in range(n)
-    ]  # fmt: skip
-    with artifacts.publish(home.events, "ingest", {"split": {"rule": "user_order"}}) as draft:
-        pq.write_table(pa.Table.from_pylist(rows), draft.path / "interactions.parquet")
-    rehearsal.rehearse(home, past, 0.6)
-    found = pq.read_table(past.events / "interactions.parquet").to_pylist()
-    by_place = {(row["user_id"], row["position"]): row for row in rows}
-    assert {(row["user_id"], row["position"]) for row in found} == {
-        place for place, row in by_place.items() if row["split"] != "test"
-    }
-    for row in found:
-        before = by_place[row["user_id"], row["position"]]
-        n = lengths[int(row["user_id"][1:])]
-        assert (row["split"] == "validation") == (before["split"] == "validation")
-        assert (row["split"] == "train") == (row["position"] / n < 0.6)
-        assert {**row, "split": ""} == {**before, "split": ""}
-
-
-def test_fixes_of_a_run_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import quality
-
-    plain, both = quality.parse_runs(["dti:1", "dti:forget_linear+rope_alibi:3"], ("model.layers=3",))
-    assert plain.settings == ("paradigm=dti", "model.layers=3", "training.seed=1")
-    assert both.settings == ("paradigm=dti", "model.layers=3", "model.forgetting=linear",
-                             "model.sum_position=rope_alibi", "training.seed=3")  # fmt: skip
-    assert both.name == "dti-forget_linear+rope_alibi-3"
-
-
-def test_runs_of_one_name_and_other_settings_or_data_share_no_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import quality
-
-    for home, recipe in (("a", "model.layers=3"), ("a", "model.layers=2"), ("b", "model.layers=3")):
-        (tmp_path / home / "data" / "tokens").mkdir(parents=True, exist_ok=True)
-        (run,) = quality.parse_runs(["dti:1"], (recipe,))
-        quality.execute(run, tmp_path / home, tmp_path / "work", "ml-1m", stages=())
-    borrowed = [link.resolve() for link in tmp_path.glob("work/ml-1m/*/data/tokens")]
-    assert sorted(borrowed) == [tmp_path / home / "data" / "tokens" for home in ("a", "a", "b")]

@@ -49,7 +49,7 @@ def one(grid: Grid, paradigm: str, **facts: Any) -> Run:
         ({"k": [0]}, r"data set demo: params key `packing\.targets` must be a whole number from 1"),
         ({"params": {"training": {"epoch": 1}}}, r"unknown params key `training\.epoch`: did you mean `epochs`\?"),
         ({"seeds": []}, r"group group0: `seeds` is empty"),
-        ({"measure": "sped"}, r"must be one of quality, speed, not 'sped': did you mean `speed`\?"),
+        ({"measure": "sped"}, r"must be one of quality, validation, speed, not 'sped': did you mean `speed`\?"),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_right(tmp_path: Path, group: dict[str, Any], said: str) -> None:

@@ -300,9 +300,39 @@ def test_a_prepared_log_needs_no_duckdb(logs: Path, tmp_path: Path, monkeypatch:
     grid = study(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "duckdb" else find(name))
-    log.prepare("demo", grid.config("demo"), logs / "demo", tmp_path)
+    log.prepare(grid, "demo", logs, {}, Paths(tmp_path))
+    grid.data_sets["demo"].params["split"] = {"min_history": 6}
     with pytest.raises(InputError, match="duckdb is not installed here: run `dti study --prepare` where it is"):
-        log.prepare("demo", grid.config("demo", {"split": {"min_history": 6}}), logs / "demo", tmp_path)
+        log.prepare(grid, "demo", logs, {}, Paths(tmp_path))
+
+
+@pytest.mark.slow
+def test_trials_on_a_rehearsal_are_prepared_trained_and_never_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads(json.dumps(STUDY)) | {"figures": {}, "document": None}
+    content["models"] = {"dry": {"model": {"dropout": 0.3}}}
+    content["data_sets"]["demo"]["params"]["split"] = {"rule": "user_order"}
+    recipe = {section: TINY[section] for section in ("packing", "model", "training")}
+    content["data_sets"]["past"] = {"rehearsal": {"of": "demo", "train": 0.6}, "params": recipe}
+    content["groups"] = [
+        {"name": "trials", "data_sets": ["past"], "paradigms": ["dti"], "models": ["", "dry"], "measure": "validation"}
+    ]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    task = door.Task(tmp_path / "study.yaml", tmp_path / "study", workers=2)
+    untracked = config.load(Path("none"), ["tracking.enabled=false"])
+    report = door.make(task, untracked, Paths(tmp_path), None, lambda text: None)
+    assert (report["rows"], report["errors"], report["missing"]) == (2, 0, 0), (tmp_path / "study.json").read_text()
+    for row in json.loads((tmp_path / "study.json").read_text()):
+        assert row["learning"][-1][1] == pytest.approx(row["validation_auc"], abs=1e-6)
+        assert row["floors"]
+        assert not [key for key in row if key.startswith(("auc", "test")) and row[key] is not None]
+    assert not list(tmp_path.glob("study/past/runs/*/predictions.parquet"))
+
+    # Brought along, a rehearsal needs neither duckdb nor the log that it was made of.
+    shutil.rmtree(tmp_path / "study" / "demo")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    log.prepare(grids.load(task.grid), "past", task.work, {}, Paths(tmp_path))
 
 
 @pytest.mark.slow
