@@ -16,7 +16,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.backbone import decoder_of
+from dti_pipeline.modeling.backbone import SHARPEST, decoder_of
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.plain import to_plain
 from dti_pipeline.planning.shape import shape_of
@@ -194,3 +194,15 @@ def test_the_shape_of_a_checkpoint_is_read_without_its_weights(tmp_path: Path) -
         "head_dim": SHAPE["head_dim"],
         "intermediate_size": SHAPE["intermediate_size"],
     }
+
+
+@pytest.mark.parametrize("width", [256, 512])
+def test_wide_models_from_scratch_look_at_more_than_themselves(width: int) -> None:
+    """They are accepted, and a token's score with itself is no larger than a narrow model's."""
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=width, intermediate_size=2 * width, layers=1)
+    attn = CTRModel(config, "dti", N, 4096, 256, ADDED).lm.get_decoder().layers[0].self_attn
+    x = torch.nn.functional.rms_norm(torch.randn(256, width), (width,))
+    query, key = (layer(x).unflatten(1, (config.heads, -1)) for layer in (attn.q_proj, attn.k_proj))
+    own = (query * key).sum(-1).mean() * attn.scaling
+    assert own == pytest.approx(SHARPEST, rel=0.05)
