@@ -205,4 +205,4 @@ def test_wide_models_from_scratch_look_at_more_than_themselves(width: int) -> No
     x = torch.nn.functional.rms_norm(torch.randn(256, width), (width,))
     query, key = (layer(x).unflatten(1, (config.heads, -1)) for layer in (attn.q_proj, attn.k_proj))
     own = (query * key).sum(-1).mean() * attn.scaling
-    assert own == pytest.approx(SHARPEST, rel=0.05)
+    assert own.item() == pytest.approx(SHARPEST, rel=0.05)
