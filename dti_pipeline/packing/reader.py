@@ -63,7 +63,7 @@ class Rows:
     def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
         """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding.
 
-        Cost: O(tokens), about ten passes.
+        Cost: O(tokens), some fifteen passes, none of which looks at what a token is.
         """
         store = self.store
         layout = padding(max(len(rows), height), self.row_length, store.special["pad"])
@@ -72,51 +72,52 @@ class Rows:
         per_row = self.bounds[rows + 1] - self.bounds[rows]
         prompt = _spans(self.bounds[rows], per_row)
         row_of_prompt = np.repeat(np.arange(len(rows)), per_row)
-        document = _within(per_row)
+        document = _within(per_row).astype(np.int32)
 
         # Prompts to interactions.
         start = self.start[prompt]
         per_prompt = self.stop[prompt] - start
         log_row = _spans(start, per_prompt)
-        interaction = _within(per_prompt)
-        prompt_of = np.repeat(np.arange(len(prompt)), per_prompt)
-        is_target = log_row >= self.first_target[prompt][prompt_of]
+        interaction = _within(per_prompt).astype(np.int32)
+        first = np.cumsum(per_prompt) - per_prompt  # interaction of each prompt
+        is_target = log_row >= np.repeat(self.first_target[prompt], per_prompt)
+        sums_before: NDArray[np.int64] = np.cumsum(is_target) - is_target
+        sums_before -= np.repeat(sums_before[first], per_prompt)
         text = store.text[log_row]
         text_start = store.offsets[text]
-        text_length = store.offsets[text + 1] - text_start
 
-        # Interactions to tokens: text, [SUM] if it is a target, label.
-        per_interaction = text_length + is_target + 1
-        of = np.repeat(np.arange(len(log_row)), per_interaction)
-        offset = _within(per_interaction)
-        past = offset - text_length[of]  # < 0 in the text
-        is_label = past == is_target[of]
-        is_sum = (past == 0) & ~is_label
-        token = store.tokens[np.where(past < 0, text_start[of] + offset, 0)]
-        token = np.where(is_sum, store.special["sum"], token)
-        answer = np.where(store.label[log_row] == 1, store.special["yes"], store.special["no"])
-        token = np.where(is_label, answer[of], token)
+        # Interactions to tokens: text, [SUM] if it is a target, label. In the places of the last two, what follows
+        # the text in the store is read, and overwritten.
+        per_interaction = store.offsets[text + 1] - text_start + is_target + 1
+        end = np.cumsum(per_interaction)
+        label_at, sum_at = end - 1, end[is_target] - 2
+        number = np.arange(per_interaction.sum())
+        token = store.tokens.take(
+            number + np.repeat(text_start - (end - per_interaction), per_interaction), mode="clip"
+        )
+        token[label_at] = np.where(store.label[log_row] == 1, store.special["yes"], store.special["no"])
+        token[sum_at] = store.special["sum"]
+        kind = np.full(len(number), Kind.TEXT, np.int8)
+        kind[label_at] = Kind.LABEL
+        kind[sum_at] = Kind.SUM
 
         # Where each token stands: prompts follow one another in a row, each opened by the prefix.
         prefix = len(store.prefix)
-        per_prompt_tokens = np.bincount(prompt_of, per_interaction, len(prompt)).astype(np.int64) + prefix
-        prompt_end = np.cumsum(per_prompt_tokens)
-        prompt_start = prompt_end - per_prompt_tokens
+        size = np.add.reduceat(per_interaction, first)  # of each prompt, without its prefix
+        prompt_start = np.cumsum(size + prefix) - (size + prefix)
         row_first = prompt_start[np.cumsum(per_row) - per_row]  # every row has a prompt
         slot = row_of_prompt * self.row_length + prompt_start - row_first[row_of_prompt]  # flat, of the prompt
-        prompt_of_token = prompt_of[of]
-        in_prompt = np.arange(len(of)) + prefix * (prompt_of_token + 1) - prompt_start[prompt_of_token]
-        at = slot[prompt_of_token] + in_prompt
-        sums_before = np.cumsum(is_sum) - is_sum
-        first_token = prompt_start - prefix * np.arange(len(prompt))  # in the arrays without prefixes
-        sums_before -= sums_before[first_token][prompt_of_token]
+        in_prompt = number + np.repeat(prefix - (np.cumsum(size) - size), size)
+        at = in_prompt + np.repeat(slot, size)
+        position = in_prompt - np.repeat(sums_before, per_interaction)
+        position[sum_at + 1] -= 1  # a target's label: its [SUM] did not advance positions
 
         layout.token.reshape(-1)[at] = token
-        layout.document.reshape(-1)[at] = document[prompt_of_token]
-        layout.interaction.reshape(-1)[at] = interaction[of]
-        layout.kind.reshape(-1)[at] = np.where(is_sum, Kind.SUM, np.where(is_label, Kind.LABEL, Kind.TEXT))
-        layout.position.reshape(-1)[at] = in_prompt - sums_before
-        layout.target.reshape(-1)[at[is_sum]] = log_row[of[is_sum]]
+        layout.document.reshape(-1)[at] = np.repeat(document, size)
+        layout.interaction.reshape(-1)[at] = np.repeat(interaction, per_interaction)
+        layout.kind.reshape(-1)[at] = kind
+        layout.position.reshape(-1)[at] = position
+        layout.target.reshape(-1)[at[sum_at]] = log_row[is_target]
         if prefix:
             at = (slot[:, None] + np.arange(prefix)).reshape(-1)
             layout.token.reshape(-1)[at] = np.tile(store.prefix, len(prompt))
