@@ -54,7 +54,6 @@ def main() -> None:
     options.add_argument("--targets-per-step", type=int, nargs="+", default=[512, 2048, 8192])
     options.add_argument("--sizes", type=int, nargs="+", default=[32768, 131072], help="of a pass at most, tokens")
     options.add_argument("--only", nargs="+", metavar="K", help="sides of these paradigms or k")
-    options.add_argument("--preparation", action="store_true", help="compile what is done once a batch, too")
     options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no trial beyond it")
     options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
     arguments = options.parse_args()
@@ -125,7 +124,7 @@ def trial(
     ).to(accelerator.device)
     optimizer = optimizer_for(model, training)
     if accelerator.device.type == "cuda":
-        model.compile_layers(arguments.preparation)
+        model.compile_layers()
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
     def run(first: int, stop_after: Any) -> Progress:

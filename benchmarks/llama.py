@@ -21,6 +21,7 @@ from dti_pipeline.modeling import backbone
 from dti_pipeline.modeling.attention import View
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.masks import intervals
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
@@ -85,7 +86,7 @@ def work(plan: Rows, wanted: np.ndarray, device: torch.device, step_targets: int
     targets = len(batch.target)
     step = Step(0, wanted, step_targets or targets, 0)
     passes = [batch.pin() if device.type == "cuda" else batch]
-    return Work(step, passes, int((layout.kind != Kind.PAD).sum()), counted=1)
+    return Work(step, passes, int((layout.kind != Kind.PAD).sum()))
 
 
 class Model(CTRModel):
@@ -107,7 +108,7 @@ class Model(CTRModel):
         with record_function("mask"):
             if not self.dense:
                 return super().view(batch, embedded, narrow)
-            spans = self._intervals(batch.tokens, self.paradigm, self.context)
+            spans = intervals(batch.tokens, self.paradigm, self.context)
             return View(recall=causal, sums=self._sum_rows(batch, spans, embedded) if narrow else None, narrow=narrow)
 
 

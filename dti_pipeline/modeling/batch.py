@@ -15,7 +15,11 @@ from dti_pipeline.packing.layout import Kind, Layout
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of L tokens, T targets among them, ordered by row and slot; at most S targets in a row."""
+    """B rows of L tokens, T targets among them, ordered by row and slot; at most S targets in a row.
+
+    A batch may be filled: every row has S targets then, the last of its own again and again, and T = B S. What fills up
+    has no weight in the loss.
+    """
 
     token: Tensor  # (B, L) int64
     position: Tensor  # (B, L) int64
@@ -27,22 +31,29 @@ class Batch:
     sum_slot: Tensor  # (B, S) int64, slots of each row's [SUM]s; the last one again and again where there are fewer
     sum_valid: Tensor  # (B, S) bool, False on that filling
     label: Tensor  # (T,) float32, 0 or 1
+    weight: Tensor  # (T,) float32, of each target's loss: 1, or 0 where it counts for nothing
     target: Tensor  # (T,) int64, row of the log
     host: Batch | None = None  # of one that was moved to a GPU: what it was before, to be read without waiting
 
     @classmethod
-    def of(cls, layout: Layout, label_of_row: np.ndarray) -> Batch:
-        """Tensors of a layout; ``label_of_row`` (m,) are the log's labels. Shares memory where dtypes allow."""
+    def of(cls, layout: Layout, label_of_row: np.ndarray, filled: int = 0) -> Batch:
+        """Tensors of a layout; ``label_of_row`` (m,) are the log's labels. Shares memory where dtypes allow.
+
+        With ``filled``, the batch is filled up to so many targets a row, and all its tensors have shapes that do not
+        depend on what the rows hold.
+        """
         is_sum = layout.kind == Kind.SUM
-        index = np.flatnonzero(is_sum)
-        target = layout.target.reshape(-1)[index]
-        row, slot = np.divmod(index, is_sum.shape[1])
-        count = is_sum.sum(1)
-        within = np.arange(len(index)) - (count.cumsum() - count)[row]
-        place = np.arange(max(1, count.max(initial=0)))
-        slots = np.zeros((len(count), len(place)), np.int64)
-        slots[row, within] = slot
+        rows, length = is_sum.shape
+        row, slot = np.divmod(np.flatnonzero(is_sum), length)
+        count = np.bincount(row, minlength=rows)
+        place = np.arange(filled or max(1, count.max(initial=0)))
+        slots = np.zeros((rows, len(place)), np.int64)
+        slots[row, np.arange(len(row)) - (count.cumsum() - count)[row]] = slot
         slots = np.take_along_axis(slots, np.minimum(place, np.maximum(count - 1, 0)[:, None]), axis=1)
+        valid = place < count[:, None]
+        taken = np.ones_like(valid) if filled else valid
+        index = (slots + length * np.arange(rows)[:, None])[taken]
+        target = layout.target.reshape(-1)[index]
         return cls(
             token=torch.from_numpy(layout.token).long(),
             position=torch.from_numpy(layout.position).long(),
@@ -50,10 +61,11 @@ class Batch:
             interaction=torch.from_numpy(layout.interaction),
             kind=torch.from_numpy(layout.kind),
             sum_index=torch.from_numpy(index),
-            sum_within=torch.from_numpy(within),
+            sum_within=torch.from_numpy(np.broadcast_to(place, valid.shape)[taken]),
             sum_slot=torch.from_numpy(slots),
-            sum_valid=torch.from_numpy(place < count[:, None]),
+            sum_valid=torch.from_numpy(valid),
             label=torch.from_numpy(label_of_row[target].astype(np.float32)),
+            weight=torch.from_numpy(valid[taken].astype(np.float32)),
             target=torch.from_numpy(target),
         )
 
@@ -68,6 +80,14 @@ class Batch:
     def pin(self) -> Batch:
         """In page-locked memory, from which a copy to the GPU does not wait."""
         return self._each(Tensor.pin_memory)
+
+    def without_weight(self) -> Batch:
+        """The same, counting for nothing."""
+        return replace(self, weight=torch.zeros_like(self.weight))
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in one order."""
+        return [getattr(self, f.name) for f in fields(self) if f.name != "host"]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "host"}

@@ -17,12 +17,14 @@ from dti_pipeline.modeling import backbone, float8, layers
 from dti_pipeline.modeling.attention import View, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
-from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, block_lists, intervals
+from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"
+#: What cross entropy takes for no class at all.
+IGNORED = -100
 #: Width from which a GPU's time is arithmetic.
 WIDE = 1024
 EMBEDDINGS = "lm.model.embed_tokens.weight"  # of a model from scratch
@@ -69,8 +71,6 @@ class CTRModel(nn.Module):
         self.register_buffer("trained_tokens", torch.tensor(trained_tokens), persistent=False)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
-        # What is done once a batch; :meth:`compile_layers` may replace it by its compiled form.
-        self._intervals, self._block_lists, self._pooled_texts = intervals, block_lists, pooled_texts
         self._largest: dict[tuple[object, ...], Sizes] = {}
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
@@ -83,7 +83,7 @@ class CTRModel(nn.Module):
         """
         embedded = self.embed(batch)
         # Unless words are predicted too, nobody reads any other row of the last layer.
-        view = self.view(batch, embedded, narrow=self._saves_by_narrowing(batch) and not with_text_loss)
+        view = self.view(batch, embedded, narrow=self._saves_by_narrowing() and not with_text_loss)
         hidden = self.states(embedded, batch.position, view)
         index = batch.sum_index
         if view.narrow:
@@ -92,16 +92,27 @@ class CTRModel(nn.Module):
         text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
         return yes - no, text_loss
 
-    def _saves_by_narrowing(self, batch: Batch) -> bool:
-        """Whether the last layer shall work at [SUM] rows only: always where arithmetic is what takes time, but on a
-        GPU a small model waits for its launches, and this adds some."""
-        return self.narrows and (self.wide or batch.token.device.type != "cuda")
+    @property
+    def waits_for_launches(self) -> bool:
+        """Whether a step's time is the launches of its kernels rather than their arithmetic: of a small model on a
+        GPU. Its training is then a CUDA graph (:mod:`dti_pipeline.training.graphed`)."""
+        return self.slopes.is_cuda and not self.wide
+
+    @property
+    def sums_differ(self) -> bool:
+        """Whether [SUM] rows obey another rule than the mask alone."""
+        return self.settings.sum_position != "rope" or self.settings.forgetting != "none"
+
+    def _saves_by_narrowing(self) -> bool:
+        """Whether the last layer shall work at [SUM] rows only: always where arithmetic is what takes time, but where
+        launches do, this adds some."""
+        return self.narrows and not self.waits_for_launches
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, L, E): what enters the first layer."""
         token = batch.token if self.unknown_words is None else self.unknown_words(batch.token, batch.kind)
         embedded = backbone.embed(self.lm, token, self.trained_tokens)
-        return embedded + self._pooled_texts(embedded, batch.kind) if self.pooled else embedded
+        return embedded + pooled_texts(embedded, batch.kind) if self.pooled else embedded
 
     def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
         """(B, L, E), or (B, S, E) of a narrow view: what leaves the last layer and its norm."""
@@ -115,9 +126,13 @@ class CTRModel(nn.Module):
         # A token predicts the next one where both are text; between interactions a label stands, so never across.
         is_text = batch.kind == TEXT
         predicts = is_text[:, :-1] & is_text[:, 1:]
-        vocabulary = self.lm.get_output_embeddings().weight
-        logits = nn.functional.linear(hidden[:, :-1][predicts], vocabulary)
-        return nn.functional.cross_entropy(logits.float(), batch.token[:, 1:][predicts])
+        hidden, following = hidden[:, :-1], batch.token[:, 1:]
+        if self.waits_for_launches:  # to leave out the others is to wait until their number is known
+            hidden, following = hidden.flatten(0, 1), torch.where(predicts, following, IGNORED).flatten()
+        else:
+            hidden, following = hidden[predicts], following[predicts]
+        logits = nn.functional.linear(hidden, self.lm.get_output_embeddings().weight)
+        return nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED)
 
     def label_logits(self, at_sum: Tensor) -> Tensor:
         """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""
@@ -129,9 +144,9 @@ class CTRModel(nn.Module):
     def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
         """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only
         [SUM] rows are to leave the last."""
-        spans = self._intervals(batch.tokens, self.paradigm, self.context)
+        spans = intervals(batch.tokens, self.paradigm, self.context)
         sums = None
-        if narrow or self.settings.sum_position != "rope" or self.settings.forgetting != "none":
+        if narrow or self.sums_differ:
             sums = self._sum_rows(batch, spans, embedded)
         device = batch.token.device
         if device.type != "cuda":
@@ -141,7 +156,7 @@ class CTRModel(nn.Module):
             self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
-            block_mask=self._block_masks[shape].build(spans, self._block_lists),
+            block_mask=self._block_masks[shape].build(spans),
             options=kernel_options(device, dtype, self.head_width),
             sums=sums,
             narrow=narrow,
@@ -175,12 +190,13 @@ class CTRModel(nn.Module):
 
     def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:
         """On a CPU what the batch needs. On a GPU, where new sizes are a compilation and reading any from it is a wait,
-        what its copy in the CPU's memory needs, and no less than the batches before that looked like it."""
-        if batch.host is None:
-            return needed(batch.sum_slot, batch.sum_valid, spans)
-        host = batch.host
+        what its copy in the CPU's memory needs."""
+        return needed(batch.sum_slot, batch.sum_valid, spans) if batch.host is None else self.sizes(batch.host)
+
+    def sizes(self, host: Batch) -> Sizes:
+        """What a batch, in the CPU's memory, needs on a GPU: no less than the batches before that looked like it."""
         here = needed(host.sum_slot, host.sum_valid, intervals(host.tokens, self.paradigm, self.context))
-        kind = (self.paradigm, *batch.token.shape)
+        kind = (self.paradigm, *host.token.shape)
         self._largest[kind] = here.rounded().at_least(self._largest.get(kind, here))
         return self._largest[kind]
 
@@ -190,24 +206,15 @@ class CTRModel(nn.Module):
         if self.settings.frozen_weights == "float8":
             float8.freeze(backbone.decoder_of(self.lm).layers, device)
 
-    def compile_layers(self, preparation: bool = False) -> None:
+    def compile_layers(self) -> None:
         """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length,
         batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
 
-        With ``preparation``, what is done once a batch is compiled too: some 150 kernels, for which a small model
-        waits, become a few. Not measured on a GPU yet, so it has to be asked for (`benchmarks/epoch.py --preparation`).
         Graphs of models that were compiled before are forgotten: they would count as this one's."""
         torch.compiler.reset()
         layers.allow_graphs()
         for layer in backbone.decoder_of(self.lm).layers:
             layer.compile(dynamic=False)
-        if not preparation:
-            return
-        self._intervals = torch.compile(intervals, dynamic=False)
-        self._block_lists = torch.compile(block_lists, dynamic=False)
-        self._pooled_texts = torch.compile(pooled_texts, dynamic=False)
-        if self.unknown_words is not None:
-            self.unknown_words.compile(dynamic=False)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

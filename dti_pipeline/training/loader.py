@@ -1,13 +1,14 @@
-"""Steps to batches, ahead of the model: a thread assembles the next steps while the device works on this one."""
+"""Steps to batches, ahead of the model: threads assemble the next steps while the device works on this one."""
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from dti_pipeline.modeling.batch import Batch
@@ -15,8 +16,11 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.training.steps import Step, Steps
 
-#: Steps assembled ahead. Assembly is faster than any step it feeds, so this only has to cover its jitter.
-AHEAD = 4
+#: Threads that assemble. A step of a small model is done sooner than one thread assembles the next, and NumPy holds the
+#: interpreter's lock for little of that work.
+WORKERS = 3
+#: Steps assembled ahead: as many as there are threads, and some to cover jitter.
+AHEAD = 6
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,7 @@ class Work:
 
     step: Step
     passes: list[Batch]
-    tokens: int  # in the passes that count, padding left out
-    counted: int  # passes of rows of its own, the first ones; the others are computed to take part, for nothing
+    tokens: int  # in the passes of rows of its own, padding left out; other passes only take part, and have no weight
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Loader:
     Rows of a step are dealt to the processes in turn, and all take as many passes as the one with most rows: where
     weights are shared out, every pass needs all processes. On a GPU every pass has the same shape, filled up with rows
     of padding, so that a compiled model is compiled once: ``tokens_per_batch``, or the largest step where that is less.
+    ``filled``: and every row the same number of targets, so that a pass can be a CUDA graph.
     """
 
     rows: Rows
@@ -44,6 +48,7 @@ class Loader:
     device: torch.device
     rank: int = 0
     world: int = 1
+    filled: bool = False
 
     @cached_property
     def height(self) -> int:
@@ -52,56 +57,46 @@ class Loader:
             return 0
         return min(self.rows.height(self.tokens_per_batch), -(-self.steps.most_rows // self.world))
 
+    @cached_property
+    def _sums(self) -> int:
+        """Targets that every row is filled up to; 0 where they are as many as they are."""
+        return int(self.rows.targets().max()) if self.filled else 0
+
     def work(self, number: int) -> Work:
         """What this process does in step ``number``."""
-        step = self.steps[number]
+        return self._assemble(self.steps[number])
+
+    def _assemble(self, step: Step) -> Work:
         mine = self.rows.split(step.rows[self.rank :: self.world], self.tokens_per_batch)
         most = len(self.rows.split(step.rows[:: self.world], self.tokens_per_batch))
         passes, tokens = [], 0
         for index in range(most):
             layout = self.rows.assemble(mine[index] if index < len(mine) else step.rows[:1], self.height)
+            batch = Batch.of(layout, self.rows.store.label, self._sums)
             if index < len(mine):
-                tokens += int((layout.kind != Kind.PAD).sum())
-            batch = Batch.of(layout, self.rows.store.label)
+                tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
+            else:
+                batch = batch.without_weight()
             passes.append(batch.pin() if self.device.type == "cuda" else batch)
-        return Work(step, passes, tokens, len(mine))
+        return Work(step, passes, tokens)
 
     def start(self, first: int) -> Iterator[Work]:
         """Steps ``first``, ``first + 1``, .. to the last. On the CPU they are made as they are asked for."""
-        if self.device.type != "cuda":
+        if self.device.type == "cuda":
+            yield from self._ahead(first)
+        else:
             yield from (self.work(number) for number in range(first, self.steps.count))
-            return
-        ready: queue.Queue[Work | BaseException | None] = queue.Queue(AHEAD)
-        stop = threading.Event()
 
-        def assemble() -> None:
-            try:
-                for number in range(first, self.steps.count):
-                    _put(ready, self.work(number), stop)
-                    if stop.is_set():
-                        return
-                _put(ready, None, stop)
-            except BaseException as error:  # it belongs to whoever waits for the next step
-                _put(ready, error, stop)
-
-        thread = threading.Thread(target=assemble, name="loader", daemon=True)
-        thread.start()
+    def _ahead(self, first: int) -> Iterator[Work]:
+        """The same, in the same order, while :data:`AHEAD` more are assembled."""
+        pool, waiting = ThreadPoolExecutor(WORKERS, "loader"), deque[Future[Work]]()
         try:
-            while (work := ready.get()) is not None:
-                if isinstance(work, BaseException):
-                    raise work
-                yield work
+            for number in range(first, self.steps.count):
+                # Drawn here: the steps remember the epoch that they are in.
+                waiting.append(pool.submit(self._assemble, self.steps[number]))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
-            stop.set()
-            thread.join()
-
-
-def _put(
-    ready: queue.Queue[Work | BaseException | None], item: Work | BaseException | None, stop: threading.Event
-) -> None:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return
-        except queue.Full:
-            continue
+            pool.shutdown(cancel_futures=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -16,8 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.graphed import GraphedPasses
 from dti_pipeline.training.loader import Loader, Work
 from dti_pipeline.training.optimizer import learning_rate
 from dti_pipeline.training.progress import Evaluated, Listener, Stepped
@@ -42,6 +45,7 @@ class Trainer:
     checkpoint: Callable[[], None]
     average: Average | None = None  # of the weights: what is evaluated, where there is one
     _asked: Tensor | None = None  # what the processes wished for a step ago
+    _graphed: GraphedPasses | None = None  # where launching a pass's kernels would take longer than the kernels
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
@@ -120,31 +124,45 @@ class Trainer:
     def gradients(self, work: Work) -> Tensor:
         """Gradients of the mean loss over the step's targets; the summed loss of this process's own."""
         accelerator = self.accelerator
+        if self._graphed is not None:
+            return self._graphed.gradients(work)
         total = torch.zeros((), device=accelerator.device)
         for index, waiting in enumerate(work.passes):
             batch = waiting.to(accelerator.device)
-            weight = 1.0 if index < work.counted else 0.0
-            last = index == len(work.passes) - 1
-            with _synchronise(accelerator, self.model, last), accelerator.autocast():
-                logits, text_loss = self.model(batch, self.config.text_loss_weight > 0)
-                loss = weight * binary_cross_entropy_with_logits(logits, batch.label, reduction="sum")
-                # A mean over each pass's texts, weighed by its targets: how a step is cut moves it slightly.
-                objective = loss + self.config.text_loss_weight * weight * len(batch.target) * text_loss
-                # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
-                accelerator.backward(objective * accelerator.num_processes / work.step.targets)
-            total += loss.detach()
+            with _synchronise(accelerator, self.model, last=index == len(work.passes) - 1):
+                total += self._add_gradients(batch, work.step.targets)
         return total
 
+    def _add_gradients(self, batch: Batch, step_targets: int | Tensor) -> Tensor:
+        """Add a pass's share to the gradients; its summed loss."""
+        accelerator, text_weight = self.accelerator, self.config.text_loss_weight
+        with accelerator.autocast():
+            logits, text_loss = self.model(batch, text_weight > 0)
+            loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
+            # A mean over each pass's texts, weighed by its targets: how a step is cut moves it slightly.
+            objective = loss + text_weight * batch.weight.sum() * text_loss
+            # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
+            accelerator.backward(objective * accelerator.num_processes / step_targets)
+        return loss.detach()
+
     def _warm_up(self) -> None:
-        """Compile, where something compiles, with the watch stopped: one step's gradients, thrown away."""
-        if self.accelerator.device.type != "cuda":
+        """Compile and capture, where there is something to, with the watch stopped: a step's gradients, thrown away."""
+        device = self.accelerator.device
+        if device.type != "cuda":
             return
-        state = torch.get_rng_state(), torch.cuda.get_rng_state()
         self.model.train()
-        self.gradients(self.loader.work(self.progress.step % self.loader.steps.count))
+        with torch.random.fork_rng([device]):
+            self._graph()
+            self.gradients(self.loader.work(self.progress.step % self.loader.steps.count))
         self.optimizer.zero_grad(set_to_none=True)
-        torch.set_rng_state(state[0])
-        torch.cuda.set_rng_state(state[1])
+
+    def _graph(self) -> None:
+        """From here on passes are a CUDA graph, where that pays and nothing but this process takes part in them."""
+        model = self.model
+        alone = self.accelerator.num_processes == 1 and not isinstance(model, FSDPModule)
+        if alone and isinstance(model, CTRModel) and model.waits_for_launches:
+            self.loader = replace(self.loader, filled=True)
+            self._graphed = GraphedPasses(model, self._add_gradients)
 
     def _evaluation_steps(self) -> set[int]:
         """After which steps the validation targets are scored: evenly spread, the last step among them."""

@@ -5,20 +5,14 @@ Kernels are not generated here (that takes a minute); what the compiler is given
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import pooled_texts
 from dti_pipeline.modeling.layers import allow_graphs
-from dti_pipeline.modeling.masks import block_lists, intervals
-from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import write
 from tests.model.conftest import Log, small_model
@@ -44,46 +38,10 @@ def test_layers_share_one_graph_without_a_break(tmp_path: Path, fixes: dict[str,
     torch._dynamo.reset()
 
 
-def of_one_batch(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False, fullgraph=True, backend="aot_eager")
-
-
-@pytest.mark.parametrize("paradigm", PARADIGMS)
-@pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
-def test_what_is_done_once_a_batch_is_the_same_compiled(paradigm: str, prefix: tuple[int, ...]) -> None:
-    torch._dynamo.reset()
-    log = Log.random(users=4, seed=5, shortest=8, prefix=prefix)
-    batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=120)
-    expected = intervals(batch.tokens, paradigm, 3)
-    found = of_one_batch(intervals)(batch.tokens, paradigm, 3)
-    torch.testing.assert_close(found, expected, atol=0, rtol=0)
-    lists = of_one_batch(block_lists)(found, 32, bool(prefix))
-    torch.testing.assert_close(lists, block_lists(expected, 32, bool(prefix)), atol=0, rtol=0)
-
-    results = []
-    for form in (pooled_texts, of_one_batch(pooled_texts)):
-        embedded = torch.randn(*batch.token.shape, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        out = form(embedded, batch.kind)
-        out.square().sum().backward()
-        results.append((out.detach(), embedded.grad))
-    assert results[0][1].abs().sum() > 0
-    torch.testing.assert_close(results[1], results[0])
-
-    hiding = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
-    assert hiding is not None
-    torch.manual_seed(1)
-    plain = hiding(batch.token, batch.kind)
-    torch.manual_seed(1)
-    assert torch.equal(of_one_batch(hiding)(batch.token, batch.kind), plain)
-    assert not torch.equal(plain, batch.token)
-    torch._dynamo.reset()
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
-@pytest.mark.parametrize("preparation", [False, True], ids=["layers", "preparation too"])
-def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tuple[int, ...], preparation: bool) -> None:
+def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tuple[int, ...]) -> None:
     cuda = torch.device("cuda")
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
     batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=256)
@@ -91,7 +49,7 @@ def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tupl
     assert model.pooled
     exact = outcome(model, batch)
     model.freeze(cuda)
-    model.compile_layers(preparation)
+    model.compile_layers()
     for _ in range(2):
         assert_near(outcome(model, batch.to(cuda)), exact, logits=1e-3, gradients=1e-3)
 

@@ -1,0 +1,294 @@
+"""Training as a CUDA graph is the training it is without: batches filled up to one shape, passes that never wait for
+the device, and, on a GPU, gradients, random numbers and whole trainings."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
+
+from dti_pipeline.config import ModelConfig, TrainingConfig
+from dti_pipeline.modeling import attention, ctr_model
+from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.masks import BlockMasks, Intervals
+from dti_pipeline.modeling.unknown_words import UnknownWords
+from dti_pipeline.packing.reader import Rows
+from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.loader import AHEAD, Loader
+from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.steps import Steps
+from tests.model.conftest import Log, small_model
+from tests.model.test_precision import assert_near
+
+CPU = torch.device("cpu")
+PLAIN: dict[str, Any] = {}
+FIXES = {"forgetting": "linear", "sum_position": "nope_alibi"}
+RULES = pytest.mark.parametrize("fixes", [PLAIN, FIXES], ids=["plain", "fixes"])
+
+
+def k_of(paradigm: str) -> int:
+    return 1 if paradigm == "sliding_window" else 4
+
+
+def filled(log: Log, rows: Rows) -> Batch:
+    """A row of padding below the rows, and two targets more than any row has."""
+    layout = rows.assemble(np.arange(len(rows)), len(rows) + 1)
+    return Batch.of(layout, log.store.label, int(rows.targets().max()) + 2)
+
+
+# Batches that are filled up
+
+
+@RULES
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str, fixes: dict[str, str]) -> None:
+    log = Log.random(users=5, seed=3)
+    rows = log.rows(3, k_of(paradigm), 128)
+    assert len(set(rows.targets().tolist())) > 1
+    model = small_model(paradigm, 3, initial_std=0.1, **fixes)
+    found = []
+    for batch in (log.batch_of(rows), filled(log, rows)):
+        model.zero_grad()
+        logits = model(batch)[0]
+        loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
+        loss.backward()
+        counts = batch.weight.bool()
+        found.append((logits[counts], loss, batch.target[counts], [p.grad for p in model.trained().values()]))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+
+
+def test_filled_batches_differ_in_no_shape() -> None:
+    log = Log.random(users=9, seed=11)
+    rows = log.rows(3, 5, 96)
+    loader = Loader(rows, Steps(rows.targets(), 6, 1, 0), 96, CPU, filled=True)
+    batches = [batch for number in range(loader.steps.count) for batch in loader.work(number).passes]
+    assert len({tuple(x.shape for x in batch.tensors()) for batch in batches}) == 1
+    assert len({int(batch.weight.sum()) for batch in batches}) > 1
+    assert sum(batch.weight.sum() for batch in batches) == rows.targets().sum()
+
+
+# Passes that never wait
+
+
+@RULES
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
+def test_no_shape_of_a_pass_depends_on_what_it_computes(
+    paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tensors that hold nothing: whoever asked for a value, or for as many rows as are True, would get an error,
+    as he would from CUDA while it records. (The mask stays out: as FlexAttention takes it, it is a few numbers.)"""
+    log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
+    host = filled(log, log.rows(3, k_of(paradigm), 256))
+    model = small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes).train()
+    model.unknown_words = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
+    sizes = model.sizes(host)
+    monkeypatch.setattr(model, "sizes", lambda batch: sizes)
+
+    def masked(spans: Intervals) -> tuple[()]:
+        BlockMasks(*spans.first.shape, CPU, bool(prefix)).build(spans)
+        return ()
+
+    def unmasked(query: Any, key: Any, value: Any, cuts: Any, scale: float) -> Any:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+
+    monkeypatch.setattr(ctr_model, "bands", masked)
+    monkeypatch.setattr(attention, "_banded", unmasked)
+    mode = FakeTensorMode()
+    parameters = {name: torch.nn.Parameter(mode.from_tensor(p.detach())) for name, p in model.named_parameters()}
+    buffers = {name: mode.from_tensor(b) for name, b in model.named_buffers()}
+    batch = dataclasses.replace(host._each(mode.from_tensor), host=host)
+    with mode:
+
+        def take() -> None:
+            logits, text_loss = torch.func.functional_call(model, {**parameters, **buffers}, (batch, True))
+            loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
+            (loss + batch.weight.sum() * text_loss).backward()
+
+        with pytest.raises(DynamicOutputShapeException):  # where words that are not predicted are left out
+            take()
+        monkeypatch.setattr(CTRModel, "waits_for_launches", True)
+        take()
+    assert all(p.grad is not None for name, p in parameters.items() if "layers" in name)
+
+
+def test_the_text_loss_is_the_same_where_words_are_ignored_and_where_they_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = Log.random(users=5, seed=3).batch(3, 4, 128)
+    model = small_model("dti", 3, initial_std=0.1)
+    left_out = model(batch, with_text_loss=True)
+    monkeypatch.setattr(CTRModel, "waits_for_launches", True)
+    torch.testing.assert_close(model(batch, with_text_loss=True), left_out, atol=1e-5, rtol=1e-5)
+
+
+# The loader's threads
+
+
+def a_loader() -> Loader:
+    log = Log.random(users=30, seed=2)
+    rows = log.rows(3, 2, 96)
+    return Loader(rows, Steps(rows.targets(), 4, 3, 0), 96, CPU)
+
+
+def test_threads_assemble_all_steps_in_order_and_few_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader, made, lock = a_loader(), [], threading.Lock()
+    assemble = Loader._assemble
+
+    def counted(self: Loader, step: Any) -> Any:
+        with lock:
+            made.append(step.number)
+        return assemble(self, step)
+
+    monkeypatch.setattr(Loader, "_assemble", counted)
+    assert loader.steps.count > 3 * AHEAD
+    steps = loader._ahead(2)
+    for taken, work in enumerate(steps):
+        assert work.step.number == 2 + taken
+        assert len(made) <= taken + 1 + AHEAD
+        expected = assemble(loader, loader.steps[work.step.number])
+        for one, other in zip(work.passes, expected.passes, strict=True):
+            assert all(map(torch.equal, one.tensors(), other.tensors()))
+    assert sorted(made) == list(range(2, loader.steps.count))
+
+
+def test_an_error_of_a_thread_is_raised_at_its_step_and_threads_end_with_their_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader, assemble = a_loader(), Loader._assemble
+
+    def failing(self: Loader, step: Any) -> Any:
+        if step.number == 3:
+            raise OSError("the disk is gone")
+        return assemble(self, step)
+
+    monkeypatch.setattr(Loader, "_assemble", failing)
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(work.step.number for work in loader._ahead(0))
+    monkeypatch.undo()
+    stopped = loader._ahead(0)
+    assert next(stopped).step.number == 0
+    stopped.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+# On a GPU
+
+
+@pytest.fixture(params=["no", "bf16"])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(mixed_precision=request.param)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trainer(
+    accelerator: Accelerator, log: Log, paradigm: str, text_loss_weight: float = 0.0, **settings: Any
+) -> Trainer:
+    """Of a small model, with several passes a step; the same weights every time."""
+    cuda = accelerator.device
+    rows = log.rows(3, k_of(paradigm), 256)
+    model = small_model(paradigm, 3, hidden_size=64, **settings)
+    model.unknown_words = UnknownWords.of(model.settings, log.store)
+    model.freeze(cuda)
+    model.compile_layers()
+    config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3, text_loss_weight=text_loss_weight)
+    optimizer = optimizer_for(model, config)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return Trainer(
+        model=model,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        config=config,
+        loader=Loader(rows, Steps(rows.targets(), 120, 2, 0), config.tokens_per_batch, cuda),
+        progress=Progress(),
+        emit=lambda event: None,
+        evaluate=dict,
+        checkpoint=lambda: None,
+    )
+
+
+def outcome(made: Trainer, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Summed loss and gradients of a step, which are then dropped."""
+    loss = made.gradients(made.loader.work(step))
+    gradients = {name: p.grad.cpu().clone() for name, p in made.model.named_parameters() if p.grad is not None}
+    made.optimizer.zero_grad(set_to_none=True)
+    return loss.cpu(), gradients
+
+
+@pytest.mark.gpu
+@RULES
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("text_loss_weight", [0.0, 0.1], ids=["clicks", "words too"])
+def test_gradients_of_steps_are_the_same_as_a_graph(
+    accelerator: Accelerator, paradigm: str, fixes: dict[str, str], text_loss_weight: float
+) -> None:
+    log = Log.random(users=60, seed=5, shortest=8)
+    plain, graphed = (trainer(accelerator, log, paradigm, text_loss_weight, **fixes) for _ in range(2))
+    plain.model.train()
+    graphed._warm_up()
+    assert graphed._graphed is not None
+    near = 1e-3 if accelerator.mixed_precision == "no" else 3e-2
+    for step in (1, 0, 2):
+        assert len(graphed.loader.work(step).passes) > 1
+        assert_near(outcome(graphed, step), outcome(plain, step), logits=near, gradients=near)
+
+
+@pytest.mark.gpu
+def test_a_pass_without_weight_adds_nothing_to_a_graph_s_gradients(accelerator: Accelerator) -> None:
+    made = trainer(accelerator, Log.random(users=60, seed=5, shortest=8), "dti")
+    made._warm_up()
+    work = made.loader.work(0)
+    counted = outcome(made, 0)
+    extended = dataclasses.replace(work, passes=[*work.passes, work.passes[0].without_weight().pin()])
+    loss = made.gradients(extended)
+    found = {name: p.grad.cpu().clone() for name, p in made.model.named_parameters() if p.grad is not None}
+    assert_near((loss.cpu(), found), counted, logits=1e-4, gradients=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("random", [{"dropout": 0.3}, {"name_dropout": 0.5, "name_texts": 10**6}], ids=str)
+def test_every_replay_draws_new_numbers_and_recording_draws_none(
+    accelerator: Accelerator, random: dict[str, Any]
+) -> None:
+    made = trainer(accelerator, Log.random(users=60, seed=5, shortest=8), "dti", **random)
+    before = torch.cuda.get_rng_state()
+    made._warm_up()
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    first, second = outcome(made, 0)[0], outcome(made, 0)[0]
+    assert first != second
+    torch.cuda.set_rng_state(before)
+    torch.testing.assert_close(outcome(made, 0)[0], first, atol=0, rtol=2e-3)
+
+
+@pytest.mark.gpu
+@RULES
+def test_a_training_is_the_same_as_a_graph(
+    accelerator: Accelerator, fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log.random(users=60, seed=5, shortest=8)
+    graphed = trainer(accelerator, log, "dti", **fixes)
+    begun = {name: p.detach().cpu().clone() for name, p in graphed.model.named_parameters()}
+    assert graphed.run(lambda: False)
+    assert graphed._graphed is not None
+    plain = trainer(accelerator, log, "dti", **fixes)
+    monkeypatch.setattr(Trainer, "_graph", lambda self: None)
+    assert plain.run(lambda: False)
+    weights = dict(plain.model.named_parameters())
+    near = 0.1 if accelerator.mixed_precision == "no" else 0.3  # Adam makes much of the rounding of small gradients
+    for name, weight in graphed.model.named_parameters():
+        moved = (weights[name].cpu() - begun[name]).norm()
+        assert (weight - weights[name]).norm().cpu() <= near * moved + 1e-4, name
