@@ -12,6 +12,7 @@ it cannot record. Random numbers are new at each replay, since torch counts them
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 
@@ -86,6 +87,7 @@ class GraphedPasses:
         self._recordings += 1
         torch.cuda.synchronize(self._device)  # the last recording may still be at work
         self._graph = self._loss = None
+        gc.collect()  # what is dropped in the middle of a recording may end it: an earlier training's graph, say
         inputs = batch.to(self._device)
         self._inputs = inputs.tensors()
         with torch.random.fork_rng([self._device]):
