@@ -223,7 +223,9 @@ def make_study(
 
     with _exit_codes():
         settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
-        task = door.Task(grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, door.logs(log or ()))
+        task = door.Task(
+            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, door.logs(log or ())
+        )
         if listed:
             report = door.show(task)
         elif prepared:

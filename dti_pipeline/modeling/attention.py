@@ -53,6 +53,7 @@ class View:
     narrow: bool = False  # the last layer computes [SUM] rows only, if it can
     recall: Callable[..., Tensor] | None = None  # serving: attention over keys and values that were computed before
     watch: Callable[..., None] | None = None  # told what every layer hands to attention, before it is used
+    level: bool = False  # scores are scaled down to 1 at most, so that a query overlooks nothing that it may see
 
 
 def bands(i: Intervals) -> tuple[tuple[int, int, Tensor], ...]:
@@ -96,6 +97,8 @@ def attend(
     if (kwargs.get("sliding_window") or key.shape[2]) < key.shape[2]:
         raise RuntimeError(f"attention was asked for a window of {kwargs['sliding_window']} in {key.shape[2]} tokens")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if view.level:
+        scale = min(scale, 1 / float(query.norm(dim=-1).max() * key.norm(dim=-1).max()))
     if view.watch is not None:
         view.watch(module, query, key, value, scale, kwargs)
     memory: LayerMemory | None = kwargs.get("layer")

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from dti_pipeline import artifacts
 from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model
+from dti_pipeline.modeling import ctr_model, probe
 from dti_pipeline.modeling.backbone import SHARPEST, decoder_of
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.plain import to_plain
@@ -206,3 +206,12 @@ def test_wide_models_from_scratch_look_at_more_than_themselves(width: int) -> No
     query, key = (layer(x).unflatten(1, (config.heads, -1)) for layer in (attn.q_proj, attn.k_proj))
     own = (query * key).sum(-1).mean() * attn.scaling
     assert own.item() == pytest.approx(SHARPEST, rel=0.05)
+
+
+def test_a_model_that_attends_sharply_is_not_taken_for_one_that_overlooks_tokens() -> None:
+    """As training may leave it: it was accepted before, and must be when it is loaded again."""
+    torch.manual_seed(0)
+    model = CTRModel(ModelConfig(layers=3), "dti", N, 48, 256, ADDED)
+    for layer in decoder_of(model.lm).layers:
+        layer.self_attn.q_proj.weight.data.mul_(30)
+    probe.check(model.lm, "rope", forgetting=False)
