@@ -85,7 +85,10 @@ class Initial:
         """(B, L, ..) with ``rows`` (R, ..) where the trained tokens stand."""
         assert self.which is not None
         there = self.which.any(-1).view(*x.shape[:2], *(1,) * (x.dim() - 2))
-        return torch.where(there, (self.which.to(rows.dtype) @ rows.flatten(1)).view(x.shape).to(x.dtype), x)
+        # A GPU has fast kernels for products over multiples of 8 only.
+        missing = -len(rows) % 8
+        which, rows = functional.pad(self.which, (0, missing)), functional.pad(rows.flatten(1), (0, 0, 0, missing))
+        return torch.where(there, (which.to(rows.dtype) @ rows).view(x.shape).to(x.dtype), x)
 
 
 @dataclass(frozen=True)
