@@ -251,6 +251,10 @@ class TrainingConfig:
     text_loss_weight: float = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # Where one process trains a model narrower than 1,024 on a GPU: passes are recorded once and replayed, so that a
+    # step no longer waits for its launches (training/graphed.py). Off: trainings with it reached lower AUC than
+    # trainings without (docs/benchmark.md), and it is not known why.
+    cuda_graph: bool = False
     evaluations: int = 4  # times the validation targets are scored during training
     evaluation_targets: int = 2000  # at most this many validation targets a time
     checkpoint_seconds: int = 300  # resume state at least this often; 0: after every step

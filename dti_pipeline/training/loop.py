@@ -157,10 +157,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _graph(self) -> None:
-        """From here on passes are a CUDA graph, where that pays and nothing but this process takes part in them."""
+        """From here on passes are a CUDA graph, where asked for and nothing but this process takes part in them."""
         model = self.model
         alone = self.accelerator.num_processes == 1 and not isinstance(model, FSDPModule)
-        if alone and isinstance(model, CTRModel) and model.waits_for_launches:
+        if self.config.cuda_graph and alone and isinstance(model, CTRModel) and model.waits_for_launches:
             self.loader = replace(self.loader, filled=True)
             self._graphed = GraphedPasses(model, self._add_gradients)
 

@@ -205,7 +205,9 @@ def trainer(
     model.unknown_words = UnknownWords.of(model.settings, log.store)
     model.freeze(cuda)
     model.compile_layers()
-    config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3, text_loss_weight=text_loss_weight)
+    config = TrainingConfig(
+        tokens_per_batch=256, learning_rate=1e-3, text_loss_weight=text_loss_weight, cuda_graph=True
+    )
     optimizer = optimizer_for(model, config)
     model, optimizer = accelerator.prepare(model, optimizer)
     return Trainer(
