@@ -79,8 +79,8 @@ def main() -> None:
         if arguments.only and not {side[0], str(side[1])} & set(arguments.only):
             continue
         key = (targets, *side)
-        if key in best and best[key]["tokens_per_pass"] < best[key]["tokens_per_batch"]:
-            continue  # a whole step was one pass already
+        if key in best and best[key]["tokens_per_pass"] <= best[key]["tokens_per_batch"] - settings.packing.row_length:
+            continue  # there was room for a whole step already
         start = time.monotonic()
         if start - begun + longest > arguments.budget_seconds:
             print(f"no time left for {side}, {targets} targets a step, {size:,} tokens a pass")

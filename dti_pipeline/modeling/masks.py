@@ -210,6 +210,9 @@ def _blocks(x: Tensor, size: int, filling: bool) -> Tensor:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, blocks of queries, of keys) -> how many of each row are True, and which, these first; with one head."""
+    """(B, blocks of queries, of keys) -> how many of each row are True, and which, these first; with one head.
+
+    Contiguous, whatever ``blocks`` is: FlexAttention's kernels take that for granted and check nothing.
+    """
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
+    return blocks.sum(-1, dtype=torch.int32)[:, None].contiguous(), order.int()[:, None].contiguous()

@@ -95,6 +95,9 @@ def test_blocks_are_those_of_the_mask(paradigm: str, log: Log, n: int, k: int | 
     torchs = BlockMask.from_kv_blocks(*keys, mask.BLOCK_SIZE, mask.mask_mod, mask.seq_lengths)
     for found, expected in zip(mask.as_tuple(), torchs.as_tuple(), strict=True):
         assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+        # The kernels step through lists as through contiguous memory, whatever their strides: a transposed list is
+        # another one to them, and keys would have the gradients of other blocks' queries.
+        assert not isinstance(found, torch.Tensor) or found.is_contiguous()
     assert ((partial | full) & ~some).sum() <= 0.1 * some.sum() + 2
 
 
