@@ -31,7 +31,7 @@ RUN_SECTIONS = ("packing", "model", "training", "evaluation")
 #: Keys that say where and how work is done, not what comes of it.
 CIRCUMSTANCES = {
     "events": ("path", "items_path", "memory_limit"),
-    "training": ("checkpoint_seconds", "device", "tokens_per_batch"),
+    "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
     "evaluation": ("tokens_per_batch",),
 }
 #: What tables and pictures tell runs apart by.
