@@ -136,10 +136,12 @@ class CTRModel(nn.Module):
 
     def label_logits(self, at_sum: Tensor) -> Tensor:
         """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""
-        if self.head is not None:
-            return nn.functional.linear(at_sum.float(), self.head.weight.float(), self.head.bias.float())
-        rows = backbone.vocabulary_rows(self.lm, self.label_tokens, self.trained_tokens)
-        return at_sum.float() @ rows.float().T
+        # Autocast would take both to bfloat16: a logit of 10 would be off by 1/32, and many targets would tie.
+        with torch.autocast(at_sum.device.type, enabled=False):
+            if self.head is not None:
+                return nn.functional.linear(at_sum.float(), self.head.weight.float(), self.head.bias.float())
+            rows = backbone.vocabulary_rows(self.lm, self.label_tokens, self.trained_tokens)
+            return at_sum.float() @ rows.float().T
 
     def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
         """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only

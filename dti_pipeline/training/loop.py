@@ -141,8 +141,9 @@ class Trainer:
             loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
             # A mean over each pass's texts, weighed by its targets: how a step is cut moves it slightly.
             objective = loss + text_weight * batch.weight.sum() * text_loss
-            # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
-            accelerator.backward(objective * accelerator.num_processes / step_targets)
+        # DDP averages gradients over processes; the loss is the mean over all targets of all of them. Outside autocast,
+        # which would round what the forward pass kept in fp32.
+        accelerator.backward(objective * accelerator.num_processes / step_targets)
         return loss.detach()
 
     def _warm_up(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,13 @@ from dti_pipeline.modeling import backbone, float8
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.loader import Loader
+from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.steps import Steps
 from tests.model.architectures import ACCEPTED, write
-from tests.model.conftest import SPECIAL, VOCABULARY, Log, speaking
+from tests.model.conftest import SPECIAL, VOCABULARY, Log, small_model, speaking
 
 Outcome = tuple[torch.Tensor, dict[str, torch.Tensor]]
 LORA = LoraConfig(rank=4, target_modules=("q_proj", "v_proj"))
@@ -85,6 +90,33 @@ def test_a_bfloat16_body_gives_nearly_the_fp32_model(tmp_path: Path, head: str, 
         outcome(adapted(path, dtype, head=head, **fixes), batch) for dtype in (torch.float32, torch.bfloat16)
     )
     assert_near(half, exact, logits=0.05, gradients=0.1)
+
+
+@pytest.mark.parametrize("head", ["fresh", "verbaliser"])
+def test_autocast_rounds_neither_logits_nor_their_gradients(head: str) -> None:
+    """In bfloat16 a logit of 10 is off by 1/32, and targets that a model tells apart would tie."""
+    log = Log.random(users=6, seed=5, shortest=8)
+    rows = log.rows(3, 4, 128)
+    model = small_model("dti", 3, head=head)
+    half = SimpleNamespace(num_processes=1, device=torch.device("cpu"), backward=lambda loss: loss.backward(),
+                           autocast=lambda: torch.autocast("cpu", torch.bfloat16))  # fmt: skip
+    states: list[torch.Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = model.label_logits
+        patch.setattr(model, "label_logits", lambda at_sum: states.append(at_sum) or plain(at_sum))
+        with half.autocast():
+            logits = model(log.batch_of(rows))[0]
+    no, yes = model.label_logits(states[0]).unbind(-1)
+    assert torch.equal(logits, yes - no)
+    config = TrainingConfig(device="cpu")
+    loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 10**9, half.device)
+    made = Trainer(model=model, optimizer=optimizer_for(model, config), accelerator=half, config=config, loader=loader,
+                   progress=Progress(), emit=lambda event: None, evaluate=dict, checkpoint=lambda: None)  # fmt: skip
+    made.gradients(loader.work(0))
+    rows_of_labels = model.lm.get_output_embeddings().weight if model.head is None else model.head.weight
+    gradient = rows_of_labels.grad
+    assert gradient is not None
+    assert (gradient != gradient.bfloat16()).float().mean() > 0.5 * (gradient != 0).float().mean()
 
 
 @pytest.mark.parametrize("kind", ACCEPTED)
