@@ -27,7 +27,7 @@ def score(
     targets, logits = [], []
     cuda = device.type == "cuda"
     # On a GPU every batch is filled up to one shape: one compilation. None is waited for while the next is assembled.
-    height = min(rows.height(tokens_per_batch), len(wanted)) if cuda else 0
+    height = filled_height(len(wanted), rows.height(tokens_per_batch)) if cuda else 0
     for part in rows.split(wanted, tokens_per_batch):
         batch = Batch.of(rows.assemble(part, height), rows.store.label)
         targets.append(batch.target)
@@ -39,3 +39,9 @@ def score(
     probability = torch.sigmoid(torch.cat(logits).cpu().double()).numpy()
     order = np.argsort(target)
     return target[order], probability[order]
+
+
+def filled_height(wanted: int, most: int) -> int:
+    """Rows that the batches of ``wanted`` rows are filled up to, ``most`` of them at most: the next power of two, since
+    a server would otherwise compile for requests of every size, seconds each, until it reaches the compiler's limit."""
+    return min(most, 1 << (wanted - 1).bit_length()) if wanted else 0
