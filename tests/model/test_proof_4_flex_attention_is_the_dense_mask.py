@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.modeling.attention import _banded, bands
+from dti_pipeline.modeling.attention import View, _banded, _flex, bands
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
@@ -112,6 +112,36 @@ def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
     masks = BlockMasks(*batch.token.shape, torch.device("cpu"), has_prefix=False, block_size=32)
     mask = masks.build(intervals(batch.tokens, "sliding_window", 39))
     assert mask.full_kv_num_blocks.sum() == 15, "200 tokens: six whole blocks, below the diagonal"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [512, 300, 96], ids=["whole blocks", "a piece of a block", "less than a block"])
+def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(length: int) -> None:
+    """Attention alone, fp32, where long contexts have blocks that are taken without looking at them, with queries, keys
+    and values as a layer makes them: tokens first, then heads."""
+    histories = [[([5, 6, 7, 8], 1) for _ in range(n)] for n in (length // 5 - 2, length // 9)]
+    log = Log.of(histories)
+    batch = log.batch(length, 2, row_length=length, min_history=length // 9 - 2).to(torch.device("cuda"))
+    spans = intervals(batch.tokens, "dti", length)
+    masks = BlockMasks(*batch.token.shape, batch.token.device, has_prefix=False)
+    block_mask = masks.build(spans)
+    assert length < 512 or int(block_mask.full_kv_num_blocks.sum()) > 2
+    draw = torch.Generator().manual_seed(0)
+    made = [torch.randn(*batch.token.shape, heads, 16, generator=draw).cuda().requires_grad_() for heads in (4, 2, 2)]
+    query, key, value = (x.transpose(1, 2) for x in made)
+    direction = torch.randn(*query.shape, generator=draw).cuda()
+    dense = scaled_dot_product_attention(
+        query,
+        *(x.repeat_interleave(2, 1) for x in (key, value)),
+        attn_mask=visible(batch.tokens, "dti", length)[:, None],
+    )
+    flex = _flex(query, key, value, View(block_mask=block_mask), 16**-0.5)
+    for found, expected in zip(
+        (flex, *torch.autograd.grad((flex * direction).sum(), made)),
+        (dense, *torch.autograd.grad((dense * direction).sum(), made)),
+        strict=True,
+    ):
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
 def logits_and_gradients(
