@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.modeling.attention import View, _banded, _flex, bands
+from dti_pipeline.modeling.attention import View, _banded, _flex, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
@@ -115,33 +115,45 @@ def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("length", [512, 300, 96], ids=["whole blocks", "a piece of a block", "less than a block"])
-def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(length: int) -> None:
-    """Attention alone, fp32, where long contexts have blocks that are taken without looking at them, with queries, keys
-    and values as a layer makes them: tokens first, then heads."""
+@pytest.mark.parametrize(
+    ("length", "width", "dtype", "tolerance"),
+    [
+        (512, 16, torch.float32, 1e-4),
+        (300, 16, torch.float32, 1e-4),
+        (96, 16, torch.float32, 1e-4),
+        (512, 128, torch.bfloat16, 0.02),
+    ],
+    ids=["whole_blocks", "piece_of_a_block", "less_than_a_block", "as_an_8B_model_has_them"],
+)
+def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(
+    length: int, width: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Attention alone, with the package's options, where long contexts have blocks that are taken without looking at
+    them; queries, keys and values as a layer makes them: tokens first, then heads. The dense mask's are in fp32."""
     histories = [[([5, 6, 7, 8], 1) for _ in range(n)] for n in (length // 5 - 2, length // 9)]
-    log = Log.of(histories)
-    batch = log.batch(length, 2, row_length=length, min_history=length // 9 - 2).to(torch.device("cuda"))
-    spans = intervals(batch.tokens, "dti", length)
-    masks = BlockMasks(*batch.token.shape, batch.token.device, has_prefix=False)
-    block_mask = masks.build(spans)
+    log, cuda = Log.of(histories), torch.device("cuda")
+    batch = log.batch(length, 2, row_length=length, min_history=length // 9 - 2).to(cuda)
+    masks = BlockMasks(*batch.token.shape, cuda, has_prefix=False)
+    block_mask = masks.build(intervals(batch.tokens, "dti", length))
     assert length < 512 or int(block_mask.full_kv_num_blocks.sum()) > 2
     draw = torch.Generator().manual_seed(0)
-    made = [torch.randn(*batch.token.shape, heads, 16, generator=draw).cuda().requires_grad_() for heads in (4, 2, 2)]
-    query, key, value = (x.transpose(1, 2) for x in made)
-    direction = torch.randn(*query.shape, generator=draw).cuda()
-    dense = scaled_dot_product_attention(
-        query,
-        *(x.repeat_interleave(2, 1) for x in (key, value)),
-        attn_mask=visible(batch.tokens, "dti", length)[:, None],
-    )
-    flex = _flex(query, key, value, View(block_mask=block_mask), 16**-0.5)
-    for found, expected in zip(
-        (flex, *torch.autograd.grad((flex * direction).sum(), made)),
-        (dense, *torch.autograd.grad((dense * direction).sum(), made)),
-        strict=True,
-    ):
-        assert (found - expected).norm() <= 1e-4 * expected.norm()
+    given = [torch.randn(*batch.token.shape, heads, width, generator=draw).to(cuda, dtype) for heads in (4, 2, 2)]
+    direction = torch.randn(given[0].shape, generator=draw).to(cuda, dtype)
+    view = View(block_mask=block_mask, options=kernel_options(cuda, dtype, width))
+    seen = visible(batch.tokens, "dti", length)[:, None]
+    results = []
+    for made in (given, [x.float() for x in given]):
+        leaves = [x.detach().requires_grad_() for x in made]
+        query, key, value = (x.transpose(1, 2) for x in leaves)
+        if made is given:
+            out = _flex(query, key, value, view, width**-0.5)
+        else:
+            key, value = (x.repeat_interleave(2, 1) for x in (key, value))
+            out = scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        gradients = torch.autograd.grad((out.transpose(1, 2) * direction).sum(), leaves)
+        results.append([x.float() for x in (out, *gradients)])
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).norm() <= tolerance * expected.norm()
 
 
 def logits_and_gradients(
