@@ -132,7 +132,8 @@ class CTRModel(nn.Module):
         else:
             hidden, following = hidden[predicts], following[predicts]
         logits = nn.functional.linear(hidden, self.lm.get_output_embeddings().weight)
-        return nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED)
+        total = nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
+        return total / predicts.sum().clamp(min=1)  # texts of one word each have none to predict
 
     def label_logits(self, at_sum: Tensor) -> Tensor:
         """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""

@@ -134,6 +134,18 @@ def test_the_text_loss_is_the_same_where_words_are_ignored_and_where_they_are_le
     torch.testing.assert_close(model(batch, with_text_loss=True), left_out, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["left out", "ignored"])
+def test_texts_of_one_word_have_no_text_loss(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over no words would be no number, and so would be every weight after the step."""
+    monkeypatch.setattr(CTRModel, "waits_for_launches", waits)
+    batch = Log.random(users=5, seed=3, text=1).batch(3, 4, 128)
+    model = small_model("dti", 3)
+    logits, text_loss = model(batch, with_text_loss=True)
+    assert text_loss == 0
+    (logits.sum() + text_loss).backward()
+    assert all(p.grad.isfinite().all() for p in model.trained().values())
+
+
 # The loader's threads
 
 
