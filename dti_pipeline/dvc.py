@@ -60,7 +60,9 @@ PLOTS: list[dict[str, Any] | str] = [
             "y": {"reports/comparison/speedup.csv": "paradigm"},
         }
     },
-    *(f"docs/img/study_{name}.png" for name in ("auc_seconds", "speedup_k", "leak_k")),  # of `dti study`, committed
+    *(
+        f"docs/img/study_{name}.png" for name in ("auc_seconds", "speedup_k", "leak_k", "cost_history")
+    ),  # of `dti study`, committed
 ]
 
 

@@ -124,7 +124,9 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
 
     def finish(axes: Axes) -> None:
         _logarithmic(axes, "m, interactions of a user", "training time a target (ms)")
-        axes.set(ylim=(0, 1.1 * axes.dataLim.y1), xticks=[line.mean("interactions_per_user") for line in lines])
+        lengths = sorted({line.mean("interactions_per_user") or 0.0 for line in lines})
+        axes.set_xticks(lengths, [f"{length:.0f}" for length in lengths])
+        axes.set(ylim=(0, 1.1 * axes.dataLim.y1))
 
     title = "Cost of a target against history length"
     curves: Curves = {title: {}} if lines else {}
