@@ -31,7 +31,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from harness import parser, publish
 from kernels import profiled
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -42,6 +41,7 @@ from dti_pipeline.training.loader import Work
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.sharding import shard
+from dti_pipeline.training.train import DDP
 
 CONTEXT = 20
 K = {"dti": 50, "sliding_window": 1}
@@ -76,11 +76,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         cpu = arguments.tiny or not torch.cuda.is_available()
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision="no" if cpu else "bf16",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # as the training has it
-        )
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16", kwargs_handlers=[DDP])
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.first = self.accelerator.is_main_process
         # To wait for one another on the CPU: a barrier of NCCL keeps the GPU busy.

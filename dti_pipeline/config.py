@@ -47,9 +47,8 @@ class ColumnsConfig:
     user_id: str = "user_id"
     item_id: str = "item_id"
     rating: str = "rating"
-    timestamp: str | None = (
-        "timestamp"  # unix seconds (or milli-, microseconds), or ISO 8601; None: no clock, only order
-    )
+    # Unix seconds (or milli-, microseconds), or ISO 8601; None: no clock, only order.
+    timestamp: str | None = "timestamp"
     item_text: str | None = None  # None: titles come from events.items_path, else the item id is the text
 
 
@@ -251,8 +250,7 @@ class TrainingConfig:
     text_loss_weight: float = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # Where one process trains a model narrower than 1,024 on a GPU: passes are recorded once and replayed, so that a
-    # step no longer waits for its launches (training/graphed.py). Off until its tests (marker gpu) have run on one.
+    # A small model in one process on a GPU: passes are recorded and replayed (training/graphed.py). Not tested on one.
     cuda_graph: bool = False
     evaluations: int = 4  # times the validation targets are scored during training
     evaluation_targets: int = 2000  # at most this many validation targets a time

@@ -21,6 +21,8 @@ HEADER = """\
 #: Ingestion adds to what it parsed before; DVC would otherwise delete it before each run.
 KEPT = frozenset({"data/staged"})
 METRICS = ["reports/comparison/metrics"]  # a file, and so a line of `dvc metrics show`, for each paradigm
+#: Of `dti study`, committed.
+PICTURES = ("auc_seconds", "speedup_k", "leak_k", "cost_history")
 PLOTS: list[dict[str, Any] | str] = [
     {
         "auc_against_training_time": {
@@ -60,9 +62,7 @@ PLOTS: list[dict[str, Any] | str] = [
             "y": {"reports/comparison/speedup.csv": "paradigm"},
         }
     },
-    *(
-        f"docs/img/study_{name}.png" for name in ("auc_seconds", "speedup_k", "leak_k", "cost_history")
-    ),  # of `dti study`, committed
+    *(f"docs/img/study_{name}.png" for name in PICTURES),
 ]
 
 

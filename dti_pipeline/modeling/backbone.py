@@ -25,6 +25,9 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import attention, layers, probe
 from dti_pipeline.modeling.sum_rows import Initial
 
+#: A token's score with itself before training, at most: what a model of 128 in 4 heads has at an initial_std of 0.1.
+SHARPEST = 7.25
+
 
 def build(
     config: ModelConfig,
@@ -87,10 +90,6 @@ def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTr
     if config.dropout:
         _add_dropout(lm, config.dropout)
     return lm
-
-
-#: A token's score with itself before training, at most: what a model of 128 in 4 heads has at an initial_std of 0.1.
-SHARPEST = 7.25
 
 
 def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
@@ -210,7 +209,9 @@ def embed(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
     if rows is None:
         return embedding(token)
     frozen = embedding.token_adapter.base_layer(token)
-    return Initial(frozen, rows, token[..., None] == trained_tokens).put(frozen, rows)
+    initial = Initial.of(frozen, rows, token, trained_tokens)
+    assert initial.rows is not None
+    return initial.put(frozen, initial.rows)
 
 
 def vocabulary_rows(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:

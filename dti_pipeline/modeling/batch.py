@@ -87,8 +87,10 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in one order."""
-        return [getattr(self, f.name) for f in fields(self) if f.name != "host"]
+        return list(self._named().values())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "host"}
-        return Batch(host=None, **tensors)
+        return Batch(host=None, **{name: change(tensor) for name, tensor in self._named().items()})
+
+    def _named(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "host"}

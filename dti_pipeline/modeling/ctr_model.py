@@ -95,7 +95,7 @@ class CTRModel(nn.Module):
     @property
     def waits_for_launches(self) -> bool:
         """Whether a step's time is the launches of its kernels rather than their arithmetic: of a small model on a
-        GPU. Its training is then a CUDA graph (:mod:`dti_pipeline.training.graphed`)."""
+        GPU. Its training can be a CUDA graph (:mod:`dti_pipeline.training.graphed`)."""
         return self.slopes.is_cuda and not self.wide
 
     @property
@@ -187,9 +187,7 @@ class CTRModel(nn.Module):
 
     def _initial(self, batch: Batch, embedded: Tensor) -> Initial:
         # A view: one tensor in two places would make the first layer, whose input it is too, other code to compile.
-        return Initial(
-            embedded.view_as(embedded), backbone.trained_rows(self.lm), batch.token[..., None] == self.trained_tokens
-        )
+        return Initial.of(embedded.view_as(embedded), backbone.trained_rows(self.lm), batch.token, self.trained_tokens)
 
     def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:
         """On a CPU what the batch needs. On a GPU, where new sizes are a compilation and reading any from it is a wait,

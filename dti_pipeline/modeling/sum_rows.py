@@ -81,14 +81,21 @@ class Initial:
     rows: Tensor | None = None  # (R, E) embeddings of the trained tokens
     which: Tensor | None = None  # (B, L, R) bool, where they stand
 
+    @classmethod
+    def of(cls, state: Tensor, rows: Tensor | None, token: Tensor, trained_tokens: Tensor) -> Initial:
+        """Of tokens (B, L), with the embeddings of ``trained_tokens`` (R,) where those alone are trained. R is filled
+        up to a multiple of 8 by rows that stand nowhere: a GPU has fast products for no other number."""
+        if rows is None:
+            return cls(state)
+        missing = -len(rows) % 8
+        which = functional.pad(token[..., None] == trained_tokens, (0, missing))
+        return cls(state, functional.pad(rows, (0, 0, 0, missing)), which)
+
     def put(self, x: Tensor, rows: Tensor) -> Tensor:
         """(B, L, ..) with ``rows`` (R, ..) where the trained tokens stand."""
         assert self.which is not None
         there = self.which.any(-1).view(*x.shape[:2], *(1,) * (x.dim() - 2))
-        # A GPU has fast kernels for products over multiples of 8 only.
-        missing = -len(rows) % 8
-        which, rows = functional.pad(self.which, (0, missing)), functional.pad(rows.flatten(1), (0, 0, 0, missing))
-        return torch.where(there, (which.to(rows.dtype) @ rows).view(x.shape).to(x.dtype), x)
+        return torch.where(there, (self.which.to(rows.dtype) @ rows.flatten(1)).view(x.shape).to(x.dtype), x)
 
 
 @dataclass(frozen=True)

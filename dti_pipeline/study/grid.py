@@ -34,8 +34,10 @@ CIRCUMSTANCES = {
     "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
     "evaluation": ("tokens_per_batch",),
 }
+#: Facts that tell the lines of one log's table apart, beside the paradigm.
+FACTS = ("k", "n", "fixes", "model", "epochs", "max_targets")
 #: What tables and pictures tell runs apart by.
-SHOWN = ("dataset", "paradigm", "k", "n", "fixes", "model", "epochs", "max_targets", "seed")
+SHOWN = ("dataset", "paradigm", *FACTS, "seed")
 
 
 @dataclass(frozen=True)

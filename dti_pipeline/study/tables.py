@@ -11,11 +11,8 @@ from typing import Any
 from dti_pipeline.evaluation.tables import MISSING, number, signed
 from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import PARADIGMS
-from dti_pipeline.study.grid import Grid
+from dti_pipeline.study.grid import FACTS, Grid
 from dti_pipeline.study.rows import Row, seconds
-
-#: What tells the lines of a table apart; a fact that is the same in all of them stands above it.
-FACTS = ("k", "n", "fixes", "model", "epochs", "max_targets")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ from dti_pipeline.training.steps import Steps
 from dti_pipeline.training.stopwatch import peak_memory_gib
 
 HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
+#: Buffers never change: to send the first process's to all others with every step is for nothing, and under
+#: model.frozen_weights float8 they are the whole model.
+DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 #: Signals that come within it are one request to stop.
 ONE_REQUEST_SECONDS = 10.0
 
@@ -153,9 +156,7 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
-        # Buffers never change: to send the first process's to all others with every step is for nothing, and under
-        # model.frozen_weights float8 they are the whole model.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DDP],
     )
     if accelerator.num_processes != settings.processes:
         # accelerate runs one process where it was asked for two and found no launcher: never let that pass.
