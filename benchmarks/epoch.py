@@ -54,10 +54,12 @@ def main() -> None:
     options.add_argument("--targets-per-step", type=int, nargs="+", default=[512, 2048, 8192])
     options.add_argument("--sizes", type=int, nargs="+", default=[32768, 131072], help="of a pass at most, tokens")
     options.add_argument("--only", nargs="+", metavar="K", help="sides of these paradigms or k")
+    options.add_argument("--no-cuda-graph", action="store_true", help="launch a pass kernel by kernel")
     options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no trial beyond it")
     options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
     arguments = options.parse_args()
     settings = from_plain(Config, SETTINGS)
+    settings = replace(settings, training=replace(settings.training, cuda_graph=not arguments.no_cuda_graph))
     if arguments.tiny:
         settings = replace(
             settings,
@@ -158,6 +160,7 @@ def trial(
         "tokens_per_batch": training.tokens_per_batch,
         "tokens_per_pass": loader.height * rows.row_length or training.tokens_per_batch,
         "targets_per_step": training.targets_per_step,
+        "cuda_graph": training.cuda_graph,
         "counted_steps": done.step - warm.step,
     }
 
