@@ -78,6 +78,14 @@ class Users:
         return np.array([(draw @ total) / (draw @ size) for draw in self.draws()])
 
 
+def over_seeds(samples: Array, seed: int) -> Array:
+    """(samples,) mean over trainings of a figure's ``samples`` (seeds, samples), the trainings drawn anew in each: so
+    that an interval counts the luck of a training beside that of the users (a bootstrap of two levels)."""
+    count, size = samples.shape
+    drawn = np.random.default_rng(seed).integers(count, size=(count, size))
+    return np.take_along_axis(samples, drawn, axis=0).mean(axis=0)
+
+
 def interval(samples: Array, confidence: float) -> Interval | None:
     """The middle ``confidence`` of the samples; None where fewer than half of them are defined."""
     defined = samples[np.isfinite(samples)]

@@ -1,7 +1,8 @@
 """The results: what single runs found, gathered, held against their sliding window, and written as one file.
 
 A row has the columns of :meth:`Run.facts`, what training and judging found, and what can only be said beside other
-rows: ``auc_difference`` (to the sliding window of equal epochs and seed, paired, with its interval),
+rows: ``auc_difference`` (to the sliding window of equal epochs and seed, paired, with its interval, and that of the
+mean over all seeds),
 ``auc_difference_equal_seconds``, ``speedup``, ``fewer_tokens`` and ``floors``. A run that failed has ``error``. The row
 of a trial (``measure: validation``) has nothing of test targets: ``validation_auc``, ``learning`` (training seconds and
 AUC of the validation targets at each point of the curve), and floors of the validation targets.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics
-from dti_pipeline.evaluation.bootstrap import Users, interval
+from dti_pipeline.evaluation.bootstrap import Array, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.packing.pack import limit
 from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.study.grid import BASELINE, Grid
+from dti_pipeline.study.grid import BASELINE, FACTS, Grid
 from dti_pipeline.study.one import PREDICTIONS, ROW
 
 Row = dict[str, Any]
@@ -87,13 +88,25 @@ def derive(grid: Grid, rows: list[Row], work: Path) -> None:
     """Fill in what stands beside other rows. Cost: a second for each pair of 100,000 targets that has none yet."""
     runs = {run.digest: run for run in grid.runs}
     known = {row["config"]: row for row in rows if "error" not in row}
+    usual, equal_seconds = {}, {}
     for row in known.values():
         run = runs.get(row["config"])
-        against = known.get((run.against if run else _usual(grid, row, known.values())) or "")
-        _speed(row, against, list(known.values()))
-        _difference(row, "auc_difference", against, work)
-        _difference(row, "auc_difference_equal_seconds", known.get((run and run.against_seconds) or ""), work)
+        usual[row["config"]] = known.get((run.against if run else _usual(grid, row, known.values())) or "")
+        equal_seconds[row["config"]] = known.get((run and run.against_seconds) or "")
+        _speed(row, usual[row["config"]], list(known.values()))
+    for seeds in lines(known.values()):
+        _differences(seeds, "auc_difference", usual, work)
+        _differences(seeds, "auc_difference_equal_seconds", equal_seconds, work)
     _floors(grid, list(known.values()), work)
+
+
+def lines(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows without an error, those that differ in nothing but their seed together, in their order."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if "error" not in row:
+            found.setdefault((row["dataset"], row["paradigm"], *(row.get(fact) for fact in FACTS)), []).append(row)
+    return list(found.values())
 
 
 def seconds(row: Row, rows: Iterable[Row]) -> float | None:
@@ -154,24 +167,42 @@ def _usual(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:
     return (same or usual)[0]["config"] if usual else None
 
 
-def _difference(row: Row, column: str, against: Row | None, work: Path) -> None:
-    """AUC of a row less that of its sliding window. One found before, with its interval, stands while both AUCs do."""
-    if against is None or against is row or row.get("auc") is None or against.get("auc") is None:
-        row[column] = None
-        return
-    pair = {"against": against["config"], "aucs": [row["auc"], against["auc"]]}
-    old = row.get(column) or {}
-    if {key: old.get(key) for key in pair} == pair and old.get("low") is not None:
-        return
-    own, other = _predictions(row, work), _predictions(against, work)
-    row[column] = pair | {"mean": round(row["auc"] - against["auc"], 6), "low": None, "high": None}
-    if own is None or other is None or not np.array_equal(own["row"], other["row"]):
+def _differences(seeds: Sequence[Row], column: str, against: Mapping[str, Row | None], work: Path) -> None:
+    """AUCs of one line's rows less those of their sliding windows. What was found before, with its intervals, stands
+    while all the AUCs do."""
+    pairs: list[tuple[Row, Row]] = []
+    for row in seeds:
+        other = against[row["config"]]
+        if other is None or other is row or row.get("auc") is None or other.get("auc") is None:
+            row[column] = None
+        else:
+            pairs.append((row, other))
+    configs = [row["config"] for row, _ in pairs]
+    wanted = [{"against": o["config"], "aucs": [row["auc"], o["auc"]], "seeds": configs} for row, o in pairs]
+    olds = [row.get(column) or {} for row, _ in pairs]
+    if all(want.items() <= old.items() and old["low"] is not None for want, old in zip(wanted, olds, strict=True)):
         return
     settings = Config().evaluation
+    samples = [_samples(row, other, work) for row, other in pairs]
+    of_seeds = None
+    if known := [each for each in samples if each is not None]:
+        of_seeds = interval(over_seeds(np.stack(known), settings.seed), settings.confidence)
+    for (row, other), want, each in zip(pairs, wanted, samples, strict=True):
+        own = interval(each, settings.confidence) if each is not None else None
+        row[column] = want | {"mean": round(row["auc"] - other["auc"], 6)}
+        row[column] |= {"low": own and round(own.low, 6), "high": own and round(own.high, 6)}
+        both = of_seeds if len(known) == len(pairs) > 1 else None
+        row[column] |= {"seeds_low": both and round(both.low, 6), "seeds_high": both and round(both.high, 6)}
+
+
+def _samples(row: Row, other: Row, work: Path) -> Array | None:
+    """(samples,) paired differences of AUC, over resamples of users; None where the scores are not on this machine."""
+    own, others = _predictions(row, work), _predictions(other, work)
+    if own is None or others is None or not np.array_equal(own["row"], others["row"]):
+        return None
+    settings = Config().evaluation
     users = Users(own["user"], settings.bootstrap_samples, settings.seed)
-    samples = [users.auc(one["label"], one["probability"]) for one in (own, other)]
-    if found := interval(samples[0] - samples[1], settings.confidence):
-        row[column] |= {"low": round(found.low, 6), "high": round(found.high, 6)}
+    return users.auc(own["label"], own["probability"]) - users.auc(others["label"], others["probability"])
 
 
 def _predictions(row: Row, work: Path) -> dict[str, Any] | None:

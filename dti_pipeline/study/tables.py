@@ -13,6 +13,7 @@ from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.study.grid import FACTS, Grid
 from dti_pipeline.study.rows import Row, seconds
+from dti_pipeline.study.rows import lines as of_seeds
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,8 @@ class Line:
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
-    """Rows without an error, those of one configuration and several seeds together, in their order."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if "error" not in row:
-            found.setdefault((row["dataset"], row["paradigm"], *(row.get(fact) for fact in FACTS)), []).append(row)
-    return [Line(tuple(same)) for same in found.values()]
+    """A line for each configuration, of all its seeds; failed rows left out."""
+    return [Line(tuple(same)) for same in of_seeds(rows)]
 
 
 def of_group(grid: Grid, rows: Iterable[Row], name: str) -> list[Row]:
@@ -179,13 +176,13 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _difference(found: Sequence[Mapping[str, Any] | None]) -> str:
-    """The mean over seeds, and the outermost ends of the seeds' intervals."""
+    """The mean over seeds, and its interval; of one seed, that seed's."""
     known = [one for one in found if one]
     if not known:
         return MISSING
     said = signed(fmean(one["mean"] for one in known))
-    bounds = [(one["low"], one["high"]) for one in known if one["low"] is not None]
-    return f"{said} [{min(low for low, _ in bounds):+.4f}, {max(high for _, high in bounds):+.4f}]" if bounds else said
+    low, high = ("low", "high") if len(known) == 1 else ("seeds_low", "seeds_high")
+    return said if known[0][low] is None else f"{said} [{known[0][low]:+.4f}, {known[0][high]:+.4f}]"
 
 
 def _amount(value: float | None) -> str:

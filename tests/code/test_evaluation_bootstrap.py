@@ -95,3 +95,16 @@ def test_an_interval_over_one_class_is_none() -> None:
     samples = users.auc(np.ones(5, dtype=int), np.arange(5.0))
     assert np.isnan(samples).all()
     assert bootstrap.interval(samples, 0.95) is None
+
+
+def test_an_interval_over_seeds_counts_their_luck_too() -> None:
+    """Trainings that agree leave the users' spread as it is; of those that do not, it is added to it."""
+    users = np.random.default_rng(0).normal(0, 0.001, 4000)
+    agreeing = np.stack([users, users, users])
+    assert np.allclose(bootstrap.over_seeds(agreeing, 1), users)
+    luck = np.array([-0.01, 0.0, 0.01])
+    spread = bootstrap.over_seeds(agreeing + luck[:, None], 1).std()
+    assert spread == pytest.approx(np.hypot(users.std(), luck.std() / np.sqrt(3)), rel=0.05)
+    assert np.array_equal(
+        bootstrap.over_seeds(agreeing + luck[:, None], 1), bootstrap.over_seeds(agreeing + luck[:, None], 1)
+    )
