@@ -31,11 +31,14 @@ NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
 #: and 256 for rows of 512 and 1,024 tokens on two cores.
 BAND = 128
-#: Options of FlexAttention's kernels on Hopper, for bfloat16 heads of 128: the best of those that
+#: Options of FlexAttention's kernels. For rows of less than 128 tokens torch would choose another kernel, made for
+#: single queries, which it has for few masks and sizes: none of 96 tokens under ours.
+TRITON = {"BACKEND": "TRITON"}
+#: The same on Hopper, for bfloat16 heads of 128: the best of those that
 #: benchmarks/attention.py tried on an H100 (forward 0.81 ms against 0.84 by torch's choice, backward 1.43 against
 #: 1.49). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block
 #: that it shares with others.
-HOPPER = {
+HOPPER = TRITON | {
     "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_stages": 2,
 }  # fmt: skip
 #: Keywords that an architecture may pass. Positions are in query and key already; a cache is never used in training.
@@ -177,10 +180,10 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
     )
 
 
-def kernel_options(device: torch.device, dtype: torch.dtype, head_width: int) -> dict[str, Any] | None:
-    """For that card and those heads; None: torch's choice."""
+def kernel_options(device: torch.device, dtype: torch.dtype, head_width: int) -> dict[str, Any]:
+    """For that card and those heads."""
     measured = (dtype, head_width) == (torch.bfloat16, 128) and device.type == "cuda"
-    return HOPPER if measured and torch.cuda.get_device_capability(device) == (9, 0) else None
+    return HOPPER if measured and torch.cuda.get_device_capability(device) == (9, 0) else TRITON
 
 
 AttentionInterface.register(NAME, attend)

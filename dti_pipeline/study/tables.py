@@ -108,7 +108,7 @@ def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seco
             cells += [number(line.mean("gauc")), _difference([row.get(column) for row in line.rows])]
         body.append([*cells, *(_learning(line) if trials else _speed(line, rows))])
     if judged or trials:
-        body += _floors(shown[0], len(header), 1 + len(facts) + 1)
+        body += _floors(shown, len(header), 1 + len(facts) + 1)
     kept = [0, *(i for i in range(1, len(header)) if any(cells[i] not in ("", MISSING) for cells in body))]
     shown_cells = [[cells[i] for i in kept] for cells in (header, ["---", *["---:"] * (len(header) - 1)], *body)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in shown_cells)
@@ -154,11 +154,12 @@ def _speed(line: Line, rows: list[Row]) -> list[str]:
     return [_amount(fmean(alone) if alone else None), *rates, *times]
 
 
-def _floors(line: Line, width: int, before: int) -> list[list[str]]:
-    floors: Mapping[str, float] = line["floors"] or {}
+def _floors(shown: Sequence[Line], width: int, before: int) -> list[list[str]]:
+    """Those that see the last n rows for each n of the table."""
+    found = {floor_label(name, line["n"]): auc for line in shown for name, auc in (line["floors"] or {}).items()}
     return [
-        [f"floor: {floor_label(name, line['n'])}", *[""] * (before - 1), number(auc), *[""] * (width - before - 1)]
-        for name, auc in floors.items()
+        [f"floor: {label}", *[""] * (before - 1), number(auc), *[""] * (width - before - 1)]
+        for label, auc in found.items()
     ]
 
 
