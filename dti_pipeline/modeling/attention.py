@@ -5,8 +5,8 @@ none from it: the batch's :class:`View` must arrive with every call, and a call 
 mistake can turn into plain causal attention in silence.
 
 One call serves text, label and [SUM] queries alike. Where a [SUM] needs another rule (positions, forgetting) its rows,
-one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention` and replace the first result. In
-the last layer they may be the only ones (:func:`dti_pipeline.modeling.layers.narrow`).
+one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention`, on CUDA by its fused twin, and
+replace the first result. In the last layer they may be the only ones (:func:`dti_pipeline.modeling.layers.narrow`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ TRITON = {"BACKEND": "TRITON"}
 HOPPER = TRITON | {
     "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_stages": 2,
 }  # fmt: skip
+#: Devices for which the [SUM] rows have kernels. A torch that is made for CUDA brings Triton along.
+FUSED = ("cuda",) if find_spec("triton") else ()
 #: Keywords that an architecture may pass. Positions are in query and key already; a cache is never used in training.
 HONOURED = frozenset({"dti", "layer", "position_ids", "sliding_window", "use_cache"})
 
@@ -138,7 +141,21 @@ def _at_sums(
         key, value = given
         key = key if sums.keep_rotation else memory.unrotated(key)
     query = query if sums.keep_rotation else memory.unrotated(query, sums.slot)
+    if fuses(module, value, sums, memory):
+        from dti_pipeline.modeling.sum_fused import fused_sum_attention
+
+        return fused_sum_attention(module, query, key, value, sums, scale, memory)
     return sum_attention(module, query, key, value, sums, scale, memory)
+
+
+def fuses(module: nn.Module, value: Tensor, sums: SumRows, memory: LayerMemory) -> bool:
+    """Whether the [SUM] rows' attention is a fused kernel: of heads that fit into any card's shared memory and, where
+    something is forgotten, of layers whose keys and values have no biases."""
+    return (
+        value.device.type in FUSED
+        and value.shape[-1] * value.element_size() <= 512
+        and (sums.initial is None or all(bias is None for bias in memory.biases(module, rotated=False)))
+    )
 
 
 def _banded(

@@ -71,12 +71,16 @@ class LayerMemory:
             key = self._rotated(key.expand(len(self.hidden), -1, self.hidden.shape[1], -1))
         return key, value
 
+    def means(self, initial: Initial) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L) each, fp32: the means of h², h h0 and h0² over the width, of which any mixture's norm consists."""
+        h, o = self.hidden.float(), initial.state.float()
+        return (h * h).mean(-1), (h * o).mean(-1), (o * o).mean(-1)
+
     def shares(self, initial: Initial, amount: Tensor) -> tuple[Tensor, Tensor]:
         """How much of a key or value made from the layer's input, and from the initial embedding, there is in that of
         their mixture, for pairs with ``amount`` a(d) (B, 1, N, 1, M, KEYS): ``(1 - a) rms(h) / rms(a)`` and
         ``a rms(h0) / rms(a)``."""
-        h, o = self.hidden.float(), initial.state.float()
-        hh, ho, oo = (by_key((x * y).mean(-1)) for x, y in ((h, h), (h, o), (o, o)))
+        hh, ho, oo = map(by_key, self.means(initial))
         a, b = amount, 1 - amount
         over = ((b**2 * hh + 2 * a * b * ho + a**2 * oo).clamp(min=0) + self.eps).rsqrt()
         return b * (hh + self.eps).sqrt() * over, a * (oo + self.eps).sqrt() * over

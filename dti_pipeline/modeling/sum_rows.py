@@ -54,6 +54,23 @@ class Rule:
             amount = forgetting(distance, self.family, self.maximum, self.context)
         return Pairs(self.spans.sees(query, key), back, amount)
 
+    def facts(self, slot: Tensor, valid: Tensor) -> Facts:
+        """Of [SUM]s at ``slot`` (B, S), and of all keys."""
+        first, prompt, prompt_text, is_sum = self.spans
+        own = (at(x, slot) for x in (first, prompt, prompt_text, self.position, self.interaction))
+        return Facts(
+            torch.stack([x.int() for x in (torch.where(valid, slot, -1), *own)]),
+            torch.stack([x.int() for x in (is_sum, self.position, self.interaction)]),
+        )
+
+
+class Facts(NamedTuple):
+    """What the rule needs to know of [SUM]s and of keys, in int32, as the kernels of
+    :mod:`dti_pipeline.modeling.sum_kernels` read it."""
+
+    sums: Tensor  # (6, B, S): slot (-1 on filling), first, prompt, prompt_text, position, interaction
+    keys: Tensor  # (3, B, L): whether it is a [SUM], position, interaction
+
 
 class Sizes(NamedTuple):
     """Shapes of :class:`SumRows`; a compiled model is compiled once for each."""
@@ -111,6 +128,7 @@ class SumRows:
     part: Tensor  # (B, S, P) places, flat: block * M + place, of each [SUM]
     has_part: Tensor  # (B, S, P) False where it has fewer
     pairs: Pairs  # of each place with the keys of its block, (B, 1, N, 1, M, KEYS)
+    facts: Facts
     keep_rotation: bool  # False: neither query nor keys carry positions
     initial: Initial | None = None  # where something is forgotten
 
@@ -212,6 +230,7 @@ def sum_rows(
         pairs=Pairs(
             visible[by_head], None if back is None else back[by_head], None if amount is None else amount[by_head]
         ),
+        facts=rule.facts(slot, valid),
         keep_rotation=keep_rotation,
         initial=initial,
     )
