@@ -72,9 +72,15 @@ class LayerMemory:
         return key, value
 
     def means(self, initial: Initial) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L) each, fp32: the means of h², h h0 and h0² over the width, of which any mixture's norm consists."""
+        """(B, L) each, fp32: the means of h², h h0 and h0² over the width, of which any mixture's norm consists. Where
+        only some tokens' embeddings are trained, no gradient is made for the others."""
         h, o = self.hidden.float(), initial.state.float()
-        return (h * h).mean(-1), (h * o).mean(-1), (o * o).mean(-1)
+        hh = (h * h).mean(-1)
+        if initial.rows is None:
+            return hh, (h * o).mean(-1), (o * o).mean(-1)
+        of_rows = initial.rows.float().square().mean(-1, keepdim=True)
+        oo = initial.put(o.detach().square().mean(-1, keepdim=True), of_rows)[..., 0]
+        return hh, _MeanProduct.apply(self.hidden, initial.state.detach(), initial.rows, initial.which), oo
 
     def shares(self, initial: Initial, amount: Tensor) -> tuple[Tensor, Tensor]:
         """How much of a key or value made from the layer's input, and from the initial embedding, there is in that of
@@ -99,6 +105,23 @@ class LayerMemory:
         assert self.cos is not None
         assert self.sin is not None
         return self.cos, self.sin
+
+
+class _MeanProduct(torch.autograd.Function):
+    """<h, h0> of each token, (B, L) in fp32. Its gradient for all of h0 would be a tensor as large as h, to be added up
+    over layers and then dropped but for the trained tokens: it is made for their rows (R, E) alone."""
+
+    @staticmethod
+    def forward(ctx, hidden, state, rows, which):
+        ctx.save_for_backward(hidden, state, which)
+        return (hidden.float() * state.float()).mean(-1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, state, which = ctx.saved_tensors
+        gradient = gradient[..., None] / hidden.shape[-1]
+        d_rows = (which * gradient).to(hidden.dtype).flatten(0, 1).T @ hidden.flatten(0, 1)
+        return (gradient * state).to(hidden.dtype), None, d_rows, None
 
 
 def _memory(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], narrow: bool) -> LayerMemory:
