@@ -30,6 +30,15 @@ from dti_pipeline.training.stopwatch import Stopwatch, peak_memory_gib
 REPORTS = 200
 
 
+@dataclass(frozen=True)
+class _Due:
+    """What is to be reported of a step, which may not be over yet."""
+
+    progress: Progress  # as it was
+    learning_rate: float
+    numbers: Callable[[], list[float]]  # mean loss over the targets since the last report, gradient norm
+
+
 @dataclass
 class Trainer:
     """One training in progress. ``evaluate`` scores the validation targets; ``checkpoint`` writes resume state."""
@@ -45,6 +54,7 @@ class Trainer:
     checkpoint: Callable[[], None]
     average: Average | None = None  # of the weights: what is evaluated, where there is one
     _asked: Tensor | None = None  # what the processes wished for a step ago
+    _due: _Due | None = None  # what is to be reported when the next step is under way
     _graphed: GraphedPasses | None = None  # where launching a pass's kernels would take longer than the kernels
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
@@ -56,11 +66,13 @@ class Trainer:
         report_every = max(1, steps.count // REPORTS)
         evaluate_after = self._evaluation_steps()
         last_checkpoint = time.monotonic()
+        waits = self.accelerator.device.type == "cpu"  # a step is over when its call returns
         losses: list[Tensor] = []
         counted = 0
         watch.start()
         for work in self.loader.start(progress.step):
             loss, norm, rate = self._step(work)
+            self._report(watch)  # of the step before, while a GPU is busy with this one
             progress.step += 1
             if self.average is not None:
                 self.average.update(progress.step)
@@ -70,16 +82,19 @@ class Trainer:
             counted += work.step.targets
             last = progress.step == steps.count
             if progress.step % report_every == 0 or last:
-                progress.train_seconds = watch.read()
-                self._report(float(torch.stack(losses).sum()) / counted, float(norm), rate)
+                numbers = _fetched(torch.stack([torch.stack(losses).sum() / counted, norm]))
+                self._due = _Due(replace(progress), rate, numbers)
                 losses, counted = [], 0
+            if waits or last or progress.step in evaluate_after:
+                self._report(watch)
             if progress.step in evaluate_after:
                 progress.train_seconds = watch.stop()
                 self._evaluate()
                 watch.start()
-            due = time.monotonic() - last_checkpoint >= self.config.checkpoint_seconds
-            stop, save = self._agree(should_stop(), due)
+            old = time.monotonic() - last_checkpoint >= self.config.checkpoint_seconds
+            stop, save = self._agree(should_stop(), old)
             if not last and (stop or save):
+                self._report(watch)
                 progress.train_seconds = watch.stop()
                 self.checkpoint()
                 last_checkpoint, self._asked = time.monotonic(), None
@@ -119,7 +134,9 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(0.0 if norm is None else norm)
+        if isinstance(norm, DTensor):
+            return norm.full_tensor().float()
+        return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=self.accelerator.device)
 
     def gradients(self, work: Work) -> Tensor:
         """Gradients of the mean loss over the step's targets; the summed loss of this process's own."""
@@ -170,14 +187,19 @@ class Trainer:
         count = self.config.evaluations
         return {round(self.loader.steps.count * (i + 1) / count) for i in range(count)} if count else set()
 
-    def _report(self, loss: float, norm: float, rate: float) -> None:
-        p = self.progress
+    def _report(self, watch: Stopwatch) -> None:
+        """Tell what is due, once the step that it is about is over."""
+        due, self._due = self._due, None
+        if due is None:
+            return
+        (loss, norm), p = due.numbers(), due.progress
+        p.train_seconds = watch.read()
         done = p.targets_seen / self.loader.steps.targets
         event = Stepped(
             step=p.step,
             targets_seen=p.targets_seen,
             loss=loss,
-            learning_rate=rate,
+            learning_rate=due.learning_rate,
             gradient_norm=norm,
             targets_per_second=p.targets_seen / p.train_seconds,
             tokens_per_second=p.tokens_seen / p.train_seconds,
@@ -185,7 +207,7 @@ class Trainer:
             seconds_left=p.train_seconds * (1 - done) / done,
             peak_memory_gib=peak_memory_gib(self.accelerator.device),
         )
-        p.history.append(_row(p, loss=loss, learning_rate=rate))
+        p.history.append(_row(p, loss=loss, learning_rate=due.learning_rate))
         self._tell(event)
 
     def _evaluate(self) -> None:
@@ -199,6 +221,22 @@ class Trainer:
     def _tell(self, event: Stepped | Evaluated) -> None:
         if self.accelerator.is_main_process:
             self.emit(event)
+
+
+def _fetched(numbers: Tensor) -> Callable[[], list[float]]:
+    """Numbers of a device on their way to the CPU, behind what is queued and before what will be: nothing waits for
+    them but who asks."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def wait() -> list[float]:
+        there.synchronize()
+        return here.tolist()
+
+    return wait
 
 
 @contextmanager

@@ -11,8 +11,7 @@ import torch
 class Stopwatch:
     """Seconds of training proper: the watch stands still during evaluation, checkpoints and warm-up.
 
-    On a GPU every reading waits for the work that was queued, which is part of the time; between readings nothing
-    waits.
+    On a GPU starting and stopping wait for the work that was queued, which is part of the time; nothing else does.
     """
 
     def __init__(self, seconds: float, device: torch.device) -> None:
@@ -30,8 +29,8 @@ class Stopwatch:
         return self._seconds
 
     def read(self) -> float:
-        """Seconds so far, without stopping."""
-        return self._seconds + (self._now() - self._since if self._since is not None else 0.0)
+        """Seconds so far, without stopping or waiting: of the last step whose numbers were read from the device."""
+        return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
     def _now(self) -> float:
         if self._device.type == "cuda":
