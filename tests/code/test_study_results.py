@@ -30,6 +30,14 @@ def test_the_document_holds_the_committed_rows() -> None:
     assert report.document(grid, rows.read(grid), text) == text
 
 
+def test_the_readme_s_headline_is_the_document_s_rows() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## What was measured") :].partition("\n## ")[0]
+    headline = [line for line in section.splitlines() if line.startswith("| `")]
+    assert len(headline) == 4
+    assert set(headline) <= set((ROOT / "docs" / "results.md").read_text().splitlines())
+
+
 def test_the_document_shows_every_group() -> None:
     grid = grids.load(ROOT / "benchmarks" / "study.yaml")
     shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
