@@ -1,15 +1,22 @@
-"""What several of these tests start from: a home whose runs are recorded, a project after `make demo`."""
+"""What several of these tests start from: a home whose runs are recorded, an asset graph whose stages cost nothing, a
+project after `make demo`."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
 from mlflow import MlflowClient
 
+from dti_pipeline import tracking
+from dti_pipeline.defs import training
 from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import STAGES, Stage
+from tests.pipeline.stand_ins import Stages
 from tests.project import Project
 
 
@@ -33,3 +40,25 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str
     """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy."""
     project = Project(tmp_path_factory.mktemp("demo"))
     return project, project.run(sys.executable, "-m", "dti_pipeline.defs.demo")
+
+
+@pytest.fixture
+def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    fake = Stages()
+    train = next(stage for stage in STAGES if stage.name == "train")
+
+    def run(stage: Stage, *arguments: Any) -> dict[str, Any]:
+        return fake.run(stage, *arguments)
+
+    monkeypatch.setattr(Stage, "run", run)
+    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(train, work.config, work.paths, p))
+    monkeypatch.setattr(tracking, "record_evaluation", lambda *_: None)
+    monkeypatch.setattr(tracking, "record_comparison", lambda *_: None)
+    monkeypatch.setattr(tracking, "promote", lambda *_: None)
+    return fake
+
+
+@pytest.fixture
+def instance() -> Any:
+    with dg.instance_for_test() as instance:
+        yield instance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,85 +12,14 @@ from dagster._core.storage.tags import TagType, get_tag_type
 from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import dvc_record, ghosts, training
+from dti_pipeline.defs import ghosts, training
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES, Stage
 from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
-
-SUITES = {name: {"expectations": 2, "failed": 0} for name in ("raw", "canonical", "splits", "batch")}
-PLAN = {"targets": 90, "targets_in_log": 90, "dropped": 0, "dropped_reason": None}
-REPORTS: dict[str, dict[str, Any]] = {
-    "synth": {"rows": 100},
-    "ingest": {"read": 100, "kept": 90, "quarantined": 6, "duplicates": 4},
-    "validate": {"success": True, "expectations": 8, "failed": 0, "suites": SUITES, "failures": []},
-    "tokenize": {"interactions": 90, "tokens": 400, "tokens_per_interaction": 4.4, "texts": 40, "texts_cut": 0},
-    "pack": {**PLAN, "rows": 7, "plans": {"train": PLAN, "test": PLAN}},
-    "train": {"loss": 0.5, "train_seconds": 2.0, "mlflow_run_id": "a" * 32},
-    "evaluate": {"auc": 0.75, "auc_streaming": 0.76, "training": {"mlflow_run_id": "a" * 32}},
-    "compare": {
-        "paradigms": {"dti": {"auc": 0.75, "mlflow_run_id": "a" * 32}},
-        "baselines": {"item_rate": 0.7, "item_and_user_rate": None},
-        "speedup": {"dti": 5.0},
-        "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
-        "protocol": {"margin": 0.01},
-        "gate": {"dti": {"passed": True, "reason": "is above every floor"}},
-        "champion": "dti",
-    },
-}
-
-
-class Stages:
-    """Stand-ins for the stage functions: each publishes its report, or raises what it was told to."""
-
-    def __init__(self) -> None:
-        self.reports = {name: dict(report) for name, report in REPORTS.items()}
-        self.errors: dict[str, Exception] = {}
-        self.ran: list[tuple[str, str | None]] = []
-
-    def run(self, stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> dict[str, Any]:
-        self.ran.append((stage.name, paradigm))
-        report = self.reports[stage.name]
-        with artifacts.publish(paths.resolve(stage.outs[0].format(paradigm=paradigm)), stage.name) as draft:
-            draft.report |= report
-        if stage.name in self.errors:
-            raise self.errors[stage.name]
-        return report
-
-
-@pytest.fixture
-def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
-    fake = Stages()
-    train = next(stage for stage in STAGES if stage.name == "train")
-
-    def run(stage: Stage, *arguments: Any) -> dict[str, Any]:
-        return fake.run(stage, *arguments)
-
-    monkeypatch.setattr(Stage, "run", run)
-    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(train, work.config, work.paths, p))
-    monkeypatch.setattr(tracking, "record_evaluation", lambda *_: None)
-    monkeypatch.setattr(tracking, "record_comparison", lambda *_: None)
-    monkeypatch.setattr(tracking, "promote", lambda *_: None)
-    return fake
-
-
-def launch(instance: dg.DagsterInstance, *assets: str, overrides: tuple[str, ...] = ()) -> dg.ExecuteInProcessResult:
-    """Materialise assets (all of them where none is named) for `dti`."""
-    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        partition_key="dti",
-        instance=instance,
-        asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
-        run_config={"resources": {"project": {"config": {"overrides": list(overrides)}}}},
-        raise_on_error=False,
-    )
-
-
-@pytest.fixture
-def instance() -> Any:
-    with dg.instance_for_test() as instance:
-        yield instance
+from tests.pipeline.stand_ins import PLAN, REPORTS, Stages, launch
 
 
 def materialization(instance: dg.DagsterInstance, asset: str) -> dg.AssetMaterialization:
@@ -341,73 +269,6 @@ def test_a_log_of_ones_own_is_read_where_it_lies(stages: Stages, instance: dg.Da
     tags = materialization(instance, "log").tags or {}
     assert tags["dagster/data_version"] == artifacts.file_digest(home.home / "mine.csv")
     assert materialization(instance, "log").metadata["bytes"].value == 33
-
-
-@pytest.fixture
-def dvc_calls(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DVC project whose `dvc` writes its arguments into the file that is returned."""
-    home.params.write_text("paradigms: [dti]")
-    (home.home / ".dvc").mkdir()
-    (home.home / "dvc.yaml").write_text("")
-    calls, program = home.home / "calls", home.home / "dvc"
-    program.write_text(f"#!/bin/sh\necho \"$@\" >> '{calls}'\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: str(program))
-    return calls
-
-
-def logs(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> str:
-    return "\n".join(record.user_message for record in instance.all_logs(result.run_id))
-
-
-def test_dvc_records_what_a_run_made(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
-    assert launch(instance, "log", "shards").success
-    assert dvc_calls.read_text() == "commit --quiet --force synth\ncommit --quiet --force pack@dti\n"
-
-
-def test_dvc_does_not_record_a_run_with_overrides(
-    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path
-) -> None:
-    result = launch(instance, "shards", overrides=("packing.targets=3",))
-    assert result.success
-    assert not dvc_calls.exists()
-    assert "params.yaml does not describe a run with packing.targets=3" in logs(instance, result)
-
-
-def test_dvc_does_not_record_a_paradigm_it_has_no_stage_for(
-    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
-) -> None:
-    home.params.write_text("paradigms: [sliding_window]")
-    result = launch(instance, "shards")
-    assert result.success
-    assert not dvc_calls.exists()
-    assert "`paradigms` in params.yaml does not list dti" in logs(instance, result)
-
-
-def test_dvc_does_not_record_a_log_that_is_read_where_it_lies(
-    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
-) -> None:
-    (home.home / "mine.csv").write_text("user_id,item_id,rating,timestamp\n")
-    home.params.write_text("events: {source: table, path: mine.csv}")
-    result = launch(instance, "log")
-    assert result.success
-    assert not dvc_calls.exists()
-    assert "the log is read where it lies, mine.csv" in logs(instance, result)
-
-
-def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
-    stages.reports["ingest"]["duplicates"] = 0
-    assert not launch(instance, "events").success
-    assert not dvc_calls.exists()
-
-
-def test_a_dvc_commit_that_fails_is_a_warning_with_the_command_to_type(
-    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: "/bin/false")
-    result = launch(instance, "log")
-    assert result.success
-    assert "`dvc commit --force synth` failed, run it by hand" in logs(instance, result)
 
 
 def test_a_failure_on_purpose_of_the_training_process_is_its_sentence(

@@ -1,0 +1,79 @@
+"""What a run of the asset graph leaves on DVC's record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from dti_pipeline.defs import dvc_record
+from dti_pipeline.paths import Paths
+from tests.pipeline.stand_ins import Stages, launch
+
+
+@pytest.fixture
+def dvc_calls(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC project whose `dvc` writes its arguments into the file that is returned."""
+    home.params.write_text("paradigms: [dti]")
+    (home.home / ".dvc").mkdir()
+    (home.home / "dvc.yaml").write_text("")
+    calls, program = home.home / "calls", home.home / "dvc"
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> '{calls}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: str(program))
+    return calls
+
+
+def logs(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> str:
+    return "\n".join(record.user_message for record in instance.all_logs(result.run_id))
+
+
+def test_dvc_records_what_a_run_made(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
+    assert launch(instance, "log", "shards").success
+    assert dvc_calls.read_text() == "commit --quiet --force synth\ncommit --quiet --force pack@dti\n"
+
+
+def test_dvc_does_not_record_a_run_with_overrides(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path
+) -> None:
+    result = launch(instance, "shards", overrides=("packing.targets=3",))
+    assert result.success
+    assert not dvc_calls.exists()
+    assert "params.yaml does not describe a run with packing.targets=3" in logs(instance, result)
+
+
+def test_dvc_does_not_record_a_paradigm_it_has_no_stage_for(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
+) -> None:
+    home.params.write_text("paradigms: [sliding_window]")
+    result = launch(instance, "shards")
+    assert result.success
+    assert not dvc_calls.exists()
+    assert "`paradigms` in params.yaml does not list dti" in logs(instance, result)
+
+
+def test_dvc_does_not_record_a_log_that_is_read_where_it_lies(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
+) -> None:
+    (home.home / "mine.csv").write_text("user_id,item_id,rating,timestamp\n")
+    home.params.write_text("events: {source: table, path: mine.csv}")
+    result = launch(instance, "log")
+    assert result.success
+    assert not dvc_calls.exists()
+    assert "the log is read where it lies, mine.csv" in logs(instance, result)
+
+
+def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
+    stages.reports["ingest"]["duplicates"] = 0
+    assert not launch(instance, "events").success
+    assert not dvc_calls.exists()
+
+
+def test_a_dvc_commit_that_fails_is_a_warning_with_the_command_to_type(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: "/bin/false")
+    result = launch(instance, "log")
+    assert result.success
+    assert "`dvc commit --force synth` failed, run it by hand" in logs(instance, result)
