@@ -22,7 +22,7 @@ HEADER = """\
 KEPT = frozenset({"data/staged"})
 METRICS = ["reports/comparison/metrics"]  # a file, and so a line of `dvc metrics show`, for each paradigm
 #: Of `dti study`, committed.
-PICTURES = ("auc_seconds", "speedup_k", "leak_k", "cost_history")
+PICTURES = ("auc_seconds", "speedup_k", "leak_k", "auc_n", "cost_history")
 PLOTS: list[dict[str, Any] | str] = [
     {
         "auc_against_training_time": {

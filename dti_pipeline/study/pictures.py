@@ -100,7 +100,10 @@ def leak_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
 
 
 def auc_n(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
-    """AUC against the number of context interactions, with the floor that sees as many; nothing for one number."""
+    """AUC against the number of context interactions, with the floor that sees as many.
+
+    Nothing is drawn for one number.
+    """
     if len({line["n"] for line in lines}) < 2:
         return False
     floors: dict[str, dict[int, float]] = {}
