@@ -2,10 +2,10 @@
 
 A row has the columns of :meth:`Run.facts`, what training and judging found, and what can only be said beside other
 rows: ``auc_difference`` (to the sliding window of equal epochs and seed, paired, with its interval, and that of the
-mean over all seeds),
-``auc_difference_equal_seconds``, ``speedup``, ``fewer_tokens`` and ``floors``. A run that failed has ``error``. The row
-of a trial (``measure: validation``) has nothing of test targets: ``validation_auc``, ``learning`` (training seconds and
-AUC of the validation targets at each point of the curve), and floors of the validation targets.
+mean over all seeds), ``auc_difference_equal_seconds``, ``auc_difference_unfixed`` (to the same without fixes),
+``speedup``, ``fewer_tokens`` and ``floors``. A run that failed has ``error``. The row of a trial
+(``measure: validation``) has nothing of test targets: ``validation_auc``, ``learning`` (training seconds and AUC of the
+validation targets at each point of the curve), and floors of the validation targets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dti_pipeline.evaluation.bootstrap import Array, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.packing.pack import limit
 from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.study.grid import BASELINE, FACTS, Grid
+from dti_pipeline.study.grid import BASELINE, FACTS, SHOWN, Grid
 from dti_pipeline.study.one import PREDICTIONS, ROW
 
 Row = dict[str, Any]
@@ -88,16 +88,23 @@ def derive(grid: Grid, rows: list[Row], work: Path) -> None:
     """Fill in what stands beside other rows. Cost: a second for each pair of 100,000 targets that has none yet."""
     runs = {run.digest: run for run in grid.runs}
     known = {row["config"]: row for row in rows if "error" not in row}
-    usual, equal_seconds = {}, {}
+    usual, equal_seconds, unfixed = {}, {}, {}
+    plain = {_but_fixes(row): row for row in known.values() if not row["fixes"]}
     for row in known.values():
         run = runs.get(row["config"])
         usual[row["config"]] = known.get((run.against if run else _usual(grid, row, known.values())) or "")
         equal_seconds[row["config"]] = known.get((run and run.against_seconds) or "")
+        unfixed[row["config"]] = plain.get(_but_fixes(row)) if row["fixes"] else None
         _speed(row, usual[row["config"]], list(known.values()))
     for seeds in lines(known.values()):
         _differences(seeds, "auc_difference", usual, work)
         _differences(seeds, "auc_difference_equal_seconds", equal_seconds, work)
+        _differences(seeds, "auc_difference_unfixed", unfixed, work)
     _floors(grid, list(known.values()), work)
+
+
+def _but_fixes(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(fact) for fact in SHOWN if fact != "fixes")
 
 
 def lines(rows: Iterable[Row]) -> list[list[Row]]:
@@ -168,8 +175,8 @@ def _usual(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:
 
 
 def _differences(seeds: Sequence[Row], column: str, against: Mapping[str, Row | None], work: Path) -> None:
-    """AUCs of one line's rows less those of their sliding windows. What was found before, with its intervals, stands
-    while all the AUCs do."""
+    """AUCs of one line's rows less those of the rows that they are held ``against``. What was found before, with its
+    intervals, stands while all the AUCs do."""
     pairs: list[tuple[Row, Row]] = []
     for row in seeds:
         other = against[row["config"]]
@@ -184,14 +191,15 @@ def _differences(seeds: Sequence[Row], column: str, against: Mapping[str, Row | 
         return
     settings = Config().evaluation
     samples = [_samples(row, other, work) for row, other in pairs]
-    of_seeds = None
-    if known := [each for each in samples if each is not None]:
-        of_seeds = interval(over_seeds(np.stack(known), settings.seed), settings.confidence)
-    for (row, other), want, each in zip(pairs, wanted, samples, strict=True):
+    known = [each for each in samples if each is not None]
+    together = len(known) == len(pairs) > 1
+    both = interval(over_seeds(np.stack(known), settings.seed), settings.confidence) if together else None
+    for (row, other), want, old, each in zip(pairs, wanted, olds, samples, strict=True):
         own = interval(each, settings.confidence) if each is not None else None
         row[column] = want | {"mean": round(row["auc"] - other["auc"], 6)}
         row[column] |= {"low": own and round(own.low, 6), "high": own and round(own.high, 6)}
-        both = of_seeds if len(known) == len(pairs) > 1 else None
+        if own is None and old.get("aucs") == want["aucs"]:  # found where the scores were
+            row[column] |= {"low": old["low"], "high": old["high"]}
         row[column] |= {"seeds_low": both and round(both.low, 6), "seeds_high": both and round(both.high, 6)}
 
 

@@ -97,7 +97,7 @@ def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seco
     if trials:
         header += ["validation AUC", "best", "curve"]
     else:
-        header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]"] if judged else []
+        header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]"] if judged else []
         header += ["train s", "targets/s", "tokens/s", "fewer tokens", "speed-up"]
     column = "auc_difference_equal_seconds" if equal_seconds else "auc_difference"
     body = []
@@ -105,7 +105,8 @@ def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seco
         cells = [f"`{line['paradigm']}`", *(_fact(line[fact]) for fact in facts), str(len(line.rows))]
         if judged:
             cells += [_range(line.values("auc")), number(line.mean("auc_streaming")), number(line.mean("log_loss"))]
-            cells += [number(line.mean("gauc")), _difference([row.get(column) for row in line.rows])]
+            cells.append(number(line.mean("gauc")))
+            cells += [_difference([row.get(name) for row in line.rows]) for name in (column, "auc_difference_unfixed")]
         body.append([*cells, *(_learning(line) if trials else _speed(line, rows))])
     if judged or trials:
         body += _floors(shown, len(header), 1 + len(facts) + 1)
