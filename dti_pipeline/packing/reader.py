@@ -70,16 +70,16 @@ class Rows:
 
         # Rows to prompts.
         per_row = self.bounds[rows + 1] - self.bounds[rows]
-        prompt = _spans(self.bounds[rows], per_row)
         row_of_prompt = _owners(per_row)
-        document = _within(per_row).astype(np.int32)
+        document = _within(per_row, row_of_prompt)
+        prompt = self.bounds[rows][row_of_prompt] + document
 
         # Prompts to interactions.
         start = self.start[prompt]
         per_prompt = self.stop[prompt] - start
-        log_row = _spans(start, per_prompt)
         of_prompt = _owners(per_prompt)
-        interaction = _within(per_prompt).astype(np.int32)
+        interaction = _within(per_prompt, of_prompt)
+        log_row = start[of_prompt] + interaction
         first = np.cumsum(per_prompt) - per_prompt  # interaction of each prompt
         is_target = log_row >= self.first_target[prompt][of_prompt]
         sums_before: NDArray[np.int64] = np.cumsum(is_target) - is_target
@@ -92,8 +92,8 @@ class Rows:
         per_interaction = store.offsets[text + 1] - text_start + is_target + 1
         end = np.cumsum(per_interaction)
         label_at, sum_at = end - 1, end[is_target] - 2
-        number = np.arange(per_interaction.sum())
         owner = _owners(per_interaction)
+        number = np.arange(len(owner))
         token = store.tokens.take(number + (text_start - (end - per_interaction)).take(owner), mode="clip")
         token[label_at] = np.where(store.label[log_row] == 1, store.special["yes"], store.special["no"])
         token[sum_at] = store.special["sum"]
@@ -113,8 +113,8 @@ class Rows:
         position[sum_at + 1] -= 1  # a target's label: its [SUM] did not advance positions
 
         layout.token.reshape(-1)[at] = token
-        layout.document.reshape(-1)[at] = document[of_prompt].take(owner)
-        layout.interaction.reshape(-1)[at] = interaction.take(owner)
+        layout.document.reshape(-1)[at] = document.astype(np.int32)[of_prompt].take(owner)
+        layout.interaction.reshape(-1)[at] = interaction.astype(np.int32).take(owner)
         layout.kind.reshape(-1)[at] = kind
         layout.position.reshape(-1)[at] = position
         layout.target.reshape(-1)[at[sum_at]] = log_row[is_target]
@@ -139,12 +139,6 @@ def _owners(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.cumsum(begins)
 
 
-def _within(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, .. within each group of the given sizes, end to end."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - (ends - counts)[_owners(counts)]
-
-
-def _spans(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``starts[i] .. starts[i] + counts[i] - 1`` for each i, end to end."""
-    return starts[_owners(counts)] + _within(counts)
+def _within(counts: NDArray[np.int64], owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, .. within each group of the given sizes, end to end; ``owner`` is :func:`_owners` of them."""
+    return np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
