@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics
-from dti_pipeline.evaluation.bootstrap import Array, Users, interval, over_seeds
+from dti_pipeline.evaluation.bootstrap import Array, Interval, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.packing.pack import limit
 from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.study.grid import BASELINE, FACTS, SHOWN, Grid
+from dti_pipeline.study.grid import BASELINE, SHOWN, Grid
 from dti_pipeline.study.one import PREDICTIONS, ROW
 
 Row = dict[str, Any]
@@ -85,34 +86,36 @@ def write(grid: Grid, rows: Iterable[Row]) -> None:
 
 
 def derive(grid: Grid, rows: list[Row], work: Path) -> None:
-    """Fill in what stands beside other rows. Cost: a second for each pair of 100,000 targets that has none yet."""
+    """Fill in what stands beside other rows. Cost: a second for each row of 100,000 targets whose pairs are new."""
     runs = {run.digest: run for run in grid.runs}
     known = {row["config"]: row for row in rows if "error" not in row}
     usual, equal_seconds, unfixed = {}, {}, {}
-    plain = {_but_fixes(row): row for row in known.values() if not row["fixes"]}
+    plain = {_but(row, "fixes"): row for row in known.values() if not row["fixes"]}
     for row in known.values():
         run = runs.get(row["config"])
         usual[row["config"]] = known.get((run.against if run else _usual(grid, row, known.values())) or "")
         equal_seconds[row["config"]] = known.get((run and run.against_seconds) or "")
-        unfixed[row["config"]] = plain.get(_but_fixes(row)) if row["fixes"] else None
+        unfixed[row["config"]] = plain.get(_but(row, "fixes")) if row["fixes"] else None
         _speed(row, usual[row["config"]], list(known.values()))
-    for seeds in lines(known.values()):
-        _differences(seeds, "auc_difference", usual, work)
-        _differences(seeds, "auc_difference_equal_seconds", equal_seconds, work)
-        _differences(seeds, "auc_difference_unfixed", unfixed, work)
+    resampled = cache(lambda config: _resampled(known[config], work))
+    for seeds in of_seeds(known.values()):
+        _differences(seeds, "auc_difference", usual, resampled)
+        _differences(seeds, "auc_difference_equal_seconds", equal_seconds, resampled)
+        _differences(seeds, "auc_difference_unfixed", unfixed, resampled)
     _floors(grid, list(known.values()), work)
 
 
-def _but_fixes(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(fact) for fact in SHOWN if fact != "fixes")
+def _but(row: Row, ignored: str) -> tuple[Any, ...]:
+    """What tells a row apart, less one of it."""
+    return tuple(row.get(fact) for fact in SHOWN if fact != ignored)
 
 
-def lines(rows: Iterable[Row]) -> list[list[Row]]:
+def of_seeds(rows: Iterable[Row]) -> list[list[Row]]:
     """Rows without an error, those that differ in nothing but their seed together, in their order."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if "error" not in row:
-            found.setdefault((row["dataset"], row["paradigm"], *(row.get(fact) for fact in FACTS)), []).append(row)
+            found.setdefault(_but(row, "seed"), []).append(row)
     return list(found.values())
 
 
@@ -174,9 +177,15 @@ def _usual(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:
     return (same or usual)[0]["config"] if usual else None
 
 
-def _differences(seeds: Sequence[Row], column: str, against: Mapping[str, Row | None], work: Path) -> None:
-    """AUCs of one line's rows less those of the rows that they are held ``against``. What was found before, with its
-    intervals, stands while all the AUCs do."""
+def _differences(
+    seeds: Sequence[Row],
+    column: str,
+    against: Mapping[str, Row | None],
+    resampled: Callable[[str], tuple[Array, Array] | None],
+) -> None:
+    """AUCs of one line's rows less those of the rows that they are held ``against``; ``resampled`` finds what
+    :func:`_resampled` returns for a row's config. What was found before, with its intervals, stands while all the AUCs
+    do."""
     pairs: list[tuple[Row, Row]] = []
     for row in seeds:
         other = against[row["config"]]
@@ -190,27 +199,38 @@ def _differences(seeds: Sequence[Row], column: str, against: Mapping[str, Row | 
     if all(want.items() <= old.items() and old["low"] is not None for want, old in zip(wanted, olds, strict=True)):
         return
     settings = Config().evaluation
-    samples = [_samples(row, other, work) for row, other in pairs]
+    samples = [_paired(resampled(row["config"]), resampled(other["config"])) for row, other in pairs]
     known = [each for each in samples if each is not None]
     together = len(known) == len(pairs) > 1
     both = interval(over_seeds(np.stack(known), settings.seed), settings.confidence) if together else None
     for (row, other), want, old, each in zip(pairs, wanted, olds, samples, strict=True):
-        own = interval(each, settings.confidence) if each is not None else None
-        row[column] = want | {"mean": round(row["auc"] - other["auc"], 6)}
-        row[column] |= {"low": own and round(own.low, 6), "high": own and round(own.high, 6)}
-        if own is None and old.get("aucs") == want["aucs"]:  # found where the scores were
-            row[column] |= {"low": old["low"], "high": old["high"]}
-        row[column] |= {"seeds_low": both and round(both.low, 6), "seeds_high": both and round(both.high, 6)}
+        own = _ends(interval(each, settings.confidence) if each is not None else None)
+        if each is None and old.get("aucs") == want["aucs"]:  # found where the scores were
+            own = {end: old[end] for end in own}
+        row[column] = want | {"mean": round(row["auc"] - other["auc"], 6)} | own | _ends(both, "seeds_")
 
 
-def _samples(row: Row, other: Row, work: Path) -> Array | None:
-    """(samples,) paired differences of AUC, over resamples of users; None where the scores are not on this machine."""
-    own, others = _predictions(row, work), _predictions(other, work)
-    if own is None or others is None or not np.array_equal(own["row"], others["row"]):
+def _ends(found: Interval | None, prefix: str = "") -> dict[str, float | None]:
+    low, high = (None, None) if found is None else (round(found.low, 6), round(found.high, 6))
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _resampled(row: Row, work: Path) -> tuple[Array, Array] | None:
+    """The rows of the log that were judged, and (samples,) AUC over resamples of users; None where the scores are not
+    on this machine."""
+    found = _predictions(row, work)
+    if found is None:
         return None
     settings = Config().evaluation
-    users = Users(own["user"], settings.bootstrap_samples, settings.seed)
-    return users.auc(own["label"], own["probability"]) - users.auc(others["label"], others["probability"])
+    users = Users(found["user"], settings.bootstrap_samples, settings.seed)
+    return found["row"], users.auc(found["label"], found["probability"])
+
+
+def _paired(own: tuple[Array, Array] | None, other: tuple[Array, Array] | None) -> Array | None:
+    """(samples,) differences of two rows that were judged on the same targets."""
+    if own is None or other is None or not np.array_equal(own[0], other[0]):
+        return None
+    return own[1] - other[1]
 
 
 def _predictions(row: Row, work: Path) -> dict[str, Any] | None:

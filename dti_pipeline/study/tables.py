@@ -12,8 +12,7 @@ from dti_pipeline.evaluation.tables import MISSING, number, signed
 from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.study.grid import FACTS, Grid
-from dti_pipeline.study.rows import Row, seconds
-from dti_pipeline.study.rows import lines as of_seeds
+from dti_pipeline.study.rows import Row, of_seeds, seconds
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,16 @@ def pairs(tmp_path: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any
     return fixed, {one["config"]: row(tmp_path, "", one["seed"], 1.0) for one in fixed}
 
 
+def at(work: Path, rows_of: Any) -> Callable[[str], Any]:
+    """Scores of all rows of the pairs, where they lie."""
+    fixed, plain = rows_of
+    known = {one["config"]: one for one in (*fixed, *plain.values())}
+    return lambda config: rows._resampled(known[config], work)
+
+
 def test_a_line_has_the_interval_of_its_mean_beside_each_seed_s(pairs: Any, tmp_path: Path) -> None:
     fixed, plain = pairs
-    rows._differences(fixed, COLUMN, plain, tmp_path)
+    rows._differences(fixed, COLUMN, plain, at(tmp_path, pairs))
     found = [one[COLUMN] for one in fixed]
     for one, difference in zip(fixed, found, strict=True):
         other = plain[one["config"]]
@@ -52,9 +60,9 @@ def test_a_line_has_the_interval_of_its_mean_beside_each_seed_s(pairs: Any, tmp_
 
 def test_a_seed_more_makes_the_line_s_interval_anew(pairs: Any, tmp_path: Path) -> None:
     fixed, plain = pairs
-    rows._differences(fixed[:2], COLUMN, plain, tmp_path)
+    rows._differences(fixed[:2], COLUMN, plain, at(tmp_path, pairs))
     before = fixed[0][COLUMN]
-    rows._differences(fixed, COLUMN, plain, tmp_path)
+    rows._differences(fixed, COLUMN, plain, at(tmp_path, pairs))
     assert fixed[0][COLUMN]["seeds_low"] != before["seeds_low"]
     assert {key: fixed[0][COLUMN][key] for key in ("mean", "low", "high")} == {
         key: before[key] for key in ("mean", "low", "high")
@@ -63,12 +71,12 @@ def test_a_seed_more_makes_the_line_s_interval_anew(pairs: Any, tmp_path: Path) 
 
 def test_what_was_found_stands_where_the_scores_are_gone(pairs: Any, tmp_path: Path) -> None:
     fixed, plain = pairs
-    rows._differences(fixed, COLUMN, plain, tmp_path)
+    rows._differences(fixed, COLUMN, plain, at(tmp_path, pairs))
     before = [dict(one[COLUMN]) for one in fixed]
-    rows._differences(fixed, COLUMN, plain, tmp_path / "elsewhere")
+    rows._differences(fixed, COLUMN, plain, at(tmp_path / "elsewhere", pairs))
     assert [one[COLUMN] for one in fixed] == before
     fixed[0][COLUMN] = None  # one is new: without scores there is no interval, and none is made up
-    rows._differences(fixed, COLUMN, plain, tmp_path / "elsewhere")
+    rows._differences(fixed, COLUMN, plain, at(tmp_path / "elsewhere", pairs))
     assert fixed[0][COLUMN]["low"] is None
     assert fixed[0][COLUMN]["mean"] == before[0]["mean"]
     assert fixed[1][COLUMN] == before[1] | {"seeds_low": None, "seeds_high": None}
@@ -77,6 +85,6 @@ def test_what_was_found_stands_where_the_scores_are_gone(pairs: Any, tmp_path: P
 def test_a_row_is_held_against_the_same_without_fixes() -> None:
     same = {"dataset": "log", "paradigm": "dti", "k": 5, "n": 3, "model": "", "epochs": 1.0, "max_targets": None}
     fixed, plain = ({**same, "fixes": fixes, "seed": 1} for fixes in ("fix", ""))
-    assert rows._but_fixes(fixed) == rows._but_fixes(plain)
+    assert rows._but(fixed, "fixes") == rows._but(plain, "fixes")
     for change in ({"seed": 2}, {"k": 10}, {"paradigm": "dti_isolated"}, {"epochs": 2.0}):
-        assert rows._but_fixes(fixed) != rows._but_fixes(plain | change)
+        assert rows._but(fixed, "fixes") != rows._but(plain | change, "fixes")
