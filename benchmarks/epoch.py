@@ -59,7 +59,6 @@ def main() -> None:
     options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
     arguments = options.parse_args()
     settings = from_plain(Config, SETTINGS)
-    settings = replace(settings, training=replace(settings.training, cuda_graph=not arguments.no_cuda_graph))
     if arguments.tiny:
         settings = replace(
             settings,
@@ -87,7 +86,12 @@ def main() -> None:
         if start - begun + longest > arguments.budget_seconds:
             print(f"no time left for {side}, {targets} targets a step, {size:,} tokens a pass")
             continue
-        training = replace(settings.training, targets_per_step=targets, tokens_per_batch=size)
+        training = replace(
+            settings.training,
+            targets_per_step=targets,
+            tokens_per_batch=size,
+            cuda_graph=not arguments.no_cuda_graph,
+        )
         row = trial(replace(settings, training=training), store, side, arguments, accelerator)
         best[key] = max(best.get(key, row), row, key=lambda one: one["targets_per_second"])
         longest = max(longest, time.monotonic() - start)

@@ -29,6 +29,15 @@ def logs(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult) -> str
     return "\n".join(record.user_message for record in instance.all_logs(result.run_id))
 
 
+def assert_unrecorded(
+    instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult, dvc_calls: Path, why: str
+) -> None:
+    """The run went well, DVC was not called, and the log says why."""
+    assert result.success
+    assert not dvc_calls.exists()
+    assert why in logs(instance, result)
+
+
 def test_dvc_records_what_a_run_made(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
     assert launch(instance, "log", "shards").success
     assert dvc_calls.read_text() == "commit --quiet --force synth\ncommit --quiet --force pack@dti\n"
@@ -38,9 +47,7 @@ def test_dvc_does_not_record_a_run_with_overrides(
     stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path
 ) -> None:
     result = launch(instance, "shards", overrides=("packing.targets=3",))
-    assert result.success
-    assert not dvc_calls.exists()
-    assert "params.yaml does not describe a run with packing.targets=3" in logs(instance, result)
+    assert_unrecorded(instance, result, dvc_calls, "params.yaml does not describe a run with packing.targets=3")
 
 
 def test_dvc_does_not_record_a_paradigm_it_has_no_stage_for(
@@ -48,9 +55,7 @@ def test_dvc_does_not_record_a_paradigm_it_has_no_stage_for(
 ) -> None:
     home.params.write_text("paradigms: [sliding_window]")
     result = launch(instance, "shards")
-    assert result.success
-    assert not dvc_calls.exists()
-    assert "`paradigms` in params.yaml does not list dti" in logs(instance, result)
+    assert_unrecorded(instance, result, dvc_calls, "`paradigms` in params.yaml does not list dti")
 
 
 def test_dvc_does_not_record_a_log_that_is_read_where_it_lies(
@@ -59,9 +64,7 @@ def test_dvc_does_not_record_a_log_that_is_read_where_it_lies(
     (home.home / "mine.csv").write_text("user_id,item_id,rating,timestamp\n")
     home.params.write_text("events: {source: table, path: mine.csv}")
     result = launch(instance, "log")
-    assert result.success
-    assert not dvc_calls.exists()
-    assert "the log is read where it lies, mine.csv" in logs(instance, result)
+    assert_unrecorded(instance, result, dvc_calls, "the log is read where it lies, mine.csv")
 
 
 def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
