@@ -80,7 +80,7 @@ def main() -> None:
         if arguments.only and not {side[0], str(side[1])} & set(arguments.only):
             continue
         key = (targets, *side)
-        if key in best and best[key]["tokens_per_pass"] <= best[key]["tokens_per_batch"] - settings.packing.row_length:
+        if key in best and best[key]["passes_per_step"] == 1:
             continue  # there was room for a whole step already
         start = time.monotonic()
         if start - begun + longest > arguments.budget_seconds:
@@ -162,7 +162,8 @@ def trial(
         "epoch_seconds": round(plan["targets"] / rate, 1),
         "padding_share": plan["padding_share"],
         "tokens_per_batch": training.tokens_per_batch,
-        "tokens_per_pass": loader.height * rows.row_length or training.tokens_per_batch,
+        "tokens_per_pass": loader.size * rows.row_length,
+        "passes_per_step": -(-steps.most_rows // loader.size),
         "targets_per_step": training.targets_per_step,
         "cuda_graph": training.cuda_graph,
         "counted_steps": done.step - warm.step,

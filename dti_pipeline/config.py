@@ -234,8 +234,8 @@ class TrainingConfig:
 
     seed: int = 7
     epochs: float = 2.0
-    targets_per_step: int = 128  # over all processes; rows are gathered until they hold about this many targets
-    tokens_per_batch: int = 8192  # a forward pass at most: whole rows; a step takes as many passes as its rows need
+    targets_per_step: int = 128  # about, over all processes: as many rows as hold so many on average
+    tokens_per_batch: int = 8192  # a forward pass at most: whole rows; a step is as few passes as that allows
     learning_rate: float = 2e-3  # peak, of AdamW
     warmup_share: float = 0.05  # of all targets; then cosine to final_learning_rate_share
     final_learning_rate_share: float = 0.05

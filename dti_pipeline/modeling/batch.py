@@ -34,6 +34,7 @@ class Batch:
     weight: Tensor  # (T,) float32, of each target's loss: 1, or 0 where it counts for nothing
     target: Tensor  # (T,) int64, row of the log
     host: Batch | None = None  # of one that was moved to a GPU: what it was before, to be read without waiting
+    memory: Tensor | None = None  # bytes that all tensors lie in, one behind the other, where they do
 
     @classmethod
     def of(cls, layout: Layout, label_of_row: np.ndarray, filled: int = 0) -> Batch:
@@ -74,23 +75,43 @@ class Batch:
         return Tokens(self.document, self.interaction, self.kind)
 
     def to(self, device: torch.device) -> Batch:
-        moved = self._each(lambda x: x.to(device, non_blocking=True))
+        if self.memory is None:
+            moved = self._each(lambda x: x.to(device, non_blocking=True))
+        else:
+            moved = self._in(self.memory.to(device, non_blocking=True))
         return replace(moved, host=self) if device.type == "cuda" else moved
 
     def pin(self) -> Batch:
-        """In page-locked memory, from which a copy to the GPU does not wait."""
-        return self._each(Tensor.pin_memory)
+        """In one piece of page-locked memory, from which a copy to the GPU does not wait, and is one."""
+        size = sum(_aligned(x.nbytes) for x in self.tensors())
+        pinned = self._in(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+        for target, source in zip(pinned.tensors(), self.tensors(), strict=True):
+            target.copy_(source)
+        return pinned
 
     def without_weight(self) -> Batch:
         """The same, counting for nothing."""
-        return replace(self, weight=torch.zeros_like(self.weight))
+        return replace(self, weight=torch.zeros_like(self.weight), memory=None)
 
     def tensors(self) -> list[Tensor]:
         """All of them, in one order."""
         return list(self._named().values())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(host=None, **{name: change(tensor) for name, tensor in self._named().items()})
+        return Batch(host=None, memory=None, **{name: change(tensor) for name, tensor in self._named().items()})
+
+    def _in(self, memory: Tensor) -> Batch:
+        """Tensors like these in ``memory``, whatever it holds."""
+        start, named = 0, {}
+        for name, tensor in self._named().items():
+            named[name] = memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            start += _aligned(tensor.nbytes)
+        return Batch(host=None, memory=memory, **named)
 
     def _named(self) -> dict[str, Tensor]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "host"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("host", "memory")}
+
+
+def _aligned(size: int) -> int:
+    """Bytes up to where a next tensor may begin: as torch's own allocator places them."""
+    return -(-size // 512) * 512

@@ -4,10 +4,11 @@ A pass of a model 128 wide is some 400 kernels of a few microseconds each, and a
 them. They are launched once while CUDA records them, and from then on all together: a pass is the copy of its batch to
 where the recorded kernels read, and one call. Clipping and the optimizer read the gradients as they always do.
 
-What is recorded has fixed addresses and shapes. So the loader fills all batches up to the same shapes; the gradients
-are tensors that stay, set to zero once a step and added to by every pass; and the number of the step's targets is read
-from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an error, as it does all that
-it cannot record. Random numbers are new at each replay, since torch counts them on for a graph as for single kernels.
+What is recorded has fixed addresses and shapes. So the loader fills all batches up to the same shapes; every pass
+writes its gradients to where the last one did, and a step of several adds them up; and the number of the step's targets
+is read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an error, as it does
+all that it cannot record. Random numbers are new at each replay, since torch counts them on for a graph as for single
+kernels.
 """
 
 from __future__ import annotations
@@ -43,37 +44,46 @@ class GraphedPasses:
         self._device = model.slopes.device
         self._stream = torch.cuda.Stream(self._device)
         self._step_targets = torch.ones((), device=self._device)
-        self._gradients: dict[nn.Parameter, Tensor] = {}  # of those parameters that get one
+        self._made: dict[nn.Parameter, Tensor] = {}  # what the last pass's gradients are written to
+        self._sums: dict[nn.Parameter, Tensor] = {}  # of the passes of a step that has several
         self._recorded: object = None  # what was recorded: see _key
         self._recordings = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []
+        self._input: Batch | None = None
         self._loss: Tensor | None = None
 
     def gradients(self, work: Work) -> Tensor:
         """Gradients of the mean loss over the step's targets; the summed loss. ``work`` is in page-locked memory."""
         self._step_targets.fill_(work.step.targets)
-        for parameter, gradient in self._gradients.items():
-            parameter.grad = gradient  # whoever took the last step may have dropped it
-        if self._gradients:
-            torch._foreach_zero_(list(self._gradients.values()))
         total = torch.zeros((), device=self._device)
-        for batch in work.passes:
+        for number, batch in enumerate(work.passes):
             total += self._replay(batch)
+            if len(work.passes) > 1:
+                self._add_up(first=number == 0)
+        for parameter, gradient in (self._made if len(work.passes) == 1 else self._sums).items():
+            parameter.grad = gradient
         return total
 
     def _replay(self, batch: Batch) -> Tensor:
-        """Add one pass's share to the gradients; its summed loss, until the next replay."""
+        """Make one pass's gradients; its summed loss. Both until the next replay."""
         key = self._key(batch)
         if key != self._recorded:
             self._record(batch)
             self._recorded = key
         assert self._graph is not None
         assert self._loss is not None
-        for target, source in zip(self._inputs, batch.tensors(), strict=True):
-            target.copy_(source, non_blocking=True)
+        assert self._input is not None
+        assert self._input.memory is not None
+        assert batch.memory is not None
+        self._input.memory.copy_(batch.memory, non_blocking=True)
         self._graph.replay()
         return self._loss
+
+    def _add_up(self, first: bool) -> None:
+        if self._sums.keys() != self._made.keys():
+            self._sums = {parameter: torch.empty_like(gradient) for parameter, gradient in self._made.items()}
+        add_or_copy = torch._foreach_copy_ if first else torch._foreach_add_
+        add_or_copy(list(self._sums.values()), list(self._made.values()))
 
     def _key(self, batch: Batch) -> object:
         """All that decides which kernels a pass is."""
@@ -81,39 +91,34 @@ class GraphedPasses:
         return self._model.training, shapes, self._model.sizes(batch) if self._model.sums_differ else None
 
     def _record(self, batch: Batch) -> None:
-        """Record a pass of the shape of ``batch``. Gradients and random state are afterwards what they were."""
+        """Record a pass of the shape of ``batch``. Random state is then what it was, and there are no gradients."""
         if self._recordings == MOST_RECORDINGS:
             raise RuntimeError(f"passes have had {MOST_RECORDINGS} different shapes: they are not filled up to one")
         self._recordings += 1
         torch.cuda.synchronize(self._device)  # the last recording may still be at work
         self._graph = self._loss = None
+        self._made = {}
         gc.collect()  # what is dropped in the middle of a recording may end it: an earlier training's graph, say
-        inputs = batch.to(self._device)
-        self._inputs = inputs.tensors()
+        self._input = batch.to(self._device)
         with torch.random.fork_rng([self._device]):
             # On the stream of the recording: what autograd remembers of a parameter includes its stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
-                self._keep_gradients(self._warmed_up(inputs))
+                for _ in range(WARM_UP_PASSES):
+                    self._add_gradients(self._input, self._step_targets)
+                self._drop_gradients()
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # The loader's threads go on allocating page-locked memory: only this thread may not.
+            # The loader's thread goes on allocating page-locked memory: only this thread may not.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._loss = self._add_gradients(inputs, self._step_targets)
+                self._loss = self._add_gradients(self._input, self._step_targets)
+        parameters = self._model.trained().values()
+        # Made in the recording, for want of any to add to: each replay writes them anew.
+        self._made = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+        self._drop_gradients()
         self._graph = graph
         log.info("recorded a pass of %s as a CUDA graph", tuple(batch.token.shape))
 
-    def _warmed_up(self, inputs: Batch) -> list[nn.Parameter]:
-        """Take some passes and drop their gradients; the parameters that got one."""
-        parameters = list(self._model.trained().values())
-        for parameter in parameters:
+    def _drop_gradients(self) -> None:
+        for parameter in self._model.trained().values():
             parameter.grad = None
-        for _ in range(WARM_UP_PASSES):
-            self._add_gradients(inputs, self._step_targets)
-        return [parameter for parameter in parameters if parameter.grad is not None]
-
-    def _keep_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Give ``parameters`` the gradients that stay: those of the step so far, or zeros."""
-        self._gradients = {p: self._gradients.get(p, torch.zeros_like(p)) for p in parameters}
-        for parameter, gradient in self._gradients.items():
-            parameter.grad = gradient

@@ -1,14 +1,16 @@
 """Which rows make up each optimizer step: a pure function of the plan, the seed and the step's number.
 
-Rows are drawn in a new order each epoch and cut into steps of about ``targets_per_step`` *targets*, so that a step
-means the same for every paradigm, however many targets its rows hold. Nothing is remembered between steps: a run that
-resumes at step i asks for step i.
+Rows are drawn in a new order each epoch and dealt out to as many steps as make about ``targets_per_step`` *targets*
+each, so that a step means the same for every paradigm, however many targets its rows hold. All steps have the same
+number of rows, or one less: they are packed full, so that equal rows are nearly equal targets (MovieLens-1M, 7 rows a
+step: 4 % about the mean; cut where the running count of targets passes equal shares they were 6 %), and a GPU, whose
+passes have one shape, is given almost no empty rows. Nothing is remembered between steps: a run that resumes at step i
+asks for step i.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -46,14 +48,10 @@ class Steps:
         #: Targets seen in all steps together.
         self.targets = whole * self._per_epoch + int(self._draw(whole).before[rest])
 
-    @cached_property
+    @property
     def most_rows(self) -> int:
-        """Rows of the largest step. Cost: all epochs are drawn once."""
-        left, most = self.count, 0
-        for epoch in range(-(-self.count // self._steps)):
-            most = max(most, int(np.diff(self._draw(epoch).bounds[: left + 1]).max()))
-            left -= self._steps
-        return most
+        """Rows of the largest step."""
+        return -(-len(self._targets) // self._steps)
 
     def __getitem__(self, number: int) -> Step:
         number_of_epoch, index = divmod(number, self._steps)
@@ -69,12 +67,8 @@ class Steps:
         )
 
     def _draw(self, epoch: int) -> _Epoch:
-        """Shuffle the rows and cut them where the running count of targets passes equal shares."""
+        """Shuffle the rows and cut them into equal shares."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._targets))
         running = np.concatenate([[0], np.cumsum(self._targets[order])])
-        step = np.arange(self._steps + 1)
-        bounds = np.searchsorted(running, self._per_epoch * step / self._steps)
-        # At least one row each: no step starts before the one before it, or so late that the rest run out of rows.
-        bounds = np.maximum.accumulate(bounds - step) + step
-        bounds = np.minimum(bounds, len(order) - self._steps + step)
+        bounds = np.arange(self._steps + 1) * len(order) // self._steps
         return _Epoch(epoch, order, bounds, running[bounds])

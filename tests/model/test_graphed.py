@@ -79,6 +79,24 @@ def test_filled_batches_differ_in_no_shape() -> None:
     assert sum(batch.weight.sum() for batch in batches) == rows.targets().sum()
 
 
+@pytest.mark.parametrize("filled_up_to", [0, 40])
+def test_a_batch_in_one_piece_of_memory_is_the_same_batch(filled_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log.random(users=5, seed=3)
+    rows = log.rows(3, 4, 128)
+    batch = Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, filled_up_to)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: zeros(size, dtype=dtype))
+    moved = batch.pin().to(CPU)
+    assert moved.memory is not None
+    memory = moved.memory.untyped_storage().data_ptr()
+    for tensor, expected in zip(moved.tensors(), batch.tensors(), strict=True):
+        assert torch.equal(tensor, expected)
+        assert tensor.dtype == expected.dtype
+        assert tensor.untyped_storage().data_ptr() == memory
+    assert not moved.without_weight().to(CPU).weight.any()
+    assert torch.equal(moved.weight, batch.weight)
+
+
 # Passes that never wait
 
 
