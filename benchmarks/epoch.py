@@ -131,7 +131,7 @@ def trial(
     optimizer = optimizer_for(model, training)
     if accelerator.device.type == "cuda":
         model.compile_layers()
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    prepared = accelerator.prepare(model)
 
     def run(first: int, stop_after: Any) -> Progress:
         progress = Progress(step=first)

@@ -139,7 +139,6 @@ class Bench:
             autocast=self.accelerator.autocast,
             no_sync=lambda model: nullcontext(),
             backward=lambda loss: loss.backward(),
-            clip_grad_norm_=torch.nn.utils.clip_grad_norm_,
         )
 
     def mesh(self, together: bool) -> DeviceMesh:

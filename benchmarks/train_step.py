@@ -128,7 +128,7 @@ class Bench:
         self.adapters = sum(p.numel() for n, p in self.model.trained().items() if "lora" in n)
         if self.device.type == "cuda":
             self.model.compile_layers()
-        prepared, optimizer = accelerator.prepare(self.model, optimizer)
+        prepared = accelerator.prepare(self.model)
         self.trainer: Trainer = llama.trainer(prepared, optimizer, accelerator, training, self._plan(VARIANTS[0], 1)[0])
 
     def _plan(self, variant: Variant, rows: int) -> tuple[Rows, float]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils import clip_grad_norm_
 
 from dti_pipeline.config import TrainingConfig
 from dti_pipeline.modeling.batch import Batch
@@ -131,12 +133,14 @@ class Trainer:
 
     def update(self) -> Tensor:
         """Clip the gradients, take the optimizer's step with them, and drop them; their norm before clipping."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        norm = clip_grad_norm_(self._parameters, self.config.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if isinstance(norm, DTensor):
-            return norm.full_tensor().float()
-        return torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32, device=self.accelerator.device)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
+
+    @cached_property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def gradients(self, work: Work) -> Tensor:
         """Gradients of the mean loss over the step's targets; the summed loss of this process's own."""

@@ -110,11 +110,12 @@ def train(
         )
     if device.type == "cuda" and not sharded:
         model.compile_layers()
-    # What is shared out is ready as it is: accelerate would wrap it once more.
-    prepared, prepared_optimizer = (model, optimizer) if sharded else accelerator.prepare(model, optimizer)
+    # What is shared out is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
+    # scaled: wrapped, each of its steps would search sys.path for a package that is not there.
+    prepared = model if sharded else accelerator.prepare(model)
     trainer = Trainer(
         model=prepared,
-        optimizer=prepared_optimizer,
+        optimizer=optimizer,
         accelerator=accelerator,
         config=settings,
         loader=Loader(

@@ -239,7 +239,7 @@ def trainer(
         tokens_per_batch=256, learning_rate=1e-3, text_loss_weight=text_loss_weight, cuda_graph=True
     )
     optimizer = optimizer_for(model, config)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.prepare(model)
     return Trainer(
         model=model,
         optimizer=optimizer,
