@@ -178,6 +178,25 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
     assert all(row["fewer_tokens"] > 8 for row in rows[1:])
 
 
+@pytest.mark.slow
+def test_float8_is_judged_by_what_is_trained_on_top(tmp_path: Path) -> None:
+    started(str(BENCHMARKS / "float8_quality.py"), "--seeds", "1", "2", folder=tmp_path)
+    rows = json.loads((tmp_path / "float8_quality.json").read_text())
+    assert [row["seed"] for row in rows] == [1, 2, "all"]
+    for row in rows:
+        assert row["command"] == "python benchmarks/float8_quality.py --seeds 1 2 --tiny"
+        assert row["layers_rounded"] == 2 * 7, "every linear layer of both decoder layers"
+        assert row["difference"] == pytest.approx(row["auc_float8"] - row["auc_plain"], abs=1.1e-4)
+        assert row["low"] < row["high"]
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert 1e-4 < row["mean_change_of_probability"] < 0.05, "rounded, and no more than rounded"
+        assert abs(row["difference"]) < 0.03
+        assert row["auc_plain"] > row["auc_base"], "the adapters have learnt something"
+    assert rows[0]["auc_plain"] != rows[1]["auc_plain"]
+    for figure in ("difference", "mean_change_of_probability"):
+        assert rows[2][figure] == pytest.approx((rows[0][figure] + rows[1][figure]) / 2, abs=2e-5)
+
+
 def test_kernels_are_told_apart(scripts: None) -> None:
     import kernels
 
