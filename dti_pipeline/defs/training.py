@@ -38,8 +38,7 @@ def run(
         pipes.run(
             context=context,
             command=[sys.executable, "-m", MODULE, *arguments],
-            # Threads that spin while they wait slow each other down many times over where runs share the cores.
-            env={"DTI_HOME": str(work.paths.home), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+            env={"DTI_HOME": str(work.paths.home)},
         )
     except Crashed as error:
         # Not a RetryPolicy on the asset: Dagster applies one to a cancelled step too.

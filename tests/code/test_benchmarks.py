@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 #: What `make bench` runs; docs/benchmark.md has a table of each.
-ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "orchestration")
+ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "orchestration", "float8_quality")
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
     "attention": "attention",
