@@ -19,20 +19,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from harness import parser, publish, token_store
+from bare import bare_trainer
+from harness import named, parser, publish, token_store
 
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.packing.pack import plan_rows
-from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.reader import Rows, bounds
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
 
@@ -102,8 +101,7 @@ def main() -> None:
         row["speedup"] = round(row["targets_per_second"] / base["targets_per_second"], 2) if base else None
         row["fewer_tokens"] = round(base["tokens_per_target"] / row["tokens_per_target"], 2) if base else None
     gpus = None if cpu else [torch.cuda.get_device_name()]
-    name = "epoch" if arguments.home is None else f"epoch_{arguments.home.resolve().name}"
-    publish(name, list(best.values()), arguments.results, gpus=gpus, commit=arguments.commit)
+    publish(named("epoch", arguments.home), list(best.values()), arguments.results, gpus=gpus, commit=arguments.commit)
 
 
 def trial(
@@ -114,8 +112,7 @@ def trial(
     settings = replace(settings, packing=replace(settings.packing, targets=50 if k == 1 else k))
     training = replace(settings.training, checkpoint_seconds=10**9)
     plan, cut, row = plan_rows(settings, store, paradigm, "train")
-    bounds = np.searchsorted(row, np.arange(plan["rows"] + 1))
-    rows = Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds)
+    rows = Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row))
     steps = Steps(rows.targets(), training.targets_per_step, EPOCHS, training.seed)
     loader = Loader(rows, steps, training.tokens_per_batch, accelerator.device)
     torch.manual_seed(training.seed)
@@ -135,17 +132,7 @@ def trial(
 
     def run(first: int, stop_after: Any) -> Progress:
         progress = Progress(step=first)
-        Trainer(
-            model=prepared,
-            optimizer=optimizer,
-            accelerator=accelerator,
-            config=training,
-            loader=loader,
-            progress=progress,
-            emit=lambda event: None,
-            evaluate=dict,
-            checkpoint=lambda: None,
-        ).run(stop_after)
+        bare_trainer(prepared, optimizer, accelerator, training, loader, progress).run(stop_after)
         return progress
 
     warm = run(0, after_steps(WARM_UP_STEPS))

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from harness import ROOT, parser, prepared, publish
+from bare import bare_trainer
+from harness import ROOT, named, parser, prepared, publish
 from numpy.typing import NDArray
 
 from dti_pipeline import config
@@ -35,12 +36,11 @@ from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.scoring import score
 from dti_pipeline.packing.pack import plan_rows
-from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.reader import Rows, bounds
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
 
@@ -82,8 +82,13 @@ def main() -> None:
             sides[seed] = plain, rounded
             print(f"seed {seed}: AUC {bench.auc(plain.score):.4f} and {bench.auc(rounded.score):.4f}", flush=True)
     gpus = None if cpu else [torch.cuda.get_device_name()]
-    name = "float8_quality" if arguments.home is None else f"float8_quality_{arguments.home.resolve().name}"
-    publish(name, bench.table(base, sides), arguments.results, gpus=gpus, commit=arguments.commit)
+    publish(
+        named("float8_quality", arguments.home),
+        bench.table(base, sides),
+        arguments.results,
+        gpus=gpus,
+        commit=arguments.commit,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,8 @@ class Bench:
             model.compile_layers()
         progress = Progress()
         loader = Loader(rows, steps, training.tokens_per_batch, device)
-        trainer = Trainer(model=self.accelerator.prepare(model), optimizer=optimizer, accelerator=self.accelerator,
-                          config=training, loader=loader, progress=progress, emit=lambda event: None, evaluate=dict,
-                          checkpoint=lambda: None)  # fmt: skip
-        trainer.run(lambda: False)
+        ready = self.accelerator.prepare(model)
+        bare_trainer(ready, optimizer, self.accelerator, training, loader, progress).run(lambda: False)
         if folder is not None:
             model.save(folder)
         model.eval()
@@ -164,8 +167,7 @@ class Bench:
 
     def _rows(self, settings: Config, plan: str) -> Rows:
         _, cut, row = plan_rows(settings, self.store, PARADIGM, plan)
-        bounds = np.searchsorted(row, np.arange(row.max(initial=-1) + 2))
-        return Rows(self.store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds)
+        return Rows(self.store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row))
 
     def table(self, base: Trained, sides: dict[int, tuple[Trained, Trained]]) -> list[dict[str, Any]]:
         """A row a seed, and one over all of them: means, and the interval that counts the luck of a training too."""

@@ -60,6 +60,11 @@ def publish(
     artifacts.write_text(results / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
 
 
+def named(name: str, home: Path | None) -> str:
+    """Of a result: another one where it is of a project's own log (``--home``, which the command says)."""
+    return name if home is None else f"{name}_home"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as Markdown; a row that lacks a column leaves its cell empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from accelerate import Accelerator
+from bare import bare_trainer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
@@ -143,14 +144,5 @@ def trainer(
     prepared: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, config: TrainingConfig, plan: Rows
 ) -> Trainer:
     """The project's loop, of which only single steps are taken."""
-    return Trainer(
-        model=prepared,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        config=config,
-        loader=Loader(plan, Steps(plan.targets(), 1, 1, 0), plan.row_length, accelerator.device),
-        progress=Progress(),
-        emit=lambda event: None,
-        evaluate=dict,
-        checkpoint=lambda: None,
-    )
+    loader = Loader(plan, Steps(plan.targets(), 1, 1, 0), plan.row_length, accelerator.device)
+    return bare_trainer(prepared, optimizer, accelerator, config, loader, Progress())

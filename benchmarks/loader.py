@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import median_seconds, parser, publish, token_store
+from harness import median_seconds, named, parser, publish, token_store
 
 from dti_pipeline import config
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.pack import plan_rows
-from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore, read_columns, write_columns
 from dti_pipeline.paths import Paths
 
@@ -40,21 +40,21 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         rows = [measure(name, length, store, Path(scratch)) for name in PLANS for length in (1024, 8192)]
-    publish("loader" if arguments.home is None else f"loader_{arguments.home.resolve().name}", rows, arguments.results)
+    publish(named("loader", arguments.home), rows, arguments.results)
 
 
 def measure(name: str, row_length: int, store: TokenStore, scratch: Path) -> dict[str, Any]:
     paradigm, k = PLANS[name]
     settings = config.from_plain(config.Config, {"packing": {"context": 20, "targets": k, "row_length": row_length}})
-    report, cut, row = plan_rows(settings, store, paradigm, "train")
+    _, cut, row = plan_rows(settings, store, paradigm, "train")
     path = scratch / "plan.arrow"
     write_columns(path, {"row": row, "start": cut.start, "first_target": cut.first_target, "stop": cut.stop})
     columns = read_columns(path)
-    bounds = np.searchsorted(columns["row"], np.arange(report["rows"] + 1))
-    plan = Rows(store, row_length, columns["start"], columns["first_target"], columns["stop"], bounds)
+    spans = (columns[name] for name in ("start", "first_target", "stop"))
+    plan = Rows(store, row_length, *spans, bounds(columns["row"]))
 
     sample = np.random.default_rng(0).permutation(len(plan))[: 100 * TOKENS // row_length]
-    batches = plan.split(sample, TOKENS)
+    batches = split(sample, plan.height(TOKENS))
     layouts = [plan.assemble(batch) for batch in batches]
     tokens = sum(int((layout.kind != Kind.PAD).sum()) for layout in layouts)
     seconds = median_seconds(lambda: [Batch.of(plan.assemble(batch), store.label) for batch in batches])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.reader import Rows, split
 
 
 @torch.no_grad()
@@ -27,8 +27,9 @@ def score(
     targets, logits = [], []
     cuda = device.type == "cuda"
     # On a GPU every batch is filled up to one shape: one compilation. None is waited for while the next is assembled.
-    height = filled_height(len(wanted), rows.height(tokens_per_batch)) if cuda else 0
-    for part in rows.split(wanted, tokens_per_batch):
+    most = rows.height(tokens_per_batch)
+    height = filled_height(len(wanted), most) if cuda else 0
+    for part in split(wanted, most):
         batch = Batch.of(rows.assemble(part, height), rows.store.label)
         targets.append(batch.target)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):

@@ -33,14 +33,13 @@ class Rows:
         """A plan that ``dti pack`` made, memory-mapped."""
         manifest = artifacts.read(folder, "pack")
         columns = read_columns(folder / f"{plan}.arrow")
-        rows = manifest.report["plans"][plan]["rows"]
         return cls(
             store=store,
             row_length=manifest.report["row_length"],
             start=columns["start"],
             first_target=columns["first_target"],
             stop=columns["stop"],
-            bounds=np.searchsorted(columns["row"], np.arange(rows + 1)),
+            bounds=bounds(columns["row"]),
         )
 
     def __len__(self) -> int:
@@ -54,11 +53,6 @@ class Rows:
     def height(self, tokens: int) -> int:
         """Rows of a batch of at most ``tokens`` tokens (one row at least)."""
         return max(1, tokens // self.row_length)
-
-    def split(self, rows: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
-        """The named rows in batches of at most ``tokens`` tokens (one row at least)."""
-        size = self.height(tokens)
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
         """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding.
@@ -125,6 +119,16 @@ class Rows:
             layout.kind.reshape(-1)[at] = Kind.PREFIX
             layout.position.reshape(-1)[at] = np.tile(np.arange(prefix), len(prompt))
         return layout
+
+
+def bounds(row: NDArray[Any]) -> NDArray[np.int64]:
+    """(r + 1,) first prompt of each row, and the end, from the row that each prompt (p,) is in, ascending."""
+    return np.searchsorted(row, np.arange(row[-1] + 2 if len(row) else 1))
+
+
+def split(rows: NDArray[np.int64], height: int) -> list[NDArray[np.int64]]:
+    """The named rows in batches of ``height``; the last may have fewer."""
+    return [rows[i : i + height] for i in range(0, len(rows), height)]
 
 
 def _owners(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.distance import rotate, unrotate
 from dti_pipeline.packing import best_fit
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore
 
 #: Keys that one pass of scoring reads, over all its targets: bounds its memory, and keeps it in a CPU's cache.
@@ -78,17 +78,17 @@ class ItemStates:
         row_length = max(ROW, int(lengths.max()) + 1)
         packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each its own prompt, as a target without context
         order = np.argsort(packed.row, kind="stable")
-        bounds = np.searchsorted(packed.row[order], np.arange(packed.rows + 1))
-        rows = Rows(store, row_length, order, order, order + 1, bounds)
+        rows = Rows(store, row_length, order, order, order + 1, bounds(packed.row[order]))
+        height = rows.height(tokens_per_batch)
 
         places, parts = [], []
         width = backbone.decoder_of(self.model.lm).config.get_text_config().hidden_size
         sums = torch.empty(texts, width, device=self.device)
-        for part in rows.split(np.arange(len(rows)), tokens_per_batch):
-            layout = rows.assemble(part, max(1, tokens_per_batch // row_length) if self.device.type == "cuda" else 0)
+        for part in split(np.arange(len(rows)), height):
+            layout = rows.assemble(part, height if self.device.type == "cuda" else 0)
             batch = Batch.of(layout, store.label).to(self.device)
             row, slot = np.nonzero((layout.kind == Kind.TEXT) | (layout.kind == Kind.LABEL))
-            state = order[bounds[part[row]] + layout.document[row, slot]]
+            state = order[rows.bounds[part[row]] + layout.document[row, slot]]
             places.append(starts[state] + layout.position[row, slot])
             parts.append(self._states(batch, (torch.from_numpy(row), torch.from_numpy(slot)), sums))
         back = torch.from_numpy(np.argsort(np.concatenate(places))).to(self.device)

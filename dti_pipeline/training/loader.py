@@ -13,7 +13,7 @@ import torch
 
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
 
 #: Steps assembled ahead.
@@ -69,9 +69,8 @@ class Loader:
         return self._assemble(self.steps[number])
 
     def _assemble(self, step: Step) -> Work:
-        of_a_pass = self.size * self.rows.row_length
-        mine = self.rows.split(step.rows[self.rank :: self.world], of_a_pass)
-        most = len(self.rows.split(step.rows[:: self.world], of_a_pass))
+        mine = split(step.rows[self.rank :: self.world], self.size)
+        most = len(split(step.rows[:: self.world], self.size))
         passes, tokens = [], 0
         for index in range(most):
             layout = self.rows.assemble(mine[index] if index < len(mine) else step.rows[:1], self.height)

@@ -22,7 +22,7 @@ ON_GPU = {
     "train_step_float8": "train_step",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},
     "epoch": "epoch",
-    "epoch_ml-1m": "epoch",
+    "epoch_home": "epoch",
 }
 MEASURED = (*ON_CPU, *(name for name in ON_GPU if (BENCHMARKS / "results" / f"{name}.json").is_file()))
 
