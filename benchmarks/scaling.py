@@ -177,7 +177,7 @@ def whole_step(trainer: Trainer, work: Work, exchange: bool = True) -> None:
     else:
         with trainer.model.no_sync():  # type: ignore[operator]
             trainer.gradients(work)
-    trainer.update()
+    trainer.update(trainer.config.learning_rate)
 
 
 @contextmanager

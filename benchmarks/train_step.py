@@ -169,7 +169,7 @@ class Bench:
             self.trainer.gradients(work)
             marks.append(self._now())
         with record_function("update"):
-            self.trainer.update()
+            self.trainer.update(self.trainer.config.learning_rate)
         marks.append(self._now())
         *passes, update = (self._between(start, end) for start, end in pairwise(marks))
         measured.passes += passes

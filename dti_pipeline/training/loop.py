@@ -22,7 +22,7 @@ from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.graphed import GraphedPasses
+from dti_pipeline.training.graphed import GraphedPasses, GraphedUpdate
 from dti_pipeline.training.loader import Loader, Work
 from dti_pipeline.training.optimizer import learning_rate
 from dti_pipeline.training.progress import Evaluated, Listener, Stepped
@@ -57,7 +57,9 @@ class Trainer:
     average: Average | None = None  # of the weights: what is evaluated, where there is one
     _asked: Tensor | None = None  # what the processes wished for a step ago
     _due: _Due | None = None  # what is to be reported when the next step is under way
-    _graphed: GraphedPasses | None = None  # where launching a pass's kernels would take longer than the kernels
+    # Where launching kernels would take longer than the kernels.
+    _graphed: GraphedPasses | None = None
+    _graphed_update: GraphedUpdate | None = None
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
@@ -123,19 +125,24 @@ class Trainer:
         """One optimizer step: summed loss over the step's targets of all processes, gradient norm, learning rate."""
         accelerator = self.accelerator
         rate = learning_rate(self.config, work.step.targets_before, self.loader.steps.targets)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         total = self.gradients(work)
-        norm = self.update()
+        norm = self.update(rate)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
         return total, norm, rate
 
-    def update(self) -> Tensor:
-        """Clip the gradients, take the optimizer's step with them, and drop them; their norm before clipping."""
+    def update(self, rate: float) -> Tensor:
+        """Clip the gradients, take the optimizer's step with them, and drop them; their norm before clipping, until the
+        next update."""
+        norm = (self._graphed_update or self._update)(rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _update(self, rate: float | Tensor) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         norm = clip_grad_norm_(self._parameters, self.config.max_gradient_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
 
     @cached_property
@@ -179,12 +186,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _graph(self) -> None:
-        """From here on passes are a CUDA graph, where asked for and nothing but this process takes part in them."""
+        """From here on passes and updates are CUDA graphs, where asked for and nothing but this process takes part."""
         model = self.model
         alone = self.accelerator.num_processes == 1 and not isinstance(model, FSDPModule)
         if self.config.cuda_graph and alone and isinstance(model, CTRModel) and model.waits_for_launches:
             self.loader = replace(self.loader, filled=True)
             self._graphed = GraphedPasses(model, self._add_gradients)
+            self._graphed_update = GraphedUpdate(self.optimizer, self._update)
 
     def _evaluation_steps(self) -> set[int]:
         """After which steps the validation targets are scored: evenly spread, the last step among them."""

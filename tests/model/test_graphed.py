@@ -25,6 +25,7 @@ from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.graphed import GraphedUpdate
 from dti_pipeline.training.loader import AHEAD, Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
@@ -324,3 +325,42 @@ def test_a_training_is_the_same_as_a_graph(
     for name, weight in graphed.model.named_parameters():
         moved = (weights[name].cpu() - begun[name]).norm()
         assert (weight - weights[name]).norm().cpu() <= near * moved + 1e-4, name
+
+
+@pytest.mark.gpu
+def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator) -> None:
+    """At every rate and gradient, clipped or not; also where gradients begin to lie somewhere else."""
+    cuda, config = accelerator.device, TrainingConfig(weight_decay=0.1)
+    made = []
+    for graph in (True, False):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 3)).to(cuda)
+        optimizer = optimizer_for(model, config)
+
+        def update(rate: Any, model: Any = model, optimizer: Any = optimizer) -> torch.Tensor:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            return norm
+
+        made.append((model, GraphedUpdate(optimizer, update) if graph else update))
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+    for step in range(8):
+        if step == 5:
+            kept = [parameter.grad for model, _ in made for parameter in model.parameters()]
+            for model, _ in made:
+                for parameter in model.parameters():
+                    parameter.grad = torch.empty_like(parameter)
+            assert len(kept) == 12  # not yet free, so that the new ones lie elsewhere
+        norms = []
+        for model, update in made:
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.copy_(torch.randn(parameter.shape) * 10.0 ** (step % 3 - 2))
+            norms.append(update(1e-3 * (step + 1)).clone())
+        torch.testing.assert_close(norms[0], norms[1])
+        for graphed, plain in zip(made[0][0].parameters(), made[1][0].parameters(), strict=True):
+            torch.testing.assert_close(graphed, plain, atol=1e-7, rtol=1e-6)
