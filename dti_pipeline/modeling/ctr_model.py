@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dti_pipeline.modeling import backbone, float8, layers
 from dti_pipeline.modeling.attention import View, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
-from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
+from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, block_lists, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.plain import from_plain
@@ -72,6 +74,7 @@ class CTRModel(nn.Module):
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
         self._largest: dict[tuple[object, ...], Sizes] = {}
+        self._fused: Callable[[Any], Any] = _as_it_is
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
 
@@ -81,7 +84,7 @@ class CTRModel(nn.Module):
         The text loss is the mean next-token cross entropy inside item texts, nats: an auxiliary task that teaches the
         words of a vocabulary which clicks alone say little about. Cost: logits over the vocabulary at text tokens.
         """
-        embedded = self.embed(batch)
+        embedded = self._fused(CTRModel.embed)(self, batch)
         # Unless words are predicted too, nobody reads any other row of the last layer.
         view = self.view(batch, embedded, narrow=self._saves_by_narrowing() and not with_text_loss)
         hidden = self.states(embedded, batch.position, view)
@@ -147,7 +150,7 @@ class CTRModel(nn.Module):
     def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
         """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only
         [SUM] rows are to leave the last."""
-        spans = intervals(batch.tokens, self.paradigm, self.context)
+        spans = self._fused(intervals)(batch.tokens, self.paradigm, self.context)
         sums = None
         if narrow or self.sums_differ:
             sums = self._sum_rows(batch, spans, embedded)
@@ -159,7 +162,7 @@ class CTRModel(nn.Module):
             self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
-            block_mask=self._block_masks[shape].build(spans),
+            block_mask=self._block_masks[shape].build(spans, self._fused(block_lists)),
             options=kernel_options(device, dtype, self.head_width),
             sums=sums,
             narrow=narrow,
@@ -208,14 +211,19 @@ class CTRModel(nn.Module):
             float8.freeze(backbone.decoder_of(self.lm).layers, device)
 
     def compile_layers(self) -> None:
-        """Compile each decoder layer: all share one graph, the last has its own. Rows must then have one length,
-        batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
+        """Compile each decoder layer: all share one graph, the last has its own; and of a small model, for which many short
+        kernels take longer than a long one, what is before and behind them. Rows must then have one length, batches one
+        height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
 
         Graphs of models that were compiled before are forgotten: they would count as this one's."""
         torch.compiler.reset()
         layers.allow_graphs()
         for layer in backbone.decoder_of(self.lm).layers:
             layer.compile(dynamic=False)
+        if self.waits_for_launches:
+            self._fused = cache(partial(torch.compile, dynamic=False))
+            if (norm := getattr(backbone.decoder_of(self.lm), "norm", None)) is not None:
+                norm.compile(dynamic=False)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -236,6 +244,10 @@ class CTRModel(nn.Module):
         if self.head is not None:
             head = self.head.state_dict() if weights is None else _under("head.", weights)
             save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, folder / HEAD)
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ always causally, within its own prompt, and never a [SUM] other than itself. The
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -160,14 +161,15 @@ class BlockMasks:
 
         self._mask = window_and_prefix if has_prefix else window
 
-    def build(self, i: Intervals) -> BlockMask:
-        """The block mask of one batch, (B, 1, L, L). It is valid until the next call."""
+    def build(self, i: Intervals, lists: Callable[[Intervals, int, bool], BlockLists] | None = None) -> BlockMask:
+        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. ``lists`` is :func:`block_lists`,
+        compiled."""
         self._first.copy_(i.first)
         self._prompt.copy_(i.prompt)
         self._prompt_text.copy_(i.prompt_text)
         self._is_sum.copy_(i.is_sum)
         size, length = self.block_size, i.first.shape[1]
-        made = block_lists(i, size, self.has_prefix)
+        made = (lists or block_lists)(i, size, self.has_prefix)
         return BlockMask((length, length), **made._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
 
 
