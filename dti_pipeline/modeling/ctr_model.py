@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dti_pipeline.modeling import backbone, float8, layers
 from dti_pipeline.modeling.attention import View, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
+from dti_pipeline.modeling.distinct import Distinct
 from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, block_lists, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
@@ -106,6 +108,14 @@ class CTRModel(nn.Module):
         """Whether [SUM] rows obey another rule than the mask alone."""
         return self.settings.sum_position != "rope" or self.settings.forgetting != "none"
 
+    @property
+    def projects_distinct_tokens(self) -> bool:
+        """Whether forgetting projects what enters the first layer for each distinct token of a batch once. It must be a
+        function of the token alone, as in a pretrained model: one from scratch may add the texts' means, hide words, or
+        drop out. And where launches are what takes time, this adds some."""
+        of_token_alone = self.settings.name_or_path is not None and not self.pooled and self.unknown_words is None
+        return self.settings.forgetting != "none" and of_token_alone and not self.waits_for_launches
+
     def _saves_by_narrowing(self) -> bool:
         """Whether the last layer shall work at [SUM] rows only: always where arithmetic is what takes time, but where
         launches do, this adds some."""
@@ -170,6 +180,7 @@ class CTRModel(nn.Module):
 
     def _sum_rows(self, batch: Batch, spans: Intervals, embedded: Tensor) -> SumRows:
         forgets = self.settings.forgetting != "none"
+        sizes = self._sizes(batch, spans)
         return sum_rows(
             batch.sum_slot,
             batch.sum_valid,
@@ -183,26 +194,32 @@ class CTRModel(nn.Module):
                 maximum=self.settings.forgetting_max,
             ),
             self.slopes,
-            self._sizes(batch, spans),
+            sizes,
             keep_rotation=self.settings.sum_position != "nope_alibi",
-            initial=self._initial(batch, embedded) if forgets else None,
+            initial=self._initial(batch, embedded, sizes.tokens) if forgets else None,
         )
 
-    def _initial(self, batch: Batch, embedded: Tensor) -> Initial:
+    def _initial(self, batch: Batch, embedded: Tensor, distinct: int) -> Initial:
         # A view: one tensor in two places would make the first layer, whose input it is too, other code to compile.
-        return Initial.of(embedded.view_as(embedded), backbone.trained_rows(self.lm), batch.token, self.trained_tokens)
+        state = embedded.view_as(embedded)
+        initial = Initial.of(state, backbone.trained_rows(self.lm), batch.token, self.trained_tokens)
+        return replace(initial, distinct=Distinct.of(batch.token, embedded, distinct)) if distinct else initial
 
     def _sizes(self, batch: Batch, spans: Intervals) -> Sizes:
         """On a CPU what the batch needs. On a GPU, where new sizes are a compilation and reading any from it is a wait,
         what its copy in the CPU's memory needs."""
-        return needed(batch.sum_slot, batch.sum_valid, spans) if batch.host is None else self.sizes(batch.host)
+        return self._needed(batch, spans) if batch.host is None else self.sizes(batch.host)
 
     def sizes(self, host: Batch) -> Sizes:
         """What a batch, in the CPU's memory, needs on a GPU: no less than the batches before that looked like it."""
-        here = needed(host.sum_slot, host.sum_valid, intervals(host.tokens, self.paradigm, self.context))
+        here = self._needed(host, intervals(host.tokens, self.paradigm, self.context))
         kind = (self.paradigm, *host.token.shape)
         self._largest[kind] = here.rounded().at_least(self._largest.get(kind, here))
         return self._largest[kind]
+
+    def _needed(self, batch: Batch, spans: Intervals) -> Sizes:
+        sizes = needed(batch.sum_slot, batch.sum_valid, spans)
+        return sizes._replace(tokens=len(batch.token.unique())) if self.projects_distinct_tokens else sizes
 
     def freeze(self, device: torch.device) -> None:
         """Move to ``device``; there, round frozen weights as ``model.frozen_weights`` says."""
@@ -211,9 +228,9 @@ class CTRModel(nn.Module):
             float8.freeze(backbone.decoder_of(self.lm).layers, device)
 
     def compile_layers(self) -> None:
-        """Compile each decoder layer: all share one graph, the last has its own; and of a small model, for which many short
-        kernels take longer than a long one, what is before and behind them. Rows must then have one length, batches one
-        height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
+        """Compile each decoder layer: all share one graph, the last has its own; and of a small model, for which many
+        short kernels take longer than a long one, what is before and behind them. Rows must then have one length,
+        batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
 
         Graphs of models that were compiled before are forgotten: they would count as this one's."""
         torch.compiler.reset()

@@ -36,19 +36,13 @@ class LayerMemory:
         return self._placed(*self._projected(module, state), rotated)
 
     def project_initial(self, module: Any, initial: Initial, rotated: bool) -> tuple[Tensor, Tensor]:
-        """The same of what entered the first layer. Where only some tokens' embeddings are trained, those alone are
-        projected with a gradient, once each: half the work, and the same result."""
-        if initial.rows is None:
+        """The same of what entered the first layer; each of its distinct tokens is projected once, where they are
+        known."""
+        distinct = initial.distinct
+        if distinct is None:
             return self.project(module, initial.state, rotated)
-        key, value = (
-            initial.put(all_rows, trained[0])
-            for all_rows, trained in zip(
-                self._projected(module, initial.state.detach()),
-                self._projected(module, initial.rows[None]),
-                strict=True,
-            )
-        )
-        return self._placed(key, value, rotated)
+        key, value = self._projected(module, distinct.state[None])
+        return self._placed(distinct.to_slots(key[0]), distinct.to_slots(value[0]), rotated)
 
     def _projected(self, module: Any, state: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, E) -> (B, L, H_kv, D), without positions."""

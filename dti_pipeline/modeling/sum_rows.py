@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from dti_pipeline.modeling.distance import forgetting
+from dti_pipeline.modeling.distinct import Distinct
 from dti_pipeline.modeling.masks import Intervals, at
 
 #: Keys of a block. Smaller blocks compute fewer scores that nobody needs and send a [SUM] to more of them: with n = 20
 #: and c = 30 a block of 256 has some 30 [SUM]s that look into it, a full tile of queries for each group of heads.
 KEYS = 256
+#: Distinct tokens are counted in so many: batches of one log differ by a tenth or two, and few of them compile anew.
+TOKENS = 512
 
 
 class Pairs(NamedTuple):
@@ -78,11 +81,14 @@ class Sizes(NamedTuple):
     sums: int  # S, [SUM]s of a row
     places: int  # M, [SUM]s that see into one block
     parts: int  # P, blocks that one [SUM] sees into
+    tokens: int = 0  # U, distinct tokens of the batch; 0 where nothing is computed for those alone
 
     def rounded(self) -> Sizes:
         """Up to whole tiles, so that batches differ in few of them."""
         tile = 8 if self.sums <= 64 else 32
-        return Sizes(-(-self.sums // tile) * tile, -(-self.places // 8) * 8, self.parts)
+        return Sizes(
+            -(-self.sums // tile) * tile, -(-self.places // 8) * 8, self.parts, -(-self.tokens // TOKENS) * TOKENS
+        )
 
     def at_least(self, other: Sizes) -> Sizes:
         """Neither smaller than ``other`` in anything."""
@@ -91,12 +97,13 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Initial:
-    """What entered the first layer, of which every layer's keys and values are made again. Where embeddings are frozen
-    but for R tokens, also what those are."""
+    """What entered the first layer, of which every layer's keys and values are made again: of the distinct
+    tokens, where they are known. Where embeddings are frozen but for R tokens, also what those are."""
 
     state: Tensor  # (B, L, E)
     rows: Tensor | None = None  # (R, E) embeddings of the trained tokens
     which: Tensor | None = None  # (B, L, R) bool, where they stand
+    distinct: Distinct | None = None
 
     @classmethod
     def of(cls, state: Tensor, rows: Tensor | None, token: Tensor, trained_tokens: Tensor) -> Initial:
