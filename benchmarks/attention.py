@@ -15,7 +15,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.modeling.attention import HOPPER, View, attend
 from dti_pipeline.modeling.distance import alibi_slopes
+from dti_pipeline.modeling.distinct import Distinct
 from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
 from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
@@ -32,6 +33,7 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.planning.cost import PAIR_FLOP
 
 CONTEXT, INTERACTION = 20, 30
+REPEATED = 8  # places where a token stands, in the mean: fewer than in real texts (llama.log)
 QUEUED = 20_000_000  # cycles of the GPU's clock, some 10 ms
 
 
@@ -118,8 +120,8 @@ def row(variant: Variant, size: Size, device: torch.device) -> tuple[Tokens, int
     return Tokens(*made), count
 
 
-def of_sums(variant: Variant, tokens: Tokens, size: Size, initial: Tensor) -> SumRows:
-    """As under LoRA, where three embeddings are trained."""
+def of_sums(variant: Variant, tokens: Tokens, size: Size, matrix: Tensor) -> SumRows:
+    """As under LoRA, where three embeddings are trained, in texts of the tokens of ``matrix`` (U, E) in turn."""
     slot = (tokens.kind == Kind.SUM).nonzero()[:, 1][None]
     position = torch.arange(tokens.kind.shape[1], device=slot.device)[None]
     rule = Rule(
@@ -136,9 +138,15 @@ def of_sums(variant: Variant, tokens: Tokens, size: Size, initial: Tensor) -> Su
     sizes = needed(slot, valid, rule.spans).rounded()
     return sum_rows(
         slot, valid, rule, slopes, sizes, keep_rotation=variant.position != "nope_alibi",
-        initial=Initial(initial, initial[0, :3], torch.zeros(*position.shape, 3, dtype=torch.bool, device=slot.device))
-        if variant.forgetting != "none" else None,
+        initial=initial(matrix, position.shape[1]) if variant.forgetting != "none" else None,
     )  # fmt: skip
+
+
+def initial(matrix: Tensor, length: int) -> Initial:
+    token = torch.arange(length, device=matrix.device)[None] % len(matrix)
+    state = matrix.detach()[token]
+    distinct = replace(Distinct.of(token, state, len(matrix)), state=matrix)
+    return Initial(state, matrix[:3], token[..., None] == token[0, :3], distinct)
 
 
 def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callable[[], Tensor], list[Tensor], Tokens]:
@@ -161,11 +169,11 @@ def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callab
 
         return flash, [query, key, value], tokens
 
-    hidden, initial = draw(1, length, size.hidden), draw(1, length, size.hidden)
+    hidden, matrix = draw(1, length, size.hidden), draw(length // REPEATED, size.hidden)
     layer = Layer(size).to(device, dtype)
     angle = torch.rand(1, length, size.width // 2, device=device).repeat(1, 1, 2)
     memory = LayerMemory(layer.input_layernorm, hidden, angle.cos().to(dtype), angle.sin().to(dtype))
-    sums = of_sums(variant, tokens, size, initial) if variant.sums else None
+    sums = of_sums(variant, tokens, size, matrix) if variant.sums else None
     masks = BlockMasks(1, length, device, has_prefix=False)
     spans = intervals(tokens, variant.paradigm, CONTEXT)
     view = View(block_mask=masks.build(spans), options=variant.options or None, sums=sums)
@@ -174,7 +182,7 @@ def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callab
         return attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, dti=view, layer=memory)[0]
 
     call = torch.compile(masked, dynamic=False, fullgraph=True) if device.type == "cuda" else masked
-    inputs = [query, key, value, *([hidden, initial] if variant.forgetting != "none" else [])]
+    inputs = [query, key, value, *([hidden, matrix] if variant.forgetting != "none" else [])]
     return lambda: call(query, key, value, view, memory), inputs, tokens
 
 

@@ -60,13 +60,26 @@ def filled(prompt: int, tokens: int) -> tuple[int, int]:
     return count, lengths[count]
 
 
-def log(users: int, interactions: int, tokens: int, vocabulary: int, seed: int = 7) -> TokenStore:
-    """Histories of equal length, of random texts of ``tokens - 1`` tokens and a label."""
+def log(users: int, interactions: int, tokens: int, vocabulary: int, seed: int = 7, texts: str = "zipf") -> TokenStore:
+    """Histories of equal length, of the texts of 2,000 items, each of ``tokens - 1`` tokens, and a label.
+
+    ``texts``: "zipf" repeats tokens as real texts do, and no more: a third is a template, the same in all, and words
+    have Zipf's frequencies, rank^-1.2. With 30 tokens an interaction and 128,256 words, a pass of 350 interactions
+    (k = 50) holds some 1,500 distinct tokens, 14 % of its 10,750. In MovieLens-1M 350 interactions, 70 neighbours each
+    of 5 users, as "Title: .. Genres: .. Rating:" and a [SUM] for each of 250 targets, are some 6,600 to 7,400 tokens
+    in BPE vocabularies of 2,000 to 26,700; 680 to 800 of them are distinct, 10 to 12 %. "random" draws every token from
+    the whole vocabulary: some 9,000 are distinct, as in no text.
+    """
     draw, items = np.random.default_rng(seed), 2000
     store = uniform_store(users, interactions, tokens)
+    words = draw.integers(len(SPECIAL), vocabulary, (items, tokens - 1))
+    if texts == "zipf":
+        frequency = np.arange(1, vocabulary - len(SPECIAL) + 1) ** -1.2
+        words = len(SPECIAL) + draw.choice(len(frequency), words.shape, p=frequency / frequency.sum())
+        words[:, : (tokens - 1) // 3] = words[0, : (tokens - 1) // 3]
     return replace(
         store,
-        tokens=draw.integers(len(SPECIAL), vocabulary, items * (tokens - 1)).astype(np.int32),
+        tokens=words.astype(np.int32).flatten(),
         offsets=np.arange(items + 1, dtype=np.int64) * (tokens - 1),
         text=draw.integers(0, items, len(store.text)).astype(np.int32),
         label=draw.integers(0, 2, len(store.text)).astype(np.int8),

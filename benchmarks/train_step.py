@@ -12,6 +12,7 @@ Rates are those of a step of --targets-per-step targets for every variant: as ma
     python benchmarks/train_step.py                          # one GPU of 80 GB, five minutes and more of compiling
     python benchmarks/train_step.py --budget-seconds 150     # the most important variants first, until time is up
     python benchmarks/train_step.py --only dense k50         # variants of one of these forms, paradigms, k or fixes
+    python benchmarks/train_step.py --texts random           # of tokens that hardly come again: forgetting costs more
     python benchmarks/train_step.py --tiny                   # the same code on a CPU, to test it
 """
 
@@ -110,6 +111,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.tokens, self.per_interaction = arguments.tokens, arguments.tokens_per_interaction
+        self.texts = arguments.texts
         cpu = arguments.tiny or not torch.cuda.is_available()
         accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         self.device = accelerator.device
@@ -136,7 +138,7 @@ class Bench:
         n, c, k = CONTEXT, self.per_interaction, variant.k
         prompt = n * c + k * (c + 1)
         count, length = llama.filled(prompt, self.tokens)
-        store = llama.log(rows * count, n + k, c, self.shape.vocabulary)
+        store = llama.log(rows * count, n + k, c, self.shape.vocabulary, texts=self.texts)
         plan = llama.rows(store, n, k, count, length)
         if variant.form == "dense":
             plan = llama.rows(store, n, k, 1, prompt)
@@ -212,6 +214,7 @@ def main() -> None:
     options.add_argument(
         "--frozen-weights", choices=("plain", "float8"), default="plain", help="as model.frozen_weights"
     )
+    options.add_argument("--texts", choices=("zipf", "random"), default="zipf", help="how often tokens come again")
     options.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     arguments = options.parse_args()
     if arguments.tiny:
@@ -287,6 +290,7 @@ def table(bench: Bench, measured: list[Measured], arguments: argparse.Namespace)
                 "update_ms": round(statistics.median(one.updates), 2),
                 "targets_per_pass": one.targets,
                 "tokens_per_pass": one.work[0].tokens,
+                "distinct_tokens_per_pass": len(batch.token.unique()),
                 "padding_share": round(1 - one.work[0].tokens / batch.token.numel(), 4),
                 "peak_memory_gib": round(one.peak_gib, 1),
             }

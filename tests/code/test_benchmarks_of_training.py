@@ -85,6 +85,16 @@ def test_a_model_that_forgets_is_one_switch_away(llama: ModuleType) -> None:
     assert not torch.allclose(said[0], said[1], atol=1e-4)
 
 
+def test_texts_repeat_themselves_as_real_ones_do_and_no_more(llama: ModuleType) -> None:
+    def share(texts: str) -> float:
+        plan = llama.rows(llama.log(5, 70, 30, 128_256, texts=texts), 20, 50, 5, 10752)
+        layout = plan.assemble(np.arange(1))
+        return len(np.unique(layout.token)) / layout.token.size
+
+    assert 0.12 < share("zipf") < 0.18  # of MovieLens-1M: 0.12 at most
+    assert share("random") > 0.8
+
+
 def test_rows_have_the_length_that_their_prompts_fill(llama: ModuleType) -> None:
     assert llama.filled(631, 10752) == (17, 10752)  # the sliding window, n = 20, c = 30
     assert llama.filled(2150, 10752) == (5, 10752)  # k = 50: the same row, so the same compiled graph
@@ -109,6 +119,7 @@ def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
         assert row["command"] == "python benchmarks/train_step.py --steps 2 --tiny"
         assert row["pass_ms_min"] <= row["pass_ms"] <= row["pass_ms_max"]
         assert row["targets_per_second"] > 0
+        assert 3 < row["distinct_tokens_per_pass"] < row["tokens_per_pass"]
         assert row["tokens_per_pass"] == row["targets_per_pass"] // row["k"] * (20 * 4 + 5 * row["k"])
     assert {row["fixes"] for row in rows} == {"", "nope_alibi", "rope_alibi", "linear", "nope_alibi linear"}
     bounds = [row["bound"] for row in rows if (row["paradigm"], row["fixes"]) == ("dti", "") and row["k"] in (5, 180)]

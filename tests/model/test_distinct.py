@@ -60,10 +60,11 @@ def test_a_tokens_gradient_is_the_sum_over_its_slots() -> None:
     assert (found[9] == 0).all(), "a token that stands nowhere"
 
 
-def model_of(folder: Path, kind: str, rank: int, position: str = "rope") -> CTRModel:
+def model_of(folder: Path, kind: str, rank: int, position: str = "rope", **changes: Any) -> CTRModel:
     """A checkpoint that forgets, with norms and biases that say something; adapters of keys and values too."""
     lora = LoraConfig(rank=rank, target_modules=("q_proj", "k_proj", "v_proj"))
-    config = ModelConfig(name_or_path=write(folder, kind), lora=lora, forgetting="linear", sum_position=position)
+    path = write(folder, kind, **changes)
+    config = ModelConfig(name_or_path=path, lora=lora, forgetting="linear", sum_position=position)
     torch.manual_seed(2)
     model = speaking(CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL))
     with torch.no_grad():
@@ -106,8 +107,8 @@ def projected_rows(model: CTRModel, monkeypatch: pytest.MonkeyPatch) -> list[int
 def test_a_model_is_the_same(
     tmp_path: Path, kind: str, rank: int, position: str, filled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With biases (qwen2) and scaled embeddings (gemma); trained as a whole, and by adapters and the embeddings of a few
-    tokens. As on a GPU, there may be more rows than tokens. (Norms of keys cannot be forgotten through: the probe.)"""
+    """With biases (qwen2) and scaled embeddings (gemma); trained as a whole, and by adapters and the embeddings of a
+    few tokens. As on a GPU, there may be more rows than tokens. (What norms its keys is refused: see the probe.)"""
     model = model_of(tmp_path, kind, rank, position)
     batch = Log.random(users=5, seed=5, shortest=6).batch(3, 4, row_length=128)
     assert len(batch.token) > 1
@@ -219,7 +220,7 @@ def test_on_cuda_nothing_waits_and_everything_can_be_recorded() -> None:
 @pytest.mark.parametrize("rank", [4, 0], ids=["lora", "full"])
 def test_on_cuda_a_wide_model_is_that_of_the_cpu(tmp_path: Path, kind: str, rank: int) -> None:
     """Compiled, with its kernels; and the same to the last bit when asked again."""
-    model = model_of(tmp_path, kind, rank, "nope_alibi")
+    model = model_of(tmp_path, kind, rank, "nope_alibi", hidden_size=64, intermediate_size=96, head_dim=16)
     model.wide = True
     batch = Log.random(users=3, seed=5, shortest=8).batch(3, 4, row_length=128)
     logits, gradients = outcome(model, batch)
@@ -231,5 +232,5 @@ def test_on_cuda_a_wide_model_is_that_of_the_cpu(tmp_path: Path, kind: str, rank
     assert torch.equal(found[0], again[0])
     torch.testing.assert_close(found[0].cpu(), logits, atol=1e-3, rtol=1e-3)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(found[1][name].cpu(), gradient, atol=1e-3, rtol=1e-3)
+        assert (found[1][name].cpu() - gradient).norm() <= 1e-3 * gradient.norm() + TOLERANCE, name
     torch.compiler.reset()
