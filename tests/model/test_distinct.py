@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import sum_rows
+from dti_pipeline.modeling import attention, sum_rows
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.distinct import Distinct, sum_by_token
@@ -139,6 +139,18 @@ def test_a_compiled_model_is_the_same(tmp_path: Path) -> None:
     torch._dynamo.reset()
 
 
+@interpreted
+def test_what_is_given_to_the_sum_rows_kernels_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(tmp_path, "llama", 4)
+    batch = Log.random(users=3, seed=5, shortest=6).batch(3, 4, row_length=128)
+    expected = outcome(model, batch)
+    monkeypatch.setattr(attention, "FUSED", ("cpu",))
+    found = outcome(model, batch)
+    torch.testing.assert_close(found[0], expected[0], atol=TOLERANCE, rtol=1e-4)
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
 def test_only_where_it_is_a_function_of_the_token_and_saves_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,16 +203,17 @@ def test_the_kernel_adds_up_each_tokens_rows(device: str, width: int, dtype: tor
 @pytest.mark.gpu
 def test_on_cuda_nothing_waits_and_everything_can_be_recorded() -> None:
     """A CUDA graph, replayed, reads what stands in its inputs then."""
-    token, matrix = draw(2, 300, 50).to(CUDA), torch.randn(50, 256, device=CUDA)
-    weight = torch.randn(2, 300, 256, device=CUDA)
-    x = torch.randn(64, 256, device=CUDA, requires_grad=True)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        token, matrix = draw(2, 300, 50).to(CUDA), torch.randn(50, 256, device=CUDA)
+        weight = torch.randn(2, 300, 256, device=CUDA)
+        x = torch.randn(64, 256, device=CUDA, requires_grad=True)
 
     def run() -> list[Tensor]:
         distinct = Distinct.of(token, matrix[token], 64)
         out = distinct.to_slots(distinct.state + x)
         return [out, *torch.autograd.grad((out * weight).sum(), x)]
 
-    stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         run()
         graph = torch.cuda.CUDAGraph()
@@ -210,6 +223,7 @@ def test_on_cuda_nothing_waits_and_everything_can_be_recorded() -> None:
         graph.replay()
         for one, other in zip(found, run(), strict=True):
             assert torch.equal(one, other)
+    torch.cuda.synchronize()
     exact = torch.zeros(50, 256, dtype=torch.float64, device=CUDA)
     exact = exact.index_add(0, token.flatten(), weight.double().flatten(0, 1))[token.unique()]
     torch.testing.assert_close(found[1][: len(exact)], exact.float(), atol=1e-4, rtol=1e-4)
