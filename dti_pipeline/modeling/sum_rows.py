@@ -23,7 +23,7 @@ from dti_pipeline.modeling.masks import Intervals, at
 #: and c = 30 a block of 256 has some 30 [SUM]s that look into it, a full tile of queries for each group of heads.
 KEYS = 256
 #: Distinct tokens are counted in so many: batches of one log differ by a tenth or two, and few of them compile anew.
-TOKENS = 512
+TOKENS = 256
 
 
 class Pairs(NamedTuple):
