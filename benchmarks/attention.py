@@ -62,7 +62,7 @@ VARIANTS = (
     Variant("sliding window, flash", 1, "sliding_window", flash=True),
     Variant("sliding window, masked", 1, "sliding_window"),
     Variant("dti"),
-    Variant("dti, the package's options for Hopper", options=HOPPER),
+    Variant("dti, the package's options for Hopper", options=HOPPER[128]),
     Variant("dti without [SUM]s", sums=False),
     Variant("dti, fwd 128x128, bwd 64x64 of 4 warps", options=options(
         {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2},
@@ -176,7 +176,11 @@ def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callab
     sums = of_sums(variant, tokens, size, matrix) if variant.sums else None
     masks = BlockMasks(1, length, device, has_prefix=False)
     spans = intervals(tokens, variant.paradigm, CONTEXT)
-    view = View(block_mask=masks.build(spans), options=variant.options or None, sums=sums)
+    view = View(
+        block_mask=masks.build(spans.blind_sums() if sums and sums.differ else spans),
+        options=variant.options or None,
+        sums=sums,
+    )
 
     def masked(q: Tensor, k: Tensor, v: Tensor, view: View, memory: LayerMemory) -> Tensor:
         return attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, dti=view, layer=memory)[0]

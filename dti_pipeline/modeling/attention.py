@@ -35,12 +35,19 @@ BAND = 128
 #: Options of FlexAttention's kernels. For rows of less than 128 tokens torch would choose another kernel, made for
 #: single queries, which it has for few masks and sizes: none of 96 tokens under ours.
 TRITON = {"BACKEND": "TRITON"}
-#: The same on Hopper, for bfloat16 heads of 128: the best of those that
-#: benchmarks/attention.py tried on an H100 (forward 0.81 ms against 0.84 by torch's choice, backward 1.43 against
-#: 1.49). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block
-#: that it shares with others.
-HOPPER = TRITON | {
-    "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_stages": 2,
+#: The same on Hopper, for bfloat16 heads, by width. Of 128: the best of those that benchmarks/attention.py tried on an
+#: H100 (forward 0.81 ms against 0.84 by torch's choice, backward 1.43 against 1.49). Of 32: the best of eight, on an
+#: H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with whole histories).
+#: Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block that it
+#: shares with others.
+HOPPER = {
+    128: TRITON | {
+        "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_stages": 2,
+    },
+    32: TRITON | {
+        "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
+        "bwd_num_warps": 4, "bwd_num_stages": 3,
+    },
 }  # fmt: skip
 #: Devices for which the [SUM] rows have kernels. A torch that is made for CUDA brings Triton along.
 FUSED = ("cuda",) if find_spec("triton") else ()
@@ -120,7 +127,8 @@ def attend(
         raise RuntimeError("the view of the batch holds no mask")
     if view.sums is not None and view.sums.differ:
         rows = _at_sums(module, view.sums.take(query), (key, value), view.sums, scale, memory)
-        out = view.sums.put(out, rows)
+        # As layers want it, with a token's heads side by side: else the whole of it would be copied once more.
+        return view.sums.put(out.transpose(1, 2), rows.transpose(1, 2), blind=view.block_mask is not None), None
     return out.transpose(1, 2), None
 
 
@@ -199,8 +207,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
 
 def kernel_options(device: torch.device, dtype: torch.dtype, head_width: int) -> dict[str, Any]:
     """For that card and those heads."""
-    measured = (dtype, head_width) == (torch.bfloat16, 128) and device.type == "cuda"
-    return HOPPER if measured and torch.cuda.get_device_capability(device) == (9, 0) else TRITON
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return HOPPER.get(head_width, TRITON) if hopper and dtype == torch.bfloat16 else TRITON
 
 
 AttentionInterface.register(NAME, attend)

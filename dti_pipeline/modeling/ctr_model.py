@@ -172,7 +172,10 @@ class CTRModel(nn.Module):
             self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
-            block_mask=self._block_masks[shape].build(spans, self._fused(block_lists)),
+            # Queries that have a rule of their own are computed elsewhere.
+            block_mask=self._block_masks[shape].build(
+                spans.blind_sums() if self.sums_differ else spans, self._fused(block_lists)
+            ),
             options=kernel_options(device, dtype, self.head_width),
             sums=sums,
             narrow=narrow,

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Rows and columns that a program reads at a time.
-ROWS, COLUMNS = 16, 128
+#: Rows and columns that a program reads at a time. Many rows: it waits for memory once for all of them, and a word that
+#: stands in 1,200 slots is read by one program. (With 16, two sums of 10,752 rows of 1,024 took 0.30 ms of an H200.)
+ROWS, COLUMNS, WARPS = 64, 128, 8
 
 
 @triton.jit
@@ -35,5 +36,5 @@ def launch(rows: Tensor, order: Tensor, start: Tensor, out: Tensor) -> None:
     count, width = out.shape
     with torch.cuda.device_of(rows):
         _sum_by_token[count, triton.cdiv(width, COLUMNS)](
-            rows, order, start, out, width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
+            rows, order, start, out, width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS
         )

@@ -148,14 +148,16 @@ class SumRows:
         """(B, H, L, D) -> the [SUM] rows (B, H, S, D)."""
         return x.gather(2, self.slot[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
-    def put(self, out: Tensor, rows: Tensor) -> Tensor:
-        """``out`` (B, H, L, D) with its [SUM] rows replaced by ``rows`` (B, H, S, D). (In a row without any, slot 0 is
-        lost: nothing is read there.)"""
+    def put(self, out: Tensor, rows: Tensor, blind: bool) -> Tensor:
+        """``out`` (B, L, H, D) with its [SUM] rows replaced by ``rows`` (B, S, H, D). (In a row without any, slot 0 is
+        lost: nothing is read there.) ``blind``: the queries that are replaced saw nothing, so that no gradient of
+        theirs is used, and none need be erased."""
         # Filling must write what the [SUM] it repeats writes, and have no gradient: that one has it already.
-        last = (self.valid.sum(1, keepdim=True) - 1).clamp(min=0)[:, None, :, None]
-        same = rows.detach().gather(2, last.expand(-1, rows.shape[1], 1, rows.shape[3]))
-        rows = torch.where(self.valid[:, None, :, None], rows, same).to(out.dtype)
-        return out.scatter(2, self.slot[:, None, :, None].expand_as(rows), rows)
+        last = (self.valid.sum(1, keepdim=True) - 1).clamp(min=0)[:, :, None, None]
+        same = rows.detach().gather(1, last.expand(-1, 1, *rows.shape[2:]))
+        rows = torch.where(self.valid[:, :, None, None], rows, same).to(out.dtype)
+        slot = self.slot[:, :, None, None].expand_as(rows)
+        return _Replace.apply(out, rows, slot) if blind else out.scatter(1, slot, rows)
 
     def key_blocks(self, x: Tensor) -> Tensor:
         """(B, H_kv, L, D) -> (B, H_kv, N, KEYS, D), a view where L is a multiple of KEYS."""
@@ -255,6 +257,20 @@ def _blocks(length: int) -> int:
 def _padded(x: Tensor, dim: int) -> Tensor:
     missing = -x.shape[dim] % KEYS
     return functional.pad(x, (0, 0) * (x.dim() - dim - 1) + (0, missing)) if missing else x
+
+
+class _Replace(torch.autograd.Function):
+    """What ``scatter`` along L does, but for its gradient: the replaced rows keep theirs, which saves a copy."""
+
+    @staticmethod
+    def forward(ctx, out, rows, slot):
+        ctx.save_for_backward(slot)
+        return out.scatter(1, slot, rows)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (slot,) = ctx.saved_tensors
+        return gradient, gradient.gather(1, slot), None
 
 
 class _Spread(torch.autograd.Function):
