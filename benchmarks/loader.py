@@ -23,7 +23,9 @@ from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore, read_columns, write_columns
 from dti_pipeline.paths import Paths
 
-TOKENS = 8192  # a batch
+#: Row length and tokens of a batch: short rows, a pass of a large model, a pass of a small one.
+SIZES = ((1024, 8192), (8192, 8192), (8192, 131072))
+SAMPLE = 100 * 8192  # tokens of a plan, about
 PLANS = {"sliding_window": ("sliding_window", 1), "dti k=50": ("dti", 50), "dti k=all": ("dti", "all")}
 
 
@@ -39,11 +41,11 @@ def main() -> None:
         else token_store(arguments.interactions // 165, arguments.interactions)
     )
     with tempfile.TemporaryDirectory() as scratch:
-        rows = [measure(name, length, store, Path(scratch)) for name in PLANS for length in (1024, 8192)]
+        rows = [measure(name, *size, store, Path(scratch)) for name in PLANS for size in SIZES]
     publish(named("loader", arguments.home), rows, arguments.results)
 
 
-def measure(name: str, row_length: int, store: TokenStore, scratch: Path) -> dict[str, Any]:
+def measure(name: str, row_length: int, batch_tokens: int, store: TokenStore, scratch: Path) -> dict[str, Any]:
     paradigm, k = PLANS[name]
     settings = config.from_plain(config.Config, {"packing": {"context": 20, "targets": k, "row_length": row_length}})
     _, cut, row = plan_rows(settings, store, paradigm, "train")
@@ -53,14 +55,15 @@ def measure(name: str, row_length: int, store: TokenStore, scratch: Path) -> dic
     spans = (columns[name] for name in ("start", "first_target", "stop"))
     plan = Rows(store, row_length, *spans, bounds(columns["row"]))
 
-    sample = np.random.default_rng(0).permutation(len(plan))[: 100 * TOKENS // row_length]
-    batches = split(sample, plan.height(TOKENS))
+    sample = np.random.default_rng(0).permutation(len(plan))[: SAMPLE // row_length]
+    batches = split(sample, plan.height(batch_tokens))
     layouts = [plan.assemble(batch) for batch in batches]
     tokens = sum(int((layout.kind != Kind.PAD).sum()) for layout in layouts)
     seconds = median_seconds(lambda: [Batch.of(plan.assemble(batch), store.label) for batch in batches])
     return {
         "plan": name,
         "row_length": row_length,
+        "batch_tokens": batch_tokens,
         "prompts": len(cut),
         "tokens": int(cut.length.sum()),
         "tokens_per_second": round(tokens / seconds),
