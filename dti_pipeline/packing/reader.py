@@ -1,7 +1,8 @@
 """Row plans and token store to token arrays: the layout of a prompt, token by token, compiled by numba.
 
-As numpy's whole-array operations it was some fifteen passes, 20 times slower, and held the interpreter's lock for a
-part of them, which a thread that trains waits for.
+As numpy's whole-array operations it was some fifteen passes over arrays that no cache holds, 2 to 3 times slower with
+all that makes a batch (docs/benchmark.md, "Loader"), and kept the interpreter's lock for some of them, for which a
+thread that trains waited.
 """
 
 from __future__ import annotations
@@ -84,7 +85,15 @@ class Rows:
 TEXT, SUM, LABEL, PREFIX = (int(kind) for kind in (Kind.TEXT, Kind.SUM, Kind.LABEL, Kind.PREFIX))
 
 
-@njit(cache=True, nogil=True)
+def _compiled(function: Any) -> Any:
+    """Without the interpreter's lock; kept for the next process where a folder for that can be written to."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba has found none: the package is another user's, who has no home here
+        return njit(nogil=True)(function)
+
+
+@_compiled
 def _write(
     rows: Any, bounds: Any, start: Any, first_target: Any, stop: Any,
     text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any,
