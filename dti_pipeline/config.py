@@ -250,7 +250,7 @@ class TrainingConfig:
     text_loss_weight: float = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # A small model in one process on a GPU: passes are recorded once and replayed (training/graphed.py).
+    # A small model in one process on a GPU: passes and updates are recorded and replayed (training/graphed.py).
     cuda_graph: bool = True
     evaluations: int = 4  # times the validation targets are scored during training
     evaluation_targets: int = 2000  # at most this many validation targets a time

@@ -5,8 +5,8 @@ none from it: the batch's :class:`View` must arrive with every call, and a call 
 mistake can turn into plain causal attention in silence.
 
 One call serves text, label and [SUM] queries alike. Where a [SUM] needs another rule (positions, forgetting) its rows,
-one in c + 1, are computed a second time by :mod:`dti_pipeline.modeling.sum_attention`, on CUDA by its fused twin, and
-replace the first result. In the last layer they may be the only ones (:func:`dti_pipeline.modeling.layers.narrow`).
+one in c + 1, are computed by :mod:`dti_pipeline.modeling.sum_attention`, on CUDA by its fused twin, and replace what
+the call made of them. In the last layer they may be the only ones (:func:`dti_pipeline.modeling.layers.narrow`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A [SUM] sees one stretch of its row: the keys are cut into blocks, each [SUM] is sent to the blocks it sees into, and
 what comes back from them is added up. [SUM]s ascend along a row and so do their stretches; the [SUM]s of a block are
 therefore neighbours, and all indices follow from two binary searches. Keys are never copied; the queries are, and they
-are one in c + 1. Sizes are those of the fullest block of the batch.
+are one in c + 1. Sizes are those of the fullest block of the batch, and the number of its distinct tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dti_pipeline.modeling.masks import Intervals, at
 #: Keys of a block. Smaller blocks compute fewer scores that nobody needs and send a [SUM] to more of them: with n = 20
 #: and c = 30 a block of 256 has some 30 [SUM]s that look into it, a full tile of queries for each group of heads.
 KEYS = 256
-#: Distinct tokens are counted in so many: batches of one log differ by a tenth or two, and few of them compile anew.
+#: Distinct tokens are counted in so many, or in sixteenths of the next power of two: batches of one log differ by a
+#: tenth or two, and few of them compile anew.
 TOKENS = 256
 
 
@@ -86,8 +87,9 @@ class Sizes(NamedTuple):
     def rounded(self) -> Sizes:
         """Up to whole tiles, so that batches differ in few of them."""
         tile = 8 if self.sums <= 64 else 32
+        tokens = max(TOKENS, 2 ** self.tokens.bit_length() // 16)
         return Sizes(
-            -(-self.sums // tile) * tile, -(-self.places // 8) * 8, self.parts, -(-self.tokens // TOKENS) * TOKENS
+            -(-self.sums // tile) * tile, -(-self.places // 8) * 8, self.parts, -(-self.tokens // tokens) * tokens
         )
 
     def at_least(self, other: Sizes) -> Sizes:
@@ -150,8 +152,8 @@ class SumRows:
 
     def put(self, out: Tensor, rows: Tensor, blind: bool) -> Tensor:
         """``out`` (B, L, H, D) with its [SUM] rows replaced by ``rows`` (B, S, H, D). (In a row without any, slot 0 is
-        lost: nothing is read there.) ``blind``: the queries that are replaced saw nothing, so that no gradient of
-        theirs is used, and none need be erased."""
+        lost: nothing is read there, and its gradient is 0.) ``blind``: the [SUM]s saw nothing before, so that no
+        gradient of theirs is used, and none need be erased."""
         # Filling must write what the [SUM] it repeats writes, and have no gradient: that one has it already.
         last = (self.valid.sum(1, keepdim=True) - 1).clamp(min=0)[:, :, None, None]
         same = rows.detach().gather(1, last.expand(-1, 1, *rows.shape[2:]))

@@ -60,9 +60,13 @@ class Rows:
     def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
         """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding.
 
-        Cost: O(tokens), one pass, without the interpreter's lock. The first process on a machine compiles it: 2 s.
+        Cost: O(tokens), one pass, without the interpreter's lock. Compiled when first used, a second for mapped arrays
+        and one for those in memory, and kept for the user's next process. Raises IndexError for rows that the plan has
+        not, and for prompts that do not fit.
         """
         store, special = self.store, self.store.special
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a plan of {len(self)}")
         layout = padding(max(len(rows), height), self.row_length, special["pad"])
         _write(
             rows,
@@ -76,13 +80,15 @@ class Rows:
             store.tokens,
             store.prefix,
             (special["no"], special["yes"], special["sum"]),
+            KINDS,
             (layout.token, layout.document, layout.interaction, layout.kind, layout.position, layout.target),
         )
         return layout
 
 
-#: As plain numbers: what is compiled below knows no enumerations of ours.
-TEXT, SUM, LABEL, PREFIX = (int(kind) for kind in (Kind.TEXT, Kind.SUM, Kind.LABEL, Kind.PREFIX))
+#: As plain numbers, and handed over: what numba keeps for the next process it makes anew when this file changes,
+#: but not when another does that this one's constants come from.
+KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX))
 
 
 def _compiled(function: Any) -> Any:
@@ -97,40 +103,46 @@ def _compiled(function: Any) -> Any:
 def _write(
     rows: Any, bounds: Any, start: Any, first_target: Any, stop: Any,
     text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any,
-    special: tuple[int, int, int], out: tuple[Any, Any, Any, Any, Any, Any],
+    special: tuple[int, int, int], kinds: tuple[int, int, int, int], out: tuple[Any, Any, Any, Any, Any, Any],
 ) -> None:  # fmt: skip
     """Write rows into padding: prompts one behind the other, each the prefix and its interactions; an interaction is
     its text, [SUM] if it is a target, its label."""
     no, yes, sum_token = special
+    text_kind, sum_kind, label_kind, prefix_kind = kinds
+    length = out[0].shape[1]
     token, document, interaction, kind, position, target = out
     for row in range(len(rows)):
         slot = 0
         first_prompt = bounds[rows[row]]
         for prompt in range(first_prompt, bounds[rows[row] + 1]):
             begin = slot
+            if slot + len(prefix) > length:
+                raise IndexError("a prompt is longer than its row")
             for word in prefix:
                 token[row, slot] = word
-                kind[row, slot] = PREFIX
+                kind[row, slot] = prefix_kind
                 position[row, slot] = slot - begin
                 slot += 1
             place = slot - begin
             for log_row in range(start[prompt], stop[prompt]):
                 here = slot
                 item = text[log_row]
+                if slot + offsets[item + 1] - offsets[item] + (log_row >= first_target[prompt]) >= length:
+                    raise IndexError("a prompt is longer than its row")
                 for word in tokens[offsets[item] : offsets[item + 1]]:
                     token[row, slot] = word
-                    kind[row, slot] = TEXT
+                    kind[row, slot] = text_kind
                     position[row, slot] = place
                     slot += 1
                     place += 1
                 if log_row >= first_target[prompt]:
                     token[row, slot] = sum_token
-                    kind[row, slot] = SUM
+                    kind[row, slot] = sum_kind
                     position[row, slot] = place  # where the label will stand
                     target[row, slot] = log_row
                     slot += 1
                 token[row, slot] = yes if label[log_row] == 1 else no
-                kind[row, slot] = LABEL
+                kind[row, slot] = label_kind
                 position[row, slot] = place
                 slot += 1
                 place += 1

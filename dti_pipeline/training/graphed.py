@@ -129,7 +129,8 @@ class GraphedPasses:
 
 class GraphedUpdate:
     """``update``, which takes a learning rate, clips the gradients and takes a step of ``optimizer`` with them, and
-    returns their norm before: recorded for gradients that lie where the last ones did.
+    returns their norm before: recorded once for wherever gradients lie, which differs between steps of one pass and of
+    several.
 
     The first update is taken as it is, as an optimizer makes its moments when it first steps.
     """
@@ -138,32 +139,31 @@ class GraphedUpdate:
         self._optimizer, self._update = optimizer, update
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._rate = torch.zeros((), device=self._parameters[0].device)
-        self._recorded: list[int] | None = None  # addresses of the gradients; None before the first update
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._norm: Tensor | None = None
+        self._first = True
+        self._recorded: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by the gradients' addresses
 
     def __call__(self, rate: float) -> Tensor:
         """The norm; until the next update."""
-        gradients = [0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters]
-        if self._recorded is None:
-            self._recorded = []
+        if self._first:
+            self._first = False
             return self._update(rate)
-        if gradients != self._recorded:
-            self._record()
-            self._recorded = gradients
-        assert self._graph is not None
-        assert self._norm is not None
+        key = tuple(0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters)
+        if key not in self._recorded:
+            self._recorded[key] = self._record()
+        graph, norm = self._recorded[key]
         self._rate.fill_(rate)
-        self._graph.replay()
-        return self._norm
+        graph.replay()
+        return norm
 
-    def _record(self) -> None:
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        gc.collect()  # as for a pass
+        assert all(p.grad is None or p in self._optimizer.state for p in self._parameters), "no moments to record with"
         graph = torch.cuda.CUDAGraph()
         self._capturable(True)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._norm = self._update(self._rate)
+            norm = self._update(self._rate)
         self._capturable(False)  # or an update that is not recorded would warn
-        self._graph = graph
+        return graph, norm
 
     def _capturable(self, whether: bool) -> None:
         for group in self._optimizer.param_groups:

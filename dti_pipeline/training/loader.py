@@ -92,7 +92,7 @@ class Loader:
     def _ahead(self, first: int) -> Iterator[Work]:
         """The same, in the same order, while :data:`AHEAD` more are assembled. By one thread, which is fast enough (a
         step of the study's model for MovieLens-1M on an H200: 2.5 ms beside it, and with everything assembled before);
-        several would wait for the interpreter's lock, and the training for them."""
+        several would wait for the interpreter's lock, which what is around the assembly takes."""
         pool, waiting = ThreadPoolExecutor(1, "loader"), deque[Future[Work]]()
         try:
             for number in range(first, self.steps.count):

@@ -175,9 +175,10 @@ class Trainer:
         return loss.detach()
 
     def _warm_up(self) -> None:
-        """Compile and capture, where there is something to, with the watch stopped: a step's gradients, thrown away."""
+        """Compile and capture, with the watch stopped: on a GPU a step's gradients, thrown away."""
         device = self.accelerator.device
         if device.type != "cuda":
+            self.loader.work(self.progress.step % self.loader.steps.count)  # assembly is compiled when first used
             return
         self.model.train()
         with torch.random.fork_rng([device]):

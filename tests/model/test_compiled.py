@@ -5,19 +5,26 @@ Kernels are not generated here (that takes a minute); what the compiler is given
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
+from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.backbone import decoder_of
+from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.layers import allow_graphs
+from dti_pipeline.modeling.masks import block_lists, intervals
+from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import write
-from tests.model.conftest import Log, small_model
+from tests.model.conftest import TOLERANCE, Log, small_model
 from tests.model.test_precision import adapted, assert_near, outcome
 
 
@@ -85,4 +92,35 @@ def test_more_graphs_than_allowed_are_an_error_and_not_slow_steps() -> None:
             twice(torch.ones(size))
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             twice(torch.ones(66))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
+def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int, ...]) -> None:
+    """Without a break, for all batches of a shape, however many targets they have: a graph for each would soon be more
+    than are allowed."""
+    torch._dynamo.reset()
+    log = Log.random(users=30, seed=5, longest=20, prefix=prefix)
+    rows = log.rows(3, 4, 128)
+    model = small_model("dti", 3, prefix=len(prefix), dropout=0.1)
+    assert model.pooled
+    batches = [Batch.of(rows.assemble(np.arange(i, i + 2)), log.store.label) for i in range(6)]
+    batches = [dataclasses.replace(batch, host=batch) for batch in batches]  # as those of a GPU
+    assert len({len(batch.target) for batch in batches}) > 3
+    with torch.no_grad():
+        expected = [model(batch)[0] for batch in batches]
+        compiler = CompileCounterWithBackend("eager")
+        model._fused = cache(partial(torch.compile, dynamic=False, fullgraph=True, backend=compiler))
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(model(batch)[0], logits, atol=TOLERANCE, rtol=0)
+            spans = intervals(batch.tokens, "dti", 3)
+            found = model._fused(block_lists)(spans, 32, model.has_prefix)
+            assert all(map(torch.equal, found, block_lists(spans, 32, model.has_prefix)))
+            assert all(x.is_contiguous() for x in found)
+    assert compiler.frame_count == 3, "what enters the first layer, the mask's numbers, its blocks"
+    model.unknown_words = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
+    model.train()
+    for batch in batches:
+        model(batch)[0].sum().backward()
+    assert compiler.frame_count == 5, "for training, the first two once more"
     torch._dynamo.reset()

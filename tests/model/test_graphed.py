@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -327,9 +328,49 @@ def test_a_training_is_the_same_as_a_graph(
         assert (weight - weights[name]).norm().cpu() <= near * moved + 1e-4, name
 
 
+def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With graphs that only say what is done with them."""
+    done: list[Any] = []
+
+    class Graph:
+        def replay(self) -> None:
+            done.append(("replayed", round(float(updates._rate), 6)))
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+    weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": [weight]} for weight in weights])
+
+    def update(rate: float | torch.Tensor) -> torch.Tensor:
+        done.append((type(rate).__name__, [group["capturable"] for group in optimizer.param_groups]))
+        for weight in weights:
+            optimizer.state[weight]["step"] = 1
+        return torch.zeros(())
+
+    updates = GraphedUpdate(optimizer, update)
+    first, second = ([torch.ones(3), torch.ones(3)] for _ in range(2))
+    for rate, gradients in (
+        (0.1, first),
+        (0.2, first),
+        (0.3, first),
+        (0.4, second),
+        (0.5, [second[0], None]),
+        (0.6, first),
+    ):
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        updates(rate)
+        assert not any(group["capturable"] for group in optimizer.param_groups)
+    taken, recorded = ("float", [False, False]), ("Tensor", [True, True])
+    assert done == [
+        taken, recorded, ("replayed", 0.2), ("replayed", 0.3), recorded, ("replayed", 0.4), recorded, ("replayed", 0.5),
+        ("replayed", 0.6),
+    ]  # fmt: skip
+
+
 @pytest.mark.gpu
 def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator) -> None:
-    """At every rate and gradient, clipped or not; also where gradients begin to lie somewhere else."""
+    """At every rate and gradient, clipped or not; also where gradients lie somewhere else, and again where they did."""
     cuda, config = accelerator.device, TrainingConfig(weight_decay=0.1)
     made = []
     for graph in (True, False):
@@ -347,13 +388,14 @@ def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator) -> None:
         made.append((model, GraphedUpdate(optimizer, update) if graph else update))
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
+    elsewhere = [[torch.empty_like(parameter) for parameter in model.parameters()] for model, _ in made]
     for step in range(8):
-        if step == 5:
-            kept = [parameter.grad for model, _ in made for parameter in model.parameters()]
-            for model, _ in made:
-                for parameter in model.parameters():
-                    parameter.grad = torch.empty_like(parameter)
-            assert len(kept) == 12  # not yet free, so that the new ones lie elsewhere
+        if step in (3, 6):  # as where a step has one pass, and the next has several
+            lying = [[parameter.grad for parameter in model.parameters()] for model, _ in made]
+            for (model, _), gradients in zip(made, elsewhere, strict=True):
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter.grad = gradient
+            elsewhere = lying
         norms = []
         for model, update in made:
             torch.manual_seed(step)

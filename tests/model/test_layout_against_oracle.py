@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.masks import dense, intervals, visible
+from dti_pipeline.packing import reader
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from tests.model import oracle
@@ -95,3 +99,49 @@ def test_masks_are_the_oracle_s_pair_by_pair(paradigm: str, log: Log, context: i
 def test_intervals_say_the_same_as_the_dense_mask(paradigm: str, log: Log, context: int, k: int | None) -> None:
     batch: Batch = log.batch(context, k, row_length=256)
     assert torch.equal(dense(intervals(batch.tokens, paradigm, context)), visible(batch.tokens, paradigm, context))
+
+
+def test_rows_are_the_same_from_memory_that_cannot_be_written_to_and_integers_of_any_size() -> None:
+    """As from mapped files, as in serving, as a study names rows: each is other code to numba."""
+    log = Log.random(users=9, seed=5, prefix=(9, 8))
+    rows = log.rows(3, 4, 128)
+    expected = rows.assemble(np.arange(len(rows)))
+
+    def mapped(x: np.ndarray, dtype: Any = None) -> np.ndarray:
+        x = x.astype(dtype or x.dtype)
+        x.setflags(write=False)
+        return x
+
+    store = {name: mapped(getattr(log.store, name)) for name in ("tokens", "offsets", "text", "label")}
+    spans = {name: mapped(getattr(rows, name), np.int32) for name in ("start", "first_target", "stop")}
+    same = dataclasses.replace(rows, store=dataclasses.replace(log.store, **store), **spans)
+    for wanted in (np.arange(len(rows)), np.arange(2 * len(rows), dtype=np.int32)[: len(rows)]):
+        found = same.assemble(wanted, len(rows) + 1)
+        for name, array in found.as_dict().items():
+            np.testing.assert_array_equal(array[:-1], getattr(expected, name))
+        assert (found.kind[-1] == reader.Kind.PAD).all()
+
+
+def test_rows_are_assembled_where_nothing_compiled_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an image whose user has no folder of his own."""
+    caching = pytest.importorskip("numba.core.caching")
+
+    def refuse(self: object) -> None:
+        raise OSError("read-only file system")
+
+    rows = Log.random(users=2, seed=5).rows(3, 4, 128)
+    expected = rows.assemble(np.arange(len(rows)))
+    monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
+    monkeypatch.setattr(reader, "_write", reader._compiled(reader._write.py_func))
+    for name, array in rows.assemble(np.arange(len(rows))).as_dict().items():
+        np.testing.assert_array_equal(array, getattr(expected, name))
+
+
+def test_what_is_not_in_the_plan_or_does_not_fit_is_an_error() -> None:
+    """And no other memory is read or written: what is compiled checks nothing of itself."""
+    rows = Log.random(users=9, seed=5).rows(3, 4, 128)
+    for wanted in ([len(rows)], [-1]):
+        with pytest.raises(IndexError, match="of a plan of"):
+            rows.assemble(np.array(wanted))
+    with pytest.raises(IndexError, match="longer than its row"):
+        dataclasses.replace(rows, row_length=20).assemble(np.arange(len(rows)))

@@ -9,6 +9,8 @@ gradient's where that is more: a small one is what is left of terms that cancel.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.modeling.attention import View, _banded, _flex, bands, kernel_options
+from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, _flex, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
@@ -201,3 +203,21 @@ def test_on_cuda_the_model_has_the_cpu_s_logits_and_gradients(
     for name, gradient in gradients.items():
         apart = (gradient - expected_gradients[name]).norm()
         assert apart <= gradient_tolerance * max(size[name], 0.05 * whole), name
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "expected"),
+    [
+        ((9, 0), torch.bfloat16, 128, HOPPER[128]),
+        ((9, 0), torch.bfloat16, 32, HOPPER[32]),
+        ((9, 0), torch.bfloat16, 64, TRITON),
+        ((9, 0), torch.float32, 32, TRITON),
+        ((8, 0), torch.bfloat16, 32, TRITON),
+    ],
+)
+def test_kernels_have_options_where_they_were_measured(
+    capability: tuple[int, int], dtype: torch.dtype, width: int, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert kernel_options(torch.device("cuda"), dtype, width) is expected
+    assert kernel_options(torch.device("cpu"), dtype, width) is TRITON
