@@ -23,7 +23,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from dti_pipeline.modeling.layers import LayerMemory, allow_graphs
+from dti_pipeline.modeling.compiler import allow_graphs
+from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import Intervals, dense
 from dti_pipeline.modeling.sum_attention import sum_attention
 from dti_pipeline.modeling.sum_rows import SumRows

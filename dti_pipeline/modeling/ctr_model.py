@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone, float8, layers
+from dti_pipeline.modeling import backbone, compiler, float8, layers
 from dti_pipeline.modeling.attention import View, bands, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
 from dti_pipeline.modeling.distinct import Distinct
-from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, block_lists, intervals
+from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.plain import from_plain
@@ -76,7 +76,7 @@ class CTRModel(nn.Module):
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
         self._largest: dict[tuple[object, ...], Sizes] = {}
-        self._fused: Callable[[Any], Any] = _as_it_is
+        self._fused: Callable[..., Any] = _as_it_is
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
 
@@ -93,9 +93,9 @@ class CTRModel(nn.Module):
         index = batch.sum_index
         if view.narrow:
             index = index // batch.token.shape[1] * hidden.shape[1] + batch.sum_within
-        no, yes = self.label_logits(hidden.flatten(0, 1).index_select(0, index)).unbind(-1)
+        logits = self._fused(CTRModel._logits_at, dynamic=True)(self, hidden, index)
         text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
-        return yes - no, text_loss
+        return logits, text_loss
 
     @property
     def waits_for_launches(self) -> bool:
@@ -148,14 +148,21 @@ class CTRModel(nn.Module):
         total = nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
         return total / predicts.sum().clamp(min=1)  # texts of one word each have none to predict
 
-    def label_logits(self, at_sum: Tensor) -> Tensor:
-        """(T, E) [SUM] states -> (T, 2) logits of no and yes, in fp32. Two rows of the vocabulary, never all of it."""
+    def _logits_at(self, hidden: Tensor, index: Tensor) -> Tensor:
+        return self.logits(hidden.flatten(0, 1).index_select(0, index))
+
+    def logits(self, at_sum: Tensor) -> Tensor:
+        """(T, E) [SUM] states -> (T,) logits of P(label = 1), in fp32: yes less no. Two rows of the vocabulary, never
+        all of it."""
         # Autocast would take both to bfloat16: a logit of 10 would be off by 1/32, and many targets would tie.
         with torch.autocast(at_sum.device.type, enabled=False):
             if self.head is not None:
-                return nn.functional.linear(at_sum.float(), self.head.weight.float(), self.head.bias.float())
-            rows = backbone.vocabulary_rows(self.lm, self.label_tokens, self.trained_tokens)
-            return at_sum.float() @ rows.float().T
+                rows, bias = self.head.weight.float(), self.head.bias.float()
+            else:
+                rows = backbone.vocabulary_rows(self.lm, self.label_tokens, self.trained_tokens).float()
+                bias = rows.new_zeros(2)
+            # Not a product of matrices, which would be several kernels for one column.
+            return (at_sum.float() * (rows[1] - rows[0])).sum(-1) + (bias[1] - bias[0])
 
     def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
         """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only
@@ -173,9 +180,7 @@ class CTRModel(nn.Module):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
             # Queries that have a rule of their own are computed elsewhere.
-            block_mask=self._block_masks[shape].build(
-                spans.blind_sums() if self.sums_differ else spans, self._fused(block_lists)
-            ),
+            block_mask=self._block_masks[shape].build(spans.blind_sums() if self.sums_differ else spans, self._fused),
             options=kernel_options(device, dtype, self.head_width),
             sums=sums,
             narrow=narrow,
@@ -232,18 +237,22 @@ class CTRModel(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each decoder layer: all share one graph, the last has its own; and of a small model, for which many
-        short kernels take longer than a long one, what is before and behind them. Rows must then have one length,
-        batches one height; sizes of [SUM] rows may grow a few times, and each time is a graph more.
+        short kernels take longer than a long one, what is before and behind them, with products of one input joined.
+        Rows must then have one length, batches one height; sizes of [SUM] rows may grow a few times, and each time is a
+        graph more.
 
         Graphs of models that were compiled before are forgotten: they would count as this one's."""
         torch.compiler.reset()
-        layers.allow_graphs()
-        for layer in backbone.decoder_of(self.lm).layers:
-            layer.compile(dynamic=False)
+        compiler.allow_graphs()
+        decoder = backbone.decoder_of(self.lm)
+        backend = compiler.joining if self.waits_for_launches else "inductor"
+        for layer in decoder.layers:
+            layer.compile(dynamic=False, backend=backend)
         if self.waits_for_launches:
-            self._fused = cache(partial(torch.compile, dynamic=False))
-            if (norm := getattr(backbone.decoder_of(self.lm), "norm", None)) is not None:
-                norm.compile(dynamic=False)
+            self._fused = cache(_fused)
+            for module in (getattr(decoder, "rotary_emb", None), getattr(decoder, "norm", None)):
+                if module is not None:
+                    module.compile(dynamic=False)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -266,8 +275,13 @@ class CTRModel(nn.Module):
             save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, folder / HEAD)
 
 
-def _as_it_is(function: Any) -> Any:
+def _as_it_is(function: Any, dynamic: bool = False) -> Any:
     return function
+
+
+def _fused(function: Any, dynamic: bool = False) -> Any:
+    """``dynamic``: once for all shapes, where they are not those of all batches."""
+    return torch.compile(function, dynamic=dynamic)
 
 
 def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

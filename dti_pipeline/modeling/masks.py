@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -167,16 +167,19 @@ class BlockMasks:
 
         self._mask = window_and_prefix if has_prefix else window
 
-    def build(self, i: Intervals, lists: Callable[[Intervals, int, bool], BlockLists] | None = None) -> BlockMask:
-        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. ``lists`` is :func:`block_lists`,
-        compiled."""
+    def build(self, i: Intervals, fused: Callable[[Any], Any] = lambda function: function) -> BlockMask:
+        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. ``fused`` compiles a function."""
+        lists = fused(BlockMasks.write)(self, i)
+        size, length = self.block_size, i.first.shape[1]
+        return BlockMask((length, length), **lists._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
+
+    def write(self, i: Intervals) -> BlockLists:
+        """Put the numbers of a batch where the mask function reads them; its blocks."""
         self._first.copy_(i.first)
         self._prompt.copy_(i.prompt)
         self._prompt_text.copy_(i.prompt_text)
         self._is_sum.copy_(i.is_sum)
-        size, length = self.block_size, i.first.shape[1]
-        made = (lists or block_lists)(i, size, self.has_prefix)
-        return BlockMask((length, length), **made._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
+        return block_lists(i, self.block_size, self.has_prefix)
 
 
 class BlockLists(NamedTuple):

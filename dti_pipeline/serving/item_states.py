@@ -173,8 +173,7 @@ class ItemStates:
 
         with self._precision():
             hidden = model.states(embedded, size[:, None], View(recall=recall))
-            no, yes = model.label_logits(hidden[:, 0]).unbind(-1)
-        return yes - no
+            return model.logits(hidden[:, 0])
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -130,41 +131,60 @@ class GraphedPasses:
 class GraphedUpdate:
     """``update``, which takes a learning rate, clips the gradients and takes a step of ``optimizer`` with them, and
     returns their norm before: recorded once for wherever gradients lie, which differs between steps of one pass and of
-    several.
+    several."""
 
-    The first update is taken as it is, as an optimizer makes its moments when it first steps.
-    """
-
-    def __init__(self, optimizer: Optimizer, update: Callable[[float | Tensor], Tensor]) -> None:
+    def __init__(self, optimizer: Optimizer, update: Callable[[Tensor], Tensor]) -> None:
         self._optimizer, self._update = optimizer, update
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._rate = torch.zeros((), device=self._parameters[0].device)
-        self._first = True
         self._recorded: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by the gradients' addresses
 
     def __call__(self, rate: float) -> Tensor:
         """The norm; until the next update."""
-        if self._first:
-            self._first = False
-            return self._update(rate)
-        key = tuple(0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters)
-        if key not in self._recorded:
-            self._recorded[key] = self._record()
-        graph, norm = self._recorded[key]
+        graph, norm = self.record()
         self._rate.fill_(rate)
         graph.replay()
         return norm
 
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        gc.collect()  # as for a pass
-        assert all(p.grad is None or p in self._optimizer.state for p in self._parameters), "no moments to record with"
-        graph = torch.cuda.CUDAGraph()
-        self._capturable(True)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            norm = self._update(self._rate)
-        self._capturable(False)  # or an update that is not recorded would warn
-        return graph, norm
+    def record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The update of gradients where they lie now, recorded unless it is; and where it writes their norm."""
+        key = tuple(0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters)
+        if key not in self._recorded:
+            gc.collect()  # as for a pass
+            graph = torch.cuda.CUDAGraph()
+            with self._ways(fused=False, foreach=True, capturable=True):
+                self._rehearse()
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    norm = self._update(self._rate)
+            self._recorded[key] = graph, norm
+        return self._recorded[key]
 
-    def _capturable(self, whether: bool) -> None:
-        for group in self._optimizer.param_groups:
-            group["capturable"] = whether
+    def _rehearse(self) -> None:
+        """Take updates that compile, and put everything back. The optimizer makes its moments in the first, so that the
+        second compiles anew."""
+        with torch.no_grad():
+            kept = [(tensor, tensor.clone()) for tensor in self._tensors()]
+            for _ in range(WARM_UP_PASSES):
+                self._update(self._rate)
+            for tensor in self._tensors():
+                if not any(tensor is one for one, _ in kept):
+                    tensor.zero_()  # as moments and their count begin
+            for tensor, before in kept:
+                tensor.copy_(before)
+
+    def _tensors(self) -> list[Tensor]:
+        """All that an update changes."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        moments = [tensor for state in self._optimizer.state.values() for tensor in state.values()]
+        return [*self._parameters, *gradients, *moments]
+
+    @contextmanager
+    def _ways(self, **ways: bool) -> Iterator[None]:
+        """How the optimizer goes about its step: the same numbers."""
+        groups = self._optimizer.param_groups
+        before = [{name: group[name] for name in ways} for group in groups]
+        for group in groups:
+            group.update(ways)
+        yield
+        for group, old in zip(groups, before, strict=True):
+            group.update(old)

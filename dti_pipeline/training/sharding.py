@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dti_pipeline.modeling import backbone, layers
+from dti_pipeline.modeling import backbone, compiler
 from dti_pipeline.modeling.ctr_model import CTRModel
 
 
@@ -28,7 +28,7 @@ def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> Non
     """
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
     if mesh.device_type == "cuda":
-        layers.allow_graphs()
+        compiler.allow_graphs()
     for layer in backbone.decoder_of(model.lm).layers:
         if mesh.device_type == "cuda":
             # The layer's arithmetic alone: what gathers its weights before and after stays outside the graph.

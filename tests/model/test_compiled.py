@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.layers import allow_graphs
+from dti_pipeline.modeling.compiler import allow_graphs, join_products
 from dti_pipeline.modeling.masks import block_lists, intervals
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
@@ -110,17 +111,47 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
     with torch.no_grad():
         expected = [model(batch)[0] for batch in batches]
         compiler = CompileCounterWithBackend("eager")
-        model._fused = cache(partial(torch.compile, dynamic=False, fullgraph=True, backend=compiler))
+        model._fused = cache(partial(torch.compile, fullgraph=True, backend=compiler))
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(model(batch)[0], logits, atol=TOLERANCE, rtol=0)
             spans = intervals(batch.tokens, "dti", 3)
-            found = model._fused(block_lists)(spans, 32, model.has_prefix)
+            found = model._fused(block_lists, dynamic=False)(spans, 32, model.has_prefix)
             assert all(map(torch.equal, found, block_lists(spans, 32, model.has_prefix)))
             assert all(x.is_contiguous() for x in found)
-    assert compiler.frame_count == 3, "what enters the first layer, the mask's numbers, its blocks"
+    assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, its blocks, the logits"
     model.unknown_words = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
     model.train()
     for batch in batches:
         model(batch)[0].sum().backward()
-    assert compiler.frame_count == 5, "for training, the first two once more"
+    assert compiler.frame_count == 7, "for training, all but the blocks once more"
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["scratch", "lora"])
+def test_products_of_one_input_are_joined(kind: str, tmp_path: Path) -> None:
+    """Queries, keys and values, gate and what it gates; of adapters only those of one input. The numbers stay."""
+    torch._dynamo.reset()
+    batch = Log.random(users=4, seed=5).batch(3, 4, row_length=128)
+    model = small_model("dti", 3) if kind == "scratch" else adapted(write(tmp_path, "llama"), torch.float32)
+    model.narrows = False  # as where this is used
+    expected = outcome(model, batch)
+    counted = []
+
+    def joined(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        def products() -> int:
+            return sum(node.target is torch.nn.functional.linear for node in graph.graph.nodes)
+
+        before = products()
+        join_products(graph)
+        graph.graph.lint()
+        counted.append((before, products()))
+        return graph.forward
+
+    for layer in decoder_of(model.lm).layers:
+        layer.compile(dynamic=False, fullgraph=True, backend=joined)
+    logits, gradients = outcome(model, batch)
+    torch.testing.assert_close(logits, expected[0], atol=TOLERANCE, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[1][name], atol=TOLERANCE, rtol=1e-4)
+    assert set(counted) == {(7, 4) if kind == "scratch" else (11, 6)}
     torch._dynamo.reset()

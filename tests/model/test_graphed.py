@@ -25,7 +25,7 @@ from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.graphed import GraphedUpdate
+from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
@@ -277,7 +277,7 @@ def test_a_training_is_the_same_as_a_graph(
 
 
 def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With graphs that only say what is done with them."""
+    """With graphs that only say what is done with them. What compiles an update leaves no trace but moments of 0."""
     done: list[Any] = []
 
     class Graph:
@@ -289,14 +289,22 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
     weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
     optimizer = torch.optim.AdamW([{"params": [weight]} for weight in weights])
 
-    def update(rate: float | torch.Tensor) -> torch.Tensor:
-        done.append((type(rate).__name__, [group["capturable"] for group in optimizer.param_groups]))
+    def update(rate: torch.Tensor) -> torch.Tensor:
+        assert rate is updates._rate
+        done.append([tuple(group[way] for way in ways) for group in optimizer.param_groups])
         for weight in weights:
-            optimizer.state[weight]["step"] = 1
+            state = optimizer.state[weight]
+            state["step"] = state.get("step", torch.zeros(())).add_(1)
+            weight.data.add_(1)
+            if weight.grad is not None:
+                weight.grad.mul_(2)
         return torch.zeros(())
 
+    ways = {"fused": False, "foreach": True, "capturable": True}
+    usual = [tuple(group[way] for way in ways) for group in optimizer.param_groups]
     updates = GraphedUpdate(optimizer, update)
     first, second = ([torch.ones(3), torch.ones(3)] for _ in range(2))
+    recorded = 0
     for rate, gradients in (
         (0.1, first),
         (0.2, first),
@@ -307,13 +315,19 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
     ):
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
+        recordings = len(updates._recorded)
         updates(rate)
-        assert not any(group["capturable"] for group in optimizer.param_groups)
-    taken, recorded = ("float", [False, False]), ("Tensor", [True, True])
+        assert [tuple(group[way] for way in ways) for group in optimizer.param_groups] == usual
+        # The recording itself is the one update that these graphs let change anything.
+        recorded += len(updates._recorded) - recordings
+        assert [float(state["step"]) for state in optimizer.state.values()] == [recorded, recorded]
+        assert [weight.tolist() for weight in weights] == [[recorded] * 3] * 2
+    taken = [[tuple(ways.values())] * 2] * (WARM_UP_PASSES + 1)
     assert done == [
-        taken, recorded, ("replayed", 0.2), ("replayed", 0.3), recorded, ("replayed", 0.4), recorded, ("replayed", 0.5),
-        ("replayed", 0.6),
+        *taken, ("replayed", 0.1), ("replayed", 0.2), ("replayed", 0.3), *taken, ("replayed", 0.4),
+        *taken, ("replayed", 0.5), ("replayed", 0.6),
     ]  # fmt: skip
+    assert first[1].tolist() == [2.0] * 3
 
 
 @pytest.mark.gpu

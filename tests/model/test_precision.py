@@ -102,12 +102,11 @@ def test_autocast_rounds_neither_logits_nor_their_gradients(head: str) -> None:
                            autocast=lambda: torch.autocast("cpu", torch.bfloat16))  # fmt: skip
     states: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
-        plain = model.label_logits
-        patch.setattr(model, "label_logits", lambda at_sum: states.append(at_sum) or plain(at_sum))
+        plain = model.logits
+        patch.setattr(model, "logits", lambda at_sum: states.append(at_sum) or plain(at_sum))
         with half.autocast():
             logits = model(log.batch_of(rows))[0]
-    no, yes = model.label_logits(states[0]).unbind(-1)
-    assert torch.equal(logits, yes - no)
+    assert torch.equal(logits, model.logits(states[0]))
     config = TrainingConfig(device="cpu")
     loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 10**9, half.device)
     made = Trainer(model=model, optimizer=optimizer_for(model, config), accelerator=half, config=config, loader=loader,

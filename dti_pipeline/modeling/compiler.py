@@ -1,0 +1,62 @@
+"""torch's compiler as the model uses it."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn.functional import linear
+
+
+def allow_graphs() -> None:
+    """Let a piece of code be compiled 64 times, not torch's 8: in training and in evaluation, for each shape of a batch
+    and size of [SUM] rows. One time more is an error, instead of slow steps without a word.
+
+    And leave each piece whole where processes exchange gradients: torch would cut it at every 25 MB of them, the first
+    time at 1, to exchange some before others are there. Layers are pieces enough for that."""
+    torch._dynamo.config.optimize_ddp = False
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def joining(graph: GraphModule, inputs: list[Any]) -> Any:
+    """A backend of ``torch.compile``: its usual one, after products of the same input were made one.
+
+    A layer's queries, keys and values are three products of one tensor, its gate and what it gates two. In a small
+    model each is a few microseconds on a GPU, forward and back, as are the rounding of its weights and of their
+    gradients: one of all weights together takes hardly longer than one of them."""
+    join_products(graph)
+    return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+
+def join_products(graph: GraphModule) -> None:
+    """Make the products ``linear(x, w1)``, ``linear(x, w2)``, .. of ``graph`` one, with the weights behind each other,
+    where they have no bias and weights have one precision. (One that nobody reads would be computed with the others: a
+    last layer of [SUM] rows alone has such, and small models have none.)"""
+    alike: dict[Any, list[Node]] = defaultdict(list)
+    for node in graph.graph.nodes:
+        if node.target is linear and node.args[2:] == (None,):
+            alike[node.args[0], _weight(node).dtype].append(node)
+    for (x, _), products in alike.items():
+        if len(products) < 2:
+            continue
+        widths = [len(_weight(product)) for product in products]
+        with graph.graph.inserting_before(products[0]):
+            weight = graph.graph.call_function(torch.cat, ([product.args[1] for product in products],))
+            joint = graph.graph.call_function(linear, (x, weight))
+            parts = graph.graph.call_function(torch.split, (joint, widths, -1))
+            for number, product in enumerate(products):
+                product.replace_all_uses_with(graph.graph.call_function(operator.getitem, (parts, number)))
+        for product in products:
+            graph.graph.erase_node(product)
+    graph.recompile()
+
+
+def _weight(product: Node) -> Tensor:
+    """(width, input's width), without its numbers."""
+    weight: Any = product.args[1]
+    return weight.meta["example_value"]
