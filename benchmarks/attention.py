@@ -47,6 +47,7 @@ class Variant:
     options: dict[str, Any] = field(default_factory=dict)
     flash: bool = False
     sums: bool = True  # False: the same prompts without their [SUM]s
+    together: int = 4  # heads of a group that are rows of one block of queries
     position: str = "rope"
     forgetting: str = "none"
 
@@ -62,6 +63,7 @@ VARIANTS = (
     Variant("sliding window, flash", 1, "sliding_window", flash=True),
     Variant("sliding window, masked", 1, "sliding_window"),
     Variant("dti"),
+    Variant("dti, head by head", together=1),
     Variant("dti, the package's options for Hopper", options=HOPPER[128]),
     Variant("dti without [SUM]s", sums=False),
     Variant("dti, fwd 128x128, bwd 64x64 of 4 warps", options=options(
@@ -174,7 +176,7 @@ def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callab
     angle = torch.rand(1, length, size.width // 2, device=device).repeat(1, 1, 2)
     memory = LayerMemory(layer.input_layernorm, hidden, angle.cos().to(dtype), angle.sin().to(dtype))
     sums = of_sums(variant, tokens, size, matrix) if variant.sums else None
-    masks = BlockMasks(1, length, device, has_prefix=False)
+    masks = BlockMasks(1, length, device, has_prefix=False, heads=variant.together)
     spans = intervals(tokens, variant.paradigm, CONTEXT)
     view = View(
         block_mask=masks.build(spans.blind_sums() if sums and sums.differ else spans),

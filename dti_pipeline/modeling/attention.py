@@ -11,10 +11,11 @@ the call made of them. In the last layer they may be the only ones (:func:`dti_p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from math import gcd
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
 #: and 256 for rows of 512 and 1,024 tokens on two cores.
 BAND = 128
+#: Rows of a block of queries in FlexAttention's masks.
+ROWS = 128
 #: Options of FlexAttention's kernels. For rows of less than 128 tokens torch would choose another kernel, made for
 #: single queries, which it has for few masks and sizes: none of 96 tokens under ours.
 TRITON = {"BACKEND": "TRITON"}
@@ -195,7 +198,10 @@ def _compiled_flex_attention() -> Any:
 def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -> Tensor:
     # Uncompiled, FlexAttention writes out all L x L scores; in a compiled layer it is compiled with the layer.
     attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    return attention(
+    assert view.block_mask is not None
+    heads = view.block_mask.seq_lengths[0] // query.shape[2]  # BlockMasks.heads
+    query = query.unflatten(1, (-1, heads)).transpose(2, 3).flatten(2, 3)
+    out = attention(
         query,
         key,
         value,
@@ -204,6 +210,14 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
         enable_gqa=query.shape[1] != key.shape[1],
         kernel_options=view.options,
     )
+    return out.unflatten(2, (-1, heads)).transpose(2, 3).flatten(1, 2)
+
+
+def heads_together(stack: Iterable[Any]) -> int:
+    """How many heads can be rows of one block of queries in all of these layers: those that share their keys, in
+    numbers that divide the block."""
+    groups = (getattr(getattr(layer, "self_attn", None), "num_key_value_groups", 1) for layer in stack)
+    return gcd(ROWS, *groups)
 
 
 def kernel_options(device: torch.device, dtype: torch.dtype, head_width: int) -> dict[str, Any]:

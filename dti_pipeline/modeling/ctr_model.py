@@ -17,7 +17,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling import backbone, compiler, float8, layers
-from dti_pipeline.modeling.attention import View, bands, kernel_options
+from dti_pipeline.modeling.attention import ROWS, View, bands, heads_together, kernel_options
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.distance import alibi_slopes
 from dti_pipeline.modeling.distinct import Distinct
@@ -176,7 +176,8 @@ class CTRModel(nn.Module):
             return View(bands=bands(spans), sums=sums, narrow=narrow)
         shape = (batch.token.shape[0], batch.token.shape[1])
         if shape not in self._block_masks:
-            self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix)
+            heads = heads_together(backbone.decoder_of(self.lm).layers)
+            self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix, ROWS, heads)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
             # Queries that have a rule of their own are computed elsewhere.

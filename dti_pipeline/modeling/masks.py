@@ -147,31 +147,46 @@ class BlockMasks:
 
     The intervals live in buffers that are overwritten for each batch: the mask function is the same Python object
     every time, so that a compiled step is compiled once. (A closure over fresh tensors recompiles at each batch.)
+
+    ``heads`` of a group that share their keys can be rows of one block of queries, those of a token behind each other:
+    a block is fewer tokens then, which have more of the keys that they see in common.
     """
 
-    def __init__(self, batch: int, length: int, device: torch.device, has_prefix: bool, block_size: int = 128) -> None:
+    def __init__(
+        self,
+        batch: int,
+        length: int,
+        device: torch.device,
+        has_prefix: bool,
+        block_size: int = 128,
+        heads: int = 1,
+    ) -> None:
         self.block_size = block_size
         self.has_prefix = has_prefix
+        self.heads = heads
         self._first, self._prompt, self._prompt_text = (
             torch.zeros(batch, length, dtype=torch.int32, device=device) for _ in range(3)
         )
         self._is_sum = torch.zeros(batch, length, dtype=torch.bool, device=device)
         first, prompt, prompt_text, is_sum = self._first, self._prompt, self._prompt_text, self._is_sum
 
-        def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def window(b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
+            q = row // heads
             return (k <= q) & (k >= first[b, q]) & (~is_sum[b, k] | (k == q))
 
-        def window_and_prefix(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def window_and_prefix(b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
+            q = row // heads
             prefix = (k <= q) & (k >= prompt[b, q]) & (k < prompt_text[b, q])
             return (((k <= q) & (k >= first[b, q])) | prefix) & (~is_sum[b, k] | (k == q))
 
         self._mask = window_and_prefix if has_prefix else window
 
     def build(self, i: Intervals, fused: Callable[[Any], Any] = lambda function: function) -> BlockMask:
-        """The block mask of one batch, (B, 1, L, L). It is valid until the next call. ``fused`` compiles a function."""
+        """The block mask of one batch, (B, 1, L heads, L). It is valid until the next call. ``fused`` compiles a
+        function."""
         lists = fused(BlockMasks.write)(self, i)
         size, length = self.block_size, i.first.shape[1]
-        return BlockMask((length, length), **lists._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
+        return BlockMask((length * self.heads, length), **lists._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
 
     def write(self, i: Intervals) -> BlockLists:
         """Put the numbers of a batch where the mask function reads them; its blocks."""
@@ -179,7 +194,7 @@ class BlockMasks:
         self._prompt.copy_(i.prompt)
         self._prompt_text.copy_(i.prompt_text)
         self._is_sum.copy_(i.is_sum)
-        return block_lists(i, self.block_size, self.has_prefix)
+        return block_lists(i, self.block_size // self.heads, self.block_size, self.has_prefix)
 
 
 class BlockLists(NamedTuple):
@@ -196,18 +211,18 @@ class BlockLists(NamedTuple):
     full_q_indices: Tensor
 
 
-def block_lists(i: Intervals, size: int, has_prefix: bool) -> BlockLists:
-    """Of blocks of ``size``. Cost: a look at each query and block, L² / size; the pairs themselves are looked at by the
-    kernel, and in full blocks by nobody."""
+def block_lists(i: Intervals, queries: int, keys: int, has_prefix: bool) -> BlockLists:
+    """Of blocks of so many ``queries`` and ``keys``. Cost: a look at each query and block, L² / keys; the pairs
+    themselves are looked at by the kernel, and in full blocks by nobody."""
     query = torch.arange(i.first.shape[1], device=i.first.device)[:, None]
-    begin = query[::size, 0]  # of each block of keys
-    end = begin + size
+    begin = query[::keys, 0]  # of each block of keys
+    end = begin + keys
     first = _query(i.first)
     some = (first < end) & (query >= begin)
     if has_prefix:
         some = some | ((_query(i.prompt) < end) & (_query(i.prompt_text) > begin) & (query >= begin))
-    every = (first <= begin) & (query >= end - 1) & ~_blocks(i.is_sum, size, False).any(2)[:, None]
-    some, every = _blocks(some, size, False).any(2), _blocks(every, size, True).all(2)
+    every = (first <= begin) & (query >= end - 1) & ~_blocks(i.is_sum, keys, False).any(2)[:, None]
+    some, every = _blocks(some, queries, False).any(2), _blocks(every, queries, True).all(2)
     partial = some & ~every
     return BlockLists(
         *_listed(partial), *_listed(every), *_listed(partial.transpose(1, 2)), *_listed(every.transpose(1, 2))

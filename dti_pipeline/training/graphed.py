@@ -146,6 +146,7 @@ class GraphedUpdate:
         graph.replay()
         return norm
 
+    @torch.no_grad()  # all of it: code that was compiled with gradients would be compiled anew without
     def record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The update of gradients where they lie now, recorded unless it is; and where it writes their norm."""
         key = tuple(0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters)
@@ -162,15 +163,14 @@ class GraphedUpdate:
     def _rehearse(self) -> None:
         """Take updates that compile, and put everything back. The optimizer makes its moments in the first, so that the
         second compiles anew."""
-        with torch.no_grad():
-            kept = [(tensor, tensor.clone()) for tensor in self._tensors()]
-            for _ in range(WARM_UP_PASSES):
-                self._update(self._rate)
-            for tensor in self._tensors():
-                if not any(tensor is one for one, _ in kept):
-                    tensor.zero_()  # as moments and their count begin
-            for tensor, before in kept:
-                tensor.copy_(before)
+        kept = [(tensor, tensor.clone()) for tensor in self._tensors()]
+        for _ in range(WARM_UP_PASSES):
+            self._update(self._rate)
+        for tensor in self._tensors():
+            if not any(tensor is one for one, _ in kept):
+                tensor.zero_()  # as moments and their count begin
+        for tensor, before in kept:
+            tensor.copy_(before)
 
     def _tensors(self) -> list[Tensor]:
         """All that an update changes."""

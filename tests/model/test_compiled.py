@@ -115,8 +115,8 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(model(batch)[0], logits, atol=TOLERANCE, rtol=0)
             spans = intervals(batch.tokens, "dti", 3)
-            found = model._fused(block_lists, dynamic=False)(spans, 32, model.has_prefix)
-            assert all(map(torch.equal, found, block_lists(spans, 32, model.has_prefix)))
+            found = model._fused(block_lists, dynamic=False)(spans, 16, 32, model.has_prefix)
+            assert all(map(torch.equal, found, block_lists(spans, 16, 32, model.has_prefix)))
             assert all(x.is_contiguous() for x in found)
     assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, its blocks, the logits"
     model.unknown_words = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)

@@ -9,6 +9,7 @@ gradient's where that is more: a small one is what is left of terms that cancel.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, _flex, bands, kernel_options
+from dti_pipeline.modeling import attention
+from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, _flex, bands, heads_together, kernel_options
+from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
@@ -39,10 +42,11 @@ def random_heads(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("heads", [1, 2], ids=["head by head", "heads of a group together"])
 @given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), seed=st.integers(0, 100))
 @settings(max_examples=8, deadline=None)
 def test_both_fast_forms_equal_the_dense_mask_on_the_cpu(
-    paradigm: str, log: Log, n: int, k: int | None, seed: int
+    paradigm: str, heads: int, log: Log, n: int, k: int | None, seed: int
 ) -> None:
     batch = log.batch(n, k, row_length=LENGTH)
     query, key, value = random_heads(len(batch.token), seed)
@@ -52,8 +56,10 @@ def test_both_fast_forms_equal_the_dense_mask_on_the_cpu(
     banded = _banded(query, key, value, bands(spans), 16**-0.5)
     torch.testing.assert_close(banded, expected, atol=TOLERANCE, rtol=0)
     # A block smaller than the row, so that whole blocks are skipped and taken without looking.
-    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=64)
-    flex = flex_attention(query, key, value, block_mask=masks.build(spans), enable_gqa=True)
+    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=64, heads=heads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
+        flex = _flex(query, key, value, View(block_mask=masks.build(spans)), 16**-0.5)
     torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -75,16 +81,17 @@ def test_a_block_mask_can_be_built_again_for_the_next_batch(paradigm: str) -> No
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("heads", [1, 4])
 @given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), size=st.sampled_from([8, 32, 96]))
 @settings(max_examples=8, deadline=None)
-def test_blocks_are_those_of_the_mask(paradigm: str, log: Log, n: int, k: int | None, size: int) -> None:
+def test_blocks_are_those_of_the_mask(paradigm: str, heads: int, log: Log, n: int, k: int | None, size: int) -> None:
     """What is visible is looked at, what is full is not evaluated, and hardly a block is looked at for nothing."""
     batch = log.batch(n, k, row_length=LENGTH)
-    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=size)
+    masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=size, heads=heads)
     mask = masks.build(intervals(batch.tokens, paradigm, n))
-    seen = visible(batch.tokens, paradigm, n)
-    missing = -LENGTH % size
-    blocks = torch.nn.functional.pad(seen, (0, missing, 0, missing)).unflatten(1, (-1, size)).unflatten(3, (-1, size))
+    seen, queries = visible(batch.tokens, paradigm, n), size // heads
+    seen = torch.nn.functional.pad(seen, (0, -LENGTH % size, 0, -LENGTH % queries))
+    blocks = seen.unflatten(1, (-1, queries)).unflatten(3, (-1, size))
     some, rows = blocks.any(4).any(2), blocks.all(4)
     rows = rows | ~blocks.any(4)  # rows that only fill the last block
     every = rows.all(2) & some
@@ -108,6 +115,17 @@ def _as_matrix(count: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return torch.zeros(indices.shape, dtype=torch.bool).scatter(-1, indices.long(), taken)[:, 0]
 
 
+def test_as_many_heads_are_together_as_share_their_keys_in_all_layers_and_divide_a_block() -> None:
+    def layer(groups: int) -> Any:
+        return SimpleNamespace(self_attn=SimpleNamespace(num_key_value_groups=groups))
+
+    assert heads_together([layer(4), layer(4)]) == 4
+    assert heads_together([layer(8), layer(12)]) == 4
+    assert heads_together([layer(7)]) == 1
+    assert heads_together([layer(4), SimpleNamespace()]) == 1
+    assert heads_together(decoder_of(small_model("dti", 3).lm).layers) == 2
+
+
 def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
     histories = [[([5, 6, 7, 8], 1) for _ in range(40)]]
     batch = Log.of(histories).batch(39, 1, row_length=LENGTH, min_history=39)
@@ -117,6 +135,7 @@ def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize(
     ("length", "width", "dtype", "tolerance"),
     [
@@ -128,14 +147,14 @@ def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
     ids=["whole_blocks", "piece_of_a_block", "less_than_a_block", "as_an_8B_model_has_them"],
 )
 def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(
-    length: int, width: int, dtype: torch.dtype, tolerance: float
+    length: int, width: int, dtype: torch.dtype, tolerance: float, together: int
 ) -> None:
     """Attention alone, with the package's options, where long contexts have blocks that are taken without looking at
     them; queries, keys and values as a layer makes them: tokens first, then heads. The dense mask's are in fp32."""
     histories = [[([5, 6, 7, 8], 1) for _ in range(n)] for n in (length // 5 - 2, length // 9)]
     log, cuda = Log.of(histories), torch.device("cuda")
     batch = log.batch(length, 2, row_length=length, min_history=length // 9 - 2).to(cuda)
-    masks = BlockMasks(*batch.token.shape, cuda, has_prefix=False)
+    masks = BlockMasks(*batch.token.shape, cuda, has_prefix=False, heads=together)
     block_mask = masks.build(intervals(batch.tokens, "dti", length))
     assert length < 512 or int(block_mask.full_kv_num_blocks.sum()) > 2
     draw = torch.Generator().manual_seed(0)
