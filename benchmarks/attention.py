@@ -92,7 +92,7 @@ class Size:
     kv_heads: int = 8
     width: int = 128
     hidden: int = 4096
-    tokens: int = 10752
+    tokens: int = 10768
 
 
 class Layer(nn.Module):

@@ -35,8 +35,9 @@ from dti_pipeline.training.steps import Step, Steps
 
 #: Large enough to have every part of the real ones, small enough for a test.
 TINY = Shape("tiny", 2, 64, 4, 2, 16, 96, 512, tied=False)
-#: Rows are multiples of it: the block of FlexAttention, and the tile of a matrix product.
-TILE = 128
+#: Rows are so many multiples of it, the tile of a matrix product, and so many tokens over: of numbers of rows that 64
+#: divides cuBLAS makes products that are some 4 % slower (benchmarks/products.py, on an H200).
+TILE, OVER = 128, 16
 
 
 def shape_named(name: str, layers: int | None = None) -> Shape:
@@ -49,13 +50,12 @@ def shape_named(name: str, layers: int | None = None) -> Shape:
 
 def filled(prompt: int, tokens: int) -> tuple[int, int]:
     """Prompts a row, and the row's length: ``tokens`` where equal prompts fill 98 % of it, so that variants share one
-    compiled graph; else the multiple of TILE, at most a sixth longer, that pads least, so that none is slowed by
-    geometry."""
+    compiled graph; else the length, at most a sixth longer, that pads least, so that none is slowed by geometry."""
     most = max(1, tokens // prompt)
     if 0.98 * tokens <= most * prompt <= tokens:
         return most, tokens
     counts = range(max(1, most // 2), max(1, tokens * 7 // 6 // prompt) + 1)
-    lengths = {count: -(-count * prompt // TILE) * TILE for count in counts}
+    lengths = {count: -((OVER - count * prompt) // TILE) * TILE + OVER for count in counts}
     count = min(lengths, key=lambda count: 1 - count * prompt / lengths[count])
     return count, lengths[count]
 

@@ -204,7 +204,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.1-8b")
     options.add_argument("--layers", type=int, help="fewer, for a smaller card; the table says so (default: all)")
-    options.add_argument("--tokens", type=int, default=10752, help="of a pass, about (default: %(default)s)")
+    options.add_argument("--tokens", type=int, default=10768, help="of a pass, about (default: %(default)s)")
     options.add_argument("--tokens-per-interaction", type=int, default=30, help="text and label (default: %(default)s)")
     options.add_argument("--targets-per-step", type=int, default=512)
     options.add_argument("--steps", type=int, default=3, help="turns of each variant, after two that are not counted")

@@ -87,7 +87,7 @@ def test_a_model_that_forgets_is_one_switch_away(llama: ModuleType) -> None:
 
 def test_texts_repeat_themselves_as_real_ones_do_and_no_more(llama: ModuleType) -> None:
     def share(texts: str) -> float:
-        plan = llama.rows(llama.log(5, 70, 30, 128_256, texts=texts), 20, 50, 5, 10752)
+        plan = llama.rows(llama.log(5, 70, 30, 128_256, texts=texts), 20, 50, 5, 10768)
         layout = plan.assemble(np.arange(1))
         return len(np.unique(layout.token)) / layout.token.size
 
@@ -96,12 +96,12 @@ def test_texts_repeat_themselves_as_real_ones_do_and_no_more(llama: ModuleType) 
 
 
 def test_rows_have_the_length_that_their_prompts_fill(llama: ModuleType) -> None:
-    assert llama.filled(631, 10752) == (17, 10752)  # the sliding window, n = 20, c = 30
-    assert llama.filled(2150, 10752) == (5, 10752)  # k = 50: the same row, so the same compiled graph
-    assert llama.filled(6180, 10752) == (2, 12416)  # k = 180
-    assert llama.filled(6180, 8192) == (1, 6272)  # on a smaller card
-    assert llama.filled(910, 10752) == (9, 8192)  # k = 10: nearly no padding
-    assert llama.filled(900, 512) == (1, 1024)  # longer than asked for: a prompt must fit
+    assert llama.filled(631, 10768) == (17, 10768)  # the sliding window, n = 20, c = 30
+    assert llama.filled(2150, 10768) == (5, 10768)  # k = 50: the same row, so the same compiled graph
+    assert llama.filled(6180, 10768) == (2, 12432)  # k = 180
+    assert llama.filled(6180, 8192) == (1, 6288)  # on a smaller card
+    assert llama.filled(910, 10768) == (10, 9104)  # k = 10: nearly no padding
+    assert llama.filled(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
 
 
 def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
