@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -29,6 +29,7 @@ from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import Intervals, dense
 from dti_pipeline.modeling.sum_attention import sum_attention
 from dti_pipeline.modeling.sum_rows import SumRows
+from dti_pipeline.modeling.text_keys import TextKeys, apart, move, with_own
 
 NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
@@ -39,14 +40,16 @@ ROWS = 128
 #: Options of FlexAttention's kernels. For rows of less than 128 tokens torch would choose another kernel, made for
 #: single queries, which it has for few masks and sizes: none of 96 tokens under ours.
 TRITON = {"BACKEND": "TRITON"}
-#: The same on Hopper, for bfloat16 heads, by width. Of 128: the best of those that benchmarks/attention.py tried on an
-#: H100 (forward 0.81 ms against 0.84 by torch's choice, backward 1.43 against 1.49). Of 32: the best of eight, on an
-#: H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with whole histories).
-#: Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first block that it
-#: shares with others.
+#: The same on Hopper, for bfloat16 heads, by width. Of 128: the best of six that were tried on an H200 with heads
+#: together and keys moved (0.38 and 0.95 ms for a layer of an 8B-parameter model over 10,752 tokens). Of 32: the best of
+#: eight, on an H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with whole
+#: histories). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first
+#: block that it shares with others.
 HOPPER = {
     128: TRITON | {
-        "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2, "bwd_num_stages": 2,
+        "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2,
+        "bwd_BLOCK_M1": 64, "bwd_BLOCK_N1": 128, "bwd_BLOCK_M2": 128, "bwd_BLOCK_N2": 64,
+        "bwd_num_warps": 8, "bwd_num_stages": 3,
     },
     32: TRITON | {
         "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
@@ -65,6 +68,7 @@ class View:
 
     bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
     block_mask: BlockMask | None = None  # CUDA
+    texts: TextKeys | None = None  # where its keys are moved to, if they are
     options: dict[str, Any] | None = None  # of its kernels; None: torch's choice
     sums: SumRows | None = None
     narrow: bool = False  # the last layer computes [SUM] rows only, if it can
@@ -201,16 +205,39 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
     assert view.block_mask is not None
     heads = view.block_mask.seq_lengths[0] // query.shape[2]  # BlockMasks.heads
     query = query.unflatten(1, (-1, heads)).transpose(2, 3).flatten(2, 3)
-    out = attention(
-        query,
-        key,
-        value,
-        block_mask=view.block_mask,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options=view.options,
-    )
+    options = {
+        "block_mask": view.block_mask,
+        "scale": scale,
+        "enable_gqa": query.shape[1] != key.shape[1],
+        "kernel_options": view.options,
+    }
+    if view.texts is None:
+        out = attention(query, key, value, **options)
+    else:
+        out = _over_texts(attention, query, key, value, view, heads, options)
     return out.unflatten(2, (-1, heads)).transpose(2, 3).flatten(1, 2)
+
+
+def _over_texts(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, view: View, heads: int, options: dict[str, Any]
+) -> Tensor:
+    """FlexAttention with its keys moved: rows (B, H / ``heads``, L ``heads``, D) -> as many."""
+    texts, sums = view.texts, view.sums
+    assert texts is not None
+    assert sums is not None
+    key, value = move(key, texts), move(value, texts)
+    if sums.differ:  # their rows are computed elsewhere, and see nothing here
+        return attention(query, key, value, **options)
+    rows = (sums.slot[:, :, None] * heads + torch.arange(heads, device=query.device)).flatten(1)
+    place = texts.place.gather(1, sums.slot)
+    query, own_query = apart(query, rows)
+    (key, own_key), (value, own_value) = apart(key, place), apart(value, place)
+    own_key, own_value = (
+        x.repeat_interleave(query.shape[1] // key.shape[1], 1).repeat_interleave(heads, 2) for x in (own_key, own_value)
+    )
+    score = (own_query.float() * own_key.float()).sum(-1) * options["scale"]
+    out, of_softmax = attention(query, key, value, return_aux=AuxRequest(lse=True), **options)
+    return with_own(out, of_softmax.lse, score, own_value, rows, sums.valid.repeat_interleave(heads, 1))
 
 
 def heads_together(stack: Iterable[Any]) -> int:

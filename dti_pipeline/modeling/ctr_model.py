@@ -23,6 +23,7 @@ from dti_pipeline.modeling.distance import alibi_slopes
 from dti_pipeline.modeling.distinct import Distinct
 from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
+from dti_pipeline.modeling.text_keys import TextMasks
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.plain import from_plain
 
@@ -168,20 +169,24 @@ class CTRModel(nn.Module):
         """What the layers need to know of the batch. ``embedded`` (B, L, E) enters the first layer; ``narrow``: only
         [SUM] rows are to leave the last."""
         spans = self._fused(intervals)(batch.tokens, self.paradigm, self.context)
-        sums = None
-        if narrow or self.sums_differ:
-            sums = self._sum_rows(batch, spans, embedded)
         device = batch.token.device
+        moves_keys = device.type == "cuda" and not self.waits_for_launches
+        sums = None
+        if narrow or self.sums_differ or moves_keys:
+            sums = self._sum_rows(batch, spans, embedded)
         if device.type != "cuda":
             return View(bands=bands(spans), sums=sums, narrow=narrow)
         shape = (batch.token.shape[0], batch.token.shape[1])
         if shape not in self._block_masks:
             heads = heads_together(backbone.decoder_of(self.lm).layers)
-            self._block_masks[shape] = BlockMasks(*shape, device, self.has_prefix, ROWS, heads)
+            kind = TextMasks if moves_keys else BlockMasks
+            self._block_masks[shape] = kind(*shape, device, self.has_prefix, ROWS, heads)
+        masks = self._block_masks[shape]
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
         return View(
             # Queries that have a rule of their own are computed elsewhere.
-            block_mask=self._block_masks[shape].build(spans.blind_sums() if self.sums_differ else spans, self._fused),
+            block_mask=masks.build(spans.blind_sums() if self.sums_differ else spans, self._fused),
+            texts=masks.keys if isinstance(masks, TextMasks) else None,
             options=kernel_options(device, dtype, self.head_width),
             sums=sums,
             narrow=narrow,

@@ -184,7 +184,7 @@ class BlockMasks:
     def build(self, i: Intervals, fused: Callable[[Any], Any] = lambda function: function) -> BlockMask:
         """The block mask of one batch, (B, 1, L heads, L). It is valid until the next call. ``fused`` compiles a
         function."""
-        lists = fused(BlockMasks.write)(self, i)
+        lists = fused(type(self).write)(self, i)
         size, length = self.block_size, i.first.shape[1]
         return BlockMask((length * self.heads, length), **lists._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
 
@@ -211,17 +211,33 @@ class BlockLists(NamedTuple):
     full_q_indices: Tensor
 
 
+class Stretches(NamedTuple):
+    """Which keys a query sees, all (B, L): ``first .. last``, and ``prompt .. prompt_text`` as far as ``last``."""
+
+    first: Tensor
+    last: Tensor
+    prompt: Tensor
+    prompt_text: Tensor
+
+
 def block_lists(i: Intervals, queries: int, keys: int, has_prefix: bool) -> BlockLists:
-    """Of blocks of so many ``queries`` and ``keys``. Cost: a look at each query and block, L² / keys; the pairs
-    themselves are looked at by the kernel, and in full blocks by nobody."""
-    query = torch.arange(i.first.shape[1], device=i.first.device)[:, None]
-    begin = query[::keys, 0]  # of each block of keys
+    """Of blocks of so many ``queries`` and ``keys``."""
+    slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)
+    return listed_blocks(Stretches(i.first, slot, i.prompt, i.prompt_text), i.is_sum, queries, keys, has_prefix)
+
+
+def listed_blocks(i: Stretches, hidden: Tensor | None, queries: int, keys: int, has_prefix: bool) -> BlockLists:
+    """The same, where keys that are ``hidden`` (B, L) are seen by none but themselves. Cost: a look at each query and
+    block, L² / keys; the pairs themselves are looked at by the kernel, and in full blocks by nobody."""
+    begin = torch.arange(0, i.first.shape[1], keys, device=i.first.device)  # of each block of keys
     end = begin + keys
-    first = _query(i.first)
-    some = (first < end) & (query >= begin)
+    first, last = _query(i.first), _query(i.last)
+    some = (first < end) & (last >= begin)
     if has_prefix:
-        some = some | ((_query(i.prompt) < end) & (_query(i.prompt_text) > begin) & (query >= begin))
-    every = (first <= begin) & (query >= end - 1) & ~_blocks(i.is_sum, keys, False).any(2)[:, None]
+        some = some | ((_query(i.prompt) < end) & (_query(i.prompt_text) > begin) & (last >= begin))
+    every = (first <= begin) & (last >= end - 1)
+    if hidden is not None:
+        every = every & ~_blocks(hidden, keys, False).any(2)[:, None]
     some, every = _blocks(some, queries, False).any(2), _blocks(every, queries, True).all(2)
     partial = some & ~every
     return BlockLists(
