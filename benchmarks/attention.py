@@ -2,8 +2,9 @@
 
 Attention alone, forward and backward, on rows of equal prompts: 32 heads of 128 in groups of four, bfloat16, n = 20, 30
 tokens an interaction. The sliding window under torch's causal flash kernel (a batch of prompts) and under the masked
-kernel (prompts packed); dti packed, with each set of options, and with its [SUM] rows under another rule. Medians of
-CUDA events; the first calls, which compile, are not counted. A variant that this card or torch cannot do says so.
+kernel (prompts packed); dti packed, with heads of a group together and [SUM]s out of the keys' way or not, with each
+set of options, and with its [SUM] rows under another rule. Medians of CUDA events; the first calls, which compile, are
+not counted. A variant that this card or torch cannot do says so.
 
     python benchmarks/attention.py                         # one GPU, some 5 s of compiling a variant
     python benchmarks/attention.py --budget-seconds 80     # the most important ones first, until time is up
@@ -29,6 +30,7 @@ from dti_pipeline.modeling.distinct import Distinct
 from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
 from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.text_keys import TextMasks
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.planning.cost import PAIR_FLOP
 
@@ -44,10 +46,11 @@ class Variant:
     name: str
     k: int = 50
     paradigm: str = "dti"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: HOPPER[128])
     flash: bool = False
     sums: bool = True  # False: the same prompts without their [SUM]s
     together: int = 4  # heads of a group that are rows of one block of queries
+    moved: bool = True  # [SUM]s are behind all other keys
     position: str = "rope"
     forgetting: str = "none"
 
@@ -64,23 +67,20 @@ VARIANTS = (
     Variant("sliding window, masked", 1, "sliding_window"),
     Variant("dti"),
     Variant("dti, head by head", together=1),
-    Variant("dti, the package's options for Hopper", options=HOPPER[128]),
-    Variant("dti without [SUM]s", sums=False),
-    Variant("dti, fwd 128x128, bwd 64x64 of 4 warps", options=options(
-        {"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2},
-        {"BLOCK_M1": 64, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 64, "num_warps": 4, "num_stages": 3})),
-    Variant("dti, fwd and bwd by TMA", options={"USE_TMA": True}),
-    Variant("dti, fwd 4 warps, bwd 2 stages", options=options({"num_warps": 4}, {"num_stages": 2})),
+    Variant("dti, [SUM]s among the keys", moved=False),
+    Variant("dti, both", together=1, moved=False),
+    Variant("dti, torch's options", options={}),
+    Variant("dti without [SUM]s", sums=False, moved=False),
     Variant("dti, [SUM] nope_alibi and forgetting", position="nope_alibi", forgetting="linear"),
-    Variant("dti, fwd 64x64, bwd 64x128 of 4 warps", options=options(
-        {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}, {"num_warps": 4})),
-    Variant("dti, scores scaled before the product", options={"PRESCALE_QK": True}),
-    Variant("dti, fwd 2 stages, bwd 128x128", options=options(
-        {"num_stages": 2},
-        {"BLOCK_M1": 128, "BLOCK_N1": 128, "BLOCK_M2": 128, "BLOCK_N2": 128, "num_warps": 8, "num_stages": 1})),
-    Variant("dti, fwd 4 stages, bwd dq with dk", options=options({"num_stages": 4}, {}, WRITE_DQ=False)),
     Variant("dti, [SUM] rope_alibi", position="rope_alibi"),
     Variant("dti_growing", paradigm="dti_growing"),
+    Variant("dti_isolated", paradigm="dti_isolated"),
+    Variant("dti, fwd 128x64 of 3 stages", options=HOPPER[128] | options({"BLOCK_N": 64, "num_stages": 3}, {})),
+    Variant("dti, bwd 2 stages", options=HOPPER[128] | options({}, {"num_stages": 2})),
+    Variant("dti, bwd 64x64 of 4 warps", options=HOPPER[128] | options({}, {
+        "BLOCK_M1": 64, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 64, "num_warps": 4})),
+    Variant("dti, bwd 32x128", options=HOPPER[128] | options({}, {"BLOCK_M1": 32, "BLOCK_N2": 32})),
+    Variant("dti, fwd and bwd by TMA", options=HOPPER[128] | {"USE_TMA": True}),
 )  # fmt: skip
 
 
@@ -176,13 +176,13 @@ def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callab
     angle = torch.rand(1, length, size.width // 2, device=device).repeat(1, 1, 2)
     memory = LayerMemory(layer.input_layernorm, hidden, angle.cos().to(dtype), angle.sin().to(dtype))
     sums = of_sums(variant, tokens, size, matrix) if variant.sums else None
-    masks = BlockMasks(1, length, device, has_prefix=False, heads=variant.together)
+    together = min(variant.together, size.heads // size.kv_heads)
+    kind = TextMasks if variant.moved and device.type == "cuda" else BlockMasks
+    masks = kind(1, length, device, has_prefix=False, heads=together)
     spans = intervals(tokens, variant.paradigm, CONTEXT)
-    view = View(
-        block_mask=masks.build(spans.blind_sums() if sums and sums.differ else spans),
-        options=variant.options or None,
-        sums=sums,
-    )
+    mask = masks.build(spans.blind_sums() if sums and sums.differ else spans)
+    texts = masks.keys if isinstance(masks, TextMasks) else None
+    view = View(block_mask=mask, texts=texts, options=variant.options or None, sums=sums)
 
     def masked(q: Tensor, k: Tensor, v: Tensor, view: View, memory: LayerMemory) -> Tensor:
         return attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, dti=view, layer=memory)[0]

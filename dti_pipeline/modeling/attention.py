@@ -41,8 +41,8 @@ ROWS = 128
 #: single queries, which it has for few masks and sizes: none of 96 tokens under ours.
 TRITON = {"BACKEND": "TRITON"}
 #: The same on Hopper, for bfloat16 heads, by width. Of 128: the best of six that were tried on an H200 with heads
-#: together and keys moved (0.38 and 0.95 ms for a layer of an 8B-parameter model over 10,752 tokens). Of 32: the best of
-#: eight, on an H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with whole
+#: together and keys moved (0.38 and 0.95 ms for a layer of an 8B-parameter model over 10,752 tokens). Of 32: the best
+#: of eight, on an H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with whole
 #: histories). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first
 #: block that it shares with others.
 HOPPER = {
