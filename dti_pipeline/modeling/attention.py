@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -42,9 +43,9 @@ ROWS = 128
 TRITON = {"BACKEND": "TRITON"}
 #: The same on Hopper, for bfloat16 heads, by width. Of 128: the best of six that were tried on an H200 with heads
 #: together and keys moved (0.38 and 0.95 ms for a layer of an 8B-parameter model over 10,752 tokens). Of 32: the best
-#: of eight, on an H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with whole
-#: histories). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the first
-#: block that it shares with others.
+#: of eight, on an H200, for the study's steps (backward 0.188 ms against 0.206 at k = 50, 0.175 against 0.203 with
+#: whole histories). Anywhere else torch chooses. ROWS_GUARANTEED_SAFE must stay off: a query may see nothing in the
+#: first block that it shares with others.
 HOPPER = {
     128: TRITON | {
         "fwd_BLOCK_M": 128, "fwd_BLOCK_N": 128, "fwd_num_warps": 8, "fwd_num_stages": 2,
@@ -203,8 +204,9 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
     # Uncompiled, FlexAttention writes out all L x L scores; in a compiled layer it is compiled with the layer.
     attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     assert view.block_mask is not None
-    heads = view.block_mask.seq_lengths[0] // query.shape[2]  # BlockMasks.heads
-    query = query.unflatten(1, (-1, heads)).transpose(2, 3).flatten(2, 3)
+    length, (rows, padded) = query.shape[2], view.block_mask.seq_lengths
+    heads = rows // padded  # BlockMasks.heads
+    query = _filled(query, padded).unflatten(1, (-1, heads)).transpose(2, 3).flatten(2, 3)
     options = {
         "block_mask": view.block_mask,
         "scale": scale,
@@ -212,16 +214,22 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
         "kernel_options": view.options,
     }
     if view.texts is None:
-        out = attention(query, key, value, **options)
+        out = attention(query, _filled(key, padded), _filled(value, padded), **options)
     else:
         out = _over_texts(attention, query, key, value, view, heads, options)
-    return out.unflatten(2, (-1, heads)).transpose(2, 3).flatten(1, 2)
+    return out.unflatten(2, (-1, heads)).transpose(2, 3).flatten(1, 2)[:, :, :length]
+
+
+def _filled(x: Tensor, length: int) -> Tensor:
+    """(B, H, L, D) -> (B, H, ``length``, D), by zeros."""
+    missing = length - x.shape[2]
+    return functional.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def _over_texts(
     attention: Any, query: Tensor, key: Tensor, value: Tensor, view: View, heads: int, options: dict[str, Any]
 ) -> Tensor:
-    """FlexAttention with its keys moved: rows (B, H / ``heads``, L ``heads``, D) -> as many."""
+    """FlexAttention with its keys moved: rows (B, H / ``heads``, padded ``heads``, D) -> as many."""
     texts, sums = view.texts, view.sums
     assert texts is not None
     assert sums is not None

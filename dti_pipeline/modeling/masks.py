@@ -14,7 +14,7 @@ always causally, within its own prompt, and never a [SUM] other than itself. The
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,6 +150,9 @@ class BlockMasks:
 
     ``heads`` of a group that share their keys can be rows of one block of queries, those of a token behind each other:
     a block is fewer tokens then, which have more of the keys that they see in common.
+
+    Masks are of whole blocks: of L tokens, filled up to ``padded`` by some that see nothing and are seen by none.
+    FlexAttention's kernels would look at the ends of rows in every block of one that is no multiple of 128.
     """
 
     def __init__(
@@ -164,10 +167,12 @@ class BlockMasks:
         self.block_size = block_size
         self.has_prefix = has_prefix
         self.heads = heads
+        self.padded = -(-length // block_size) * block_size
         self._first, self._prompt, self._prompt_text = (
-            torch.zeros(batch, length, dtype=torch.int32, device=device) for _ in range(3)
+            torch.zeros(batch, self.padded, dtype=torch.int32, device=device) for _ in range(3)
         )
-        self._is_sum = torch.zeros(batch, length, dtype=torch.bool, device=device)
+        self._first.fill_(self.padded)
+        self._is_sum = torch.zeros(batch, self.padded, dtype=torch.bool, device=device)
         first, prompt, prompt_text, is_sum = self._first, self._prompt, self._prompt_text, self._is_sum
 
         def window(b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
@@ -182,19 +187,23 @@ class BlockMasks:
         self._mask = window_and_prefix if has_prefix else window
 
     def build(self, i: Intervals, fused: Callable[[Any], Any] = lambda function: function) -> BlockMask:
-        """The block mask of one batch, (B, 1, L heads, L). It is valid until the next call. ``fused`` compiles a
-        function."""
+        """The block mask of one batch, (B, 1, padded heads, padded). It is valid until the next call. ``fused``
+        compiles a function."""
         lists = fused(type(self).write)(self, i)
-        size, length = self.block_size, i.first.shape[1]
-        return BlockMask((length * self.heads, length), **lists._asdict(), BLOCK_SIZE=(size, size), mask_mod=self._mask)
+        sizes, lengths = (self.block_size, self.block_size), (self.padded * self.heads, self.padded)
+        return BlockMask(lengths, **lists._asdict(), BLOCK_SIZE=sizes, mask_mod=self._mask)
 
     def write(self, i: Intervals) -> BlockLists:
         """Put the numbers of a batch where the mask function reads them; its blocks."""
-        self._first.copy_(i.first)
-        self._prompt.copy_(i.prompt)
-        self._prompt_text.copy_(i.prompt_text)
-        self._is_sum.copy_(i.is_sum)
-        return block_lists(i, self.block_size // self.heads, self.block_size, self.has_prefix)
+        written = Intervals(self._first, self._prompt, self._prompt_text, self._is_sum)
+        overwrite(written, i)
+        return block_lists(written, self.block_size // self.heads, self.block_size, self.has_prefix)
+
+
+def overwrite(buffers: Sequence[Tensor], numbers: Sequence[Tensor]) -> None:
+    """The first L of each (B, padded) with (B, L)."""
+    for buffer, of_batch in zip(buffers, numbers, strict=True):
+        buffer[:, : of_batch.shape[1]].copy_(of_batch)
 
 
 class BlockLists(NamedTuple):

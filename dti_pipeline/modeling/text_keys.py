@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dti_pipeline.modeling.masks import BlockLists, BlockMasks, Intervals, Stretches, listed_blocks
+from dti_pipeline.modeling.masks import BlockLists, BlockMasks, Intervals, Stretches, listed_blocks, overwrite
 
 
 class TextKeys(NamedTuple):
-    """Where a batch's keys are moved to; both (B, L) int64."""
+    """Where a batch's keys are moved to; int64."""
 
-    order: Tensor  # slots: of all that is no [SUM], then of [SUM]s
-    place: Tensor  # where each slot has gone
+    order: Tensor  # (B, padded) slots: of all that is no [SUM], then of [SUM]s, then any
+    place: Tensor  # (B, L) where each slot has gone
 
 
 def moved(i: Intervals) -> tuple[Stretches, TextKeys]:
@@ -50,7 +50,7 @@ class TextMasks(BlockMasks):
         self, batch: int, length: int, device: torch.device, has_prefix: bool, block_size: int = 128, heads: int = 1
     ) -> None:
         super().__init__(batch, length, device, has_prefix, block_size, heads)
-        self._last = torch.zeros(batch, length, dtype=torch.int32, device=device)
+        self._last = torch.full((batch, self.padded), -1, dtype=torch.int32, device=device)
         first, last, prompt, prompt_text = self._first, self._last, self._prompt, self._prompt_text
 
         def window(b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
@@ -64,14 +64,15 @@ class TextMasks(BlockMasks):
         self._mask = window_and_prefix if has_prefix else window
 
     def write(self, i: Intervals) -> BlockLists:
-        stretches, self.keys = moved(i)
-        for buffer, numbers in zip((self._first, self._last, self._prompt, self._prompt_text), stretches, strict=True):
-            buffer.copy_(numbers)
-        return listed_blocks(stretches, None, self.block_size // self.heads, self.block_size, self.has_prefix)
+        stretches, (order, place) = moved(i)
+        self.keys = TextKeys(torch.nn.functional.pad(order, (0, self.padded - order.shape[1])), place)
+        written = Stretches(self._first, self._last, self._prompt, self._prompt_text)
+        overwrite(written, stretches)
+        return listed_blocks(written, None, self.block_size // self.heads, self.block_size, self.has_prefix)
 
 
 def move(x: Tensor, keys: TextKeys) -> Tensor:
-    """Keys or values (B, H, L, D) in their new order."""
+    """Keys or values (B, H, L, D) in their new order, (B, H, padded, D)."""
     return _Move.apply(x, *keys)
 
 

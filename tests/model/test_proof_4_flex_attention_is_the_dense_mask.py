@@ -90,7 +90,7 @@ def test_blocks_are_those_of_the_mask(paradigm: str, heads: int, log: Log, n: in
     masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=size, heads=heads)
     mask = masks.build(intervals(batch.tokens, paradigm, n))
     seen, queries = visible(batch.tokens, paradigm, n), size // heads
-    seen = torch.nn.functional.pad(seen, (0, -LENGTH % size, 0, -LENGTH % queries))
+    seen = torch.nn.functional.pad(seen, (0, -LENGTH % size, 0, -LENGTH % size))
     blocks = seen.unflatten(1, (-1, queries)).unflatten(3, (-1, size))
     some, rows = blocks.any(4).any(2), blocks.all(4)
     rows = rows | ~blocks.any(4)  # rows that only fill the last block

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import AuxOutput
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from dti_pipeline.modeling import attention
 from dti_pipeline.modeling.attention import View, _flex, kernel_options
@@ -28,7 +28,7 @@ from tests.model.test_graphed import filled, k_of
 from tests.model.test_precision import assert_near
 from tests.model.test_precision import outcome as of_batch
 
-CPU, LENGTH = torch.device("cpu"), 256
+CPU, LENGTH = torch.device("cpu"), 200
 logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8, 7)]), **histories)
 FIXES = pytest.mark.parametrize(
     "fixes", [{}, {"forgetting": "linear", "sum_position": "nope_alibi"}], ids=["plain", "fixes"]
@@ -56,25 +56,27 @@ def plain_flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale
 def test_each_query_sees_the_keys_it_saw_where_they_have_gone(
     paradigm: str, log: Log, n: int, k: int | None, size: int, heads: int, blind: bool
 ) -> None:
-    """But for a [SUM], which does not see itself, or, blind, nothing. By pairs and by blocks."""
+    """But for a [SUM], which does not see itself, or, blind, nothing; and nobody sees what fills up the last block, nor
+    does that see anybody. By pairs and by blocks."""
     batch = log.batch(n, k, row_length=LENGTH)
     spans = intervals(batch.tokens, paradigm, n)
     masks = TextMasks(*batch.token.shape, CPU, len(log.store.prefix) > 0, block_size=size, heads=heads)
     mask = masks.build(spans.blind_sums() if blind else spans)
     is_sum = batch.kind == Kind.SUM
-    order, place = masks.keys
+    order, place = masks.keys[0][:, :LENGTH], masks.keys[1]
     assert torch.equal(order.sort().values, torch.arange(LENGTH).expand_as(order))
     assert torch.equal(order.gather(1, place), torch.arange(LENGTH).expand_as(order))
     assert torch.equal(is_sum.gather(1, order), is_sum.int().sort().values.bool()), "[SUM]s are behind all others"
     expected = visible(batch.tokens, paradigm, n) & ~(is_sum[:, :, None] & torch.eye(LENGTH, dtype=torch.bool))
     expected = expected & ~is_sum[:, :, None] if blind else expected
-    expected = expected.gather(2, order[:, None].expand_as(expected)).repeat_interleave(heads, 1)
-    row, line = torch.arange(len(batch.token))[:, None, None], torch.arange(LENGTH * heads)
-    assert torch.equal(mask.mask_mod(row, 0, line[:, None], torch.arange(LENGTH)[None, :]), expected)
+    expected = expected.gather(2, order[:, None].expand_as(expected))
+    expected = pad(expected, (0, masks.padded - LENGTH) * 2).repeat_interleave(heads, 1)
+    row, (lines, keys) = torch.arange(len(batch.token))[:, None, None], mask.seq_lengths
+    assert torch.equal(mask.mask_mod(row, 0, torch.arange(lines)[:, None], torch.arange(keys)[None, :]), expected)
     looked_at, full = (
         (torch.arange(blocks.shape[-1]) < count[..., None]).new_zeros(blocks.shape).scatter(
             3, blocks.long(), torch.arange(blocks.shape[-1]) < count[..., None])[:, 0]
-        .repeat_interleave(size, 1).repeat_interleave(size, 2)[:, :LENGTH * heads, :LENGTH]
+        .repeat_interleave(size, 1).repeat_interleave(size, 2)
         for count, blocks in (
             (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices))
     )  # fmt: skip
