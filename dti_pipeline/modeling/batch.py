@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dti_pipeline.modeling.masks import Tokens
+from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import Kind, Layout
+
+#: What has one number for each token: a layout's arrays.
+OF_TOKENS = {"token": np.int32, "position": np.int32, "document": np.int32, "interaction": np.int32, "kind": np.int8}
+#: For each target, and for each place of a row where one may be.
+OF_TARGETS = {
+    "sum_index": np.int64,
+    "sum_within": np.int64,
+    "label": np.float32,
+    "weight": np.float32,
+    "target": np.int64,
+}
+OF_PLACES = {"sum_slot": np.int64, "sum_valid": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -21,8 +37,8 @@ class Batch:
     has no weight in the loss.
     """
 
-    token: Tensor  # (B, L) int64
-    position: Tensor  # (B, L) int64
+    token: Tensor  # (B, L) int32
+    position: Tensor  # (B, L) int32
     document: Tensor  # (B, L) int32
     interaction: Tensor  # (B, L) int32
     kind: Tensor  # (B, L) int8
@@ -37,38 +53,24 @@ class Batch:
     memory: Tensor | None = None  # bytes that all tensors lie in, one behind the other, where they do
 
     @classmethod
-    def of(cls, layout: Layout, label_of_row: np.ndarray, filled: int = 0) -> Batch:
-        """Tensors of a layout; ``label_of_row`` (m,) are the log's labels. Shares memory where dtypes allow.
+    def of(cls, layout: Layout, label_of_row: np.ndarray, filled: int = 0, room: Room | None = None) -> Batch:
+        """Tensors of a layout, whose arrays they share; ``label_of_row`` (m,) are the log's labels.
 
         With ``filled``, the batch is filled up to so many targets a row, and all its tensors have shapes that do not
-        depend on what the rows hold.
+        depend on what the rows hold; IndexError where a row has more. ``room`` is what the layout was written into.
         """
-        is_sum = layout.kind == Kind.SUM
-        rows, length = is_sum.shape
-        row, slot = np.divmod(np.flatnonzero(is_sum), length)
-        count = np.bincount(row, minlength=rows)
-        place = np.arange(filled or max(1, count.max(initial=0)))
-        slots = np.zeros((rows, len(place)), np.int64)
-        slots[row, np.arange(len(row)) - (count.cumsum() - count)[row]] = slot
-        slots = np.take_along_axis(slots, np.minimum(place, np.maximum(count - 1, 0)[:, None]), axis=1)
-        valid = place < count[:, None]
-        taken = np.ones_like(valid) if filled else valid
-        index = (slots + length * np.arange(rows)[:, None])[taken]
-        target = layout.target.reshape(-1)[index]
-        return cls(
-            token=torch.from_numpy(layout.token).long(),
-            position=torch.from_numpy(layout.position).long(),
-            document=torch.from_numpy(layout.document),
-            interaction=torch.from_numpy(layout.interaction),
-            kind=torch.from_numpy(layout.kind),
-            sum_index=torch.from_numpy(index),
-            sum_within=torch.from_numpy(np.broadcast_to(place, valid.shape)[taken]),
-            sum_slot=torch.from_numpy(slots),
-            sum_valid=torch.from_numpy(valid),
-            label=torch.from_numpy(label_of_row[target].astype(np.float32)),
-            weight=torch.from_numpy(valid[taken].astype(np.float32)),
-            target=torch.from_numpy(target),
-        )
+        (rows, length), kind = layout.kind.shape, int(Kind.SUM)
+        count = _count(layout.kind, kind)
+        most = int(count.max(initial=0))
+        if filled and most > filled:
+            raise IndexError(f"a row of {most} targets, where there are to be {filled}")
+        places = filled or max(1, most)
+        arrays = room.arrays if room else _arrays(rows, length, places, rows * places if filled else int(count.sum()))
+        named = {name: arrays[name] for name in (*OF_TARGETS, *OF_PLACES)}
+        _find_targets(layout.kind, layout.target, label_of_row, count, filled > 0, kind, tuple(named.values()))
+        named |= {name: getattr(layout, name) for name in OF_TOKENS}
+        tensors = {name: torch.from_numpy(x) for name, x in named.items()}
+        return cls(host=None, memory=room.memory if room else None, **tensors)
 
     @property
     def tokens(self) -> Tokens:
@@ -110,6 +112,80 @@ class Batch:
 
     def _named(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("host", "memory")}
+
+
+@dataclass(frozen=True)
+class Room:
+    """Page-locked memory for a filled batch: a layout is written into it, and what :meth:`Batch.of` makes of that."""
+
+    arrays: dict[str, np.ndarray]  # of a batch's names
+    memory: Tensor
+
+    @classmethod
+    def of(cls, rows: int, length: int, filled: int) -> Room:
+        shapes = _shapes(rows, length, filled, rows * filled)
+        sizes = {name: np.dtype(dtype).itemsize * prod(shape) for name, (shape, dtype) in shapes.items()}
+        memory = torch.empty(sum(map(_aligned, sizes.values())), dtype=torch.uint8, pin_memory=True)
+        room, start, arrays = memory.numpy(), 0, {}
+        for name, (shape, dtype) in shapes.items():
+            arrays[name] = room[start : start + sizes[name]].view(dtype).reshape(shape)
+            start += _aligned(sizes[name])
+        return cls(arrays, memory)
+
+    @property
+    def layout(self) -> dict[str, np.ndarray]:
+        """Its part that a layout has."""
+        return {name: self.arrays[name] for name in OF_TOKENS}
+
+
+@cache
+def _shapes(rows: int, length: int, places: int, targets: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes and types, in the order of a batch's fields: as :meth:`Batch._in` places them in one memory."""
+    groups = ((OF_TOKENS, (rows, length)), (OF_TARGETS, (targets,)), (OF_PLACES, (rows, places)))
+    found = {name: (shape, dtype) for group, shape in groups for name, dtype in group.items()}
+    return {f.name: found[f.name] for f in fields(Batch) if f.name in found}
+
+
+def _arrays(rows: int, length: int, places: int, targets: int) -> dict[str, np.ndarray]:
+    shapes = _shapes(rows, length, places, targets)
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items() if name not in OF_TOKENS}
+
+
+@compiled
+def _count(kind: Any, sum_kind: int) -> Any:
+    """(B,) [SUM]s of each row."""
+    count = np.zeros(len(kind), np.int64)
+    for row in range(len(kind)):
+        for slot in range(kind.shape[1]):
+            count[row] += kind[row, slot] == sum_kind
+    return count
+
+
+@compiled
+def _find_targets(
+    kind: Any, target_at: Any, label_of_row: Any, count: Any, filled: bool, sum_kind: int,
+    out: tuple[Any, Any, Any, Any, Any, Any, Any],
+) -> None:  # fmt: skip
+    """Write what there is of each target, and of each place where one may be."""
+    index, within, label, weight, target, slots, valid = out
+    length, places = kind.shape[1], slots.shape[1]
+    taken = 0
+    for row in range(len(kind)):
+        slot, last = 0, 0
+        for place in range(places):
+            here = place < count[row]
+            if here:
+                while kind[row, slot] != sum_kind:
+                    slot += 1
+                last = slot
+                slot += 1
+            slots[row, place], valid[row, place] = last, here
+            if here or filled:
+                index[taken], within[taken] = row * length + last, place
+                of_log = target_at[row, last]
+                target[taken], weight[taken] = of_log, here
+                label[taken] = label_of_row[max(of_log, 0)]
+                taken += 1
 
 
 def _aligned(size: int) -> int:

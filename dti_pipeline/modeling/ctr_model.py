@@ -140,7 +140,7 @@ class CTRModel(nn.Module):
         # A token predicts the next one where both are text; between interactions a label stands, so never across.
         is_text = batch.kind == TEXT
         predicts = is_text[:, :-1] & is_text[:, 1:]
-        hidden, following = hidden[:, :-1], batch.token[:, 1:]
+        hidden, following = hidden[:, :-1], batch.token[:, 1:].long()
         if self.waits_for_launches:  # to leave out the others is to wait until their number is known
             hidden, following = hidden.flatten(0, 1), torch.where(predicts, following, IGNORED).flatten()
         else:

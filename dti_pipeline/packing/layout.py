@@ -46,14 +46,12 @@ class Layout:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-def padding(rows: int, row_length: int, pad_id: int) -> Layout:
-    """Rows of nothing but padding, to be written into."""
-    shape = (rows, row_length)
-    return Layout(
-        token=np.full(shape, pad_id, np.int32),
-        document=np.full(shape, NO_DOCUMENT, np.int32),
-        interaction=np.full(shape, -1, np.int32),
-        kind=np.full(shape, Kind.PAD, np.int8),
-        position=np.zeros(shape, np.int32),
-        target=np.full(shape, -1, np.int64),
-    )
+#: Types of a layout's arrays.
+DTYPES = {
+    "token": np.int32,
+    "document": np.int32,
+    "interaction": np.int32,
+    "kind": np.int8,
+    "position": np.int32,
+    "target": np.int64,
+}

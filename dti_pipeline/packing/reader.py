@@ -7,16 +7,17 @@ thread that trains waited.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
-from dti_pipeline.packing.layout import Kind, Layout, padding
+from dti_pipeline.packing.compiled import compiled
+from dti_pipeline.packing.layout import DTYPES, NO_DOCUMENT, Kind, Layout
 from dti_pipeline.packing.store import TokenStore, read_columns
 
 
@@ -57,8 +58,11 @@ class Rows:
         """Rows of a batch of at most ``tokens`` tokens (one row at least)."""
         return max(1, tokens // self.row_length)
 
-    def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
-        """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding.
+    def assemble(
+        self, rows: NDArray[np.int64], height: int = 0, room: Mapping[str, NDArray[Any]] | None = None
+    ) -> Layout:
+        """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding. Arrays
+        that ``room`` has are written over, not made.
 
         Cost: O(tokens), one pass, without the interpreter's lock. Compiled when first used, a second for mapped arrays
         and one for those in memory, and kept for the user's next process. Raises IndexError for rows that the plan has
@@ -67,7 +71,9 @@ class Rows:
         store, special = self.store, self.store.special
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a plan of {len(self)}")
-        layout = padding(max(len(rows), height), self.row_length, special["pad"])
+        shape = (max(len(rows), height), self.row_length)
+        made = {name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if room is None or name not in room}
+        layout = Layout(**made, **(room or {}))
         _write(
             rows,
             self.bounds,
@@ -79,7 +85,7 @@ class Rows:
             store.offsets,
             store.tokens,
             store.prefix,
-            (special["no"], special["yes"], special["sum"]),
+            (special["no"], special["yes"], special["sum"], special["pad"]),
             KINDS,
             (layout.token, layout.document, layout.interaction, layout.kind, layout.position, layout.target),
         )
@@ -88,33 +94,29 @@ class Rows:
 
 #: As plain numbers, and handed over: what numba keeps for the next process it makes anew when this file changes,
 #: but not when another does that this one's constants come from.
-KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX))
+KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(Kind.PAD), int(NO_DOCUMENT))
 
 
-def _compiled(function: Any) -> Any:
-    """Without the interpreter's lock; kept for the next process where a folder for that can be written to."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba has found none: the package is another user's, who has no home here
-        return njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _write(
     rows: Any, bounds: Any, start: Any, first_target: Any, stop: Any,
     text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any,
-    special: tuple[int, int, int], kinds: tuple[int, int, int, int], out: tuple[Any, Any, Any, Any, Any, Any],
+    special: tuple[int, int, int, int], kinds: tuple[int, int, int, int, int, int],
+    out: tuple[Any, Any, Any, Any, Any, Any],
 ) -> None:  # fmt: skip
-    """Write rows into padding: prompts one behind the other, each the prefix and its interactions; an interaction is
+    """Write rows: prompts one behind the other, each the prefix and its interactions, then padding; an interaction is
     its text, [SUM] if it is a target, its label."""
-    no, yes, sum_token = special
-    text_kind, sum_kind, label_kind, prefix_kind = kinds
+    no, yes, sum_token, pad = special
+    text_kind, sum_kind, label_kind, prefix_kind, pad_kind, no_document = kinds
     length = out[0].shape[1]
     token, document, interaction, kind, position, target = out
-    for row in range(len(rows)):
+    target[:] = -1
+    for row in range(len(token)):
         slot = 0
-        first_prompt = bounds[rows[row]]
-        for prompt in range(first_prompt, bounds[rows[row] + 1]):
+        first_prompt, end_prompt = 0, 0
+        if row < len(rows):
+            first_prompt, end_prompt = bounds[rows[row]], bounds[rows[row] + 1]
+        for prompt in range(first_prompt, end_prompt):
             begin = slot
             if slot + len(prefix) > length:
                 raise IndexError("a prompt is longer than its row")
@@ -122,6 +124,7 @@ def _write(
                 token[row, slot] = word
                 kind[row, slot] = prefix_kind
                 position[row, slot] = slot - begin
+                interaction[row, slot] = -1
                 slot += 1
             place = slot - begin
             for log_row in range(start[prompt], stop[prompt]):
@@ -148,6 +151,11 @@ def _write(
                 place += 1
                 interaction[row, here:slot] = log_row - start[prompt]
             document[row, begin:slot] = prompt - first_prompt
+        token[row, slot:] = pad
+        document[row, slot:] = no_document
+        interaction[row, slot:] = -1
+        kind[row, slot:] = pad_kind
+        position[row, slot:] = 0
 
 
 def bounds(row: NDArray[Any]) -> NDArray[np.int64]:

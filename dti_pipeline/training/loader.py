@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.batch import Batch, Room
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
@@ -73,13 +73,19 @@ class Loader:
         most = len(split(step.rows[:: self.world], self.size))
         passes, tokens = [], 0
         for index in range(most):
-            layout = self.rows.assemble(mine[index] if index < len(mine) else step.rows[:1], self.height)
-            batch = Batch.of(layout, self.rows.store.label, self._sums)
+            rows = mine[index] if index < len(mine) else step.rows[:1]
+            room = None
+            if self.filled and self.device.type == "cuda":
+                room = Room.of(self.height, self.rows.row_length, self._sums)
+            layout = self.rows.assemble(rows, self.height, room.layout if room else None)
+            batch = Batch.of(layout, self.rows.store.label, self._sums, room)
             if index < len(mine):
                 tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
             else:
                 batch = batch.without_weight()
-            passes.append(batch.pin() if self.device.type == "cuda" else batch)
+            if self.device.type == "cuda" and batch.memory is None:
+                batch = batch.pin()
+            passes.append(batch)
         return Work(step, passes, tokens)
 
     def start(self, first: int) -> Iterator[Work]:

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_pro
 
 from dti_pipeline.config import ModelConfig, TrainingConfig
 from dti_pipeline.modeling import attention, ctr_model
-from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.batch import Batch, Room
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Intervals
 from dti_pipeline.modeling.unknown_words import UnknownWords
@@ -96,6 +96,32 @@ def test_a_batch_in_one_piece_of_memory_is_the_same_batch(filled_up_to: int, mon
         assert tensor.untyped_storage().data_ptr() == memory
     assert not moved.without_weight().to(CPU).weight.any()
     assert torch.equal(moved.weight, batch.weight)
+
+
+def test_a_batch_written_where_it_stays_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over whatever was there: a row of padding, and places of targets that rows have fewer of, too."""
+    log = Log.random(users=5, seed=3)
+    rows = log.rows(3, 4, 128)
+    expected = filled(log, rows)
+    full = torch.full
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: full((size,), 0xA5, dtype=dtype))
+    room = Room.of(*expected.token.shape, expected.sum_slot.shape[1])
+    layout = rows.assemble(np.arange(len(rows)), len(rows) + 1, room.layout)
+    batch = Batch.of(layout, log.store.label, expected.sum_slot.shape[1], room)
+    assert batch.memory is room.memory
+    for made in (batch, batch.to(CPU)):
+        for tensor, other in zip(made.tensors(), expected.tensors(), strict=True):
+            assert torch.equal(tensor, other)
+            assert tensor.dtype == other.dtype
+            assert made.memory is not None
+            assert 0 <= tensor.data_ptr() - made.memory.data_ptr() < made.memory.nbytes
+
+
+def test_more_targets_than_places_are_an_error() -> None:
+    log = Log.random(users=5, seed=3)
+    rows = log.rows(3, 4, 128)
+    with pytest.raises(IndexError, match="where there are to be 1"):
+        Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, 1)
 
 
 # Passes that never wait

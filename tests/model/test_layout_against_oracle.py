@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.masks import dense, intervals, visible
 from dti_pipeline.packing import reader
+from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from tests.model import oracle
@@ -132,7 +133,7 @@ def test_rows_are_assembled_where_nothing_compiled_can_be_kept(monkeypatch: pyte
     rows = Log.random(users=2, seed=5).rows(3, 4, 128)
     expected = rows.assemble(np.arange(len(rows)))
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
-    monkeypatch.setattr(reader, "_write", reader._compiled(reader._write.py_func))
+    monkeypatch.setattr(reader, "_write", compiled(reader._write.py_func))
     for name, array in rows.assemble(np.arange(len(rows))).as_dict().items():
         np.testing.assert_array_equal(array, getattr(expected, name))
 
