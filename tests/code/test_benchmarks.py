@@ -18,6 +18,7 @@ ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "o
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
     "attention": "attention",
+    "products": "products",
     "train_step": "train_step",
     "train_step_float8": "train_step",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},
