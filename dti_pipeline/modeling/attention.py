@@ -38,8 +38,8 @@ NAME = "dti"
 BAND = 128
 #: Rows of a block of queries in FlexAttention's masks.
 ROWS = 128
-#: Options of FlexAttention's kernels. For rows of less than 128 tokens torch would choose another kernel, made for
-#: single queries, which it has for few masks and sizes: none of 96 tokens under ours.
+#: Options of FlexAttention's kernels: those that are meant are named. Torch has others, made for a few queries, which
+#: it would choose for rows of less than 128 tokens and has for few masks and sizes.
 TRITON = {"BACKEND": "TRITON"}
 #: The same on Hopper, for bfloat16 heads, by width. Of 128: the best of six that were tried on an H200 with heads
 #: together and keys moved (0.38 and 0.95 ms for a layer of an 8B-parameter model over 10,752 tokens). Of 32: the best
@@ -65,13 +65,13 @@ HONOURED = frozenset({"dti", "layer", "position_ids", "sliding_window", "use_cac
 
 @dataclass(frozen=True)
 class View:
-    """What every layer needs to know of one batch: the mask in one of two forms, and the [SUM] rows' own rule."""
+    """What every layer needs to know of one batch: the mask in one of two forms, and its [SUM] rows."""
 
     bands: tuple[tuple[int, int, Tensor], ...] | None = None  # CPU: (first query, first key, mask (B, 1, q, k))
     block_mask: BlockMask | None = None  # CUDA
     texts: TextKeys | None = None  # where its keys are moved to, if they are
     options: dict[str, Any] | None = None  # of its kernels; None: torch's choice
-    sums: SumRows | None = None
+    sums: SumRows | None = None  # where [SUM] rows are told apart; whether they have a rule of their own it says
     narrow: bool = False  # the last layer computes [SUM] rows only, if it can
     recall: Callable[..., Tensor] | None = None  # serving: attention over keys and values that were computed before
     watch: Callable[..., None] | None = None  # told what every layer hands to attention, before it is used
@@ -206,6 +206,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
     assert view.block_mask is not None
     length, (rows, padded) = query.shape[2], view.block_mask.seq_lengths
     heads = rows // padded  # BlockMasks.heads
+    assert query.shape[1] // key.shape[1] % heads == 0, "heads of a block that do not share their keys"
     query = _filled(query, padded).unflatten(1, (-1, heads)).transpose(2, 3).flatten(2, 3)
     options = {
         "block_mask": view.block_mask,
@@ -251,7 +252,7 @@ def _over_texts(
 def heads_together(stack: Iterable[Any]) -> int:
     """How many heads can be rows of one block of queries in all of these layers: those that share their keys, in
     numbers that divide the block."""
-    groups = (getattr(getattr(layer, "self_attn", None), "num_key_value_groups", 1) for layer in stack)
+    groups = (int(getattr(getattr(layer, "self_attn", None), "num_key_value_groups", 1)) for layer in stack)
     return gcd(ROWS, *groups)
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dti_pipeline.modeling.masks import Tokens
 from dti_pipeline.packing.compiled import compiled
-from dti_pipeline.packing.layout import Kind, Layout
+from dti_pipeline.packing.layout import DTYPES, Kind, Layout
 
 #: What has one number for each token: a layout's arrays.
-OF_TOKENS = {"token": np.int32, "position": np.int32, "document": np.int32, "interaction": np.int32, "kind": np.int8}
+OF_TOKENS = {name: dtype for name, dtype in DTYPES.items() if name != "target"}
 #: For each target, and for each place of a row where one may be.
 OF_TARGETS = {
     "sum_index": np.int64,

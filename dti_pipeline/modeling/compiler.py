@@ -34,14 +34,20 @@ def joining(graph: GraphModule, inputs: list[Any]) -> Any:
 
 
 def join_products(graph: GraphModule) -> None:
-    """Make the products ``linear(x, w1)``, ``linear(x, w2)``, .. of ``graph`` one, with the weights behind each other,
-    where they have no bias and weights have one precision. (One that nobody reads would be computed with the others: a
-    last layer of [SUM] rows alone has such, and small models have none.)"""
+    """Make the products ``linear(x, w1)``, ``linear(x, w2)``, .. of ``graph`` one, with the weights behind each other:
+    of parameters of one precision, all trained or all frozen, without bias. (One that nobody reads would be computed
+    with the others: a last layer of [SUM] rows alone has such, and small models have none.)
+
+    They are moved to the first of them, but not past anything that changes tensors in place, precision or gradients."""
     alike: dict[Any, list[Node]] = defaultdict(list)
+    stretch = 0
     for node in graph.graph.nodes:
-        if node.target is linear and node.args[2:] == (None,):
-            alike[node.args[0], _weight(node).dtype].append(node)
-    for (x, _), products in alike.items():
+        if _is_barrier(node):
+            stretch += 1
+        elif node.target is linear and node.args[2:] == (None,) and node.args[1].op in ("placeholder", "get_attr"):
+            parameter = _weight(node)
+            alike[stretch, node.args[0], parameter.dtype, parameter.requires_grad].append(node)
+    for (_, x, *_), products in alike.items():
         if len(products) < 2:
             continue
         widths = [len(_weight(product)) for product in products]
@@ -54,6 +60,16 @@ def join_products(graph: GraphModule) -> None:
         for product in products:
             graph.graph.erase_node(product)
     graph.recompile()
+
+
+def _is_barrier(node: Node) -> bool:
+    """Whether what stands behind ``node`` may mean something else before it: an operation in place, or another mode."""
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    of_operator = node.target is getattr(operator, name, None) and name[0] == "i" and hasattr(operator, name[1:])
+    modes = ("_enter_autocast", "_exit_autocast", "_set_grad_enabled")
+    return of_operator or name.endswith("_") or "out" in node.kwargs or name in modes
 
 
 def _weight(product: Node) -> Tensor:

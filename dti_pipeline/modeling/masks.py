@@ -142,6 +142,10 @@ def dense(i: Intervals) -> Tensor:
     return i.sees(_query(slot), _key(slot))
 
 
+#: Of batch, head, row of queries and key: whether that pair is visible.
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
 class BlockMasks:
     """FlexAttention block masks of batches of one shape.
 
@@ -172,8 +176,13 @@ class BlockMasks:
             torch.zeros(batch, self.padded, dtype=torch.int32, device=device) for _ in range(3)
         )
         self._first.fill_(self.padded)
+        self._mask = self._made(batch, device)
+
+    def _made(self, batch: int, device: torch.device) -> MaskFunction:
+        """The mask function, and the other buffers that it reads."""
         self._is_sum = torch.zeros(batch, self.padded, dtype=torch.bool, device=device)
         first, prompt, prompt_text, is_sum = self._first, self._prompt, self._prompt_text, self._is_sum
+        heads = self.heads
 
         def window(b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
             q = row // heads
@@ -184,7 +193,7 @@ class BlockMasks:
             prefix = (k <= q) & (k >= prompt[b, q]) & (k < prompt_text[b, q])
             return (((k <= q) & (k >= first[b, q])) | prefix) & (~is_sum[b, k] | (k == q))
 
-        self._mask = window_and_prefix if has_prefix else window
+        return window_and_prefix if self.has_prefix else window
 
     def build(self, i: Intervals, fused: Callable[[Any], Any] = lambda function: function) -> BlockMask:
         """The block mask of one batch, (B, 1, padded heads, padded). It is valid until the next call. ``fused``

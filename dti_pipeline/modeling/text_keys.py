@@ -7,9 +7,9 @@ still sees itself: softmax over one key more is a mean of what there was and of 
 ``sigmoid(score - lse)``, lse the logarithm of the softmax's denominator over all others.
 
 With the heads of an 8B-parameter model, n = 20, c = 30 and k = 50, forward and backward of a layer over 10,752 tokens
-take 1.34 ms where they took 1.69 (H200, the attention kernels alone). *Cost*: keys and values are copied, and of the
-[SUM] rows alone what is done to them; each function knows its gradient, which autograd would make of tensors of zeros
-as large as all queries.
+take 1.34 ms where they took 1.69 (H200, the attention kernels alone). *Cost*: keys and values are copied, and so may be
+queries, results and their gradients, where [SUM] rows are put into them, unless the compiler writes in place. Each
+function knows its gradient, which autograd would add up from tensors of zeros of that size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dti_pipeline.modeling.masks import BlockLists, BlockMasks, Intervals, Stretches, listed_blocks, overwrite
+from dti_pipeline.modeling.masks import (
+    BlockLists,
+    BlockMasks,
+    Intervals,
+    MaskFunction,
+    Stretches,
+    listed_blocks,
+    overwrite,
+)  # fmt: skip
 
 
 class TextKeys(NamedTuple):
@@ -46,12 +54,10 @@ class TextMasks(BlockMasks):
 
     keys: TextKeys
 
-    def __init__(
-        self, batch: int, length: int, device: torch.device, has_prefix: bool, block_size: int = 128, heads: int = 1
-    ) -> None:
-        super().__init__(batch, length, device, has_prefix, block_size, heads)
+    def _made(self, batch: int, device: torch.device) -> MaskFunction:
         self._last = torch.full((batch, self.padded), -1, dtype=torch.int32, device=device)
         first, last, prompt, prompt_text = self._first, self._last, self._prompt, self._prompt_text
+        heads = self.heads
 
         def window(b: Tensor, h: Tensor, row: Tensor, k: Tensor) -> Tensor:
             q = row // heads
@@ -61,7 +67,7 @@ class TextMasks(BlockMasks):
             q = row // heads
             return (k <= last[b, q]) & ((k >= first[b, q]) | ((k >= prompt[b, q]) & (k < prompt_text[b, q])))
 
-        self._mask = window_and_prefix if has_prefix else window
+        return window_and_prefix if self.has_prefix else window
 
     def write(self, i: Intervals) -> BlockLists:
         stretches, (order, place) = moved(i)

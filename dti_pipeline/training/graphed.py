@@ -3,8 +3,9 @@ arithmetic.
 
 Forward, loss and backward of a model 128 wide are some 200 kernels of a few microseconds each, and a CPU needs ten
 times as long to launch them. They are launched once while CUDA records them, and from then on all together: a pass is
-the copy of its batch to where the recorded kernels read, and one call. So are clipping and the optimizer: 20 kernels,
-but torch's own code around them took 2 ms of a step of 4.4 (H100, commit 303d0ab).
+the copy of its batch to where the recorded kernels read, and one call. So are clipping and the optimizer's step, which
+is compiled as well: torch's own code around its kernels took 2 ms of a step of 4.4 (H100, commit 303d0ab), and its
+fused one cuts tensors into too few pieces for a GPU (70 us of 2,300, H200, a93e74d).
 
 What is recorded has fixed addresses and shapes. So the loader fills all batches up to the same shapes; every pass
 writes its gradients to where the last one did, and a step of several adds them up; and the number of the step's targets
@@ -163,24 +164,28 @@ class GraphedUpdate:
     def _rehearse(self) -> None:
         """Take updates that compile, and put everything back. The optimizer makes its moments in the first, so that the
         second compiles anew."""
-        kept = [(tensor, tensor.clone()) for tensor in self._tensors()]
+        before = {name: tensor.clone() for name, tensor in self._tensors().items()}
         for _ in range(WARM_UP_PASSES):
             self._update(self._rate)
-        for tensor in self._tensors():
-            if not any(tensor is one for one, _ in kept):
+        for name, tensor in self._tensors().items():
+            if name in before:
+                tensor.copy_(before[name])
+            else:
                 tensor.zero_()  # as moments and their count begin
-        for tensor, before in kept:
-            tensor.copy_(before)
 
-    def _tensors(self) -> list[Tensor]:
-        """All that an update changes."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        moments = [tensor for state in self._optimizer.state.values() for tensor in state.values()]
-        return [*self._parameters, *gradients, *moments]
+    def _tensors(self) -> dict[tuple[int, str], Tensor]:
+        """All that an update changes, by the number of a parameter and what it is of it."""
+        found = {}
+        for number, parameter in enumerate(self._parameters):
+            found[number, "weight"] = parameter
+            if parameter.grad is not None:
+                found[number, "gradient"] = parameter.grad
+            found |= {(number, name): moment for name, moment in self._optimizer.state.get(parameter, {}).items()}
+        return found
 
     @contextmanager
     def _ways(self, **ways: bool) -> Iterator[None]:
-        """How the optimizer goes about its step: the same numbers."""
+        """How the optimizer goes about its step: the same numbers, but for rounding."""
         groups = self._optimizer.param_groups
         before = [{name: group[name] for name in ways} for group in groups]
         for group in groups:

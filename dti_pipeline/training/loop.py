@@ -60,11 +60,11 @@ class Trainer:
     # Where launching kernels would take longer than the kernels.
     _graphed: GraphedPasses | None = None
     _graphed_update: GraphedUpdate | None = None
-    _objective: Callable[..., tuple[Tensor, Tensor]] = field(default_factory=lambda: objective)
+    _objective: Callable[..., tuple[Tensor, Tensor]] = field(init=False)
     _optimize: Callable[[], Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._optimize = self.optimizer.step
+        self._objective, self._optimize = objective, self.optimizer.step
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
@@ -180,7 +180,8 @@ class Trainer:
         return loss.detach()
 
     def _warm_up(self) -> None:
-        """Compile and capture, with the watch stopped: on a GPU a step's gradients, thrown away."""
+        """Compile and capture, with the watch stopped: on a GPU a step's gradients, thrown away, and updates with them
+        that are taken back."""
         device = self.accelerator.device
         if device.type != "cuda":
             self.loader.work(self.progress.step % self.loader.steps.count)  # assembly is compiled when first used

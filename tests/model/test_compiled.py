@@ -129,7 +129,7 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
 
 @pytest.mark.parametrize("kind", ["scratch", "lora"])
 def test_products_of_one_input_are_joined(kind: str, tmp_path: Path) -> None:
-    """Queries, keys and values, gate and what it gates; of adapters only those of one input. The numbers stay."""
+    """Queries, keys and values, gate and what it gates; adapters apart from what is frozen. The numbers stay."""
     torch._dynamo.reset()
     batch = Log.random(users=4, seed=5).batch(3, 4, row_length=128)
     model = small_model("dti", 3) if kind == "scratch" else adapted(write(tmp_path, "llama"), torch.float32)
@@ -153,5 +153,56 @@ def test_products_of_one_input_are_joined(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits, expected[0], atol=TOLERANCE, rtol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[1][name], atol=TOLERANCE, rtol=1e-4)
-    assert set(counted) == {(7, 4) if kind == "scratch" else (11, 6)}
+    assert set(counted) == {(7, 4) if kind == "scratch" else (11, 7)}
+    torch._dynamo.reset()
+
+
+def no_grad(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        first = torch.nn.functional.linear(x, one)
+    return first + torch.nn.functional.linear(x, other)
+
+
+def autocast(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        first = torch.nn.functional.linear(x, one)
+    return first + torch.nn.functional.linear(x, other)
+
+
+def in_place(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    first = torch.nn.functional.linear(x, one)
+    x += 1
+    second = torch.nn.functional.linear(x, other)
+    return first + second + torch.nn.functional.linear(x.mul_(2), one)
+
+
+def made_between(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, one) + torch.nn.functional.linear(x, other * 2)
+
+
+def one_frozen(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, one) + torch.nn.functional.linear(x, other)
+
+
+@pytest.mark.parametrize("function", [no_grad, autocast, in_place, made_between, one_frozen])
+def test_products_that_are_not_the_same_elsewhere_stay_where_they_are(function: Any) -> None:
+    torch._dynamo.reset()
+    x, one, other = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 3), (4, 3), (4, 3))
+    )
+    one.requires_grad_(function not in (one_frozen, in_place))
+    other.requires_grad_(function is not in_place)
+
+    def joined(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        before = len(graph.graph.nodes)
+        join_products(graph)
+        assert len(graph.graph.nodes) == before
+        return graph.forward
+
+    expected = function(x, one, other)
+    found = torch.compile(function, fullgraph=True, backend=joined)(x, one, other)
+    assert torch.equal(found, expected)
+    if other.requires_grad:
+        assert torch.equal(*(torch.autograd.grad(out.sum(), other)[0] for out in (found, expected)))
     torch._dynamo.reset()

@@ -3,6 +3,7 @@ the device, and, on a GPU, gradients, random numbers and whole trainings."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -357,28 +358,37 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
 
 
 @pytest.mark.gpu
-def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator) -> None:
-    """At every rate and gradient, clipped or not; also where gradients lie somewhere else, and again where they did."""
+@pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
+def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator, resumed: bool) -> None:
+    """Compiled, as a training has it: at every rate, 0 first, and gradient, clipped or not; with moments that are new
+    or a checkpoint's; also where gradients lie somewhere else, and again where they did."""
     cuda, config = accelerator.device, TrainingConfig(weight_decay=0.1)
     made = []
     for graph in (True, False):
         torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 3)).to(cuda)
         optimizer = optimizer_for(model, config)
+        if resumed:
+            for _ in range(3):
+                model(torch.ones(2, 7, device=cuda)).square().sum().backward()
+                optimizer.step()
+            optimizer, before = optimizer_for(model, config), optimizer
+            optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
+        step = torch.compile(optimizer.step, dynamic=False) if graph else optimizer.step
 
-        def update(rate: Any, model: Any = model, optimizer: Any = optimizer) -> torch.Tensor:
+        def update(rate: Any, model: Any = model, optimizer: Any = optimizer, step: Any = step) -> torch.Tensor:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            step()
             return norm
 
         made.append((model, GraphedUpdate(optimizer, update) if graph else update))
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
     elsewhere = [[torch.empty_like(parameter) for parameter in model.parameters()] for model, _ in made]
-    for step in range(8):
-        if step in (3, 6):  # as where a step has one pass, and the next has several
+    for turn in range(8):
+        if turn in (3, 6):  # as where a step has one pass, and the next has several
             lying = [[parameter.grad for parameter in model.parameters()] for model, _ in made]
             for (model, _), gradients in zip(made, elsewhere, strict=True):
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -386,11 +396,11 @@ def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator) -> None:
             elsewhere = lying
         norms = []
         for model, update in made:
-            torch.manual_seed(step)
+            torch.manual_seed(turn)
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter.grad.copy_(torch.randn(parameter.shape) * 10.0 ** (step % 3 - 2))
-            norms.append(update(1e-3 * (step + 1)).clone())
+                parameter.grad.copy_(torch.randn(parameter.shape) * 10.0 ** (turn % 3 - 2))
+            norms.append(update(1e-3 * turn).clone())
         torch.testing.assert_close(norms[0], norms[1])
         for graphed, plain in zip(made[0][0].parameters(), made[1][0].parameters(), strict=True):
             torch.testing.assert_close(graphed, plain, atol=1e-7, rtol=1e-6)
