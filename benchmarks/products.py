@@ -20,13 +20,13 @@ from harness import parser, publish
 from torch import Tensor
 from torch.nn.functional import linear
 
+from dti_pipeline.planning.shape import SHAPES, Shape
+
 #: Whole prompts of 631 tokens, as a dense batch has them; multiples of 64 and 128, and what is around them.
 SIZES = (
     9465, 9472, 10727, 10736, 10744, 10750, 10752, 10760, 10768, 10816, 10880, 12900, 12904, 12928, 16384, 16400, 16406,
     17200, 17208, 20823, 21440, 21454, 21456, 21480, 21500, 21504, 21512, 21520,
 )  # fmt: skip
-#: (input, output) of q, k, v, o, gate, up, down.
-SHAPES = ((4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096))
 TURNS, REPEATS = 3, 4
 
 
@@ -35,9 +35,9 @@ def main() -> None:
     options.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="tokens of a pass")
     options.add_argument("--tiny", action="store_true", help="a sixty-fourth of everything, on a CPU")
     arguments = options.parse_args()
-    device, shapes, sizes = torch.device("cuda"), SHAPES, arguments.sizes
+    device, shapes, sizes = torch.device("cuda"), matrices(SHAPES["llama-3.1-8b"]), arguments.sizes
     if arguments.tiny:
-        device, shapes = torch.device("cpu"), tuple((i // 64, o // 64) for i, o in SHAPES)
+        device, shapes = torch.device("cpu"), [(i // 64, o // 64) for i, o in shapes]
         sizes = [size // 64 for size in sizes]
     torch.manual_seed(0)
     weights = [torch.randn(o, i, device=device).mul(0.02).bfloat16() for i, o in shapes]
@@ -59,6 +59,13 @@ def main() -> None:
     ]
     gpus = [torch.cuda.get_device_name()] if device.type == "cuda" else None
     publish("products", rows, arguments.results, gpus=gpus, commit=arguments.commit)
+
+
+def matrices(shape: Shape) -> list[tuple[int, int]]:
+    """(input, output) of q, k, v, o, gate, up, down."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    into, back = (shape.hidden, shape.intermediate), (shape.intermediate, shape.hidden)
+    return [(shape.hidden, queries), *[(shape.hidden, keys)] * 2, (queries, shape.hidden), into, into, back]
 
 
 def milliseconds(numbers: Tensor, weights: list[Tensor], tokens: int) -> float:

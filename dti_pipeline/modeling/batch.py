@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -85,7 +86,7 @@ class Batch:
 
     def pin(self) -> Batch:
         """In one piece of page-locked memory, from which a copy to the GPU does not wait, and is one."""
-        size = sum(_aligned(x.nbytes) for x in self.tensors())
+        size = _starts(x.nbytes for x in self.tensors())[-1]
         pinned = self._in(torch.empty(size, dtype=torch.uint8, pin_memory=True))
         for target, source in zip(pinned.tensors(), self.tensors(), strict=True):
             target.copy_(source)
@@ -104,11 +105,13 @@ class Batch:
 
     def _in(self, memory: Tensor) -> Batch:
         """Tensors like these in ``memory``, whatever it holds."""
-        start, named = 0, {}
-        for name, tensor in self._named().items():
-            named[name] = memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            start += _aligned(tensor.nbytes)
-        return Batch(host=None, memory=memory, **named)
+        named = self._named()
+        starts = _starts(tensor.nbytes for tensor in named.values())
+        placed = {
+            name: memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for (name, tensor), start in zip(named.items(), starts, strict=False)
+        }
+        return Batch(host=None, memory=memory, **placed)
 
     def _named(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("host", "memory")}
@@ -124,12 +127,14 @@ class Room:
     @classmethod
     def of(cls, rows: int, length: int, filled: int) -> Room:
         shapes = _shapes(rows, length, filled, rows * filled)
-        sizes = {name: np.dtype(dtype).itemsize * prod(shape) for name, (shape, dtype) in shapes.items()}
-        memory = torch.empty(sum(map(_aligned, sizes.values())), dtype=torch.uint8, pin_memory=True)
-        room, start, arrays = memory.numpy(), 0, {}
-        for name, (shape, dtype) in shapes.items():
-            arrays[name] = room[start : start + sizes[name]].view(dtype).reshape(shape)
-            start += _aligned(sizes[name])
+        sizes = [np.dtype(dtype).itemsize * prod(shape) for shape, dtype in shapes.values()]
+        *starts, end = _starts(sizes)
+        memory = torch.empty(end, dtype=torch.uint8, pin_memory=True)
+        room = memory.numpy()
+        arrays = {
+            name: room[start : start + size].view(dtype).reshape(shape)
+            for (name, (shape, dtype)), start, size in zip(shapes.items(), starts, sizes, strict=True)
+        }
         return cls(arrays, memory)
 
     @property
@@ -188,6 +193,6 @@ def _find_targets(
                 taken += 1
 
 
-def _aligned(size: int) -> int:
-    """Bytes up to where a next tensor may begin: as torch's own allocator places them."""
-    return -(-size // 512) * 512
+def _starts(sizes: Iterable[int]) -> list[int]:
+    """Where tensors of so many bytes begin in one memory, and its end: as torch's own allocator places them."""
+    return list(accumulate((-(-size // 512) * 512 for size in sizes), initial=0))

@@ -23,6 +23,16 @@ def allow_graphs() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
+def as_it_is(function: Any, dynamic: bool = False) -> Any:
+    """In the place of :func:`fused`, where nothing is compiled."""
+    return function
+
+
+def fused(function: Any, dynamic: bool = False) -> Any:
+    """``function``, compiled; ``dynamic``: once for all shapes, where they are not those of all batches."""
+    return torch.compile(function, dynamic=dynamic)
+
+
 def joining(graph: GraphModule, inputs: list[Any]) -> Any:
     """A backend of ``torch.compile``: its usual one, after products of the same input were made one.
 

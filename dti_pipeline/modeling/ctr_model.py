@@ -77,7 +77,7 @@ class CTRModel(nn.Module):
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
         self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
         self._largest: dict[tuple[object, ...], Sizes] = {}
-        self._fused: Callable[..., Any] = _as_it_is
+        self._fused: Callable[..., Any] = compiler.as_it_is
         #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
         self.unknown_words: UnknownWords | None = None
 
@@ -255,7 +255,7 @@ class CTRModel(nn.Module):
         for layer in decoder.layers:
             layer.compile(dynamic=False, backend=backend)
         if self.waits_for_launches:
-            self._fused = cache(_fused)
+            self._fused = cache(compiler.fused)
             for module in (getattr(decoder, "rotary_emb", None), getattr(decoder, "norm", None)):
                 if module is not None:
                     module.compile(dynamic=False)
@@ -279,15 +279,6 @@ class CTRModel(nn.Module):
         if self.head is not None:
             head = self.head.state_dict() if weights is None else _under("head.", weights)
             save_file({k: v.detach().cpu().contiguous() for k, v in head.items()}, folder / HEAD)
-
-
-def _as_it_is(function: Any, dynamic: bool = False) -> Any:
-    return function
-
-
-def _fused(function: Any, dynamic: bool = False) -> Any:
-    """``dynamic``: once for all shapes, where they are not those of all batches."""
-    return torch.compile(function, dynamic=dynamic)
 
 
 def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
 
+from dti_pipeline.modeling.compiler import as_it_is
 from dti_pipeline.packing.layout import Kind
 
 #: As plain numbers: torch's compiler takes `tensor == Kind.SUM` for False.
@@ -195,7 +195,7 @@ class BlockMasks:
 
         return window_and_prefix if self.has_prefix else window
 
-    def build(self, i: Intervals, fused: Callable[[Any], Any] = lambda function: function) -> BlockMask:
+    def build(self, i: Intervals, fused: Callable[..., Any] = as_it_is) -> BlockMask:
         """The block mask of one batch, (B, 1, padded heads, padded). It is valid until the next call. ``fused``
         compiles a function."""
         lists = fused(type(self).write)(self, i)
@@ -239,7 +239,7 @@ class Stretches(NamedTuple):
 
 
 def block_lists(i: Intervals, queries: int, keys: int, has_prefix: bool) -> BlockLists:
-    """Of blocks of so many ``queries`` and ``keys``."""
+    """Of blocks of so many ``queries`` and ``keys``, both of which divide L."""
     slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)
     return listed_blocks(Stretches(i.first, slot, i.prompt, i.prompt_text), i.is_sum, queries, keys, has_prefix)
 
@@ -255,18 +255,12 @@ def listed_blocks(i: Stretches, hidden: Tensor | None, queries: int, keys: int, 
         some = some | ((_query(i.prompt) < end) & (_query(i.prompt_text) > begin) & (last >= begin))
     every = (first <= begin) & (last >= end - 1)
     if hidden is not None:
-        every = every & ~_blocks(hidden, keys, False).any(2)[:, None]
-    some, every = _blocks(some, queries, False).any(2), _blocks(every, queries, True).all(2)
+        every = every & ~hidden.unflatten(1, (-1, keys)).any(2)[:, None]
+    some, every = some.unflatten(1, (-1, queries)).any(2), every.unflatten(1, (-1, queries)).all(2)
     partial = some & ~every
     return BlockLists(
         *_listed(partial), *_listed(every), *_listed(partial.transpose(1, 2)), *_listed(every.transpose(1, 2))
     )
-
-
-def _blocks(x: Tensor, size: int, filling: bool) -> Tensor:
-    """(B, L, ..) -> (B, blocks, size, ..), the last block filled up."""
-    missing = -x.shape[1] % size
-    return functional.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=filling).unflatten(1, (-1, size))
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:

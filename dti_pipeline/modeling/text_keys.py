@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dti_pipeline.modeling.masks import (
     BlockLists,
@@ -27,7 +28,7 @@ from dti_pipeline.modeling.masks import (
     Stretches,
     listed_blocks,
     overwrite,
-)  # fmt: skip
+)
 
 
 class TextKeys(NamedTuple):
@@ -42,7 +43,7 @@ def moved(i: Intervals) -> tuple[Stretches, TextKeys]:
     slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)
     is_text = ~i.is_sum
     # Texts before each slot, and before the row's end: so many also stand before that slot's key in the new order.
-    before = torch.nn.functional.pad(is_text.cumsum(1), (1, 0))
+    before = functional.pad(is_text.cumsum(1), (1, 0))
     first, prompt, prompt_text = (before.gather(1, x.long()) for x in (i.first, i.prompt, i.prompt_text))
     place = torch.where(i.is_sum, before[:, -1:] + slot - before[:, :-1], before[:, :-1])
     order = torch.empty_like(place).scatter(1, place, slot)
@@ -71,7 +72,7 @@ class TextMasks(BlockMasks):
 
     def write(self, i: Intervals) -> BlockLists:
         stretches, (order, place) = moved(i)
-        self.keys = TextKeys(torch.nn.functional.pad(order, (0, self.padded - order.shape[1])), place)
+        self.keys = TextKeys(functional.pad(order, (0, self.padded - order.shape[1])), place)
         written = Stretches(self._first, self._last, self._prompt, self._prompt_text)
         overwrite(written, stretches)
         return listed_blocks(written, None, self.block_size // self.heads, self.block_size, self.has_prefix)

@@ -173,8 +173,10 @@ class Trainer:
         with accelerator.autocast():
             logits, text_loss = self.model(batch, text_weight > 0)
             # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
-            weights = text_weight, accelerator.num_processes
-            share, loss = self._objective(logits, text_loss, batch.label, batch.weight, *weights, step_targets)
+            processes = accelerator.num_processes
+            share, loss = self._objective(
+                logits, text_loss, batch.label, batch.weight, text_weight, processes, step_targets
+            )
         # Outside autocast, which would round what the forward pass kept in fp32.
         accelerator.backward(share)
         return loss.detach()

@@ -22,6 +22,10 @@ from dti_pipeline.plain import from_plain
 SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 VOCABULARY = 40
 History = list[tuple[list[int], int]]
+#: [SUM]s under the mask alone, and under both of the paper's fixes.
+RULES = pytest.mark.parametrize(
+    "fixes", [{}, {"forgetting": "linear", "sum_position": "nope_alibi"}], ids=["plain", "fixes"]
+)
 
 
 @dataclass
@@ -79,6 +83,16 @@ class Log:
 
     def batch_of(self, rows: Rows) -> Batch:
         return Batch.of(rows.assemble(np.arange(len(rows))), self.store.label)
+
+
+def k_of(paradigm: str) -> int:
+    return 1 if paradigm == "sliding_window" else 4
+
+
+def filled(log: Log, rows: Rows) -> Batch:
+    """A row of padding below the rows, and two targets more than any row has."""
+    layout = rows.assemble(np.arange(len(rows)), len(rows) + 1)
+    return Batch.of(layout, log.store.label, int(rows.targets().max()) + 2)
 
 
 def small_model(paradigm: str, context: int, layers: int = 2, row_length: int = 256, prefix: int = 0, seed: int = 0,

@@ -18,8 +18,8 @@ from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, dense, intervals, visible
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
-from tests.model.conftest import TOLERANCE, Log, histories, small_model
-from tests.model.test_graphed import filled, k_of
+from tests.model.conftest import TOLERANCE, Log, filled, histories, k_of, small_model
+from tests.model.flex import outcome, pairs_of_blocks, plain_flex
 
 CPU, LENGTH = torch.device("cpu"), 256
 logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8, 7)]), **histories)
@@ -39,13 +39,7 @@ def test_they_see_nothing_and_all_others_what_they_saw(
     mask = BlockMasks(*batch.token.shape, CPU, len(log.store.prefix) > 0, block_size=size).build(blind)
     row, slot = torch.arange(len(batch.token))[:, None, None], torch.arange(LENGTH)
     assert torch.equal(mask.mask_mod(row, 0, slot[:, None], slot[None, :]), expected)
-    looked_at, full = (
-        (torch.arange(blocks.shape[-1]) < count[..., None]).new_zeros(blocks.shape).scatter(
-            3, blocks.long(), torch.arange(blocks.shape[-1]) < count[..., None])[:, 0]
-        .repeat_interleave(size, 1).repeat_interleave(size, 2)[:, :LENGTH, :LENGTH]
-        for count, blocks in (
-            (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices))
-    )  # fmt: skip
+    looked_at, full = (pairs[:, :LENGTH, :LENGTH] for pairs in pairs_of_blocks(mask))
     assert not (full & ~expected).any()
     assert not (expected & ~full & ~looked_at).any()
 
@@ -76,25 +70,6 @@ def test_what_replaces_rows_that_saw_nothing_erases_no_gradient() -> None:
     assert not d_out_of_scatter[is_sum].any()
 
 
-def plain_flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -> Tensor:
-    """What FlexAttention's kernels compute, and can be differentiated on a CPU, as its own plain code cannot: where a
-    query sees nothing there are zeros, and no gradient for anybody."""
-    assert view.block_mask is not None
-    row, slot = torch.arange(len(query))[:, None, None], torch.arange(query.shape[2])
-    mask = view.block_mask.mask_mod(row, 0, slot[:, None], slot[None, :])[:, None]
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~mask, -1e9)
-    return (scores.softmax(-1) * mask) @ value
-
-
-def outcome(model: CTRModel, batch: Batch, with_text_loss: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    logits, text_loss = model(batch, with_text_loss)
-    logits = logits[batch.weight.bool()]
-    (logits.square().mean() + text_loss).backward()
-    return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None}
-
-
 @pytest.mark.parametrize("with_text_loss", [False, True], ids=["clicks", "words"])
 @pytest.mark.parametrize("forgetting", ["none", "linear"])
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
@@ -116,6 +91,6 @@ def test_a_model_has_the_same_gradients(
         return dataclasses.replace(view(self, batch, embedded), bands=None, block_mask=masks.build(blind))
 
     monkeypatch.setattr(CTRModel, "view", as_on_cuda)
-    monkeypatch.setattr(attention, "_flex", plain_flex)
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: plain_flex)
     torch.testing.assert_close(outcome(model, batch, with_text_loss), expected, atol=TOLERANCE, rtol=1e-4)
     assert min(float(gradient.norm()) for gradient in expected[1].values()) > 1e-5

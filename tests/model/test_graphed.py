@@ -1,5 +1,5 @@
-"""Training as a CUDA graph is the training it is without: batches filled up to one shape, passes that never wait for
-the device, and, on a GPU, gradients, random numbers and whole trainings."""
+"""Training as a CUDA graph is the training it is without: passes that never wait for the device, and, on a GPU,
+gradients, random numbers and whole trainings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -19,11 +18,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_pro
 
 from dti_pipeline.config import ModelConfig, TrainingConfig
 from dti_pipeline.modeling import attention, ctr_model
-from dti_pipeline.modeling.batch import Batch, Room
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Intervals
 from dti_pipeline.modeling.unknown_words import UnknownWords
-from dti_pipeline.packing.reader import Rows
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate
@@ -31,98 +28,10 @@ from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
-from tests.model.conftest import Log, small_model
+from tests.model.conftest import RULES, Log, filled, k_of, small_model
 from tests.model.test_precision import assert_near
 
 CPU = torch.device("cpu")
-PLAIN: dict[str, Any] = {}
-FIXES = {"forgetting": "linear", "sum_position": "nope_alibi"}
-RULES = pytest.mark.parametrize("fixes", [PLAIN, FIXES], ids=["plain", "fixes"])
-
-
-def k_of(paradigm: str) -> int:
-    return 1 if paradigm == "sliding_window" else 4
-
-
-def filled(log: Log, rows: Rows) -> Batch:
-    """A row of padding below the rows, and two targets more than any row has."""
-    layout = rows.assemble(np.arange(len(rows)), len(rows) + 1)
-    return Batch.of(layout, log.store.label, int(rows.targets().max()) + 2)
-
-
-# Batches that are filled up
-
-
-@RULES
-@pytest.mark.parametrize("paradigm", PARADIGMS)
-def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str, fixes: dict[str, str]) -> None:
-    log = Log.random(users=5, seed=3)
-    rows = log.rows(3, k_of(paradigm), 128)
-    assert len(set(rows.targets().tolist())) > 1
-    model = small_model(paradigm, 3, initial_std=0.1, **fixes)
-    found = []
-    for batch in (log.batch_of(rows), filled(log, rows)):
-        model.zero_grad()
-        logits = model(batch)[0]
-        loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
-        loss.backward()
-        counts = batch.weight.bool()
-        found.append((logits[counts], loss, batch.target[counts], [p.grad for p in model.trained().values()]))
-    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
-
-
-def test_filled_batches_differ_in_no_shape() -> None:
-    log = Log.random(users=9, seed=11)
-    rows = log.rows(3, 5, 96)
-    loader = Loader(rows, Steps(rows.targets(), 6, 1, 0), 96, CPU, filled=True)
-    batches = [batch for number in range(loader.steps.count) for batch in loader.work(number).passes]
-    assert len({tuple(x.shape for x in batch.tensors()) for batch in batches}) == 1
-    assert len({int(batch.weight.sum()) for batch in batches}) > 1
-    assert sum(batch.weight.sum() for batch in batches) == rows.targets().sum()
-
-
-@pytest.mark.parametrize("filled_up_to", [0, 40])
-def test_a_batch_in_one_piece_of_memory_is_the_same_batch(filled_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Log.random(users=5, seed=3)
-    rows = log.rows(3, 4, 128)
-    batch = Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, filled_up_to)
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: zeros(size, dtype=dtype))
-    moved = batch.pin().to(CPU)
-    assert moved.memory is not None
-    memory = moved.memory.untyped_storage().data_ptr()
-    for tensor, expected in zip(moved.tensors(), batch.tensors(), strict=True):
-        assert torch.equal(tensor, expected)
-        assert tensor.dtype == expected.dtype
-        assert tensor.untyped_storage().data_ptr() == memory
-    assert not moved.without_weight().to(CPU).weight.any()
-    assert torch.equal(moved.weight, batch.weight)
-
-
-def test_a_batch_written_where_it_stays_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over whatever was there: a row of padding, and places of targets that rows have fewer of, too."""
-    log = Log.random(users=5, seed=3)
-    rows = log.rows(3, 4, 128)
-    expected = filled(log, rows)
-    full = torch.full
-    monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: full((size,), 0xA5, dtype=dtype))
-    room = Room.of(*expected.token.shape, expected.sum_slot.shape[1])
-    layout = rows.assemble(np.arange(len(rows)), len(rows) + 1, room.layout)
-    batch = Batch.of(layout, log.store.label, expected.sum_slot.shape[1], room)
-    assert batch.memory is room.memory
-    for made in (batch, batch.to(CPU)):
-        for tensor, other in zip(made.tensors(), expected.tensors(), strict=True):
-            assert torch.equal(tensor, other)
-            assert tensor.dtype == other.dtype
-            assert made.memory is not None
-            assert 0 <= tensor.data_ptr() - made.memory.data_ptr() < made.memory.nbytes
-
-
-def test_more_targets_than_places_are_an_error() -> None:
-    log = Log.random(users=5, seed=3)
-    rows = log.rows(3, 4, 128)
-    with pytest.raises(IndexError, match="where there are to be 1"):
-        Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, 1)
 
 
 # Passes that never wait

@@ -9,6 +9,7 @@ gradient's where that is more: a small one is what is left of terms that cancel.
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import TOLERANCE, Log, histories, small_model
+from tests.model.flex import with_gradients
 
 # Uncompiled it computes the same, slowly: that is what this file compares.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -162,17 +164,12 @@ def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(
     direction = torch.randn(given[0].shape, generator=draw).to(cuda, dtype)
     view = View(block_mask=block_mask, options=kernel_options(cuda, dtype, width))
     seen = visible(batch.tokens, "dti", length)[:, None]
-    results = []
-    for made in (given, [x.float() for x in given]):
-        leaves = [x.detach().requires_grad_() for x in made]
-        query, key, value = (x.transpose(1, 2) for x in leaves)
-        if made is given:
-            out = _flex(query, key, value, view, width**-0.5)
-        else:
-            key, value = (x.repeat_interleave(2, 1) for x in (key, value))
-            out = scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        gradients = torch.autograd.grad((out.transpose(1, 2) * direction).sum(), leaves)
-        results.append([x.float() for x in (out, *gradients)])
+    given, direction = [x.transpose(1, 2) for x in given], direction.transpose(1, 2)
+    exact = partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=True)
+    results = (
+        with_gradients(partial(_flex, view=view, scale=width**-0.5), given, direction),
+        with_gradients(exact, [x.float() for x in given], direction),
+    )
     for found, expected in zip(*results, strict=True):
         assert (found - expected).norm() <= tolerance * expected.norm()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.attention.flex_attention import AuxOutput
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from dti_pipeline.modeling import attention
@@ -23,30 +22,14 @@ from dti_pipeline.modeling.masks import BlockMasks, intervals, visible
 from dti_pipeline.modeling.text_keys import TextMasks
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
-from tests.model.conftest import TOLERANCE, Log, histories, small_model
-from tests.model.test_graphed import filled, k_of
+from tests.model.conftest import RULES, TOLERANCE, Log, filled, histories, k_of, small_model
+from tests.model.flex import outcome, pairs_of_blocks, plain_flex, with_gradients
 from tests.model.test_precision import assert_near
 from tests.model.test_precision import outcome as of_batch
 
 CPU, LENGTH = torch.device("cpu"), 200
 logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8, 7)]), **histories)
-FIXES = pytest.mark.parametrize(
-    "fixes", [{}, {"forgetting": "linear", "sum_position": "nope_alibi"}], ids=["plain", "fixes"]
-)
 HEADS = pytest.mark.parametrize("heads", [1, 2], ids=["head by head", "heads of a group together"])
-
-
-def plain_flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float, enable_gqa: bool,
-               kernel_options: Any, return_aux: Any = None) -> Any:  # fmt: skip
-    """What FlexAttention computes, and can be differentiated on a CPU, as its own plain code cannot."""
-    row, slot = torch.arange(len(query))[:, None, None], torch.arange(query.shape[2])
-    mask = block_mask.mask_mod(row, 0, slot[:, None], torch.arange(key.shape[2])[None, :])[:, None]
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~mask, -1e9)
-    out = (scores.softmax(-1) * mask) @ value
-    lse = torch.where(mask.any(-1), scores.logsumexp(-1), float("-inf"))
-    return out if return_aux is None else (out, AuxOutput(lse=lse))
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
@@ -73,13 +56,7 @@ def test_each_query_sees_the_keys_it_saw_where_they_have_gone(
     expected = pad(expected, (0, masks.padded - LENGTH) * 2).repeat_interleave(heads, 1)
     row, (lines, keys) = torch.arange(len(batch.token))[:, None, None], mask.seq_lengths
     assert torch.equal(mask.mask_mod(row, 0, torch.arange(lines)[:, None], torch.arange(keys)[None, :]), expected)
-    looked_at, full = (
-        (torch.arange(blocks.shape[-1]) < count[..., None]).new_zeros(blocks.shape).scatter(
-            3, blocks.long(), torch.arange(blocks.shape[-1]) < count[..., None])[:, 0]
-        .repeat_interleave(size, 1).repeat_interleave(size, 2)
-        for count, blocks in (
-            (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices))
-    )  # fmt: skip
+    looked_at, full = pairs_of_blocks(mask)
     assert not (full & ~expected).any()
     assert not (expected & ~full & ~looked_at).any()
 
@@ -113,29 +90,15 @@ def test_attention_and_its_gradients_are_the_dense_mask_s(
     given = [torch.randn(len(batch.token), count, LENGTH, 16, generator=draw) for count in (4, 2, 2)]
     direction = torch.randn(given[0].shape, generator=draw)
     dense = visible(batch.tokens, paradigm, n)[:, None]
-    found = []
-    for ours in (True, False):
-        leaves = [x.clone().requires_grad_() for x in given]
-        if ours:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(attention, "_compiled_flex_attention", lambda: plain_flex)
-                out = _flex(*leaves, view, 16**-0.5)
-        else:
-            out = scaled_dot_product_attention(*leaves, attn_mask=dense, enable_gqa=True)
-        found.append([out.detach(), *torch.autograd.grad((out * direction).sum(), leaves)])
-    torch.testing.assert_close(found[0], found[1], atol=TOLERANCE, rtol=1e-4)
-
-
-def outcome(model: CTRModel, batch: Batch, with_text_loss: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    logits, text_loss = model(batch, with_text_loss)
-    logits = logits[batch.weight.bool()]
-    (logits.square().mean() + text_loss).backward()
-    return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None}
+    expected = with_gradients(partial(scaled_dot_product_attention, attn_mask=dense, enable_gqa=True), given, direction)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_compiled_flex_attention", lambda: plain_flex)
+        found = with_gradients(partial(_flex, view=view, scale=16**-0.5), given, direction)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
 
 
 @pytest.mark.parametrize("with_text_loss", [False, True], ids=["clicks", "words"])
-@FIXES
+@RULES
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_a_model_has_the_same_gradients(
@@ -167,7 +130,7 @@ def as_on_cuda(self: CTRModel, batch: Batch, embedded: Tensor, narrow: bool = Fa
     return dataclasses.replace(made, bands=None, block_mask=mask, texts=masks.keys, sums=sums)
 
 
-@FIXES
+@RULES
 def test_layers_are_two_graphs_without_a_break(fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the last are one, forward and backward."""
     torch._dynamo.reset()
@@ -191,7 +154,7 @@ def test_layers_are_two_graphs_without_a_break(fixes: dict[str, str], monkeypatc
 
 
 @pytest.mark.gpu
-@FIXES
+@RULES
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_a_compiled_model_whose_keys_are_moved_is_the_cpu_s(
@@ -228,16 +191,12 @@ def test_the_kernels_of_an_8b_model_s_heads_have_the_dense_mask_s_output_and_gra
     ]
     direction = torch.randn(given[0].shape, generator=draw).to(cuda, torch.bfloat16)
     seen = visible(batch.tokens, "dti", 20)[:, None]
-    results = []
-    for made in (given, [x.float() for x in given]):
-        leaves = [x.detach().requires_grad_() for x in made]
-        query, key, value = (x.transpose(1, 2) for x in leaves)
-        if made is given:
-            out = _flex(query, key, value, view, 128**-0.5)
-        else:
-            key, value = (x.repeat_interleave(4, 1) for x in (key, value))
-            out = scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        gradients = torch.autograd.grad((out.transpose(1, 2) * direction).sum(), leaves)
-        results.append([x.float() for x in (out, *gradients)])
+    # Tokens first, then heads, as a layer makes them; the dense mask's are in fp32.
+    given, direction = [x.transpose(1, 2) for x in given], direction.transpose(1, 2)
+    exact = partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=True)
+    results = (
+        with_gradients(partial(_flex, view=view, scale=128**-0.5), given, direction),
+        with_gradients(exact, [x.float() for x in given], direction),
+    )
     for found, expected in zip(*results, strict=True):
         assert (found - expected).norm() <= 0.02 * expected.norm()
