@@ -68,13 +68,18 @@ class LayerMemory:
     def means(self, initial: Initial) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L) each, fp32: the means of h², h h0 and h0² over the width, of which any mixture's norm consists. Where
         only some tokens' embeddings are trained, no gradient is made for the others."""
-        h, o = self.hidden.float(), initial.state.float()
+        h = self.hidden.float()
         hh = (h * h).mean(-1)
         if initial.rows is None:
+            o = initial.state.float()
             return hh, (h * o).mean(-1), (o * o).mean(-1)
-        of_rows = initial.rows.float().square().mean(-1, keepdim=True)
-        oo = initial.put(o.detach().square().mean(-1, keepdim=True), of_rows)[..., 0]
-        return hh, _MeanProduct.apply(self.hidden, initial.state.detach(), initial.rows, initial.which), oo
+        # Where they are known, distinct tokens' embeddings stay in a GPU's cache: each slot's is looked up there.
+        distinct = initial.distinct
+        state, number = (initial.state, None) if distinct is None else (distinct.state, distinct.number)
+        state = state.detach()
+        frozen, of_rows = state.float().square().mean(-1), initial.rows.float().square().mean(-1, keepdim=True)
+        oo = initial.put((frozen if number is None else frozen[number])[..., None], of_rows)[..., 0]
+        return hh, _MeanProduct.apply(self.hidden, state, number, initial.rows, initial.which), oo
 
     def shares(self, initial: Initial, amount: Tensor) -> tuple[Tensor, Tensor]:
         """How much of a key or value made from the layer's input, and from the initial embedding, there is in that of
@@ -102,20 +107,22 @@ class LayerMemory:
 
 
 class _MeanProduct(torch.autograd.Function):
-    """<h, h0> of each token, (B, L) in fp32. Its gradient for all of h0 would be a tensor as large as h, to be added up
-    over layers and then dropped but for the trained tokens: it is made for their rows (R, E) alone."""
+    """The mean of h h0 of each token, (B, L) in fp32; h0 is ``state`` (B, L, E), or its rows (U, E) by ``number``. Its
+    gradient for all of h0 would be a tensor as large as h, to be added up over layers and then dropped but for the
+    trained tokens: it is made for their rows (R, E) alone."""
 
     @staticmethod
-    def forward(ctx, hidden, state, rows, which):
-        ctx.save_for_backward(hidden, state, which)
-        return (hidden.float() * state.float()).mean(-1)
+    def forward(ctx, hidden, state, number, rows, which):
+        ctx.save_for_backward(hidden, state, number, which)
+        return (hidden.float() * (state if number is None else state[number]).float()).mean(-1)
 
     @staticmethod
     def backward(ctx, gradient):
-        hidden, state, which = ctx.saved_tensors
+        hidden, state, number, which = ctx.saved_tensors
         gradient = gradient[..., None] / hidden.shape[-1]
         d_rows = (which * gradient).to(hidden.dtype).flatten(0, 1).T @ hidden.flatten(0, 1)
-        return (gradient * state).to(hidden.dtype), None, d_rows, None
+        d_hidden = gradient * (state if number is None else state[number])
+        return d_hidden.to(hidden.dtype), None, None, d_rows, None
 
 
 def _memory(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], narrow: bool) -> LayerMemory:

@@ -60,12 +60,14 @@ class GraphedPasses:
     def gradients(self, work: Work) -> Tensor:
         """Gradients of the mean loss over the step's targets; the summed loss. ``work`` is in page-locked memory."""
         self._step_targets.fill_(work.step.targets)
-        total = torch.zeros((), device=self._device)
-        for number, batch in enumerate(work.passes):
+        first, *others = work.passes
+        total = self._replay(first).clone()
+        if others:
+            self._add_up(first=True)
+        for batch in others:
             total += self._replay(batch)
-            if len(work.passes) > 1:
-                self._add_up(first=number == 0)
-        for parameter, gradient in (self._made if len(work.passes) == 1 else self._sums).items():
+            self._add_up(first=False)
+        for parameter, gradient in (self._sums if others else self._made).items():
             parameter.grad = gradient
         return total
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from inspect import unwrap
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from dti_pipeline.config import TrainingConfig
 from dti_pipeline.modeling.batch import Batch
@@ -61,10 +62,11 @@ class Trainer:
     _graphed: GraphedPasses | None = None
     _graphed_update: GraphedUpdate | None = None
     _objective: Callable[..., tuple[Tensor, Tensor]] = field(init=False)
-    _optimize: Callable[[], Any] = field(init=False)
+    _take_step: Callable[[list[Tensor], Tensor], None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._objective, self._optimize = objective, self.optimizer.step
+        self._objective = objective
+        self._take_step = clipped_step(self.optimizer, self.config.max_gradient_norm)
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
@@ -143,12 +145,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    @torch.no_grad()
     def _update(self, rate: float | Tensor) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        clip_grads_with_norm_(self._parameters, self.config.max_gradient_norm, norm)
-        self._optimize()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        self._take_step(gradients, norm)
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
 
     @cached_property
@@ -206,7 +209,7 @@ class Trainer:
             self._graphed_update = GraphedUpdate(self.optimizer, self._update)
             # Kernels of what is many steps of a few numbers each; torch's fused optimizer leaves half a GPU idle.
             self._objective = torch.compile(objective, dynamic=False)
-            self._optimize = torch.compile(self.optimizer.step, dynamic=False)
+            self._take_step = torch.compile(self._take_step, dynamic=False)
 
     def _evaluation_steps(self) -> set[int]:
         """After which steps the validation targets are scored: evenly spread, the last step among them."""
@@ -247,6 +250,19 @@ class Trainer:
     def _tell(self, event: Stepped | Evaluated) -> None:
         if self.accelerator.is_main_process:
             self.emit(event)
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, maximum: float) -> Callable[[list[Tensor], Tensor], None]:
+    """A function of all gradients and their norm: it scales them down to a norm of ``maximum``, where they have more,
+    and takes a step of ``optimizer``. To be called without gradients."""
+    # Without what torch has wrapped around it, at which its compiler would cut the function in two.
+    take_step = unwrap(type(optimizer).step)
+
+    def step(gradients: list[Tensor], norm: Tensor) -> None:
+        torch._foreach_mul_(gradients, (maximum / (norm + 1e-6)).clamp(max=1.0))
+        take_step(optimizer)
+
+    return step
 
 
 def objective(

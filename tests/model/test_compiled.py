@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.compiler import allow_graphs, join_products
+from dti_pipeline.modeling.compiler import allow_graphs, join_products, joint_products
 from dti_pipeline.modeling.masks import block_lists, intervals
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
@@ -139,7 +139,7 @@ def test_products_of_one_input_are_joined(kind: str, tmp_path: Path) -> None:
 
     def joined(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
         def products() -> int:
-            return sum(node.target is torch.nn.functional.linear for node in graph.graph.nodes)
+            return sum(node.target in (torch.nn.functional.linear, joint_products) for node in graph.graph.nodes)
 
         before = products()
         join_products(graph)

@@ -25,7 +25,7 @@ from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate
 from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.loop import Trainer, clipped_step
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
 from tests.model.conftest import RULES, Log, filled, k_of, small_model
@@ -266,6 +266,32 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
     assert first[1].tolist() == [2.0] * 3
 
 
+@torch.no_grad()
+def test_clipping_and_a_step_are_one_graph() -> None:
+    torch._dynamo.reset()
+    made = []
+    for compiled in (True, False):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5))
+        optimizer = optimizer_for(model, TrainingConfig(weight_decay=0.1, learning_rate=0.1))
+        step = clipped_step(optimizer, 1.0)
+        if compiled:
+            step = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
+        made.append((list(model.parameters()), optimizer, step))
+    for size in (0.01, 1.0, 100.0):
+        for parameters, _, _ in made:
+            torch.manual_seed(2)
+            for parameter in parameters:
+                parameter.grad = size * torch.randn(parameter.shape)
+        (parameters, _, step), (plain, optimizer, _) = made
+        gradients = [parameter.grad for parameter in parameters]
+        step(gradients, torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grad_norm_(plain, 1.0)
+        optimizer.step()
+        torch.testing.assert_close(parameters, plain)
+    torch._dynamo.reset()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
 def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator, resumed: bool) -> None:
@@ -283,13 +309,18 @@ def test_an_update_is_the_same_as_a_graph(accelerator: Accelerator, resumed: boo
                 optimizer.step()
             optimizer, before = optimizer_for(model, config), optimizer
             optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
-        step = torch.compile(optimizer.step, dynamic=False) if graph else optimizer.step
+        compiled = torch.compile(clipped_step(optimizer, 1.0), dynamic=False) if graph else None
 
-        def update(rate: Any, model: Any = model, optimizer: Any = optimizer, step: Any = step) -> torch.Tensor:
+        def update(rate: Any, model: Any = model, optimizer: Any = optimizer, compiled: Any = compiled) -> torch.Tensor:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            step()
+            if compiled is None:
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                return norm
+            gradients = [parameter.grad for parameter in model.parameters()]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            compiled(gradients, norm)
             return norm
 
         made.append((model, GraphedUpdate(optimizer, update) if graph else update))
