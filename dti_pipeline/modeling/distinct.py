@@ -49,36 +49,36 @@ class _ToSlots(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, number, order, start):
-        ctx.save_for_backward(order, start)
+        ctx.save_for_backward(number, order, start)
         return x[number]
 
     @staticmethod
     def backward(ctx, gradient):
-        order, start = ctx.saved_tensors
-        by_token = sum_by_token(gradient.reshape(len(order), -1).contiguous(), order, start)
+        number, order, start = ctx.saved_tensors
+        by_slot = gradient.reshape(len(order), -1).contiguous()
+        by_token = sum_by_token(by_slot, number.flatten(), order, start)
         return by_token.view(-1, *gradient.shape[2:]), None, None, None
 
 
 @torch.library.custom_op("dti::sum_by_token", mutates_args=(), device_types="cpu")
-def sum_by_token(rows: Tensor, order: Tensor, start: Tensor) -> Tensor:
+def sum_by_token(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
     """Rows (P, F) of P slots, added up over those of each token: (U, F), in fp32 before it is rounded to the rows'
-    precision. ``order`` and ``start`` as :class:`Distinct` has them; all tensors are contiguous.
+    precision. ``number`` (P,), ``order`` and ``start`` as :class:`Distinct` has them; all tensors are contiguous.
 
     An operator of torch's own, which its compiler takes as it is and a CUDA graph can record."""
-    number = torch.arange(len(start) - 1).repeat_interleave(start.diff(), output_size=len(order))
     total = torch.zeros(len(start) - 1, rows.shape[1])
-    return total.index_add(0, number, rows[order].float()).to(rows.dtype)
+    return total.index_add(0, number, rows.float()).to(rows.dtype)
 
 
 @sum_by_token.register_kernel("cuda")
-def _fused(rows: Tensor, order: Tensor, start: Tensor) -> Tensor:
+def _fused(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
     from dti_pipeline.modeling.distinct_kernel import launch  # needs Triton
 
-    out = _room(rows, order, start)
-    launch(rows, order, start, out)
+    out = _room(rows, number, order, start)
+    launch(rows, number, order, start, out)
     return out
 
 
 @sum_by_token.register_fake
-def _room(rows: Tensor, order: Tensor, start: Tensor) -> Tensor:
+def _room(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
     return rows.new_empty(len(start) - 1, rows.shape[1])
