@@ -66,10 +66,12 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         for panel in curves
     }
     for name, found in steps.items():
+        several = len({row.get("targets_per_step") for row in found}) > 1
         for row in found:
             if row["paradigm"] != BASELINE and row["speedup"] is not None:
                 panel = " ".join(part for part in (name, row.get("model")) if part)
-                curve = curves.setdefault(panel, {}).setdefault((row["paradigm"], row.get("fixes", "")), [])
+                variant = f"{row['targets_per_step']:,} targets a step" if several else row.get("fixes", "")
+                curve = curves.setdefault(panel, {}).setdefault((row["paradigm"], variant), [])
                 curve.append((places[row["k"]], row["speedup"]))
                 bounds.setdefault(panel, set()).add((places[row["k"]], _saved(row)))
 

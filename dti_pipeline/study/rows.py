@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,8 +33,16 @@ from dti_pipeline.study.grid import BASELINE, SHOWN, Grid
 from dti_pipeline.study.one import PREDICTIONS, ROW
 
 Row = dict[str, Any]
-#: What makes the speed of two trainings comparable, beside their paradigm, k and fixes.
-SAME_WORK = ("dataset", "n", "model", "row_length", "hardware")
+#: What makes trainings the same work, beside their paradigm, k and fixes. Seconds are those of one machine.
+SAME_WORK = ("dataset", "n", "model", "row_length")
+
+
+class Pace(NamedTuple):
+    """How fast trainings are that have the machine to themselves."""
+
+    targets_per_second: float  # their median
+    hardware: str
+    commits: tuple[str, ...]
 
 
 def read(grid: Grid) -> list[Row]:
@@ -122,28 +130,37 @@ def of_seeds(rows: Iterable[Row]) -> list[list[Row]]:
 def seconds(row: Row, rows: Iterable[Row]) -> float | None:
     """Training seconds with nothing beside it: the row's own, or its targets at the speed that another row of the same
     work measured alone; None where nobody did."""
-    if row.get("workers") == 1 and row.get("train_seconds") is not None:
+    if _alone(row) and row.get("train_seconds") is not None:
         return row["train_seconds"]
-    pace = next(iter(_paces(row, rows, row["paradigm"], row["k"], row["fixes"]).values()), None)
-    return row["targets"] / pace if pace and row.get("targets") else None
+    found = pace(row, rows)
+    return row["targets"] / found.targets_per_second if found and row.get("targets") else None
+
+
+def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
+    """That of the same work, where it was measured alone: on the row's own machine if it was there, else on another."""
+    return next(iter(_paces(row, rows, row["paradigm"], row["k"], row["fixes"]).values()), None)
+
+
+def _alone(row: Row) -> bool:
+    return row.get("workers") == 1
 
 
 def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
-    """Targets a second over the sliding window's, both measured alone on the same cut of the log; tokens, likewise.
+    """Targets a second over the sliding window's, both measured alone on the same cut of the log and machine; tokens,
+    likewise.
 
     Of the row and its own sliding window where both were; else of other trainings of the same work.
     """
     row["speedup"] = row["fewer_tokens"] = None
     if row["paradigm"] not in PARADIGMS or row["paradigm"] == BASELINE:
         return
-    alone = against is not None and against["workers"] == row["workers"] == 1
-    if against is not None and alone and against["hardware"] == row["hardware"]:
+    if against is not None and _alone(against) and _alone(row) and against["hardware"] == row["hardware"]:
         row["speedup"] = round(row["targets_per_second"] / against["targets_per_second"], 3)
     else:
         base = _paces(row, rows, BASELINE, 1, "")
-        for cut, pace in _paces(row, rows, row["paradigm"], row["k"], row["fixes"]).items():
-            if cut in base:
-                row["speedup"] = round(pace / base[cut], 3)
+        for where, found in _paces(row, rows, row["paradigm"], row["k"], row["fixes"]).items():
+            if where in base:
+                row["speedup"] = round(found.targets_per_second / base[where].targets_per_second, 3)
                 break
     for other in rows:
         same = all(other.get(key) == row.get(key) for key in ("dataset", "n", "max_targets"))
@@ -151,16 +168,25 @@ def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
             row["fewer_tokens"] = round(other["tokens_per_target"] / row["tokens_per_target"], 3)
 
 
-def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> dict[int | None, float]:
-    """Median targets a second of the trainings of the same work that had the machine to themselves, by the cut of the
-    log; the row's own cut first."""
-    found: dict[int | None, list[float]] = {}
+def _paces(
+    row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str
+) -> dict[tuple[int | None, str], Pace]:
+    """Of the trainings of the same work, by the cut of the log and the machine; the row's own cut first, and its own
+    machine."""
+    found: dict[tuple[int | None, str], list[Row]] = {}
     for other in rows:
-        alone = (other["paradigm"], other["k"], other["fixes"], other.get("workers")) == (paradigm, k, fixes, 1)
-        if alone and all(other.get(key) == row.get(key) for key in SAME_WORK):
-            found.setdefault(other["max_targets"], []).append(other["targets_per_second"])
-    cuts = sorted(found, key=lambda cut: cut != row.get("max_targets"))
-    return {cut: statistics.median(found[cut]) for cut in cuts}
+        same = (other["paradigm"], other["k"], other["fixes"]) == (paradigm, k, fixes)
+        if same and _alone(other) and all(other.get(key) == row.get(key) for key in SAME_WORK):
+            found.setdefault((other["max_targets"], other["hardware"]), []).append(other)
+    order = sorted(found, key=lambda where: (where[0] != row.get("max_targets"), where[1] != row.get("hardware")))
+    return {
+        where: Pace(
+            statistics.median(other["targets_per_second"] for other in found[where]),
+            where[1],
+            tuple(sorted({other["commit"] for other in found[where]})),
+        )
+        for where in order
+    }
 
 
 def _usual(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:

@@ -12,7 +12,7 @@ from dti_pipeline.evaluation.tables import MISSING, number, signed
 from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.study.grid import FACTS, Grid
-from dti_pipeline.study.rows import Row, of_seeds, seconds
+from dti_pipeline.study.rows import Row, of_seeds, pace, seconds
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,21 @@ def _table(data_set: str, note: str, own: list[Row], rows: list[Row], equal_seco
     shown_cells = [[cells[i] for i in kept] for cells in (header, ["---", *["---:"] * (len(header) - 1)], *body)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in shown_cells)
     failed = [f"{row['paradigm']} k={row['k']} seed {row['seed']} failed." for row in own if "error" in row]
-    return "\n\n".join([_conditions(data_set, note, shown, same), table, *failed]) if shown else "\n\n".join(failed)
+    timed = _timed(shown, rows) if "train s" in shown_cells[0] else ""
+    conditions = _conditions(data_set, note, shown, same, timed)
+    return "\n\n".join([conditions, table, *failed]) if shown else "\n\n".join(failed)
 
 
-def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[str]) -> str:
+def _timed(shown: Sequence[Line], rows: list[Row]) -> str:
+    """What the seconds of trainings were measured on that had others beside them."""
+    beside = [row for line in shown for row in line.rows if row.get("workers") != 1]
+    paces = [found for row in beside if (found := pace(row, rows))]
+    machines = sorted({found.hardware for found in paces})
+    commits = sorted({commit[:10] for found in paces for commit in found.commits})
+    return f"seconds: {', '.join(machines)}, commit {', '.join(commits)}" if paces else ""
+
+
+def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[str], timed: str) -> str:
     """One paragraph: what is the same for all lines, and what they were measured on."""
     first = shown[0]
     named = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}", "epochs": "{} epochs",
@@ -135,6 +146,7 @@ def _conditions(data_set: str, note: str, shown: Sequence[Line], same: Sequence[
     said += machines
     said.append(f"{' and '.join(map(str, beside))} at a time" if beside != [1] else "one at a time")
     said.append(f"commit {', '.join(commits)}")
+    said += [timed] if timed else []
     return f"**{data_set}**{f' ({note})' if note else ''}: {'; '.join(said)}."
 
 
