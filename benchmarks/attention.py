@@ -180,7 +180,8 @@ def prepared(variant: Variant, size: Size, device: torch.device) -> tuple[Callab
     kind = TextMasks if variant.moved and device.type == "cuda" else BlockMasks
     masks = kind(1, length, device, has_prefix=False, heads=together)
     spans = intervals(tokens, variant.paradigm, CONTEXT)
-    mask = masks.build(spans.blind_sums() if sums and sums.differ else spans)
+    blind = kind is BlockMasks and sums is not None and sums.differ
+    mask = masks.build(spans.blind_sums() if blind else spans)
     texts = masks.keys if isinstance(masks, TextMasks) else None
     view = View(block_mask=mask, texts=texts, options=variant.options or None, sums=sums)
 

@@ -30,7 +30,7 @@ from dti_pipeline.modeling.layers import LayerMemory
 from dti_pipeline.modeling.masks import Intervals, dense
 from dti_pipeline.modeling.sum_attention import sum_attention
 from dti_pipeline.modeling.sum_rows import SumRows
-from dti_pipeline.modeling.text_keys import TextKeys, apart, move, with_own
+from dti_pipeline.modeling.text_keys import TextKeys, apart, move, unread, with_own
 
 NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
@@ -126,18 +126,20 @@ def attend(
     memory: LayerMemory | None = kwargs.get("layer")
     if memory is not None and memory.narrow and view.sums is not None:
         return _at_sums(module, query, None, view.sums, scale, memory).transpose(1, 2), None
+    sum_query = None
     if view.recall is not None:
         out = view.recall(module, query, key, value, scale)
     elif view.block_mask is not None:
-        out = _flex(query, key, value, view, scale)
+        out, sum_query = _flex(query, key, value, view, scale)
     elif view.bands is not None:
         out = _banded(query, key, value, view.bands, scale)
     else:
         raise RuntimeError("the view of the batch holds no mask")
     if view.sums is not None and view.sums.differ:
-        rows = _at_sums(module, view.sums.take(query), (key, value), view.sums, scale, memory)
+        sum_query = view.sums.take(query) if sum_query is None else sum_query
+        rows = _at_sums(module, sum_query, (key, value), view.sums, scale, memory)
         # As layers want it, with a token's heads side by side: else the whole of it would be copied once more.
-        return view.sums.put(out.transpose(1, 2), rows.transpose(1, 2), blind=view.block_mask is not None), None
+        return view.sums.put(out.transpose(1, 2), rows.transpose(1, 2), unread=view.block_mask is not None), None
     return out.transpose(1, 2), None
 
 
@@ -200,7 +202,8 @@ def _compiled_flex_attention() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -> tuple[Tensor, Tensor | None]:
+    """Attention's output; and, where keys are moved and [SUM]s have a rule of their own, their queries (B, H, S, D)."""
     # Uncompiled, FlexAttention writes out all L x L scores; in a compiled layer it is compiled with the layer.
     attention: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     assert view.block_mask is not None
@@ -214,11 +217,17 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float) -
         "enable_gqa": query.shape[1] != key.shape[1],
         "kernel_options": view.options,
     }
+    sum_query = None
     if view.texts is None:
         out = attention(query, _filled(key, padded), _filled(value, padded), **options)
     else:
-        out = _over_texts(attention, query, key, value, view, heads, options)
-    return out.unflatten(2, (-1, heads)).transpose(2, 3).flatten(1, 2)[:, :, :length]
+        out, sum_query = _over_texts(attention, query, key, value, view, heads, options)
+    return _by_head(out, heads)[:, :, :length], None if sum_query is None else _by_head(sum_query, heads)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B, H / ``heads``, L ``heads``, D) -> (B, H, L, D)."""
+    return x.unflatten(2, (-1, heads)).transpose(2, 3).flatten(1, 2)
 
 
 def _filled(x: Tensor, length: int) -> Tensor:
@@ -229,24 +238,25 @@ def _filled(x: Tensor, length: int) -> Tensor:
 
 def _over_texts(
     attention: Any, query: Tensor, key: Tensor, value: Tensor, view: View, heads: int, options: dict[str, Any]
-) -> Tensor:
-    """FlexAttention with its keys moved: rows (B, H / ``heads``, padded ``heads``, D) -> as many."""
+) -> tuple[Tensor, Tensor | None]:
+    """FlexAttention with its keys moved: rows (B, H / ``heads``, padded ``heads``, D) -> as many; and :func:`_flex`'s
+    queries, likewise."""
     texts, sums = view.texts, view.sums
     assert texts is not None
     assert sums is not None
     key, value = move(key, texts), move(value, texts)
-    if sums.differ:  # their rows are computed elsewhere, and see nothing here
-        return attention(query, key, value, **options)
     rows = (sums.slot[:, :, None] * heads + torch.arange(heads, device=query.device)).flatten(1)
-    place = texts.place.gather(1, sums.slot)
     query, own_query = apart(query, rows)
+    if sums.differ:  # their rows are computed elsewhere; but if they saw nothing here, no block would be full
+        return unread(attention(query, key, value, **options), rows), own_query
+    place = texts.place.gather(1, sums.slot)
     (key, own_key), (value, own_value) = apart(key, place), apart(value, place)
     own_key, own_value = (
         x.repeat_interleave(query.shape[1] // key.shape[1], 1).repeat_interleave(heads, 2) for x in (own_key, own_value)
     )
     score = (own_query.float() * own_key.float()).sum(-1) * options["scale"]
     out, of_softmax = attention(query, key, value, return_aux=AuxRequest(lse=True), **options)
-    return with_own(out, of_softmax.lse, score, own_value, rows, sums.valid.repeat_interleave(heads, 1))
+    return with_own(out, of_softmax.lse, score, own_value, rows, sums.valid.repeat_interleave(heads, 1)), None
 
 
 def heads_together(stack: Iterable[Any]) -> int:

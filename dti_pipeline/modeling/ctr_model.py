@@ -183,9 +183,9 @@ class CTRModel(nn.Module):
             self._block_masks[shape] = kind(*shape, device, self.has_prefix, ROWS, heads)
         masks = self._block_masks[shape]
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else embedded.dtype
+        blind = self.sums_differ and not moves_keys  # queries that have a rule of their own are computed elsewhere
         return View(
-            # Queries that have a rule of their own are computed elsewhere.
-            block_mask=masks.build(spans.blind_sums() if self.sums_differ else spans, self._fused),
+            block_mask=masks.build(spans.blind_sums() if blind else spans, self._fused),
             texts=masks.keys if isinstance(masks, TextMasks) else None,
             options=kernel_options(device, dtype, self.head_width),
             sums=sums,

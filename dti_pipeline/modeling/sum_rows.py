@@ -150,16 +150,16 @@ class SumRows:
         """(B, H, L, D) -> the [SUM] rows (B, H, S, D)."""
         return x.gather(2, self.slot[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
-    def put(self, out: Tensor, rows: Tensor, blind: bool) -> Tensor:
+    def put(self, out: Tensor, rows: Tensor, unread: bool) -> Tensor:
         """``out`` (B, L, H, D) with its [SUM] rows replaced by ``rows`` (B, S, H, D). (In a row without any, slot 0 is
-        lost: nothing is read there, and its gradient is 0.) ``blind``: the [SUM]s saw nothing before, so that no
-        gradient of theirs is used, and none need be erased."""
+        lost: nothing is read there, and its gradient is 0.) ``unread``: what made ``out`` uses no gradient of the rows
+        that are replaced, so that none need be erased."""
         # Filling must write what the [SUM] it repeats writes, and have no gradient: that one has it already.
         last = (self.valid.sum(1, keepdim=True) - 1).clamp(min=0)[:, :, None, None]
         same = rows.detach().gather(1, last.expand(-1, 1, *rows.shape[2:]))
         rows = torch.where(self.valid[:, :, None, None], rows, same).to(out.dtype)
         slot = self.slot[:, :, None, None].expand_as(rows)
-        return _Replace.apply(out, rows, slot) if blind else out.scatter(1, slot, rows)
+        return _Replace.apply(out, rows, slot) if unread else out.scatter(1, slot, rows)
 
     def key_blocks(self, x: Tensor) -> Tensor:
         """(B, H_kv, L, D) -> (B, H_kv, N, KEYS, D), a view where L is a multiple of KEYS."""

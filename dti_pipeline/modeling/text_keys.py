@@ -95,6 +95,11 @@ def with_own(out: Tensor, lse: Tensor, score: Tensor, value: Tensor, index: Tens
     return _WithOwn.apply(out, lse, score, value, index, valid)
 
 
+def unread(out: Tensor, index: Tensor) -> Tensor:
+    """``out`` (B, H, R, D), where nobody reads the rows ``index`` (B, S): what is made of them has no gradient."""
+    return _Unread.apply(out, index)
+
+
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """An index (B, S) of rows, for all heads and numbers of ``x`` (B, H, R, D)."""
     return index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
@@ -122,6 +127,18 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, of_rows: Tensor) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
         return gradient.scatter_add(2, _rows(gradient, index), of_rows), None
+
+
+class _Unread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.scatter(2, _rows(gradient, index), 0), None
 
 
 class _WithOwn(torch.autograd.Function):

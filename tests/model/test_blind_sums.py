@@ -54,9 +54,9 @@ def test_what_replaces_rows_that_saw_nothing_erases_no_gradient() -> None:
     draw = torch.Generator().manual_seed(1)
     out, rows, weight = (torch.randn(*x.shape, 4, 8, generator=draw) for x in (batch.token, sums.slot, batch.token))
     found = []
-    for blind in (True, False):
+    for unread in (True, False):
         leaves = [x.clone().requires_grad_() for x in (out, rows)]
-        put = sums.put(*leaves, blind=blind)
+        put = sums.put(*leaves, unread=unread)
         found.append([put.detach(), *torch.autograd.grad((put * weight).sum(), leaves)])
     (result, d_out, d_rows), (result_of_scatter, d_out_of_scatter, d_rows_of_scatter) = found
     is_sum = batch.kind == Kind.SUM

@@ -34,24 +34,23 @@ HEADS = pytest.mark.parametrize("heads", [1, 2], ids=["head by head", "heads of 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 @given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), size=st.sampled_from([8, 32, 96]),
-       heads=st.sampled_from([1, 4]), blind=st.booleans())  # fmt: skip
+       heads=st.sampled_from([1, 4]))  # fmt: skip
 @settings(max_examples=12, deadline=None)
 def test_each_query_sees_the_keys_it_saw_where_they_have_gone(
-    paradigm: str, log: Log, n: int, k: int | None, size: int, heads: int, blind: bool
+    paradigm: str, log: Log, n: int, k: int | None, size: int, heads: int
 ) -> None:
-    """But for a [SUM], which does not see itself, or, blind, nothing; and nobody sees what fills up the last block, nor
-    does that see anybody. By pairs and by blocks."""
+    """But for a [SUM], which does not see itself; and nobody sees what fills up the last block, nor does that see
+    anybody. By pairs and by blocks."""
     batch = log.batch(n, k, row_length=LENGTH)
     spans = intervals(batch.tokens, paradigm, n)
     masks = TextMasks(*batch.token.shape, CPU, len(log.store.prefix) > 0, block_size=size, heads=heads)
-    mask = masks.build(spans.blind_sums() if blind else spans)
+    mask = masks.build(spans)
     is_sum = batch.kind == Kind.SUM
     order, place = masks.keys[0][:, :LENGTH], masks.keys[1]
     assert torch.equal(order.sort().values, torch.arange(LENGTH).expand_as(order))
     assert torch.equal(order.gather(1, place), torch.arange(LENGTH).expand_as(order))
     assert torch.equal(is_sum.gather(1, order), is_sum.int().sort().values.bool()), "[SUM]s are behind all others"
     expected = visible(batch.tokens, paradigm, n) & ~(is_sum[:, :, None] & torch.eye(LENGTH, dtype=torch.bool))
-    expected = expected & ~is_sum[:, :, None] if blind else expected
     expected = expected.gather(2, order[:, None].expand_as(expected))
     expected = pad(expected, (0, masks.padded - LENGTH) * 2).repeat_interleave(heads, 1)
     row, (lines, keys) = torch.arange(len(batch.token))[:, None, None], mask.seq_lengths
@@ -93,7 +92,7 @@ def test_attention_and_its_gradients_are_the_dense_mask_s(
     expected = with_gradients(partial(scaled_dot_product_attention, attn_mask=dense, enable_gqa=True), given, direction)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_compiled_flex_attention", lambda: plain_flex)
-        found = with_gradients(partial(_flex, view=view, scale=16**-0.5), given, direction)
+        found = with_gradients(lambda *x: _flex(*x, view=view, scale=16**-0.5)[0], given, direction)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
 
 
@@ -123,7 +122,7 @@ def as_on_cuda(self: CTRModel, batch: Batch, embedded: Tensor, narrow: bool = Fa
     masks = self._block_masks.setdefault(
         (len(batch.token), LENGTH), TextMasks(len(batch.token), LENGTH, CPU, self.has_prefix, block_size=32, heads=2)
     )
-    mask = masks.build(spans.blind_sums() if self.sums_differ else spans)
+    mask = masks.build(spans)
     assert isinstance(masks, TextMasks)
     made = view_on_a_cpu(self, batch, embedded, narrow)
     sums = self._sum_rows(batch, spans, embedded)
@@ -195,7 +194,7 @@ def test_the_kernels_of_an_8b_model_s_heads_have_the_dense_mask_s_output_and_gra
     given, direction = [x.transpose(1, 2) for x in given], direction.transpose(1, 2)
     exact = partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=True)
     results = (
-        with_gradients(partial(_flex, view=view, scale=128**-0.5), given, direction),
+        with_gradients(lambda *x: _flex(*x, view=view, scale=128**-0.5)[0], given, direction),
         with_gradients(exact, [x.float() for x in given], direction),
     )
     for found, expected in zip(*results, strict=True):
