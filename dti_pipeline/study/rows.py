@@ -38,11 +38,15 @@ SAME_WORK = ("dataset", "n", "model", "row_length")
 
 
 class Pace(NamedTuple):
-    """How fast trainings are that have the machine to themselves."""
+    """How fast trainings are that have a GPU, or the CPU, to themselves."""
 
     targets_per_second: float  # their median
     hardware: str
     commits: tuple[str, ...]
+
+
+#: By the cut of a log and the machine.
+Paces = dict[tuple[int | None, str], Pace]
 
 
 def read(grid: Grid) -> list[Row]:
@@ -137,8 +141,10 @@ def seconds(row: Row, rows: Iterable[Row]) -> float | None:
 
 
 def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
-    """That of the same work, where it was measured alone: on the row's own machine if it was there, else on another."""
-    return next(iter(_paces(row, rows, row["paradigm"], row["k"], row["fixes"]).values()), None)
+    """That of the same work, where it was measured alone, and the sliding window beside it if it was anywhere: on the
+    row's own machine if it was there, else on another."""
+    found, base = _pair(row, list(rows))
+    return next((found[where] for where in found if where in base), next(iter(found.values()), None))
 
 
 def _alone(row: Row) -> bool:
@@ -157,20 +163,22 @@ def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
     if against is not None and _alone(against) and _alone(row) and against["hardware"] == row["hardware"]:
         row["speedup"] = round(row["targets_per_second"] / against["targets_per_second"], 3)
     else:
-        base = _paces(row, rows, BASELINE, 1, "")
-        for where, found in _paces(row, rows, row["paradigm"], row["k"], row["fixes"]).items():
-            if where in base:
-                row["speedup"] = round(found.targets_per_second / base[where].targets_per_second, 3)
-                break
+        found, base = _pair(row, rows)
+        both = next((where for where in found if where in base), None)
+        if both is not None:
+            row["speedup"] = round(found[both].targets_per_second / base[both].targets_per_second, 3)
     for other in rows:
         same = all(other.get(key) == row.get(key) for key in ("dataset", "n", "max_targets"))
         if other["paradigm"] == BASELINE and same:
             row["fewer_tokens"] = round(other["tokens_per_target"] / row["tokens_per_target"], 3)
 
 
-def _paces(
-    row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str
-) -> dict[tuple[int | None, str], Pace]:
+def _pair(row: Row, rows: list[Row]) -> tuple[Paces, Paces]:
+    """The paces of the row's work, and of the sliding window's."""
+    return _paces(row, rows, row["paradigm"], row["k"], row["fixes"]), _paces(row, rows, BASELINE, 1, "")
+
+
+def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> Paces:
     """Of the trainings of the same work, by the cut of the log and the machine; the row's own cut first, and its own
     machine."""
     found: dict[tuple[int | None, str], list[Row]] = {}

@@ -1,5 +1,5 @@
-"""On CUDA, [SUM]s that have a rule of their own see nothing in FlexAttention, and what replaces their rows leaves its
-gradient as it is: the same model, and the same gradients, as where they see what the mask shows them."""
+"""On CUDA, [SUM]s of small models that have a rule of their own see nothing in FlexAttention, and what replaces their
+rows leaves its gradient as it is: the same model, and the same gradients, as where they see what the mask shows."""
 
 from __future__ import annotations
 

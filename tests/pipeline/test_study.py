@@ -387,6 +387,10 @@ def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
     assert rows.seconds(elsewhere, [base, dti, *there]) == 40.0
     rows._speed(elsewhere, base, [base, dti, *there, elsewhere])
     assert elsewhere["speedup"] == 6.0
+    mixed = [base, dti, there[1], elsewhere]  # where only one of them was measured there
+    assert rows.seconds(elsewhere, mixed) == 10.0
+    rows._speed(elsewhere, base, mixed)
+    assert elsewhere["speedup"] == 12.0
     rows._speed(elsewhere, base, [base, *there[1:], elsewhere])
     assert elsewhere["speedup"] is None
     assert rows.seconds(elsewhere, [base]) is None
