@@ -78,7 +78,7 @@ class LayerMemory:
         state, number = (initial.state, None) if distinct is None else (distinct.state, distinct.number)
         state = state.detach()
         frozen, of_rows = state.float().square().mean(-1), initial.rows.float().square().mean(-1, keepdim=True)
-        oo = initial.put((frozen if number is None else frozen[number])[..., None], of_rows)[..., 0]
+        oo = initial.put(_by_slot(frozen, number)[..., None], of_rows)[..., 0]
         return hh, _MeanProduct.apply(self.hidden, state, number, initial.rows, initial.which), oo
 
     def shares(self, initial: Initial, amount: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,15 +114,19 @@ class _MeanProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, state, number, rows, which):
         ctx.save_for_backward(hidden, state, number, which)
-        return (hidden.float() * (state if number is None else state[number]).float()).mean(-1)
+        return (hidden.float() * _by_slot(state, number).float()).mean(-1)
 
     @staticmethod
     def backward(ctx, gradient):
         hidden, state, number, which = ctx.saved_tensors
         gradient = gradient[..., None] / hidden.shape[-1]
         d_rows = (which * gradient).to(hidden.dtype).flatten(0, 1).T @ hidden.flatten(0, 1)
-        d_hidden = gradient * (state if number is None else state[number])
-        return d_hidden.to(hidden.dtype), None, None, d_rows, None
+        return (gradient * _by_slot(state, number)).to(hidden.dtype), None, None, d_rows, None
+
+
+def _by_slot(x: Tensor, number: Tensor | None) -> Tensor:
+    """Each slot's, of what was computed for distinct tokens; or, without their numbers, for all slots already."""
+    return x if number is None else x[number]
 
 
 def _memory(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], narrow: bool) -> LayerMemory:

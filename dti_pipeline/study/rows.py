@@ -45,10 +45,6 @@ class Pace(NamedTuple):
     commits: tuple[str, ...]
 
 
-#: By the cut of a log and the machine.
-Paces = dict[tuple[int | None, str], Pace]
-
-
 def read(grid: Grid) -> list[Row]:
     """The results file; no rows where there is none."""
     path = grid.beside(grid.results)
@@ -143,8 +139,7 @@ def seconds(row: Row, rows: Iterable[Row]) -> float | None:
 def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
     """That of the same work, where it was measured alone, and the sliding window beside it if it was anywhere: on the
     row's own machine if it was there, else on another."""
-    found, base = _pair(row, list(rows))
-    return next((found[where] for where in found if where in base), next(iter(found.values()), None))
+    return _pair(row, list(rows))[0]
 
 
 def _alone(row: Row) -> bool:
@@ -163,22 +158,25 @@ def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
     if against is not None and _alone(against) and _alone(row) and against["hardware"] == row["hardware"]:
         row["speedup"] = round(row["targets_per_second"] / against["targets_per_second"], 3)
     else:
-        found, base = _pair(row, rows)
-        both = next((where for where in found if where in base), None)
-        if both is not None:
-            row["speedup"] = round(found[both].targets_per_second / base[both].targets_per_second, 3)
+        own, beside = _pair(row, rows)
+        if own and beside:
+            row["speedup"] = round(own.targets_per_second / beside.targets_per_second, 3)
     for other in rows:
         same = all(other.get(key) == row.get(key) for key in ("dataset", "n", "max_targets"))
         if other["paradigm"] == BASELINE and same:
             row["fewer_tokens"] = round(other["tokens_per_target"] / row["tokens_per_target"], 3)
 
 
-def _pair(row: Row, rows: list[Row]) -> tuple[Paces, Paces]:
-    """The paces of the row's work, and of the sliding window's."""
-    return _paces(row, rows, row["paradigm"], row["k"], row["fixes"]), _paces(row, rows, BASELINE, 1, "")
+def _pair(row: Row, rows: list[Row]) -> tuple[Pace | None, Pace | None]:
+    """The pace of the row's work, and the sliding window's on the same cut and machine."""
+    found, base = _paces(row, rows, row["paradigm"], row["k"], row["fixes"]), _paces(row, rows, BASELINE, 1, "")
+    where = next((where for where in found if where in base), next(iter(found), None))
+    return (None, None) if where is None else (found[where], base.get(where))
 
 
-def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> Paces:
+def _paces(
+    row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str
+) -> dict[tuple[int | None, str], Pace]:
     """Of the trainings of the same work, by the cut of the log and the machine; the row's own cut first, and its own
     machine."""
     found: dict[tuple[int | None, str], list[Row]] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
+from dti_pipeline.modeling.attention import View, _flex
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 
@@ -39,6 +40,11 @@ def pairs_of_blocks(mask: BlockMask) -> tuple[Tensor, Tensor]:
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
     return spread(mask.kv_num_blocks, mask.kv_indices), spread(mask.full_kv_num_blocks, mask.full_kv_indices)
+
+
+def attended(view: View) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A function of queries, keys and values (B, H, L, D): what FlexAttention makes of them under ``view``."""
+    return lambda query, key, value: _flex(query, key, value, view, query.shape[-1] ** -0.5)[0]
 
 
 def with_gradients(attend: Callable[..., Tensor], given: Sequence[Tensor], direction: Tensor) -> list[Tensor]:

@@ -21,14 +21,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
 from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, _flex, bands, heads_together, kernel_options
+from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, bands, heads_together, kernel_options
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import TOLERANCE, Log, histories, small_model
-from tests.model.flex import with_gradients
+from tests.model.flex import attended, with_gradients
 
 # Uncompiled it computes the same, slowly: that is what this file compares.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -61,7 +61,7 @@ def test_both_fast_forms_equal_the_dense_mask_on_the_cpu(
     masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=64, heads=heads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
-        flex = _flex(query, key, value, View(block_mask=masks.build(spans)), 16**-0.5)[0]
+        flex = attended(View(block_mask=masks.build(spans)))(query, key, value)
     torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -167,7 +167,7 @@ def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(
     given, direction = [x.transpose(1, 2) for x in given], direction.transpose(1, 2)
     exact = partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=True)
     results = (
-        with_gradients(partial(_flex, view=view, scale=width**-0.5), given, direction),
+        with_gradients(attended(view), given, direction),
         with_gradients(exact, [x.float() for x in given], direction),
     )
     for found, expected in zip(*results, strict=True):

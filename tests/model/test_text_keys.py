@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import View, _flex, kernel_options
+from dti_pipeline.modeling.attention import View, kernel_options
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
 from dti_pipeline.modeling.ctr_model import CTRModel
@@ -23,7 +23,7 @@ from dti_pipeline.modeling.text_keys import TextMasks
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import RULES, TOLERANCE, Log, filled, histories, k_of, small_model
-from tests.model.flex import outcome, pairs_of_blocks, plain_flex, with_gradients
+from tests.model.flex import attended, outcome, pairs_of_blocks, plain_flex, with_gradients
 from tests.model.test_precision import assert_near
 from tests.model.test_precision import outcome as of_batch
 
@@ -92,7 +92,7 @@ def test_attention_and_its_gradients_are_the_dense_mask_s(
     expected = with_gradients(partial(scaled_dot_product_attention, attn_mask=dense, enable_gqa=True), given, direction)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_compiled_flex_attention", lambda: plain_flex)
-        found = with_gradients(lambda *x: _flex(*x, view=view, scale=16**-0.5)[0], given, direction)
+        found = with_gradients(attended(view), given, direction)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_the_kernels_of_an_8b_model_s_heads_have_the_dense_mask_s_output_and_gra
     given, direction = [x.transpose(1, 2) for x in given], direction.transpose(1, 2)
     exact = partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=True)
     results = (
-        with_gradients(lambda *x: _flex(*x, view=view, scale=128**-0.5)[0], given, direction),
+        with_gradients(attended(view), given, direction),
         with_gradients(exact, [x.float() for x in given], direction),
     )
     for found, expected in zip(*results, strict=True):
