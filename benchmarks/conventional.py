@@ -1,6 +1,7 @@
-"""What the language model buys: usual CTR models on the same split, the same targets and the same 20 interactions.
+"""What the language model buys: usual CTR models on the same split, the same targets and as many interactions.
 
     python benchmarks/conventional.py --data-sets ml-latest-small ml-1m movietweetings-100k --seeds 1 2 3
+    python benchmarks/conventional.py --data-sets ml-1m --models gbdt --context 50
 
 `gbdt`: gradient-boosted trees (scikit-learn) on counted features; `din`: a small deep interest network. The logs are
 those that `dti study --prepare` has tokenised. Rows and predictions go to where the study keeps its own: `dti study
@@ -35,7 +36,6 @@ from dti_pipeline.study import log as logs
 from dti_pipeline.study.one import ROW, keep_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
-N = 20
 #: Trees are added until the validation AUC says stop; the rest is scikit-learn's own.
 TREES = {
     "max_iter": 400,
@@ -51,6 +51,7 @@ def main() -> None:
     parse.add_argument("--data-sets", nargs="+", required=True)
     parse.add_argument("--models", nargs="+", default=["gbdt", "din"], choices=["gbdt", "din"])
     parse.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parse.add_argument("--context", type=int, default=20, help="interactions, n (default: %(default)s)")
     parse.add_argument("--grid", type=Path, default=ROOT / "benchmarks" / "study.yaml")
     parse.add_argument("--work", type=Path, default=Paths.from_env().study)
     options = parse.parse_args()
@@ -58,15 +59,15 @@ def main() -> None:
     for data_set in options.data_sets:
         for model in options.models:
             for seed in options.seeds if model == "din" else options.seeds[:1]:  # of trees only the bins are drawn
-                row = run(grid, options.work, data_set, model, seed)
+                row = run(grid, options.work, data_set, model, seed, options.context)
                 shown = {key: row[key] for key in ("auc", "log_loss", "validation_auc", "train_seconds")}
                 print(data_set, model, seed, shown, flush=True)
 
 
-def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int) -> dict[str, Any]:
+def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: int = 20) -> dict[str, Any]:
     """The row of one model; made where it is not there yet."""
     parameters = TREES if model == "gbdt" else dataclasses.asdict(din.Settings())
-    config = hashlib.md5(json.dumps([data_set, model, N, seed, parameters], sort_keys=True).encode()).hexdigest()[:12]
+    config = hashlib.md5(json.dumps([data_set, model, n, seed, parameters], sort_keys=True).encode()).hexdigest()[:12]
     own = work / data_set / "runs" / config
     data = logs.digest(work / data_set)
     if (own / ROW).is_file() and (made := json.loads((own / ROW).read_text()))["data"] == data:
@@ -78,17 +79,18 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int) -> d
     eligible = log.position >= settings.split.min_history
     targets = {name: np.flatnonzero((split == name) & eligible) for name in ("train", "validation", "test")}
     if model == "gbdt":
-        fitted = boosted(log, store, targets, seed)
+        fitted = boosted(log, store, targets, n, seed)
     else:
-        fitted = din.fit(log, store, targets, N, seed, din.Settings())
+        fitted = din.fit(log, store, targets, n, seed, din.Settings())
     test = targets["test"]
     label, user, score = log.label[test], log.user[test], fitted.probability
     seen = len(targets["train"]) * (fitted.trained if model == "din" else 1)
     row = {
-        "dataset": data_set, "split": settings.split.rule, "group": "conventional", "paradigm": model, "k": 1, "n": N,
+        "dataset": data_set, "split": settings.split.rule, "group": "conventional", "paradigm": model, "k": 1, "n": n,
         "fixes": "", "model": "", "epochs": None, "stopped_after": fitted.kept, "seed": seed,
         "max_targets": None, "measure": "quality", "config": config,
-        "command": f"python benchmarks/conventional.py --data-sets {data_set} --models {model} --seeds {seed}",
+        "command": f"python benchmarks/conventional.py --data-sets {data_set} --models {model} --seeds {seed}"
+        f" --context {n}",
         "workers": 1, "data": data, "commit": str(lineage.commit() or "") or None,
         "hardware": lineage.hardware([]),
         "auc": metrics.auc(label, score), "auc_streaming": None, "log_loss": metrics.log_loss(label, score),
@@ -106,12 +108,12 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int) -> d
     return row
 
 
-def boosted(log: Interactions, store: TokenStore, targets: dict[str, Array], seed: int) -> din.Fitted:
+def boosted(log: Interactions, store: TokenStore, targets: dict[str, Array], n: int, seed: int) -> din.Fitted:
     """Trees on counted features, as many of them as do best on the validation targets."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     begun = time.perf_counter()
-    x, y = features(log, store, N), log.label
+    x, y = features(log, store, n), log.label
     model = HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=seed)
     model.fit(x[targets["train"]], y[targets["train"]])
     seconds = time.perf_counter() - begun

@@ -70,7 +70,7 @@ def gather(grid: Grid, work: Path) -> list[Row]:
             found[row["config"]] = row
     others = sorted(
         (row for row in found.values() if row["paradigm"] not in PARADIGMS),
-        key=lambda row: (row["dataset"], row["paradigm"], row["seed"]),
+        key=lambda row: (row["dataset"], row["paradigm"], row["n"], row["seed"]),
     )
     rows = [found[run.digest] | run.facts() for run in grid.runs if run.digest in found] + others
     for row in rows:
