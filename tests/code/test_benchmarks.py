@@ -20,7 +20,7 @@ ON_GPU = {
     "attention": "attention",
     "products": "products",
     "train_step": "train_step",
-    "train_step_alone": "train_step",
+    "train_step_long": "train_step",
     "train_step_float8": "train_step",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},
     "epoch": "epoch",
