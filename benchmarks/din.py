@@ -1,5 +1,5 @@
 """A deep interest network (Zhou et al., arXiv 1706.06978), small: what a recommender of the usual kind makes of the
-same 20 interactions and labels, with embeddings of its own in place of a language model.
+same interactions and labels, with embeddings of its own in place of a language model.
 
 An item is its id's embedding and the mean embedding of its title's tokens; an item that training never asked about has
 the title alone. Each past interaction (item, label, how long ago) is weighted by how well it goes with the target.
