@@ -18,8 +18,9 @@ demo: setup  ## Synthetic log to judged comparison through Dagster: a few minute
 	@DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}" $(BIN)/python -m dti_pipeline.defs.demo
 
 # Threads that spin while they wait slow one another down many times over on a busy machine: OMP_WAIT_POLICY.
-test: setup  ## Run every test; ARGS="-k packing" passes arguments to pytest
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+# A file's tests stay in one process: what they share is made once.
+test: setup  ## Run every test, two files at a time; ARGS="-k packing" passes arguments to pytest
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui
