@@ -170,8 +170,8 @@ def _found(row: Mapping[str, Any]) -> str:
 def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
     """Each run with its state, and its cost by the packer, as `dti plan` counts it: targets, tokens, seconds.
 
-    Tokens are None where the log is not prepared here; seconds are those that a run of the same log and paradigm took
-    a token, None where none was measured.
+    Tokens are None where the log is not prepared here; seconds are those that the fastest run of the same log, paradigm
+    and model took a token (of several at a time each takes longer), None where none was measured.
     """
     gathered = {row["config"]: row for row in rows.gather(grid, work)}
     counted: dict[tuple[str, ...], dict[str, Any] | None] = {}
@@ -182,14 +182,14 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
             counted[key] = _counts(run, work / run.data_set)
         counts = counted[key]
         tokens = counts["tokens"] * run.config.training.epochs if counts else None
-        pace = next(
+        pace = max(
             (
                 other["tokens_per_second"]
                 for other in gathered.values()
                 if (other["dataset"], other["paradigm"], other["model"]) == (run.data_set, run.paradigm, run.model)
                 and "error" not in other
             ),
-            None,
+            default=None,
         )
         yield {
             "state": "to do" if row is None else "failed" if "error" in row else "done",
