@@ -64,7 +64,7 @@ def main() -> None:
                 print(data_set, model, seed, shown, flush=True)
 
 
-def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: int = 20) -> dict[str, Any]:
+def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: int) -> dict[str, Any]:
     """The row of one model; made where it is not there yet."""
     parameters = TREES if model == "gbdt" else dataclasses.asdict(din.Settings())
     config = hashlib.md5(json.dumps([data_set, model, n, seed, parameters], sort_keys=True).encode()).hexdigest()[:12]

@@ -124,12 +124,12 @@ def test_a_usual_model_of_other_data_is_made_again(tmp_path: Path, monkeypatch: 
     grid = grids.load(ROOT / "benchmarks" / "study.yaml")
     monkeypatch.setattr(conventional.logs, "digest", lambda home: "now")
     with pytest.raises(InputError, match="run `dti ingest` first"):  # it is not there: it would be made
-        conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1)
+        conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)
     sought = {"dataset": "ml-1m", "paradigm": "gbdt", "n": 20}
     config = next(row["config"] for row in rows.read(grid) if sought.items() <= row.items())
     kept = tmp_path / "ml-1m" / "runs" / config / conventional.ROW
     artifacts.write_json(kept, {"data": "now", "auc": 0.5})
-    assert conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1)["auc"] == 0.5
+    assert conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)["auc"] == 0.5
     artifacts.write_json(kept, {"data": "before", "auc": 0.5})
     with pytest.raises(InputError, match="run `dti ingest` first"):
-        conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1)
+        conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)
