@@ -23,6 +23,7 @@ from dti_pipeline.study.tables import Line
 #: Lines of variants of one paradigm: the fill of their markers tells them apart.
 FILLS = ("full", "none", "left", "top", "right", "bottom")
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of a panel
+ABREAST = 4  # panels
 
 Point = tuple[float | None, float | None]
 Curves = dict[str, dict[tuple[str, str], list[tuple[float, float]]]]
@@ -60,16 +61,20 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
     """Targets a second over the sliding window's, against k, with what the ratio of tokens allows."""
     steps = dict(_steps(grid))
     places = _places([line["k"] for line in lines] + [row["k"] for found in steps.values() for row in found])
-    curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")))
-    bounds = {
-        panel: {(places[line["k"]], fewer) for line in lines if (fewer := _fewer(line, panel)) is not None}
-        for panel in curves
-    }
+
+    def its(line: Line) -> str:
+        return _machine(line["dataset"], line)
+
+    curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")), its)
+    bounds: dict[str, set[tuple[float, float]]] = {panel: set() for panel in curves}
+    for line in lines:
+        if its(line) in bounds and (fewer := line.mean("fewer_tokens")) is not None:
+            bounds[its(line)].add((places[line["k"]], fewer))
     for name, found in steps.items():
         several = len({row.get("targets_per_step") for row in found}) > 1
         for row in found:
             if row["paradigm"] != BASELINE and row["speedup"] is not None:
-                panel = " ".join(part for part in (name, row.get("model")) if part)
+                panel = _machine(" ".join(part for part in (name, row.get("model")) if part), row)
                 variant = f"{row['targets_per_step']:,} targets a step" if several else row.get("fixes", "")
                 curve = curves.setdefault(panel, {}).setdefault((row["paradigm"], variant), [])
                 curve.append((places[row["k"]], row["speedup"]))
@@ -152,23 +157,34 @@ DRAWINGS: dict[str, Callable[[Grid, list[Line], list[Row], Path], bool]] = {
 }
 
 
-def _curves(lines: Iterable[Line], point: Callable[[Line], Point]) -> Curves:
-    """Points by log, and in it by paradigm and variant; what is not known, and models of other kinds, left out."""
+def _log(line: Line) -> str:
+    return str(line["dataset"])
+
+
+def _machine(name: str, found: Line | Row) -> str:
+    """A speed-up is of one n and one machine."""
+    return f"{name}, n = {found['n']}\n{found['hardware']}"
+
+
+def _curves(lines: Iterable[Line], point: Callable[[Line], Point], panel: Callable[[Line], str] = _log) -> Curves:
+    """Points by panel, and in it by paradigm and variant; what is not known, and models of other kinds, left out."""
     curves: Curves = {}
     for line in lines:
         x, y = point(line)
         if x is not None and y is not None and line["paradigm"] in STYLES:
             variant = " ".join(part for part in (line["fixes"], line["model"]) if part)
-            curves.setdefault(line["dataset"], {}).setdefault((line["paradigm"], variant), []).append((x, y))
+            curves.setdefault(panel(line), {}).setdefault((line["paradigm"], variant), []).append((x, y))
     return curves
 
 
 def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str) -> bool:
-    """A panel for each log, one curve for each paradigm and variant; False where there is no point."""
+    """Panels, in each one curve for each paradigm and variant; False where there is no point."""
     if not any(curves.values()):
         return False
-    figure = Figure(figsize=(WIDTH * len(curves), HEIGHT), layout="constrained")
-    for axes, (name, panel) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    columns, deep = min(len(curves), ABREAST), -(-len(curves) // ABREAST)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * deep), layout="constrained")
+    places = figure.subplots(deep, columns, squeeze=False).flat
+    for (name, panel), axes in zip(curves.items(), places, strict=False):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -182,14 +198,12 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
             )  # fmt: skip
         finish(axes)
         axes.legend(fontsize="small", frameon=False)
+    for axes in places:  # those that are left
+        axes.set_axis_off()
     if title:
         figure.suptitle(title)
     save(figure, path.parent, path.name)
     return True
-
-
-def _fewer(line: Line, panel: str) -> float | None:
-    return line.mean("fewer_tokens") if line["dataset"] == panel else None
 
 
 def _saved(row: Row) -> float:

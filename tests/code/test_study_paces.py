@@ -36,6 +36,10 @@ def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
     assert rows.seconds(elsewhere, mixed) == 10.0
     rows._speed(elsewhere, base, mixed)
     assert elsewhere["speedup"] == 12.0
+    slower = [base, dti, there[0], elsewhere]  # a table whose sliding window has B's seconds has no other line of A's
+    assert rows.seconds(elsewhere, slower) is None
+    rows._speed(elsewhere, base, slower)
+    assert elsewhere["speedup"] is None
     rows._speed(elsewhere, base, [base, *there[1:], elsewhere])
     assert elsewhere["speedup"] is None
     assert rows.seconds(elsewhere, [base]) is None
