@@ -1,12 +1,14 @@
-"""One run of the study in a process of its own: ``python -m dti_pipeline.study.one GRID WORK DIGEST``.
+"""Runs of the study in a process of their own: ``python -m dti_pipeline.study.one GRID WORK WORKERS DIGEST ...``.
 
-It trains, and judges where the run measures quality, in a home that borrows the log's data, keeps the row and the
-predictions, and removes the rest. What was interrupted goes on from its checkpoint when it is started again.
+One after another. Each trains, and judges where the run measures quality, in a home that borrows the log's data, keeps
+the row and the predictions, and removes the rest. What was interrupted goes on from its checkpoint when it is started
+again.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import sys
 import time
@@ -26,7 +28,7 @@ from dti_pipeline.study import grid as grids
 from dti_pipeline.study import log
 from dti_pipeline.study.grid import Run
 
-ROW, PREDICTIONS = "row.json", "predictions.parquet"
+ROW, PREDICTIONS, LOG = "row.json", "predictions.parquet", "log.txt"
 #: Of a training's report.
 TRAINED = (
     "train_seconds", "targets_per_second", "tokens_per_second", "targets", "tokens", "tokens_per_target", "steps",
@@ -110,15 +112,30 @@ def keep_predictions(
     aside.replace(own / PREDICTIONS)
 
 
-def main(file: str, work: str, digest: str, workers: str) -> int:
-    """Exit code 0 done, 1 interrupted or failed, 2 bad input; the last line of standard error says why."""
-    run = next(run for run in grids.load(Path(file)).runs if run.digest == digest)
-    try:
-        execute(run, Path(work), int(workers))
-    except (InputError, CheckFailed) as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+def main(file: str, work: str, workers: str, *digests: str) -> int:
+    """Exit code 0 done, 1 interrupted or failed, 2 bad input; the last line of standard error says why. What fails ends
+    it: the runs behind it are not tried.
+
+    Standard output and error are the first run's log, and become each later run's own (:data:`LOG`).
+    """
+    runs = {run.digest: run for run in grids.load(Path(file)).runs}
+    for digest in digests:
+        if digest != digests[0]:
+            _print_to(folder(Path(work), runs[digest]) / LOG)
+        try:
+            execute(runs[digest], Path(work), int(workers))
+        except (InputError, CheckFailed) as error:
+            print(error, file=sys.stderr)
+            return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _print_to(log: Path) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with log.open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
 
 
 if __name__ == "__main__":
