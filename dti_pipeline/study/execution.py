@@ -1,4 +1,4 @@
-"""Runs of a grid, several at a time where asked; what is done is not done again. Seeds of a variant share a process."""
+"""Runs of a grid, each in a process of its own, several at a time where asked; what is done is not done again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.plain import nearest
 from dti_pipeline.study import log, rows
 from dti_pipeline.study.grid import Grid, Run
-from dti_pipeline.study.one import LOG, ROW, folder
+from dti_pipeline.study.one import ROW, folder
 
 Say = Callable[[str], None]
 
@@ -101,7 +101,7 @@ class _Session:
     def all(self, runs: list[Run], workers: int) -> None:
         with ThreadPoolExecutor(workers) as pool:
             try:
-                list(pool.map(lambda several: self._in_turn(several, workers), _processes(runs, workers)))
+                list(pool.map(lambda run: self._one(run, workers), runs))
             except BaseException:
                 self.stop()
                 raise
@@ -113,77 +113,51 @@ class _Session:
             for process in self._running:
                 process.terminate()
 
-    def _in_turn(self, left: list[Run], workers: int) -> None:
-        """Runs in one process, and those behind one that failed in another."""
-        for run in left:
-            own = folder(self._work, run)
-            own.mkdir(parents=True, exist_ok=True)
-            if rows.failed(own / ROW):  # one that a process of an earlier call has just finished stands
-                (own / ROW).unlink()
-        while left:
-            with (folder(self._work, left[0]) / LOG).open("w") as output:
-                process = self._start(left, workers, output)
-                left = self._follow(process, left) if process else left
-            if process is None or self._stopped or not process.returncode:
-                break
-            self._fail(left[0], process.returncode)
-            left = left[1:]
-        with self._lock:
-            self.left_over += len(left)
-
-    def _start(self, runs: list[Run], workers: int, output: Any) -> subprocess.Popen[Any] | None:
-        with self._lock:
-            if self._stopped or (self._deadline is not None and time.monotonic() >= self._deadline):
-                return None
-            words = ["-m", "dti_pipeline.study.one", self._grid.path, str(self._work), str(workers)]
-            # A session of its own: Ctrl-C reaches it through stop() alone, once.
-            process = subprocess.Popen(
-                [sys.executable, *words, *(run.digest for run in runs)],
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            self._running.add(process)
-            return process
-
-    def _follow(self, process: subprocess.Popen[Any], left: list[Run]) -> list[Run]:
-        """Report runs as they are done, until the process has ended; those that it did not do."""
-        begun, ended = time.monotonic(), False
-        while not ended:
-            ended = process.poll() is not None  # first: what it did last is seen below
-            while left and (folder(self._work, left[0]) / ROW).is_file():
-                self._report(left[0], time.monotonic() - begun)
-                left, begun = left[1:], time.monotonic()
-            if self._deadline is not None and time.monotonic() >= self._deadline and not self._stopped:
-                self.stop()
-            time.sleep(0 if ended else 0.05)
-        with self._lock:
-            self._running.discard(process)
-        return left
-
-    def _fail(self, run: Run, code: int) -> None:
+    def _one(self, run: Run, workers: int) -> None:
         own = folder(self._work, run)
-        lines = (own / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        error = (lines or [f"exit code {code}"])[-1][-500:]
-        artifacts.write_json(own / ROW, run.facts() | {"error": error, "data": log.digest(own.parents[1])})
+        own.mkdir(parents=True, exist_ok=True)
+        if rows.failed(own / ROW):  # one that a process of an earlier call has just finished stands
+            (own / ROW).unlink()
+        begun = time.monotonic()
+        with (own / "log.txt").open("w") as output:
+            process = self._start(run, workers, output)
+            if process is not None:
+                self._wait(process)
         with self._lock:
-            self.failed += 1
-        self._report(run)
-
-    def _report(self, run: Run, seconds: float | None = None) -> None:
-        with self._lock:
+            if process is None or (self._stopped and process.returncode):
+                self.left_over += 1
+                return
+            if process.returncode:
+                self.failed += 1
+                lines = (own / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                error = (lines or [f"exit code {process.returncode}"])[-1][-500:]
+                if process.returncode < 0:
+                    error = f"killed by {signal.Signals(-process.returncode).name}: {error}"
+                artifacts.write_json(own / ROW, run.facts() | {"error": error, "data": log.digest(own.parents[1])})
             gathered = rows.gather(self._grid, self._work)
             rows.write(self._grid, gathered)
             row = next(row for row in gathered if row["config"] == run.digest)
-            took = f" {seconds:6.1f} s" if seconds is not None else ""
-            self._say(f"{run.label():<76} {_found(row)}{took}")
+            self._say(f"{run.label():<76} {_found(row)} {time.monotonic() - begun:6.1f} s")
 
+    def _start(self, run: Run, workers: int, output: Any) -> subprocess.Popen[Any] | None:
+        with self._lock:
+            if self._stopped or (self._deadline is not None and time.monotonic() >= self._deadline):
+                return None
+            words = ["-m", "dti_pipeline.study.one", self._grid.path, str(self._work), run.digest, str(workers)]
+            # A session of its own: Ctrl-C reaches it through stop() alone, once.
+            process = subprocess.Popen(
+                [sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self._running.add(process)
+            return process
 
-def _processes(runs: list[Run], workers: int) -> list[list[Run]]:
-    """The runs of each process: seeds of one variant, so that torch compiles it once, which takes a small training most
-    of its time; or a single run, where that would leave workers idle."""
-    variants: dict[str, list[Run]] = {}
-    for run in runs:
-        variants.setdefault(run.variant, []).append(run)
-    return list(variants.values()) if len(variants) >= workers else [[run] for run in runs]
+    def _wait(self, process: subprocess.Popen[Any]) -> None:
+        while process.poll() is None:
+            if self._deadline is not None and time.monotonic() >= self._deadline and not self._stopped:
+                self.stop()
+            time.sleep(0.05)
+        with self._lock:
+            self._running.discard(process)
 
 
 def _found(row: Mapping[str, Any]) -> str:

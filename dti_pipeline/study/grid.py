@@ -184,12 +184,6 @@ class Run:
         return _digest([self.data_set, self.paradigm, self.measure, sections, *made])
 
     @property
-    def variant(self) -> str:
-        """The digest that all seeds share."""
-        training = replace(self.config.training, seed=Config().training.seed)
-        return replace(self, config=replace(self.config, training=training)).digest
-
-    @property
     def packing_digest(self) -> str:
         """What shapes its row plans."""
         return _digest([settings(self.config, ("packing",)), self.config.split.min_history])

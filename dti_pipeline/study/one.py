@@ -1,14 +1,12 @@
-"""Runs of the study in a process of their own: ``python -m dti_pipeline.study.one GRID WORK WORKERS DIGEST ...``.
+"""One run of the study in a process of its own: ``python -m dti_pipeline.study.one GRID WORK DIGEST``.
 
-One after another. Each trains, and judges where the run measures quality, in a home that borrows the log's data, keeps
-the row and the predictions, and removes the rest. What was interrupted goes on from its checkpoint when it is started
-again.
+It trains, and judges where the run measures quality, in a home that borrows the log's data, keeps the row and the
+predictions, and removes the rest. What was interrupted goes on from its checkpoint when it is started again.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import sys
 import time
@@ -28,7 +26,7 @@ from dti_pipeline.study import grid as grids
 from dti_pipeline.study import log
 from dti_pipeline.study.grid import Run
 
-ROW, PREDICTIONS, LOG = "row.json", "predictions.parquet", "log.txt"
+ROW, PREDICTIONS = "row.json", "predictions.parquet"
 #: Of a training's report.
 TRAINED = (
     "train_seconds", "targets_per_second", "tokens_per_second", "targets", "tokens", "tokens_per_target", "steps",
@@ -48,6 +46,7 @@ def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
         if (own / ROW).is_file():  # a process that outlived the command that started it has finished it
             return {}
         paths = Paths(own / "home")
+        workers = _most_workers(paths.home / "workers", workers)
         shards = log.packed(run, data)
         for made, at in ((data / "data" / "events", paths.events), (data / "data" / "tokens", paths.tokens)):
             log.link(made, at)
@@ -60,6 +59,13 @@ def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
         artifacts.write_json(own / ROW, row)
         shutil.rmtree(own / "home")
     return row
+
+
+def _most_workers(noted: Path, workers: int) -> int:
+    """How many runs were at work beside any part of this one, itself counted: seconds are of all its parts."""
+    most = max(workers, int(noted.read_text()) if noted.is_file() else 0)
+    artifacts.write_text(noted, str(most))
+    return most
 
 
 def _train(run: Run, paths: Paths) -> dict[str, Any]:
@@ -112,30 +118,15 @@ def keep_predictions(
     aside.replace(own / PREDICTIONS)
 
 
-def main(file: str, work: str, workers: str, *digests: str) -> int:
-    """Exit code 0 done, 1 interrupted or failed, 2 bad input; the last line of standard error says why. What fails ends
-    it: the runs behind it are not tried.
-
-    Standard output and error are the first run's log, and become each later run's own (:data:`LOG`).
-    """
-    runs = {run.digest: run for run in grids.load(Path(file)).runs}
-    for digest in digests:
-        if digest != digests[0]:
-            _print_to(folder(Path(work), runs[digest]) / LOG)
-        try:
-            execute(runs[digest], Path(work), int(workers))
-        except (InputError, CheckFailed) as error:
-            print(error, file=sys.stderr)
-            return 2 if isinstance(error, InputError) else 1
+def main(file: str, work: str, digest: str, workers: str) -> int:
+    """Exit code 0 done, 1 interrupted or failed, 2 bad input; the last line of standard error says why."""
+    run = next(run for run in grids.load(Path(file)).runs if run.digest == digest)
+    try:
+        execute(run, Path(work), int(workers))
+    except (InputError, CheckFailed) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
     return 0
-
-
-def _print_to(log: Path) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    with log.open("w") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
 
 
 if __name__ == "__main__":

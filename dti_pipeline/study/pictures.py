@@ -17,13 +17,13 @@ from dti_pipeline.plain import nearest
 from dti_pipeline.planning.cost import token_speedup
 from dti_pipeline.study import tables
 from dti_pipeline.study.grid import BASELINE, Grid
-from dti_pipeline.study.rows import Row, seconds
+from dti_pipeline.study.rows import Row, pace, seconds
 from dti_pipeline.study.tables import Line
 
 #: Lines of variants of one paradigm: the fill of their markers tells them apart.
 FILLS = ("full", "none", "left", "top", "right", "bottom")
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of a panel
-ABREAST = 4  # panels
+ABREAST = 3  # panels
 
 Point = tuple[float | None, float | None]
 Curves = dict[str, dict[tuple[str, str], list[tuple[float, float]]]]
@@ -63,7 +63,8 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
     places = _places([line["k"] for line in lines] + [row["k"] for found in steps.values() for row in found])
 
     def its(line: Line) -> str:
-        return _machine(line["dataset"], line)
+        timed = pace(line.rows[0], rows)
+        return _machine(line["dataset"], line["n"], timed.hardware if timed else line["hardware"])
 
     curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")), its)
     bounds: dict[str, set[tuple[float, float]]] = {panel: set() for panel in curves}
@@ -74,15 +75,19 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         several = len({row.get("targets_per_step") for row in found}) > 1
         for row in found:
             if row["paradigm"] != BASELINE and row["speedup"] is not None:
-                panel = _machine(" ".join(part for part in (name, row.get("model")) if part), row)
+                made = " ".join(part for part in (name, row.get("model")) if part)
+                panel = _machine(made, row["n"], row["hardware"])
                 variant = f"{row['targets_per_step']:,} targets a step" if several else row.get("fixes", "")
                 curve = curves.setdefault(panel, {}).setdefault((row["paradigm"], variant), [])
                 curve.append((places[row["k"]], row["speedup"]))
                 bounds.setdefault(panel, set()).add((places[row["k"]], _saved(row)))
 
     def finish(axes: Axes) -> None:
-        if known := sorted(bounds[axes.get_title()]):
+        known = sorted(bounds[axes.get_title()])
+        if len({k for k, _ in known}) > 1:
             axes.plot(*zip(*known, strict=True), color="0.4", linewidth=1, marker="_", label="arithmetic bound")
+        elif known:  # a line of one point would not be seen
+            axes.axhline(known[-1][1], color="0.4", linewidth=1, label="arithmetic bound")
         _k_axis(axes, places)
         axes.set(ylabel="times the targets/s of sliding_window", ylim=(0, 1.1 * axes.dataLim.y1))
 
@@ -161,9 +166,9 @@ def _log(line: Line) -> str:
     return str(line["dataset"])
 
 
-def _machine(name: str, found: Line | Row) -> str:
+def _machine(name: str, n: int, hardware: str) -> str:
     """A speed-up is of one n and one machine."""
-    return f"{name}, n = {found['n']}\n{found['hardware']}"
+    return f"{name}, n = {n}\n{hardware}"
 
 
 def _curves(lines: Iterable[Line], point: Callable[[Line], Point], panel: Callable[[Line], str] = _log) -> Curves:
@@ -183,7 +188,7 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
         return False
     columns, deep = min(len(curves), ABREAST), -(-len(curves) // ABREAST)
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * deep), layout="constrained")
-    places = figure.subplots(deep, columns, squeeze=False).flat
+    places = list(figure.subplots(deep, columns, squeeze=False).flat)
     for (name, panel), axes in zip(curves.items(), places, strict=False):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
@@ -198,7 +203,7 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
             )  # fmt: skip
         finish(axes)
         axes.legend(fontsize="small", frameon=False)
-    for axes in places:  # those that are left
+    for axes in places[len(curves) :]:
         axes.set_axis_off()
     if title:
         figure.suptitle(title)

@@ -139,8 +139,8 @@ def seconds(row: Row, rows: Iterable[Row]) -> float | None:
 def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
     """That of the same work, where it was measured alone, and the sliding window beside it if it was anywhere.
 
-    On the row's own machine if the sliding window was measured there, so that a table does not mix machines; else on
-    another.
+    On the row's own machine if the sliding window was measured there: a line does not take another machine's seconds
+    beside a sliding window that has this one's. Else on another.
     """
     return _pair(row, list(rows))[0]
 
@@ -173,7 +173,7 @@ def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
 def _pair(row: Row, rows: list[Row]) -> tuple[Pace | None, Pace | None]:
     """The pace of the row's work, and the sliding window's on the same cut and machine."""
     found, base = _paces(row, rows, row["paradigm"], row["k"], row["fixes"]), _paces(row, rows, BASELINE, 1, "")
-    if any(machine == row.get("hardware") for _, machine in base):
+    if (row.get("max_targets"), row.get("hardware")) in base:
         found = {where: pace for where, pace in found.items() if where[1] == row.get("hardware")}
     where = next((where for where in found if where in base), next(iter(found), None))
     return (None, None) if where is None else (found[where], base.get(where))

@@ -36,7 +36,7 @@ def test_pace_of_another_machine_or_of_shared_seconds_is_no_speed_up() -> None:
     assert rows.seconds(elsewhere, mixed) == 10.0
     rows._speed(elsewhere, base, mixed)
     assert elsewhere["speedup"] == 12.0
-    slower = [base, dti, there[0], elsewhere]  # a table whose sliding window has B's seconds has no other line of A's
+    slower = [base, dti, there[0], elsewhere]  # beside a sliding window of B's seconds no line of A's stands
     assert rows.seconds(elsewhere, slower) is None
     rows._speed(elsewhere, base, slower)
     assert elsewhere["speedup"] is None

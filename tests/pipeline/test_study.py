@@ -204,6 +204,7 @@ def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
 
     words = [sys.executable, "-m", "dti_pipeline.cli", "study", str(tmp_path / "study.yaml"), "--no-report"]
+    words += ["--workers", "2"]
     command = subprocess.Popen(words, env=os.environ | {"DTI_HOME": str(tmp_path)}, stderr=subprocess.DEVNULL)
     checkpoints = one.folder(work, run) / "home" / "models" / ".checkpoints"
     until = time.monotonic() + 300
@@ -212,7 +213,7 @@ def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures
     command.send_signal(signal.SIGTERM)
     assert command.wait() == 130
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert run.digest not in running
+    assert f"{work} {run.digest}" not in running
     assert list(checkpoints.glob("*/*/step-*"))
     assert not (tmp_path / "study.json").exists()
 
@@ -223,6 +224,19 @@ def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures
     (row,) = json.loads((tmp_path / "study.json").read_text())
     figures = ("auc", "auc_streaming", "log_loss", "loss", "targets", "steps")
     assert {key: row[key] for key in figures} == {key: expected[key] for key in figures}
+    assert (expected["workers"], row["workers"]) == (1, 2)  # a part of it did not have the machine to itself
+
+
+def test_the_row_of_a_run_that_was_killed_says_by_what(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, work = study(tmp_path), shutil.copytree(logs, tmp_path / "study", symlinks=True)
+    begin = subprocess.Popen
+    words = ["sh", "-c", "echo step 7; kill -KILL $$"]
+    monkeypatch.setattr(execution.subprocess, "Popen", lambda given, **options: begin(words, **options))
+    assert execution.execute(grid, work, grid.runs[:1], say=lambda text: None) == 1
+    (row,) = json.loads((tmp_path / "study.json").read_text())
+    assert row["error"] == "killed by SIGKILL: step 7"
 
 
 @pytest.mark.slow
@@ -242,53 +256,6 @@ def test_a_run_that_fails_has_a_row_with_its_error_and_is_tried_again(logs: Path
     (row,) = json.loads((tmp_path / "study.json").read_text())
     assert "error" not in row
     assert row["auc"] > 0
-
-
-@pytest.mark.slow
-def test_seeds_share_a_process_and_each_finds_what_it_finds_alone(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = json.loads(json.dumps(STUDY))
-    content["groups"][0] |= {"paradigms": ["dti"], "seeds": [1, 2, 3, 4]}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    grid = grids.load(tmp_path / "study.yaml")
-    work, alone = (shutil.copytree(logs, tmp_path / name, symlinks=True) for name in ("study", "alone"))
-    expected = one.execute(grid.runs[1], alone)
-    homes = [one.folder(work, run) / "home" for run in grid.runs]
-    homes[2].parent.mkdir(parents=True)
-    homes[2].write_text("in the way")
-    begin, begun = subprocess.Popen, []
-
-    def started(words: list[str], **options: Any) -> Any:
-        begun.append([word for word in words if word in {run.digest for run in grid.runs}])
-        return begin(words, **options)
-
-    monkeypatch.setattr(execution.subprocess, "Popen", started)
-    assert execution.execute(grid, work, grid.runs, say=lambda text: None) == 1
-    digests = [run.digest for run in grid.runs]
-    assert begun == [digests, digests[3:]]  # what is behind one that fails is not lost with it
-    homes[2].unlink()
-    assert execution.execute(grid, work, grid.runs, workers=2, say=lambda text: None) == 0
-    assert begun[2:] == [[digests[2]]]
-    found = json.loads((tmp_path / "study.json").read_text())
-    assert [row["seed"] for row in found] == [1, 2, 3, 4]
-    figures = ("auc", "auc_streaming", "log_loss", "loss", "targets", "steps")
-    assert {key: found[1][key] for key in figures} == {key: expected[key] for key in figures}
-    assert len({row["auc"] for row in found}) == 4
-    assert all((home.parent / "log.txt").is_file() for home in homes)
-
-
-def test_runs_share_a_process_only_while_there_is_work_for_all(tmp_path: Path) -> None:
-    content = json.loads(json.dumps(STUDY))
-    content["groups"][0] |= {"paradigms": ["dti", "dti_isolated"], "seeds": [1, 2]}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    runs = list(grids.load(tmp_path / "study.yaml").runs)
-    assert len({run.digest for run in runs}) == 4
-    shared = execution._processes(runs, 2)
-    assert [[(run.paradigm, run.config.training.seed) for run in several] for several in shared] == [
-        [("dti", 1), ("dti", 2)], [("dti_isolated", 1), ("dti_isolated", 2)],
-    ]  # fmt: skip
-    assert execution._processes(runs, 3) == [[run] for run in runs]
 
 
 @pytest.mark.slow
