@@ -35,8 +35,9 @@ def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, An
         path = grid.beside(grid.document)
         artifacts.write_text(path, document(grid, gathered, path.read_text(encoding="utf-8")))
     tracking.record_study(
-        config, paths, gathered, lambda own, group: tables.group_tables(grid, own, group).strip(), _attached(grid)
-    )
+        config, paths, [row | _timed(row, gathered) for row in gathered],
+        lambda own, group: tables.group_tables(grid, own, group).strip(), _attached(grid),
+    )  # fmt: skip
     return {
         "results": grid.results,
         "rows": sum("error" not in row for row in gathered),
@@ -44,6 +45,16 @@ def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, An
         "missing": len(grid.runs) - len({run.digest for run in grid.runs} & {row["config"] for row in gathered}),
         "pictures": drawn,
     }
+
+
+def _timed(row: rows.Row, gathered: list[rows.Row]) -> rows.Row:
+    """Seconds and speeds for a record that people sort by: of a run with others beside it those of the same work alone,
+    as in the tables, or none."""
+    if rows.alone(row) or "error" in row:
+        return {}
+    took = rows.seconds(row, gathered)
+    speeds = {f"{what}_per_second": row[what] / took if took else None for what in ("targets", "tokens")}
+    return {"train_seconds": took, **speeds}
 
 
 def _attached(grid: Grid) -> dict[str, list[Path]]:

@@ -130,7 +130,7 @@ def of_seeds(rows: Iterable[Row]) -> list[list[Row]]:
 def seconds(row: Row, rows: Iterable[Row]) -> float | None:
     """Training seconds with nothing beside it: the row's own, or its targets at the speed that another row of the same
     work measured alone; None where nobody did."""
-    if _alone(row) and row.get("train_seconds") is not None:
+    if alone(row) and row.get("train_seconds") is not None:
         return row["train_seconds"]
     found = pace(row, rows)
     return row["targets"] / found.targets_per_second if found and row.get("targets") else None
@@ -145,7 +145,8 @@ def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
     return _pair(row, list(rows))[0]
 
 
-def _alone(row: Row) -> bool:
+def alone(row: Row) -> bool:
+    """Whether it was trained with nothing beside it."""
     return row.get("workers") == 1
 
 
@@ -158,7 +159,7 @@ def _speed(row: Row, against: Row | None, rows: list[Row]) -> None:
     row["speedup"] = row["fewer_tokens"] = None
     if row["paradigm"] not in PARADIGMS or row["paradigm"] == BASELINE:
         return
-    if against is not None and _alone(against) and _alone(row) and against["hardware"] == row["hardware"]:
+    if against is not None and alone(against) and alone(row) and against["hardware"] == row["hardware"]:
         row["speedup"] = round(row["targets_per_second"] / against["targets_per_second"], 3)
     else:
         own, beside = _pair(row, rows)
@@ -187,7 +188,7 @@ def _paces(
     found: dict[tuple[int | None, str], list[Row]] = {}
     for other in rows:
         same = (other["paradigm"], other["k"], other["fixes"]) == (paradigm, k, fixes)
-        if same and _alone(other) and all(other.get(key) == row.get(key) for key in SAME_WORK):
+        if same and alone(other) and all(other.get(key) == row.get(key) for key in SAME_WORK):
             found.setdefault((other["max_targets"], other["hardware"]), []).append(other)
     order = sorted(found, key=lambda where: (where[0] != row.get("max_targets"), where[1] != row.get("hardware")))
     return {

@@ -374,6 +374,32 @@ def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_r
     assert "pictures/study_leak_k.svg" in pictures
 
 
+@pytest.mark.slow
+def test_mlflow_has_seconds_of_trainings_that_had_their_machine_to_themselves_alone(home: Path) -> None:
+    grid, paths, untimed = (
+        grids.load(home / "study.yaml"),
+        Paths(home),
+        {"time/train_seconds", "perf/targets_per_second"},
+    )
+
+    def recorded() -> dict[str, dict[str, float]]:
+        reports.report(grid, home / "study", config.load(Path("none")), paths)
+        store = MlflowClient(paths.tracking_uri)
+        experiment = store.get_experiment_by_name("study: demo")
+        assert experiment is not None
+        found = store.search_runs([experiment.experiment_id])
+        return {run.data.tags["paradigm"]: run.data.metrics for run in found if "paradigm" in run.data.tags}
+
+    assert not any(untimed & metrics.keys() for metrics in recorded().values())  # they were two at a time
+    content = json.loads((home / "study.json").read_text())
+    content[0]["workers"] = 1
+    (home / "study.json").write_text(json.dumps(content))
+    found = recorded()
+    assert found["sliding_window"]["time/train_seconds"] == content[0]["train_seconds"]
+    assert found["sliding_window"].keys() > untimed
+    assert not untimed & found["dti"].keys()
+
+
 def test_a_model_of_another_kind_is_held_against_the_recipe_s_sliding_window(tmp_path: Path) -> None:
     grid = study(tmp_path)
     base = grid.runs[0].facts()
