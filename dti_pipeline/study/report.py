@@ -53,8 +53,8 @@ def _timed(row: rows.Row, gathered: list[rows.Row]) -> rows.Row:
     if rows.alone(row) or "error" in row:
         return {}
     took = rows.seconds(row, gathered)
-    speeds = {f"{what}_per_second": row[what] / took if took else None for what in ("targets", "tokens")}
-    return {"train_seconds": took, **speeds}
+    speeds = {f"{what}_per_second": round(row[what] / took, 1) if took else None for what in ("targets", "tokens")}
+    return {"train_seconds": round(took, 3) if took else None, **speeds}
 
 
 def _attached(grid: Grid) -> dict[str, list[Path]]:
