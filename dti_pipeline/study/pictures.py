@@ -67,10 +67,10 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         return _machine(line["dataset"], line["n"], timed.hardware if timed else line["hardware"])
 
     curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")), its)
-    bounds: dict[str, set[tuple[float, float]]] = {panel: set() for panel in curves}
+    bounds: dict[str, set[tuple[float, float]]] = {}
     for line in lines:
-        if its(line) in bounds and (fewer := line.mean("fewer_tokens")) is not None:
-            bounds[its(line)].add((places[line["k"]], fewer))
+        if (fewer := line.mean("fewer_tokens")) is not None:
+            bounds.setdefault(its(line), set()).add((places[line["k"]], fewer))
     for name, found in steps.items():
         several = len({row.get("targets_per_step") for row in found}) > 1
         for row in found:
@@ -83,7 +83,7 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
                 bounds.setdefault(panel, set()).add((places[row["k"]], _saved(row)))
 
     def finish(axes: Axes) -> None:
-        known = sorted(bounds[axes.get_title()])
+        known = sorted(bounds.get(axes.get_title(), ()))
         if len({k for k, _ in known}) > 1:
             axes.plot(*zip(*known, strict=True), color="0.4", linewidth=1, marker="_", label="arithmetic bound")
         elif known:  # a line of one point would not be seen

@@ -11,6 +11,7 @@ import pytest
 
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.study import rows
+from dti_pipeline.study.grid import DataSet, Grid, Group
 from dti_pipeline.study.one import keep_predictions
 
 USERS, EACH = 40, 12
@@ -88,3 +89,15 @@ def test_a_row_is_held_against_the_same_without_fixes() -> None:
     assert rows._but(fixed, "fixes") == rows._but(plain, "fixes")
     for change in ({"seed": 2}, {"k": 10}, {"paradigm": "dti_isolated"}, {"epochs": 2.0}):
         assert rows._but(fixed, "fixes") != rows._but(plain | change, "fixes")
+
+
+def test_a_model_of_another_kind_is_held_against_the_recipe_s_sliding_window() -> None:
+    grid = Grid(data_sets={"demo": DataSet()}, groups=(Group("main", ("demo",), n=(5,)),))
+    base = grid.runs[0].facts()
+    other = {"dataset": "demo", "paradigm": "gbdt", "n": 5, "max_targets": None, "seed": 2}
+    longer = base | {"epochs": 3.0, "config": "longer", "seed": 2}
+    wider = base | {"row_length": 2048, "config": "wider", "seed": 2}
+    assert rows._usual(grid, other, [longer, wider, base]) == base["config"]
+    assert rows._usual(grid, other, [longer, base, base | {"config": "second", "seed": 2}]) == "second"
+    assert rows._usual(grid, other, [longer, wider]) is None
+    assert rows._usual(grid, other | {"dataset": "elsewhere"}, [base]) is None

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from typer.testing import CliRunner
 
 from dti_pipeline import config, tracking
@@ -349,6 +350,16 @@ def test_trials_on_a_rehearsal_are_prepared_trained_and_never_judged(
     log.prepare(grids.load(task.grid), "past", task.work, {}, Paths(tmp_path))
 
 
+def recorded(home: Path) -> tuple[MlflowClient, Run, dict[str, Run]]:
+    """The store, the group's run, and the runs under it by their paradigm."""
+    store = MlflowClient(Paths(home).tracking_uri)
+    experiment = store.get_experiment_by_name("study: demo")
+    assert experiment is not None
+    found = store.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in found if run.info.run_name == "main"]
+    return store, parent, {run.data.tags["paradigm"]: run for run in found if run is not parent}
+
+
 @pytest.mark.slow
 def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_runs_under_it(home: Path) -> None:
     grid, paths = grids.load(home / "study.yaml"), Paths(home)
@@ -357,17 +368,11 @@ def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_r
     gathered = rows.gather(grid, home / "study")
     gathered[1]["speedup"] = 9.5  # found later
     tracking.record_study(settings, paths, gathered, lambda own, group: f"{len(own)} of {group}", {})
-    store = MlflowClient(paths.tracking_uri)
-    experiment = store.get_experiment_by_name("study: demo")
-    assert experiment is not None
-    found = store.search_runs([experiment.experiment_id])
-    (parent,) = [run for run in found if run.info.run_name == "main"]
-    children = [run for run in found if run is not parent]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert {run.data.metrics["test/auc"] for run in children} == {row["auc"] for row in gathered}
-    assert [run.data.metrics.get("comparison/speedup") for run in children if run.data.tags["paradigm"] == "dti"] == [
-        9.5
-    ]
+    store, parent, children = recorded(home)
+    assert len(children) == 2
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert {run.data.metrics["test/auc"] for run in children.values()} == {row["auc"] for row in gathered}
+    assert children["dti"].data.metrics["comparison/speedup"] == 9.5
     assert parent.data.tags["mlflow.note.content"] == "2 of main"
     assert "study.json" in [item.path for item in store.list_artifacts(parent.info.run_id)]
     pictures = [item.path for item in store.list_artifacts(parent.info.run_id, "pictures")]
@@ -376,37 +381,17 @@ def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_r
 
 @pytest.mark.slow
 def test_mlflow_has_seconds_of_trainings_that_had_their_machine_to_themselves_alone(home: Path) -> None:
-    grid, paths, untimed = (
-        grids.load(home / "study.yaml"),
-        Paths(home),
-        {"time/train_seconds", "perf/targets_per_second"},
-    )
+    grid, timed = grids.load(home / "study.yaml"), {"time/train_seconds", "perf/targets_per_second"}
 
-    def recorded() -> dict[str, dict[str, float]]:
-        reports.report(grid, home / "study", config.load(Path("none")), paths)
-        store = MlflowClient(paths.tracking_uri)
-        experiment = store.get_experiment_by_name("study: demo")
-        assert experiment is not None
-        found = store.search_runs([experiment.experiment_id])
-        return {run.data.tags["paradigm"]: run.data.metrics for run in found if "paradigm" in run.data.tags}
+    def metrics() -> dict[str, dict[str, float]]:
+        reports.report(grid, home / "study", config.load(Path("none")), Paths(home))
+        return {paradigm: run.data.metrics for paradigm, run in recorded(home)[2].items()}
 
-    assert not any(untimed & metrics.keys() for metrics in recorded().values())  # they were two at a time
+    assert not any(timed & found.keys() for found in metrics().values())  # they were two at a time
     content = json.loads((home / "study.json").read_text())
     content[0]["workers"] = 1
     (home / "study.json").write_text(json.dumps(content))
-    found = recorded()
+    found = metrics()
     assert found["sliding_window"]["time/train_seconds"] == content[0]["train_seconds"]
-    assert found["sliding_window"].keys() > untimed
-    assert not untimed & found["dti"].keys()
-
-
-def test_a_model_of_another_kind_is_held_against_the_recipe_s_sliding_window(tmp_path: Path) -> None:
-    grid = study(tmp_path)
-    base = grid.runs[0].facts()
-    other = {"dataset": "demo", "paradigm": "gbdt", "n": 5, "max_targets": None, "seed": 2}
-    longer = base | {"epochs": 3.0, "config": "longer", "seed": 2}
-    wider = base | {"row_length": 2048, "config": "wider", "seed": 2}
-    assert rows._usual(grid, other, [longer, wider, base]) == base["config"]
-    assert rows._usual(grid, other, [longer, base, base | {"config": "second", "seed": 2}]) == "second"
-    assert rows._usual(grid, other, [longer, wider]) is None
-    assert rows._usual(grid, other | {"dataset": "elsewhere"}, [base]) is None
+    assert found["sliding_window"].keys() > timed
+    assert not timed & found["dti"].keys()
