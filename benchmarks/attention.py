@@ -24,13 +24,13 @@ from harness import parser, publish
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from dti_pipeline.modeling.attention import HOPPER, View, attend
-from dti_pipeline.modeling.distance import alibi_slopes
-from dti_pipeline.modeling.distinct import Distinct
-from dti_pipeline.modeling.layers import LayerMemory
-from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
-from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
-from dti_pipeline.modeling.text_keys import TextMasks
+from dti_pipeline.modeling.attention.backends import HOPPER, View, attend
+from dti_pipeline.modeling.attention.distance import alibi_slopes
+from dti_pipeline.modeling.attention.layers import LayerMemory
+from dti_pipeline.modeling.attention.reordered import TextMasks
+from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.masks.visibility import BlockMasks, Tokens, intervals, visible
+from dti_pipeline.modeling.speed.distinct import Distinct
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.planning.cost import PAIR_FLOP
 

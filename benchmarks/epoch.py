@@ -25,7 +25,7 @@ from bare import bare_trainer
 from harness import named, parser, publish, token_store
 
 from dti_pipeline.config import Config, from_plain
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds
 from dti_pipeline.packing.store import TokenStore

@@ -21,8 +21,8 @@ from harness import ROOT, alternate, parser, prepared, publish
 from numpy.typing import NDArray
 
 from dti_pipeline import config
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import PARADIGMS, Paths

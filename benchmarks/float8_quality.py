@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from dti_pipeline import config
 from dti_pipeline.config import Config, LoraConfig, ModelConfig, TrainingConfig
 from dti_pipeline.evaluation import bootstrap, metrics
-from dti_pipeline.modeling import float8
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.speed import float8
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds
 from dti_pipeline.packing.store import TokenStore

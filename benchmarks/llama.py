@@ -18,11 +18,11 @@ from torch.profiler import record_function
 from transformers import LlamaConfig
 
 from dti_pipeline.config import ModelConfig, TrainingConfig
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.attention import View
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import intervals
+from dti_pipeline.modeling.attention.backends import View
+from dti_pipeline.modeling.masks.visibility import intervals
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore

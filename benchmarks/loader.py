@@ -16,7 +16,7 @@ import torch
 from harness import median_seconds, named, parser, publish, token_store
 
 from dti_pipeline import config
-from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds, split

@@ -18,7 +18,7 @@ from harness import ROOT, alternate, parser, prepared, publish
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline import config
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import PARADIGMS, Paths

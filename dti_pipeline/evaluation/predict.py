@@ -12,9 +12,9 @@ import torch
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network import ctr_model
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.attention import View
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.backends import View
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing import best_fit
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, bounds, split

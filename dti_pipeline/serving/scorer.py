@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network import ctr_model
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore

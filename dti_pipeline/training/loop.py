@@ -19,8 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils import get_total_norm
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import GraphedPasses, GraphedUpdate

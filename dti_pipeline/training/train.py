@@ -24,8 +24,8 @@ from dti_pipeline import artifacts, lineage
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
-from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.ctr_model import CTRModel, network_facts
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.paths import Paths
@@ -307,5 +307,5 @@ P(click) of a target item given a user's previous {config.packing.context} inter
 | training time | {report["train_seconds"]:,.1f} s on {report["hardware"]} |
 | validation AUC, streaming | {"not measured" if auc is None else f"{auc:.4f}"} |
 
-Load it with `dti_pipeline.modeling.ctr_model.load(folder)`; score a candidates file with `dti score`.
+Load it with `dti_pipeline.modeling.network.ctr_model.load(folder)`; score a candidates file with `dti score`.
 """

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling.attention import View, bands
-from dti_pipeline.modeling.masks import Tokens, intervals
-from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.attention.backends import View, bands
+from dti_pipeline.modeling.attention.sums.blocked import sum_attention, sum_attention_reference
+from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.masks.visibility import Tokens, intervals
 from dti_pipeline.packing.layout import Kind
 
 #: Relative change of a state that counts as one. fp32 noise is about 1e-6; what one token does to another is above 1e-3

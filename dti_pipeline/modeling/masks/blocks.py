@@ -1,146 +1,20 @@
-"""Who sees whom: each paradigm as a dense, readable mask (the specification), and as one interval a query (its twin).
+"""FlexAttention's block masks of a batch: which blocks of keys each block of queries reads.
 
-The dense form, :func:`visible`, is written as the paradigms are told. The interval form, :func:`intervals`, says the
-same in a few numbers a query, which is what FlexAttention can evaluate and skip blocks by. Tests hold them equal.
-
-    paradigm         a text or label token of interaction i sees   [SUM] of target i sees
-    sliding_window   everything before it in its prompt            the same
-    dti              interactions i-n .. i                         interactions i-n .. i
-    dti_growing      everything before it in its prompt            the same
-    dti_isolated     its own interaction                           interactions i-n .. i
-
-always causally, within its own prompt, and never a [SUM] other than itself. The prefix is seen by its whole prompt.
+Intervals give the lists directly: a block is skipped, evaluated pair by pair, or known to be visible as a whole. Cost:
+one comparison a query and block of keys, L² / 128 of them; no L x L matrix is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from dti_pipeline.modeling.compiler import as_it_is
-from dti_pipeline.packing.layout import Kind
-
-#: As plain numbers: torch's compiler takes `tensor == Kind.SUM` for False.
-PAD, PREFIX, TEXT, SUM, LABEL = (int(kind) for kind in (Kind.PAD, Kind.PREFIX, Kind.TEXT, Kind.SUM, Kind.LABEL))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The layout of a batch as tensors of shape (B, L); see :class:`dti_pipeline.packing.layout.Layout`."""
-
-    document: Tensor
-    interaction: Tensor
-    kind: Tensor
-
-
-def visible(tokens: Tokens, paradigm: str, context: int) -> Tensor:
-    """Dense mask (B, L, L), True where query (dim 1) sees key (dim 2). Padding sees itself only. Memory: B L² bytes."""
-    length = tokens.kind.shape[1]
-    slot = torch.arange(length, device=tokens.kind.device)
-    itself = slot[:, None] == slot[None, :]
-    causal = slot[:, None] >= slot[None, :]
-
-    query, key = _pairs(tokens.document)
-    same_prompt = (query == key) & (_query(tokens.kind) != Kind.PAD)
-    query, key = _pairs(tokens.interaction)
-    within_window = key >= query - context
-    own_interaction = key == query
-    query_is_sum = _query(tokens.kind) == Kind.SUM
-    key_is_sum = _key(tokens.kind) == Kind.SUM
-    key_is_prefix = _key(tokens.kind) == Kind.PREFIX
-
-    if paradigm in ("sliding_window", "dti_growing"):
-        reach = torch.ones_like(within_window)
-    elif paradigm == "dti":
-        reach = within_window
-    elif paradigm == "dti_isolated":
-        reach = torch.where(query_is_sum, within_window, own_interaction)
-    else:
-        raise ValueError(f"unknown paradigm {paradigm!r}")
-    return (same_prompt & causal & (reach | key_is_prefix) & ~key_is_sum) | itself
-
-
-def _query(x: Tensor) -> Tensor:
-    return x[:, :, None]
-
-
-def _key(x: Tensor) -> Tensor:
-    return x[:, None, :]
-
-
-def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _query(x), _key(x)
-
-
-class Intervals(NamedTuple):
-    """The same mask as numbers a query: it sees slots ``first .. itself`` and ``prompt .. prompt_text`` (the prefix),
-    less every [SUM] but itself. All (B, L)."""
-
-    first: Tensor
-    prompt: Tensor  # first slot of the prompt
-    prompt_text: Tensor  # first slot after the prefix
-    is_sum: Tensor
-
-    def reach(self) -> Tensor:
-        """(B, L) the earliest slot each query can see."""
-        has_prefix = self.prompt_text > self.prompt
-        return torch.where(has_prefix, self.prompt, self.first)
-
-    def blind_sums(self) -> Intervals:
-        """The same, but that [SUM]s see nothing, not even themselves."""
-        nothing = self.first.shape[1]
-        first, prompt_text = torch.where(self.is_sum, nothing, self.first), self.prompt_text
-        return self._replace(first=first, prompt_text=torch.where(self.is_sum, self.prompt, prompt_text))
-
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast."""
-        first, prompt, prompt_text = (at(x, query) for x in (self.first, self.prompt, self.prompt_text))
-        window = (key <= query) & (key >= first)
-        prefix = (key <= query) & (key >= prompt) & (key < prompt_text)
-        return (window | prefix) & (~at(self.is_sum, key) | (key == query))
-
-
-def at(x: Tensor, slots: Tensor) -> Tensor:
-    """``x`` (B, L) at ``slots`` (B, ..)."""
-    return x.gather(1, slots.reshape(len(slots), -1)).view(slots.shape)
-
-
-def intervals(tokens: Tokens, paradigm: str, context: int) -> Intervals:
-    """The mask of ``paradigm`` as intervals. Cost: four binary searches a token; no L x L matrix is made."""
-    document, interaction = tokens.document.long(), tokens.interaction.long()
-    slot = torch.arange(document.shape[1], device=document.device).expand_as(document)
-    is_sum, is_pad = tokens.kind == SUM, tokens.kind == PAD
-    # (document, interaction) ascends along a row, so the first slot of any interaction is a binary search away.
-    width = document.shape[1] + 2
-    key = (document * width + interaction + 1).contiguous()
-
-    def start_of(target: Tensor) -> Tensor:
-        return torch.searchsorted(key, (document * width + target + 1).contiguous())
-
-    prompt, prompt_text = start_of(torch.full_like(interaction, -1)), start_of(torch.zeros_like(interaction))
-    if paradigm in ("sliding_window", "dti_growing"):
-        first = prompt
-    elif paradigm == "dti":
-        first = start_of((interaction - context).clamp(min=0))
-    elif paradigm == "dti_isolated":
-        first = torch.where(is_sum, start_of((interaction - context).clamp(min=0)), start_of(interaction))
-    else:
-        raise ValueError(f"unknown paradigm {paradigm!r}")
-    first = torch.where(tokens.kind == PREFIX, prompt, first)
-    first, prompt, prompt_text = (torch.where(is_pad, slot, x) for x in (first, prompt, prompt_text))
-    return Intervals(first, prompt, prompt_text, is_sum)
-
-
-def dense(i: Intervals) -> Tensor:
-    """The intervals written out: the twin of :func:`visible`, (B, L, L)."""
-    slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)
-    return i.sees(_query(slot), _key(slot))
-
+from dti_pipeline.modeling.masks.visibility import Intervals
+from dti_pipeline.modeling.speed.compiler import not_compiled
 
 #: Of batch, head, row of queries and key: whether that pair is visible.
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -195,7 +69,7 @@ class BlockMasks:
 
         return window_and_prefix if self.has_prefix else window
 
-    def build(self, i: Intervals, fused: Callable[..., Any] = as_it_is) -> BlockMask:
+    def build(self, i: Intervals, fused: Callable[..., Any] = not_compiled) -> BlockMask:
         """The block mask of one batch, (B, 1, padded heads, padded). It is valid until the next call. ``fused``
         compiles a function."""
         lists = fused(type(self).write)(self, i)

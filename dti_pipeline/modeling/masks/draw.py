@@ -1,6 +1,6 @@
 """One prompt's mask, for eyes and for programs: in the terminal, as a picture, as JSON.
 
-What is drawn is what is trained: the packer lays the prompt out and :func:`dti_pipeline.modeling.masks.visible`, the
+What is drawn is what is trained: the packer lays the prompt out and :func:`dti_pipeline.modeling.masks.visibility.visible`, the
 specification, says who sees whom.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling.masks import Tokens, visible
+from dti_pipeline.modeling.masks.visibility import Tokens, visible
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.uniform import uniform_store

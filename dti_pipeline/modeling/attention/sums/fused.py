@@ -1,5 +1,5 @@
-"""Attention of the [SUM] rows on CUDA: what :mod:`dti_pipeline.modeling.sum_attention` computes, as one fused kernel
-forward and two backward (:mod:`dti_pipeline.modeling.sum_kernels`), without its scores in memory.
+"""Attention of the [SUM] rows on CUDA: what :mod:`dti_pipeline.modeling.attention.sums.blocked` computes, as one fused kernel
+forward and two backward (:mod:`dti_pipeline.modeling.attention.sums.kernel`), without its scores in memory.
 
 An operator of torch's own, which its compiler takes as it is and a CUDA graph can record: no shape depends on what a
 batch holds, and nothing waits for the device.
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dti_pipeline.modeling.layers import LayerMemory
-from dti_pipeline.modeling.sum_kernels import launch
-from dti_pipeline.modeling.sum_rows import SumRows
+from dti_pipeline.modeling.attention.layers import LayerMemory
+from dti_pipeline.modeling.attention.sums.kernel import launch
+from dti_pipeline.modeling.attention.sums.rows import SumRows
 
 
 def fused_sum_attention(
@@ -30,7 +30,7 @@ def fused_sum_attention(
     scale: float,
     memory: LayerMemory,
 ) -> Tensor:
-    """:func:`dti_pipeline.modeling.sum_attention.sum_attention`, with its arguments, in the precision of ``value`` and
+    """:func:`dti_pipeline.modeling.attention.sums.blocked.sum_attention`, with its arguments, in the precision of ``value`` and
     softmax in fp32. Where something is forgotten, k and v projections must have no biases."""
     rule = rows.rule
     query, key, value = (_as_made(x, value.dtype) for x in (query, key, value))
@@ -56,7 +56,7 @@ def attend_sums(
     """Output (B, S, H, D) of queries (B, S, H, D), and the logarithm (B, S, H) of each softmax's denominator.
 
     ``states``: keys and values (B, L, H_kv, D); with a ``family`` also those of the initial embeddings, and the means
-    of h², h h0 and h0² (3, B, L). ``facts``: those of :class:`dti_pipeline.modeling.sum_rows.Facts`, and slopes (H,).
+    of h², h h0 and h0² (3, B, L). ``facts``: those of :class:`dti_pipeline.modeling.attention.sums.rows.Facts`, and slopes (H,).
     ``numbers``: scale, eps, a's maximum, n. All tensors are contiguous."""
     out, level = _room(query)
     launch("forward", [query, *_filled(states), *facts, out, level], numbers, family, alibi)

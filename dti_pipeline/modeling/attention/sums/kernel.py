@@ -1,4 +1,4 @@
-"""The kernels of :mod:`dti_pipeline.modeling.sum_fused`, in Triton: attention of the [SUM] rows, forward and backward.
+"""The kernels of :mod:`dti_pipeline.modeling.attention.sums.fused`, in Triton: attention of the [SUM] rows, forward and backward.
 
 The way of FlashAttention-2 (Dao, arXiv 2307.08691). A tile of queries is a few neighbouring [SUM]s with all heads that
 share a key. The keys that it sees are one stretch, read together with those of the initial embeddings; their scores
@@ -302,7 +302,7 @@ _KERNELS = {"forward": _forward, "queries": _backward_queries, "keys": _backward
 
 
 def launch(name: str, tensors: list[Any], numbers: list[float], family: str, alibi: bool) -> None:
-    """Run the kernel ``name`` over contiguous ``tensors``, in the order of :mod:`dti_pipeline.modeling.sum_fused`."""
+    """Run the kernel ``name`` over contiguous ``tensors``, in the order of :mod:`dti_pipeline.modeling.attention.sums.fused`."""
     assert all(x is None or x.is_contiguous() for x in tensors)
     query, key = tensors[:2]
     (batch, sums, heads, width), (length, kv_heads) = query.shape, key.shape[1:3]

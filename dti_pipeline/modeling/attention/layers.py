@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dti_pipeline.modeling.distance import rotate, unrotate
-from dti_pipeline.modeling.sum_rows import Initial, by_key
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.sums.rows import Initial, by_key
 
 
 @dataclass(frozen=True)

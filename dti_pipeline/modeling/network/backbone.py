@@ -22,8 +22,10 @@ from transformers.utils import logging
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import attention, layers, probe
-from dti_pipeline.modeling.sum_rows import Initial
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention import layers
+from dti_pipeline.modeling.attention.sums.rows import Initial
+from dti_pipeline.modeling.network import probe
 
 #: A token's score with itself before training, at most: what a model of 128 in 4 heads has at an initial_std of 0.1.
 SHARPEST = 7.25

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.reader import Rows, split
 
 

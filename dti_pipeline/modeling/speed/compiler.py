@@ -18,8 +18,8 @@ def allow_graphs() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
-def as_it_is(function: Any, dynamic: bool = False) -> Any:
-    """In the place of :func:`fused`, where nothing is compiled."""
+def not_compiled(function: Any, dynamic: bool = False) -> Any:
+    """The function itself: stands in for :func:`fused` where nothing is compiled."""
     return function
 
 

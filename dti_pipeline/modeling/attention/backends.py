@@ -5,8 +5,8 @@ none from it: the batch's :class:`View` must arrive with every call, and a call 
 mistake can turn into plain causal attention in silence.
 
 One call serves text, label and [SUM] queries alike. Where a [SUM] needs another rule (positions, forgetting) its rows,
-one in c + 1, are computed by :mod:`dti_pipeline.modeling.sum_attention`, on CUDA by its fused twin, and replace what
-the call made of them. In the last layer they may be the only ones (:func:`dti_pipeline.modeling.layers.narrow`).
+one in c + 1, are computed by :mod:`dti_pipeline.modeling.attention.sums.blocked`, on CUDA by its fused twin, and replace what
+the call made of them. In the last layer they may be the only ones (:func:`dti_pipeline.modeling.attention.layers.narrow`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from dti_pipeline.modeling.compiler import allow_graphs
-from dti_pipeline.modeling.layers import LayerMemory
-from dti_pipeline.modeling.masks import Intervals, dense
-from dti_pipeline.modeling.sum_attention import sum_attention
-from dti_pipeline.modeling.sum_rows import SumRows
-from dti_pipeline.modeling.text_keys import TextKeys, apart, move, unread, with_own
+from dti_pipeline.modeling.attention.layers import LayerMemory
+from dti_pipeline.modeling.attention.reordered import TextKeys, apart, move, unread, with_own
+from dti_pipeline.modeling.attention.sums.blocked import sum_attention
+from dti_pipeline.modeling.attention.sums.rows import SumRows
+from dti_pipeline.modeling.masks.visibility import Intervals, dense
+from dti_pipeline.modeling.speed.compiler import allow_graphs
 
 NAME = "dti"
 #: Queries a step of the banded CPU path. Smaller steps skip more keys and cost more calls: 128 was fastest of 64, 128
@@ -161,7 +161,7 @@ def _at_sums(
         key = key if sums.keep_rotation else memory.unrotated(key)
     query = query if sums.keep_rotation else memory.unrotated(query, sums.slot)
     if fuses(module, value, sums, memory):
-        from dti_pipeline.modeling.sum_fused import fused_sum_attention
+        from dti_pipeline.modeling.attention.sums.fused import fused_sum_attention
 
         return fused_sum_attention(module, query, key, value, sums, scale, memory)
     return sum_attention(module, query, key, value, sums, scale, memory)

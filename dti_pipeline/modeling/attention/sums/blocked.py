@@ -13,10 +13,10 @@ projects the mixed states themselves, one distance after another.
 *Cost* of a layer, forward, with H heads of D, N blocks of KEYS keys and M [SUM]s that see into each: N M KEYS pairs
 and, for each pair and head, 4 D FLOP and one number of scores kept; twice that where something is forgotten, and one
 more k and v projection: of L tokens, or of the distinct ones among them where the initial embedding is a function of
-the token alone (:mod:`dti_pipeline.modeling.distinct`). In rows of 8,192 tokens with n = 20, c = 30, where M = 32:
+the token alone (:mod:`dti_pipeline.modeling.speed.distinct`). In rows of 8,192 tokens with n = 20, c = 30, where M = 32:
 262,144 pairs instead of the 264 x 8,192 of all keys, 8.4 M scores for 32 heads; 4 GFLOP, and 8 in forgetting beside the
 137 of projecting all tokens. (A layer of an 8B-parameter model does 3,600.) On CUDA
-:mod:`dti_pipeline.modeling.sum_fused` keeps the scores on the chip.
+:mod:`dti_pipeline.modeling.attention.sums.fused` keeps the scores on the chip.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dti_pipeline.modeling.layers import LayerMemory
-from dti_pipeline.modeling.sum_rows import SumRows
+from dti_pipeline.modeling.attention.layers import LayerMemory
+from dti_pipeline.modeling.attention.sums.rows import SumRows
 
 
 def sum_attention(

@@ -16,14 +16,16 @@ from transformers import PreTrainedModel
 from dti_pipeline import artifacts
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone, compiler, float8, layers
-from dti_pipeline.modeling.attention import ROWS, View, bands, heads_together, kernel_options
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.distance import alibi_slopes
-from dti_pipeline.modeling.distinct import Distinct
-from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
-from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
-from dti_pipeline.modeling.text_keys import TextMasks
+from dti_pipeline.modeling.attention import layers
+from dti_pipeline.modeling.attention.backends import ROWS, View, bands, heads_together, kernel_options
+from dti_pipeline.modeling.attention.distance import alibi_slopes
+from dti_pipeline.modeling.attention.reordered import TextMasks
+from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
+from dti_pipeline.modeling.masks.visibility import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.speed import compiler, float8
+from dti_pipeline.modeling.speed.distinct import Distinct
 from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dti_pipeline.modeling.distance import forgetting
-from dti_pipeline.modeling.distinct import Distinct
-from dti_pipeline.modeling.masks import Intervals, at
+from dti_pipeline.modeling.attention.distance import forgetting
+from dti_pipeline.modeling.masks.visibility import Intervals, at
+from dti_pipeline.modeling.speed.distinct import Distinct
 
 #: Keys of a block. Smaller blocks compute fewer scores that nobody needs and send a [SUM] to more of them: with n = 20
 #: and c = 30 a block of 256 has some 30 [SUM]s that look into it, a full tile of queries for each group of heads.
@@ -70,7 +70,7 @@ class Rule:
 
 class Facts(NamedTuple):
     """What the rule needs to know of [SUM]s and of keys, in int32, as the kernels of
-    :mod:`dti_pipeline.modeling.sum_kernels` read it."""
+    :mod:`dti_pipeline.modeling.attention.sums.kernel` read it."""
 
     sums: Tensor  # (6, B, S): slot (-1 on filling), first, prompt, prompt_text, position, interaction
     keys: Tensor  # (3, B, L): whether it is a [SUM], position, interaction

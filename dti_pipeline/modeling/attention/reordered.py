@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dti_pipeline.modeling.masks import (
+from dti_pipeline.modeling.masks.visibility import (
     BlockLists,
     BlockMasks,
     Intervals,
