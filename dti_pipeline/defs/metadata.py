@@ -138,7 +138,7 @@ def _mask(paradigm: str) -> dg.MarkdownMetadataValue:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.png"
-        draw.picture({paradigm: draw.prompt_mask(paradigm)}, path)
+        draw.picture(draw.prompt_masks(paradigm), path)
         return _picture(path)
 
 

@@ -208,8 +208,9 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
 def _counts(run: Run, home: Path) -> dict[str, Any] | None:
     from dti_pipeline.packing.pack import plan_rows
     from dti_pipeline.packing.store import TokenStore
+    from dti_pipeline.paradigms import named
 
     tokens = Paths(home).tokens
     if not (tokens / artifacts.MANIFEST).is_file():
         return None
-    return plan_rows(run.config, TokenStore.open(tokens), run.paradigm, "train")[0]
+    return plan_rows(run.config, TokenStore.open(tokens), named(run.paradigm), "train")[0]

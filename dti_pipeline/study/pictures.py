@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation.plots import STYLES, save
+from dti_pipeline.evaluation.plots import save
+from dti_pipeline.paradigms import named, names
 from dti_pipeline.plain import nearest
 from dti_pipeline.planning.cost import token_speedup
 from dti_pipeline.study import tables
@@ -176,7 +177,7 @@ def _curves(lines: Iterable[Line], point: Callable[[Line], Point], panel: Callab
     curves: Curves = {}
     for line in lines:
         x, y = point(line)
-        if x is not None and y is not None and line["paradigm"] in STYLES:
+        if x is not None and y is not None and line["paradigm"] in names():
             variant = " ".join(part for part in (line["fixes"], line["model"]) if part)
             curves.setdefault(panel(line), {}).setdefault((line["paradigm"], variant), []).append((x, y))
     return curves
@@ -196,7 +197,8 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
         axes.set_title(name)
         variants = list(dict.fromkeys(variant for _, variant in panel))
         for (paradigm, variant), points in sorted(panel.items(), key=lambda item: tables.order(item[0][0])):
-            colour, style, marker = STYLES[paradigm]
+            drawn = named(paradigm).style
+            colour, style, marker = drawn.colour, drawn.line, drawn.marker
             axes.plot(
                 *zip(*sorted(points), strict=True), color=colour, linestyle=style, marker=marker, markersize=6,
                 fillstyle=FILLS[variants.index(variant) % len(FILLS)], label=f"{paradigm} {variant}".strip(),

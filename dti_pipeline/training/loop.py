@@ -200,8 +200,7 @@ class Trainer:
     def _graph(self) -> None:
         """From here on passes and updates are CUDA graphs, where asked for and nothing but this process takes part."""
         model = self.model
-        alone = self.accelerator.num_processes == 1 and not isinstance(model, FSDPModule)
-        if self.config.cuda_graph and alone and isinstance(model, CTRModel) and model.waits_for_launches:
+        if isinstance(model, CTRModel) and model.plan.cuda_graph:
             self.loader = replace(self.loader, filled=True)
             self._graphed = GraphedPasses(model, self._add_gradients)
             self._graphed_update = GraphedUpdate(self.optimizer, self._update)

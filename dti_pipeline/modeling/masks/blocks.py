@@ -21,16 +21,16 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class BlockMasks:
-    """FlexAttention block masks of batches of one shape.
+    """FlexAttention block masks for batches of one shape.
 
-    The intervals live in buffers that are overwritten for each batch: the mask function is the same Python object
-    every time, so that a compiled step is compiled once. (A closure over fresh tensors recompiles at each batch.)
+    The intervals live in buffers that each batch overwrites. The mask function is the same Python object every time, so
+    that a compiled step is compiled once; a closure over fresh tensors would recompile at each batch.
 
-    ``heads`` of a group that share their keys can be rows of one block of queries, those of a token behind each other:
-    a block is fewer tokens then, which have more of the keys that they see in common.
+    With GQA packing, ``heads`` that share their keys are rows of one block of queries, those of a token behind each
+    other. A block then holds fewer tokens, which have more of their keys in common.
 
-    Masks are of whole blocks: of L tokens, filled up to ``padded`` by some that see nothing and are seen by none.
-    FlexAttention's kernels would look at the ends of rows in every block of one that is no multiple of 128.
+    Rows of L tokens are padded to whole blocks (``padded``) by tokens that see nothing and are seen by none: kernels
+    would look at the ends of rows in every block of a mask that is no multiple of 128.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class BlockMasks:
             torch.zeros(batch, self.padded, dtype=torch.int32, device=device) for _ in range(3)
         )
         self._first.fill_(self.padded)
-        self._mask = self._made(batch, device)
+        self._mask = self._make(batch, device)
 
-    def _made(self, batch: int, device: torch.device) -> MaskFunction:
+    def _make(self, batch: int, device: torch.device) -> MaskFunction:
         """The mask function, and the other buffers that it reads."""
         self._is_sum = torch.zeros(batch, self.padded, dtype=torch.bool, device=device)
         first, prompt, prompt_text, is_sum = self._first, self._prompt, self._prompt_text, self._is_sum
@@ -70,14 +70,14 @@ class BlockMasks:
         return window_and_prefix if self.has_prefix else window
 
     def build(self, i: Intervals, fused: Callable[..., Any] = not_compiled) -> BlockMask:
-        """The block mask of one batch, (B, 1, padded heads, padded). It is valid until the next call. ``fused``
-        compiles a function."""
+        """The block mask of one batch, (B, 1, padded heads, padded), valid until the next call. ``fused`` compiles a
+        function."""
         lists = fused(type(self).write)(self, i)
         sizes, lengths = (self.block_size, self.block_size), (self.padded * self.heads, self.padded)
         return BlockMask(lengths, **lists._asdict(), BLOCK_SIZE=sizes, mask_mod=self._mask)
 
     def write(self, i: Intervals) -> BlockLists:
-        """Put the numbers of a batch where the mask function reads them; its blocks."""
+        """Put the numbers of a batch where the mask function reads them, and list its blocks."""
         written = Intervals(self._first, self._prompt, self._prompt_text, self._is_sum)
         overwrite(written, i)
         return block_lists(written, self.block_size // self.heads, self.block_size, self.has_prefix)
@@ -90,7 +90,7 @@ def overwrite(buffers: Sequence[Tensor], numbers: Sequence[Tensor]) -> None:
 
 
 class BlockLists(NamedTuple):
-    """Which blocks of keys each block of queries looks at, and the other way round, as FlexAttention wants them: how
+    """The blocks of keys that each block of queries reads, and the other way round, as FlexAttention takes them: how
     many (B, 1, blocks), and their numbers, these first, (B, 1, blocks, blocks). In full ones every pair is visible."""
 
     kv_num_blocks: Tensor
@@ -123,10 +123,10 @@ def listed_blocks(i: Stretches, hidden: Tensor | None, queries: int, keys: int, 
     block, L² / keys; the pairs themselves are looked at by the kernel, and in full blocks by nobody."""
     begin = torch.arange(0, i.first.shape[1], keys, device=i.first.device)  # of each block of keys
     end = begin + keys
-    first, last = _query(i.first), _query(i.last)
+    first, last = i.first[:, :, None], i.last[:, :, None]
     some = (first < end) & (last >= begin)
     if has_prefix:
-        some = some | ((_query(i.prompt) < end) & (_query(i.prompt_text) > begin) & (last >= begin))
+        some = some | ((i.prompt[:, :, None] < end) & (i.prompt_text[:, :, None] > begin) & (last >= begin))
     every = (first <= begin) & (last >= end - 1)
     if hidden is not None:
         every = every & ~hidden.unflatten(1, (-1, keys)).any(2)[:, None]

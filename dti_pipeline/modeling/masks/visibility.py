@@ -76,12 +76,6 @@ class Intervals(NamedTuple):
         has_prefix = self.prompt_text > self.prompt
         return torch.where(has_prefix, self.prompt, self.first)
 
-    def blind_sums(self) -> Intervals:
-        """The same, but that [SUM]s see nothing, not even themselves."""
-        nothing = self.first.shape[1]
-        first, prompt_text = torch.where(self.is_sum, nothing, self.first), self.prompt_text
-        return self._replace(first=first, prompt_text=torch.where(self.is_sum, self.prompt, prompt_text))
-
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast."""
         first, prompt, prompt_text = (at(x, query) for x in (self.first, self.prompt, self.prompt_text))
