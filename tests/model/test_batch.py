@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.modeling.network.batch import Batch, Room
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps
 from tests.model.conftest import RULES, Log, filled, k_of, small_model
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @RULES
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str, fixes: dict[str, str]) -> None:
     log = Log.random(users=5, seed=3)
     rows = log.rows(3, k_of(paradigm), 128)
