@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dti_pipeline.modeling.network.batch import Batch, Room
+from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
 from dti_pipeline.paradigms import names
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps
@@ -69,7 +69,7 @@ def test_a_batch_written_where_it_stays_is_the_same_batch(monkeypatch: pytest.Mo
     expected = filled(log, rows)
     full = torch.full
     monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: full((size,), 0xA5, dtype=dtype))
-    room = Room.of(*expected.token.shape, expected.sum_slot.shape[1])
+    room = PinnedBuffer.of(*expected.token.shape, expected.sum_slot.shape[1])
     layout = rows.assemble(np.arange(len(rows)), len(rows) + 1, room.layout)
     batch = Batch.of(layout, log.store.label, expected.sum_slot.shape[1], room)
     assert batch.memory is room.memory
