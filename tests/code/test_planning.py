@@ -62,7 +62,12 @@ def test_formulas_count_what_the_packer_lays_out(n: int, c: int, k: int) -> None
 
 @pytest.mark.parametrize(
     ("name", "parameters"),  # as the makers' model cards and checkpoints have them
-    [("llama-3.1-8b", 8_030_261_248), ("llama-3.2-1b", 1_235_814_400), ("mistral-7b", 7_248_023_552)],
+    [
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("mistral-7b", 7_248_023_552),
+        ("smollm2-135m", 134_515_008),
+    ],
 )
 def test_weights_are_those_of_the_checkpoints(name: str, parameters: int) -> None:
     assert SHAPES[name].parameters == parameters

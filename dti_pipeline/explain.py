@@ -1,0 +1,116 @@
+"""``dti config``: the configuration in force, and the meaning of its keys, read from the sections' own source."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.plain import describe, nearest, to_plain
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of params.yaml; a section is a key too, whose value is a mapping."""
+
+    key: str  # dotted
+    type: str  # in words, with its range
+    default: Any
+    value: Any  # in force
+    documentation: str
+
+
+def masked(config: Config) -> Config:
+    """The configuration without the credentials that ``tracking.uri`` may hold."""
+    if config.tracking.uri is None:
+        return config
+    uri = re.sub(r"://.*@", "://***@", config.tracking.uri)
+    uri = re.sub(r"([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&]*", r"\1***", uri, flags=re.IGNORECASE)
+    return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=uri))
+
+
+def in_force(config: Config, changed: bool = False) -> str:
+    """The configuration as YAML, the default beside each value that differs; ``changed``: only what differs."""
+    return "".join(f"{line}\n" for line in _lines(masked(config), Config(), changed))
+
+
+def _lines(section: Any, defaults: Any, changed: bool, indent: str = "") -> Iterator[str]:
+    for name in (f.name for f in dataclasses.fields(section)):
+        value, default = getattr(section, name), getattr(defaults, name)
+        if changed and value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield f"{indent}{name}:"
+            yield from _lines(value, default, changed, indent + "  ")
+        else:
+            yield f"{indent}{name}: {_yaml(value)}" + ("" if value == default else f"  # default {_yaml(default)}")
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line."""
+    return yaml.safe_dump([to_plain(value)], default_flow_style=True, sort_keys=False, width=10**9).strip()[1:-1]
+
+
+def explained(config: Config, key: str) -> list[Entry]:
+    """The entry of a key; of a section also those of its keys. InputError names the nearest key to an unknown one."""
+    entries = list(_entries(masked(config), Config()))
+    found = [entry for entry in entries if not key or f"{entry.key}.".startswith(f"{key}.")]
+    if not found:
+        raise InputError(f"unknown params key `{key}`{nearest(key, [entry.key for entry in entries])}")
+    return found
+
+
+def text(entries: list[Entry]) -> str:
+    """Entries for a reader: key and value, type and default, documentation."""
+    blocks = []
+    for entry in entries:
+        lines = textwrap.wrap(entry.documentation, 96)
+        if entry.type:
+            lines = [f"{entry.type}; default {_yaml(entry.default)}", *lines]
+        title = f"{entry.key}: {_yaml(entry.value)}" if entry.type else f"{entry.key}:"
+        blocks.append("\n".join([title, *(f"    {line}" for line in lines)]))
+    return "\n\n".join(blocks)
+
+
+def _entries(section: Any, defaults: Any, parent: str = "") -> Iterator[Entry]:
+    kind = type(section)
+    hints, comments = typing.get_type_hints(kind, include_extras=True), documentation(kind)
+    for name, hint in ((f.name, hints[f.name]) for f in dataclasses.fields(kind)):
+        value, default = getattr(section, name), getattr(defaults, name)
+        if dataclasses.is_dataclass(hint):
+            about = " ".join(filter(None, [inspect.getdoc(hint), comments[name]]))
+            yield Entry(parent + name, "", to_plain(default), to_plain(value), about)
+            yield from _entries(value, default, f"{parent}{name}.")
+        else:
+            yield Entry(parent + name, describe(hint), to_plain(default), to_plain(value), comments[name])
+
+
+def documentation(kind: type) -> dict[str, str]:
+    """What a dataclass's comments say of each field: whole lines above it, then what stands behind it."""
+    source = inspect.getsource(kind)
+    comments, whole = {}, set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0]] = token.string.lstrip("# ")
+            if token.line.lstrip().startswith("#"):
+                whole.add(token.start[0])
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            first, last = node.lineno, node.end_lineno or node.lineno
+            while first - 1 in whole:
+                first -= 1
+            found[node.target.id] = " ".join(comments[line] for line in range(first, last + 1) if line in comments)
+    return found
