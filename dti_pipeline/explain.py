@@ -18,7 +18,7 @@ import yaml
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.plain import describe, nearest, to_plain
+from dti_pipeline.plain import describe, nearest, refuse_removed, to_plain
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,15 @@ def _yaml(value: Any) -> str:
 
 
 def explained(config: Config, key: str) -> list[Entry]:
-    """The entry of a key; of a section also those of its keys. InputError names the nearest key to an unknown one."""
+    """The entry of a key; of a section also those of its keys; of "" all.
+
+    Raises InputError that says what became of a removed key, and names the nearest to an unknown one.
+    """
     entries = list(_entries(masked(config), Config()))
     found = [entry for entry in entries if not key or f"{entry.key}.".startswith(f"{key}.")]
     if not found:
+        section, _, name = key.rpartition(".")
+        refuse_removed(type(getattr(config, section, None)), name, key)
         raise InputError(f"unknown params key `{key}`{nearest(key, [entry.key for entry in entries])}")
     return found
 

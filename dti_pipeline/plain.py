@@ -69,16 +69,21 @@ def from_plain(kind: type, raw: Any, key: str = "") -> Any:
         raise InputError(f"params key `{key}` must be a mapping, not {raw!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
     known = [f.name for f in dataclasses.fields(kind)]
-    removed: Mapping[str, str] = getattr(kind, "REMOVED", {})
     values = {}
     for name, value in raw.items():
         full = f"{key}.{name}" if key else str(name)
-        if name in removed:
-            raise InputError(f"params key `{full}` was removed: {removed[name]}")
+        refuse_removed(kind, name, full)
         if name not in known:
             raise InputError(f"unknown params key `{full}`{nearest(str(name), known)}")
         values[name] = _convert(hints[name], value, full)
     return kind(**values)
+
+
+def refuse_removed(kind: type, name: str, key: str) -> None:
+    """Raise InputError for a field that a class says it no longer has."""
+    removed: Mapping[str, str] = getattr(kind, "REMOVED", {})
+    if name in removed:
+        raise InputError(f"params key `{key}` was removed: {removed[name]}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from dti_pipeline.plain import NonNegativeInt, PositiveFloat, PositiveInt, Range, Share, require
 
@@ -20,6 +20,11 @@ class LoraConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """The network: a Llama-style model from scratch, or any causal LM by name or path."""
+
+    REMOVED: ClassVar = dict.fromkeys(
+        ("name_dropout", "name_texts", "min_token_count"),
+        "masked names and rare words lost their trials; use tokens.template and training.adam_epsilon (docs/recipe.md)",
+    )
 
     name_or_path: str | None = None  # null: from scratch, in the shape below
     hidden_size: PositiveInt = 64  # from scratch only, as all of the shape; a multiple of heads
@@ -40,11 +45,6 @@ class ModelConfig:
     # the user's and the item's rate (docs/recipe.md). From scratch only.
     summaries: Literal["plain", "pooled"] = "pooled"
     dropout: Annotated[float, Range(0, below=1)] = 0.0  # on embeddings, attention and MLP outputs, from scratch only
-    # For logs whose held-out items are rare in training; from scratch only. In training this share of interactions
-    # loses the words that name its item, those in fewer than name_texts item texts: a masked token replaces them.
-    name_dropout: Annotated[float, Range(0, below=1)] = 0.0
-    name_texts: NonNegativeInt = 10  # see name_dropout
-    min_token_count: NonNegativeInt = 0  # rarer tokens of the training rows are always masked; 0: none
     head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
     # Position encoding of [SUM] queries. rope: as any token. rope_alibi: the same with an ALiBi bias. nope_alibi: no
     # rotation of query and keys, distance through the ALiBi bias only.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from dti_pipeline.plain import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range, Share, require
 
@@ -11,6 +11,8 @@ from dti_pipeline.plain import NonNegativeFloat, NonNegativeInt, PositiveFloat, 
 @dataclass(frozen=True)
 class TrainingConfig:
     """The loop. All counts are in targets, so that one recipe means the same for every paradigm."""
+
+    REMOVED: ClassVar = {"text_loss_weight": "the next-token loss lost its trials, and the click loss is the only one"}
 
     seed: NonNegativeInt = 7  # of initial weights, dropout and the order of rows
     epochs: PositiveFloat = 2.0  # passes over the training targets; fractions are fine
@@ -27,7 +29,6 @@ class TrainingConfig:
     # Decay of the exponential moving average of the weights over steps; the average is validated and published. It
     # costs one more copy of the trained weights. 0: no average, the weights themselves.
     average_decay: Annotated[float, Range(0, below=1)] = 0.0
-    text_loss_weight: NonNegativeFloat = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     # Small model, one process, one GPU: micro-batches and updates are recorded as a CUDA graph and replayed.

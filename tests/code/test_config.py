@@ -79,6 +79,8 @@ def command(*arguments: str) -> Result:
         ({"events": {"min_rating": 5, "max_rating": 1}}, r"`events\.min_rating` must be below events\.max_rating"),
         ({"training": {"sharding": "full"}}, r"`training\.sharding` must be none where training\.processes is 1"),
         ({"trainig": {}}, r"unknown params key `trainig`: did you mean `training`\?"),
+        ({"model": {"name_dropout": 0.2}}, r"`model\.name_dropout` was removed: .* use tokens\.template"),
+        ({"training": {"text_loss_weight": 0}}, r"`training\.text_loss_weight` was removed: "),
     ],
 )
 def test_a_wrong_value_is_one_sentence_that_names_its_key(raw: dict[str, Any], sentence: str) -> None:
@@ -178,6 +180,12 @@ def test_an_unknown_key_gets_the_nearest_one(home: Paths, key: str, meant: str) 
     done = command("--explain", key)
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"unknown params key `{key}`: did you mean `{meant}`?" in " ".join(done.stderr.split())
+
+
+def test_a_removed_key_is_explained_by_what_to_do_instead(home: Paths) -> None:
+    done = command("--explain", "model.name_dropout")
+    assert done.exit_code == 2
+    assert "was removed: " in done.stderr
 
 
 def test_every_key_is_explained() -> None:
