@@ -87,7 +87,8 @@ def test_parameters_that_are_named_exist(span: str) -> None:
     try:
         explain.explained(Config(), key)
     except InputError as error:
-        assert "was removed" in str(error)  # what a document tells of the past
+        if "was removed" not in str(error):  # a document may tell of the past
+            raise
 
 
 def links(document: Path) -> list[str]:
