@@ -188,13 +188,13 @@ def plan_cost(
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
-    from dti_pipeline.planning import page
     from dti_pipeline.planning.plan import plan
+    from dti_pipeline.planning.render import render
 
     with _exit_codes():
         settings, paths = _configure(overrides, params)
         report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
-        print(json.dumps(report) if as_json else page.render(report), end="\n" if as_json else "")
+        print(json.dumps(report) if as_json else render(report), end="\n" if as_json else "")
 
 
 @app.command("config")

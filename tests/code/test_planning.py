@@ -174,7 +174,7 @@ def test_measured_runs_stand_beside_their_own_formula(home: Paths) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--gpu", "H1000"], "did you mean H100"),
+        (["--gpu", "H1000"], "did you mean `H100`"),
         (["--model", "no-such-model"], "llama-3.1-8b"),
         (["--users", "0"], "--users"),
         (["--tokens", "1"], "--tokens"),
