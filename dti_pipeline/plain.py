@@ -21,35 +21,28 @@ from dti_pipeline.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a number, as part of its type: ``Annotated[float, Range(0, below=1)]`` is [0, 1)."""
+    """An interval of numbers, as part of a type: ``Annotated[float, Range(0, 1, "[)")]`` is 0 <= x < 1."""
 
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
+    low: float
+    high: float = math.inf
+    ends: str = "[]"  # a round bracket leaves its end out
 
     def __contains__(self, value: float) -> bool:
-        low, high = self._ends()
-        return low <= value <= high and value != self.above and value != self.below
+        above = value > self.low if self.ends[0] == "(" else value >= self.low
+        return above and (value < self.high if self.ends[1] == ")" else value <= self.high)
 
     def __str__(self) -> str:
-        """The rest of a sentence that begins with "must be"."""
-        low, high = self._ends()
-        if math.isinf(high):
-            if self.above is not None:
-                return f"above {low:g}"
-            return "0 or more" if low == 0 else f"at least {low:g}"
-        return f"in {'[' if self.above is None else '('}{low:g}, {high:g}{']' if self.below is None else ')'}"
-
-    def _ends(self) -> tuple[float, float]:
-        low = self.least if self.above is None else self.above
-        high = self.most if self.below is None else self.below
-        return -math.inf if low is None else low, math.inf if high is None else high
+        """The end of a sentence that begins with "must be"."""
+        if self.high < math.inf:
+            return f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+        if self.ends[0] == "(":
+            return f"above {self.low:g}"
+        return f"at least {self.low:g}" if self.low else "0 or more"
 
 
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
-PositiveFloat = Annotated[float, Range(above=0)]
+PositiveFloat = Annotated[float, Range(0, ends="(]")]
 NonNegativeFloat = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 

@@ -15,7 +15,7 @@ class EvaluationConfig:
     split: Literal["validation", "test"] = "test"  # whose targets are scored
     tokens_per_batch: PositiveInt = 32768  # of a forward pass; without gradients, so more than training's fit
     bootstrap_samples: PositiveInt = 1000  # draws of users behind every interval; below a few hundred it is rough
-    confidence: Annotated[float, Range(above=0, below=1)] = 0.95  # share of the draws inside an interval
+    confidence: Annotated[float, Range(0, 1, "()")] = 0.95  # share of the draws inside an interval
     calibration_bins: PositiveInt = 10  # of equal mass, for the calibration curve and ECE
     seed: NonNegativeInt = 7  # of the draws
 
@@ -25,4 +25,4 @@ class ComparisonConfig:
     """The gate a model must pass before it may serve."""
 
     # AUC: the interval of the difference to sliding_window must not reach below minus this.
-    margin: Annotated[float, Range(0, below=1)] = 0.01
+    margin: Annotated[float, Range(0, 1, "[)")] = 0.01

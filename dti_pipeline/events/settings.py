@@ -60,7 +60,7 @@ class SplitConfig:
     rule: Literal["global_time", "user_order"] = "global_time"
     # 0: no validation rows, and everything before the test rows trains. That is the last fit of a recipe that was
     # chosen with validation rows; its floors are fitted on the same rows.
-    validation_share: Annotated[float, Range(0, below=0.5)] = 0.1
-    test_share: Annotated[float, Range(above=0, below=0.5)] = 0.1  # of the eligible rows
+    validation_share: Annotated[float, Range(0, 0.5, "[)")] = 0.1
+    test_share: Annotated[float, Range(0, 0.5, "()")] = 0.1  # of the eligible rows
     label_threshold: float = 3.0  # label = 1 where rating > threshold
     min_history: NonNegativeInt = 5  # a target has at least this many earlier rows of its user; others are context only

@@ -44,7 +44,7 @@ class ModelConfig:
     # that a target matches similar past items from the first layer on. plain: tokens alone; small models then stay at
     # the user's and the item's rate (docs/recipe.md). From scratch only.
     summaries: Literal["plain", "pooled"] = "pooled"
-    dropout: Annotated[float, Range(0, below=1)] = 0.0  # on embeddings, attention and MLP outputs, from scratch only
+    dropout: Annotated[float, Range(0, 1, "[)")] = 0.0  # on embeddings, attention and MLP outputs, from scratch only
     head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
     # Position encoding of [SUM] queries. rope: as any token. rope_alibi: the same with an ALiBi bias. nope_alibi: no
     # rotation of query and keys, distance through the ALiBi bias only.

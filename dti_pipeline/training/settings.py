@@ -28,7 +28,7 @@ class TrainingConfig:
     max_gradient_norm: PositiveFloat = 1.0  # gradients are clipped to it
     # Decay of the exponential moving average of the weights over steps; the average is validated and published. It
     # costs one more copy of the trained weights. 0: no average, the weights themselves.
-    average_decay: Annotated[float, Range(0, below=1)] = 0.0
+    average_decay: Annotated[float, Range(0, 1, "[)")] = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     # Small model, one process, one GPU: micro-batches and updates are recorded as a CUDA graph and replayed.

@@ -92,9 +92,9 @@ def test_a_wrong_value_is_one_sentence_that_names_its_key(raw: dict[str, Any], s
     ("bounds", "inside", "outside"),
     [
         (Range(0, 1), (0, 1), (-0.1, 1.1)),
-        (Range(0, below=1), (0, 0.9), (1,)),
-        (Range(above=0, below=1), (0.1,), (0, 1)),
-        (Range(above=0), (1e-9,), (0, -1)),
+        (Range(0, 1, "[)"), (0, 0.9), (1,)),
+        (Range(0, 1, "()"), (0.1,), (0, 1)),
+        (Range(0, ends="(]"), (1e-9,), (0, -1)),
         (Range(16), (16, 10**9), (15,)),
     ],
     ids=str,
