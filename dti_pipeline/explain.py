@@ -23,7 +23,7 @@ from dti_pipeline.plain import describe, nearest, refuse_removed, to_plain
 
 @dataclass(frozen=True)
 class Entry:
-    """One key of params.yaml; a section is a key too, whose value is a mapping."""
+    """A key of params.yaml, or a section: its value is a mapping and its type empty."""
 
     key: str  # dotted
     type: str  # in words, with its range
@@ -43,24 +43,19 @@ def masked(config: Config) -> Config:
 
 def in_force(config: Config, changed: bool = False) -> str:
     """The configuration as YAML, the default beside each value that differs; ``changed``: only what differs."""
-    return "".join(f"{line}\n" for line in _lines(masked(config), Config(), changed))
-
-
-def _lines(section: Any, defaults: Any, changed: bool, indent: str = "") -> Iterator[str]:
-    for name in (f.name for f in dataclasses.fields(section)):
-        value, default = getattr(section, name), getattr(defaults, name)
-        if changed and value == default:
-            continue
-        if dataclasses.is_dataclass(value):
-            yield f"{indent}{name}:"
-            yield from _lines(value, default, changed, indent + "  ")
-        else:
-            yield f"{indent}{name}: {_yaml(value)}" + ("" if value == default else f"  # default {_yaml(default)}")
+    lines = []
+    for entry in explained(config, ""):
+        same = entry.value == entry.default
+        if not (changed and same):
+            *parents, name = entry.key.split(".")
+            value = f" {_yaml(entry.value)}" + ("" if same else f"  # default {_yaml(entry.default)}")
+            lines.append(f"{'  ' * len(parents)}{name}:{value if entry.type else ''}\n")
+    return "".join(lines)
 
 
 def _yaml(value: Any) -> str:
     """A value on one line."""
-    return yaml.safe_dump([to_plain(value)], default_flow_style=True, sort_keys=False, width=10**9).strip()[1:-1]
+    return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**9).strip()[1:-1]
 
 
 def explained(config: Config, key: str) -> list[Entry]:
