@@ -55,7 +55,8 @@ def in_force(config: Config, changed: bool = False) -> str:
 
 def _yaml(value: Any) -> str:
     """A value on one line."""
-    return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**9).strip()[1:-1]
+    text: str = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=10**9)
+    return text.strip()[1:-1]
 
 
 def explained(config: Config, key: str) -> list[Entry]:

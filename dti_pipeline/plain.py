@@ -12,11 +12,13 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
 from dti_pipeline.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def require(ok: bool, key: str, rule: str, value: object) -> None:
         raise InputError(f"params key `{key}` must be {rule}, not {value!r}")
 
 
-def from_plain(kind: type, raw: Any, key: str = "") -> Any:
+def from_plain(kind: type[T], raw: Any, key: str = "") -> T:
     """Build a dataclass from plain values; InputError names the first wrong key.
 
     A class may say in ``REMOVED`` which fields it no longer has: name -> the rest of a sentence that says what to do.
@@ -61,7 +63,7 @@ def from_plain(kind: type, raw: Any, key: str = "") -> Any:
     if not isinstance(raw, Mapping):
         raise InputError(f"params key `{key}` must be a mapping, not {raw!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
-    known = [f.name for f in dataclasses.fields(kind)]
+    known = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
     values = {}
     for name, value in raw.items():
         full = f"{key}.{name}" if key else str(name)
