@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An interval of numbers, as part of a type: ``Annotated[float, Range(0, 1, "[)")]`` is 0 <= x < 1."""
+    """An interval of finite numbers, as part of a type: ``Annotated[float, Range(0, 1, "[)")]`` is 0 <= x < 1."""
 
     low: float
     high: float = math.inf
@@ -38,7 +38,7 @@ class Range:
         if self.high < math.inf:
             return f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
         if self.ends[0] == "(":
-            return f"above {self.low:g}"
+            return f"above {self.low:g}" if self.low > -math.inf else ""
         return f"at least {self.low:g}" if self.low else "0 or more"
 
 
@@ -46,6 +46,7 @@ PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, ends="(]")]
 NonNegativeFloat = Annotated[float, Range(0)]
+Finite = Annotated[float, Range(-math.inf, ends="(]")]
 Share = Annotated[float, Range(0, 1)]
 
 
@@ -95,6 +96,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         converted = _convert(args[0], value, key)
+        require(math.isfinite(converted), key, "a finite number", value)
         for bounds in args[1:]:
             require(converted in bounds, key, str(bounds), value)
         return converted
@@ -130,13 +132,11 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _number(value: Any, key: str) -> float:
-    """A finite float, also of text: YAML reads 1e-3 as text. True and false are no numbers."""
+    """A float, also of text: YAML reads 1e-3 as text. True and false are no numbers."""
     try:
-        number = float("" if isinstance(value, bool) else value)
+        return float("" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"params key `{key}` must be a number, not {value!r}") from None
-    require(math.isfinite(number), key, "a finite number", value)
-    return number
 
 
 def describe(hint: Any) -> str:
@@ -147,7 +147,7 @@ def describe(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         rule = str(args[1])
-        return f"{describe(args[0])} {rule.replace('at least', 'from').replace('0 or more', 'from 0')}"
+        return f"{describe(args[0])} {rule.replace('at least', 'from').replace('0 or more', 'from 0')}".rstrip()
     if origin is Literal:
         return " or ".join(repr(a) for a in args)
     if origin in (types.UnionType, typing.Union):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dti_pipeline.plain import NonNegativeInt, PositiveInt, Range, require
+from dti_pipeline.plain import Finite, NonNegativeInt, PositiveInt, Range, require
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class EventsConfig:
     max_users: PositiveInt | None = None  # keep whole histories of this many users, by hash of their id; null: all
     # Ratings below it are quarantined. null: the source's scale (movielens 0.5 to 5, movietweetings 0 to 10, amazon and
     # synthetic 1 to 5, table unbounded).
-    min_rating: float | None = None
-    max_rating: float | None = None  # ratings above it are quarantined; null: as for min_rating
+    min_rating: Finite | None = None
+    max_rating: Finite | None = None  # ratings above it are quarantined; null: as for min_rating
     memory_limit: str = "2GB"  # of DuckDB, in its notation; beyond it, DuckDB spills to disk
 
     def __post_init__(self) -> None:
@@ -62,5 +62,5 @@ class SplitConfig:
     # chosen with validation rows; its floors are fitted on the same rows.
     validation_share: Annotated[float, Range(0, 0.5, "[)")] = 0.1
     test_share: Annotated[float, Range(0, 0.5, "()")] = 0.1  # of the eligible rows
-    label_threshold: float = 3.0  # label = 1 where rating > threshold
+    label_threshold: Finite = 3.0  # label = 1 where rating > threshold
     min_history: NonNegativeInt = 5  # a target has at least this many earlier rows of its user; others are context only

@@ -65,6 +65,8 @@ def command(*arguments: str) -> Result:
         ({"training": {"epochs": 0}}, r"`training\.epochs` must be above 0, not 0"),
         ({"training": {"learning_rate": float("nan")}}, r"`training\.learning_rate` must be a finite number, not nan"),
         ({"training": {"weight_decay": "-inf"}}, r"`training\.weight_decay` must be a finite number, not '-inf'"),
+        ({"split": {"label_threshold": "nan"}}, r"`split\.label_threshold` must be a finite number, not 'nan'"),
+        ({"training": {"warmup_share": float("inf")}}, r"`training\.warmup_share` must be a finite number, not inf"),
         ({"training": {"epochs": True}}, r"`training\.epochs` must be a number, not True"),
         ({"training": {"processes": False}}, r"`training\.processes` must be a whole number, not False"),
         ({"training": {"cuda_graph": 1}}, r"`training\.cuda_graph` must be true or false, not 1"),
