@@ -23,7 +23,7 @@ class ModelConfig:
 
     REMOVED: ClassVar = dict.fromkeys(
         ("name_dropout", "name_texts", "min_token_count"),
-        "masked names and rare words lost their trials; use tokens.template and training.adam_epsilon (docs/recipe.md)",
+        "masked words did not help; for rare items see tokens.template and training.adam_epsilon (docs/recipe.md)",
     )
 
     name_or_path: str | None = None  # null: from scratch, in the shape below
@@ -37,9 +37,7 @@ class ModelConfig:
     # mimetic: queries and keys start as one map, so that a token attends to similar ones from the first step on
     # (Trockman & Kolter, arXiv 2305.09828); standard: independent normal weights. From scratch only.
     initialisation: Literal["standard", "mimetic"] = "mimetic"
-    initial_std: PositiveFloat = (
-        0.1  # of the weights, from scratch; 0.02, right for wide models, starts narrow ones too flat
-    )
+    initial_std: PositiveFloat = 0.1  # of the weights, from scratch; 0.02 suits wide models and is too flat for narrow
     # pooled: [SUM] and label tokens enter the first layer with the mean embedding of their own item's text added, so
     # that a target matches similar past items from the first layer on. plain: tokens alone; small models then stay at
     # the user's and the item's rate (docs/recipe.md). From scratch only.

@@ -12,7 +12,7 @@ from dti_pipeline.plain import NonNegativeFloat, NonNegativeInt, PositiveFloat, 
 class TrainingConfig:
     """The loop. All counts are in targets, so that one recipe means the same for every paradigm."""
 
-    REMOVED: ClassVar = {"text_loss_weight": "the next-token loss lost its trials, and the click loss is the only one"}
+    REMOVED: ClassVar = {"text_loss_weight": "a next-token loss did not help; the click loss is the only one"}
 
     seed: NonNegativeInt = 7  # of initial weights, dropout and the order of rows
     epochs: PositiveFloat = 2.0  # passes over the training targets; fractions are fine

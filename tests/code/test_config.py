@@ -81,7 +81,7 @@ def command(*arguments: str) -> Result:
         ({"events": {"min_rating": 5, "max_rating": 1}}, r"`events\.min_rating` must be below events\.max_rating"),
         ({"training": {"sharding": "full"}}, r"`training\.sharding` must be none where training\.processes is 1"),
         ({"trainig": {}}, r"unknown params key `trainig`: did you mean `training`\?"),
-        ({"model": {"name_dropout": 0.2}}, r"`model\.name_dropout` was removed: .* use tokens\.template"),
+        ({"model": {"name_dropout": 0.2}}, r"`model\.name_dropout` was removed: .* see tokens\.template"),
         ({"training": {"text_loss_weight": 0}}, r"`training\.text_loss_weight` was removed: "),
     ],
 )
