@@ -1,4 +1,4 @@
-"""The two ways in which a command fails on purpose. Any other exception is a bug and shows its traceback."""
+"""The two ways a command can fail on purpose. Everything else is a bug and shows its traceback."""
 
 
 class InputError(Exception):
@@ -6,4 +6,4 @@ class InputError(Exception):
 
 
 class CheckFailed(Exception):
-    """Valid input that failed a check or missed a target. Exit code 1."""
+    """The input was read and judged, and the judgement is no: a failed check or target. Exit code 1."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dti_pipeline.config import EvaluationConfig
 from dti_pipeline.evaluation import bootstrap, metrics
 from dti_pipeline.evaluation.metrics import Array
-from dti_pipeline.evaluation.settings import EvaluationConfig
 
 
 class Scoreboard:

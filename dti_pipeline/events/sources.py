@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dti_pipeline.config import EventsConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.forms import INTERACTION, ITEM, Form, Names, named, separated
 from dti_pipeline.events.lines import encoding_of, head
-from dti_pipeline.events.settings import EventsConfig
 from dti_pipeline.paths import Paths
 
 #: Genre flags of MovieLens 100K's u.item, in the order of its last 19 fields.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import duckdb
 
+from dti_pipeline.config import SplitConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import run_script
-from dti_pipeline.events.settings import SplitConfig
 
 
 def split(connection: duckdb.DuckDBPyConnection, config: SplitConfig, clock: bool) -> None:

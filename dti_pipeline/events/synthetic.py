@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config
-from dti_pipeline.events.settings import SplitConfig, SynthConfig
+from dti_pipeline.config import Config, SplitConfig, SynthConfig
 from dti_pipeline.paths import Paths
 
 TOPICS = (

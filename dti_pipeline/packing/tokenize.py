@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing.settings import TokensConfig
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.gate import require_passed
