@@ -1,7 +1,7 @@
 """The one configuration: ``params.yaml`` read into frozen, typed sections.
 
 Each package declares its own section in its ``settings.py``: type and range of a key in its annotation, its meaning in
-its comment; ``dti config --explain KEY`` prints them. All code imports the sections from here. Nothing heavy is imported.
+its comment; ``dti config --explain KEY`` prints them. All code imports sections from here. Nothing heavy is imported.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
 
 BASELINE = "sliding_window"
-#: Share of a GPU's peak that a training step reaches: benchmarks/train_step.py at the shape of an 8B model on an H100.
-#: A model of a few million weights is launch-bound and reaches a small part of it.
+#: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
+#: shape of an 8B model on an H100. A model of a few million weights is launch-bound and reaches a small part of it.
 UTILISATION = 0.55
 #: Tokens of an interaction (a title and a label) where there is no token store yet.
 TOKENS = 20
