@@ -68,7 +68,7 @@ SHAPES = {
 
 
 def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Shape:
-    """The shape of ``name`` (one of SHAPES, or a folder with a config.json); by default that of params.yaml's model.
+    """The shape of ``name``: a folder with a config.json, or one of SHAPES; by default that of params.yaml's model.
 
     ``vocabulary`` is that of a model from scratch. Raises InputError for an unknown name; nothing is downloaded.
     """
@@ -85,11 +85,12 @@ def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Sh
             vocabulary,
             model.tie_embeddings,
         )
-    if name.lower() in SHAPES:
-        return SHAPES[name.lower()]
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return _from_file(name, folder / "config.json")
+    file = Path(name).expanduser() / "config.json"
+    if file.is_file():
+        return _from_file(name, file)
+    known = Path(name).name.lower().removesuffix("-instruct")
+    if known in SHAPES:
+        return SHAPES[known]
     cached = _cached(name)
     if cached is not None:
         return _from_file(name, cached)

@@ -163,7 +163,7 @@ class Scorer:
         )
 
     def _render(self, item: Item) -> str:
-        """An item's text as in training; an item with an unknown id and no text is called by its id."""
+        """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
         template: str = self.manifest.report["texts"]["template"]
         item_id, text = item
         if item_id is None and "{item_id}" in template:
@@ -183,7 +183,7 @@ class Scorer:
         return Rows(store, row_length, cut.start, cut.first_target, cut.stop, bounds)
 
     def _row_length(self, lengths: NDArray[np.int64]) -> int:
-        """Training's row length; shorter where all prompts fit one shorter row, longer where one prompt needs it."""
+        """The training's row length; less, by halves, where all prompts fit one row; more where one prompt needs it."""
         usual: int = self.manifest.report["network"]["row_length"]
         short = SHORTEST_ROW
         while short < min(int(lengths.sum()), usual):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from dti_pipeline import artifacts, config
 from dti_pipeline.cli import app
+from dti_pipeline.config import CLONE
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.pack import pack
@@ -189,6 +191,19 @@ def test_what_cannot_be_planned_is_refused_in_one_sentence(home: Paths, argument
     assert (done.exit_code, done.stdout) == (2, "")
     assert named in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", sorted(CLONE.glob("recipes/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_can_be_planned_and_fits_an_h100(home: Paths, recipe: Path) -> None:
+    arguments = ["--params", str(recipe), "--users", "90", "--interactions", "60", "--json"]
+    report = json.loads(CliRunner().invoke(app, ["plan", *arguments]).stdout)
+    assert report["memory"]["fits"]
+    assert report["paradigms"]["dti"]["padding_share"] < 0.2
+
+
+def test_names_of_the_hub_have_the_shapes_of_their_models() -> None:
+    for name, shape in (("meta-llama/Llama-3.1-8B", LLAMA), ("x/SmolLM2-135M-Instruct", SHAPES["smollm2-135m"])):
+        assert shape_of(config.ModelConfig(name_or_path=name), 1) == shape
 
 
 def test_json_and_page_tell_the_same(home: Paths) -> None:
