@@ -12,13 +12,16 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 
 from dti_pipeline.errors import InputError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ def from_plain(kind: type[T], raw: Any, key: str = "") -> T:
     if not isinstance(raw, Mapping):
         raise InputError(f"params key `{key}` must be a mapping, not {raw!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
-    known = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
+    known = [f.name for f in dataclasses.fields(kind)]
     values = {}
     for name, value in raw.items():
         full = f"{key}.{name}" if key else str(name)
