@@ -19,6 +19,7 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
 from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.pipeline import Stage
+from dti_pipeline.plain import to_plain
 from dti_pipeline.training.bar import progress_bar
 from dti_pipeline.validation import outcome
 
@@ -32,7 +33,9 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter.")]
-Params = Annotated[Path | None, typer.Option("--params", help="Parameter file; default: params.yaml in the home.")]
+Params = Annotated[
+    Path | None, typer.Option("--params", help="Such as recipes/small.yaml; default: params.yaml in the home.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
 Paradigm = Annotated[
     str | None, typer.Option("--paradigm", help=f"One of {', '.join(PARADIGMS)}; default: each in `paradigms`.")
@@ -41,9 +44,7 @@ Paradigm = Annotated[
 
 def _configure(overrides: list[str] | None, params: Path | None) -> tuple[Config, Paths]:
     paths = Paths.from_env()
-    if params is not None and not params.is_file():
-        raise InputError(f"--params {params} does not exist")
-    return config.load(params or paths.params, overrides or ()), paths
+    return config.load(config.find(params, paths.home) if params else paths.params, overrides or ()), paths
 
 
 @contextmanager
@@ -187,13 +188,38 @@ def plan_cost(
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
-    from dti_pipeline.planning import page
     from dti_pipeline.planning.plan import plan
+    from dti_pipeline.planning.render import render
 
     with _exit_codes():
         settings, paths = _configure(overrides, params)
         report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
-        print(json.dumps(report) if as_json else page.render(report), end="\n" if as_json else "")
+        print(json.dumps(report) if as_json else render(report), end="\n" if as_json else "")
+
+
+@app.command("config")
+def show_config(
+    key: Annotated[str | None, typer.Option("--explain", metavar="KEY", help="Explain this key or section.")] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
+    overrides: Set = None,
+    params: Params = None,
+    as_json: Json = False,
+) -> None:
+    """The configuration in force, as YAML; or what one key means, its type, range and default.
+
+    Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
+    """
+    from dti_pipeline import explain
+
+    with _exit_codes():
+        settings, _ = _configure(overrides, params)
+        if key is not None:
+            entries = explain.explained(settings, key)
+            print(json.dumps(list(map(to_plain, entries)), ensure_ascii=False) if as_json else explain.text(entries))
+        elif as_json:
+            print(json.dumps(to_plain(explain.masked(settings)), ensure_ascii=False))
+        else:
+            print(explain.in_force(settings, changed), end="")
 
 
 @app.command("study")
