@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a checko
 
 import din
 from counted_features import features
+from dti_pipeline.study import grid as grids
+from dti_pipeline.study import log as logs
+from dti_pipeline.study.one import ROW, keep_predictions
 
 from dti_pipeline import artifacts, lineage
 from dti_pipeline.evaluation import interactions, metrics
 from dti_pipeline.evaluation.interactions import Array, Interactions
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study import log as logs
-from dti_pipeline.study.one import ROW, keep_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Trees are added until the validation AUC says stop; the rest is scikit-learn's own.

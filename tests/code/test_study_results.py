@@ -16,8 +16,8 @@ from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study import report, rows
+from experiments import analyse, write
+from experiments import grid as grids
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS, LENGTH, ITEMS = 12, 15, 30
@@ -25,9 +25,9 @@ LAST = np.arange(LENGTH - 1, USERS * LENGTH, LENGTH)  # each user's last row, wh
 
 
 def test_the_document_holds_the_committed_rows() -> None:
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     text = (ROOT / "docs" / "results.md").read_text()
-    assert report.document(grid, rows.read(grid), text) == text
+    assert write.document(grid, analyse.read(grid), text) == text
 
 
 def test_the_readme_s_headline_is_the_document_s_rows() -> None:
@@ -39,13 +39,13 @@ def test_the_readme_s_headline_is_the_document_s_rows() -> None:
 
 
 def test_the_document_shows_every_group() -> None:
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
     assert sorted(shown) == sorted([*grid.group_names, *grid.others])
 
 
 def test_every_committed_row_says_where_it_comes_from() -> None:
-    committed = rows.read(grids.load(ROOT / "benchmarks" / "study.yaml"))
+    committed = analyse.read(grids.load(ROOT / "experiments" / "study.yaml"))
     assert committed
     for row in committed:
         assert row["command"].startswith(("dti study", "python benchmarks/"))
@@ -121,12 +121,12 @@ def test_a_usual_model_of_other_data_is_made_again(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import conventional
 
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     monkeypatch.setattr(conventional.logs, "digest", lambda home: "now")
     with pytest.raises(InputError, match="run `dti ingest` first"):  # it is not there: it would be made
         conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)
     sought = {"dataset": "ml-1m", "paradigm": "gbdt", "n": 20}
-    config = next(row["config"] for row in rows.read(grid) if sought.items() <= row.items())
+    config = next(row["config"] for row in analyse.read(grid) if sought.items() <= row.items())
     kept = tmp_path / "ml-1m" / "runs" / config / conventional.ROW
     artifacts.write_json(kept, {"data": "now", "auc": 0.5})
     assert conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)["auc"] == 0.5
