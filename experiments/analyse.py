@@ -140,7 +140,7 @@ def gather(grid: Grid, work: Path) -> list[Row]:
     for row in rows:
         if data.setdefault(row["dataset"], row.get("data")) != row.get("data"):
             raise InputError(
-                f"{grid.beside(grid.results)}: rows of {row['dataset']} come from different data"
+                f"{grid.beside(grid.results) / ROWS}: rows of {row['dataset']} come from different data"
                 f" ({data[row['dataset']]} and {row.get('data')}): remove those of the one that is no longer there"
             )
     return rows

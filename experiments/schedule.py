@@ -30,7 +30,7 @@ def prepare(grid: Grid, work: Path, runs: Iterable[Run], raw: Mapping[str, Path]
 
     Raises InputError where the results hold rows of a log that come from other data.
     """
-    done = analyse.gather(grid, work)
+    done, where = analyse.gather(grid, work), grid.beside(grid.results) / analyse.ROWS
     names = list(dict.fromkeys(run.data_set for run in runs))
     for name in names:
         logs.prepare(grid, name, work, raw, home)
@@ -38,8 +38,8 @@ def prepare(grid: Grid, work: Path, runs: Iterable[Run], raw: Mapping[str, Path]
         for row in done:
             if row["dataset"] == name and row.get("data") not in (None, now):
                 raise InputError(
-                    f"{grid.beside(grid.results)} holds rows of {name} that come from other data ({row['data']})"
-                    f" than {work / name} ({now}): name another folder, or remove those rows"
+                    f"{where} holds rows of {name} that come from other data ({row['data']})"
+                    f" than {work / name} ({now}): name other results, or remove those rows"
                 )
     return names
 
@@ -80,8 +80,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _together(grid: Grid, work: Path, runs: Iterable[Run], workers: int, deadline: float, say: Say) -> tuple[int, int]:
     """Make runs, ``workers`` at a time; how many failed, and how many the deadline left."""
-    waiting, running, failed, left = deque(runs), dict[subprocess.Popen[Any], tuple[Run, float]](), 0, 0
-    stopped = False
+    waiting, stopped, failed, left = deque(runs), False, 0, 0
+    running: dict[subprocess.Popen[Any], tuple[Run, float]] = {}
     try:
         while waiting or running:
             if not stopped and time.monotonic() >= deadline:

@@ -1,4 +1,4 @@
-"""docs/results.md says what benchmarks/results/study.json says; the usual models beside the study see no answer."""
+"""docs/results.md holds the rows of benchmarks/results; the usual models beside the study see no answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks import conventional
+from benchmarks.lib import din
+from benchmarks.lib.boosted import NAMES, features
 from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
@@ -48,7 +51,7 @@ def test_every_committed_row_says_where_it_comes_from() -> None:
     committed = analyse.read(grids.load(ROOT / "experiments" / "study.yaml"))
     assert committed
     for row in committed:
-        assert row["command"].startswith(("dti study", "python benchmarks/"))
+        assert row["command"].startswith(("dti study", "python benchmarks/", "python -m benchmarks."))
         assert "error" in row or (row["hardware"] and row["commit"] and "dirty" not in row["commit"] and row["data"])
 
 
@@ -84,12 +87,7 @@ def trained(log: Interactions, user: int, label: int) -> list[int]:
     return found
 
 
-def test_no_counted_feature_of_a_target_knows_its_label(
-    log: tuple[Interactions, TokenStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from counted_features import NAMES, features
-
+def test_no_counted_feature_of_a_target_knows_its_label(log: tuple[Interactions, TokenStore]) -> None:
     before = features(*log, 5)
     assert before.shape == (USERS * LENGTH, len(NAMES))
     # Users 0 and 10 are of one fold. Two labels at once, so that the overall rate stays.
@@ -100,12 +98,7 @@ def test_no_counted_feature_of_a_target_knows_its_label(
     np.testing.assert_array_equal(features(flipped(log[0], LAST), log[1], 5), before)
 
 
-def test_the_interest_network_does_not_see_the_label_it_predicts(
-    log: tuple[Interactions, TokenStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import din
-
+def test_the_interest_network_does_not_see_the_label_it_predicts(log: tuple[Interactions, TokenStore]) -> None:
     held = np.flatnonzero(log[1].split == 2)
     targets = {"train": np.flatnonzero(log[0].train), "validation": held, "test": held}
     settings = din.Settings(epochs=1, batch=32)
@@ -114,13 +107,10 @@ def test_the_interest_network_does_not_see_the_label_it_predicts(
     earlier = din.fit(flipped(log[0], LAST - 1), log[1], targets, 5, 1, settings).probability
     assert (earlier != scores[0]).any()  # it does read the labels before
     ended = din.fit(log[0], log[1], targets, 5, 1, din.Settings(epochs=8, batch=32))
-    assert ended.trained == min(8, ended.kept + 2)  # two epochs that are no better end it, and take time
+    assert ended.passes == min(8, ended.kept + 2)  # two epochs that are no better end it, and take time
 
 
 def test_a_usual_model_of_other_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import conventional
-
     grid = grids.load(ROOT / "experiments" / "study.yaml")
     monkeypatch.setattr(conventional.logs, "digest", lambda home: "now")
     with pytest.raises(InputError, match="run `dti ingest` first"):  # it is not there: it would be made

@@ -192,7 +192,9 @@ def test_rows_of_other_data_are_refused(home: Path) -> None:
     for row in content:
         row["data"] = "0123456789ab"
     analyse.save(grid, content)
-    with pytest.raises(InputError, match=r"study\.json holds rows of demo that come from other data \(0123456789ab\)"):
+    with pytest.raises(
+        InputError, match=r"study_rows\.jsonl\.xz holds rows of demo that come from other data \(0123456789ab\)"
+    ):
         schedule.prepare(grid, home / "study", grid.runs, {}, Paths(home))
     content[0]["data"] = "ba9876543210"
     analyse.save(grid, content)

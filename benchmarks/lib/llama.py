@@ -1,4 +1,4 @@
-"""A Llama with random weights and a log of equal interactions: what the training step is measured on.
+"""A Llama with random weights and a log of equal interactions, to measure a training step on.
 
 Speed does not depend on what the weights say, so they are drawn on the device itself, in the precision that is
 measured; LoRA, attention, masks, head, loss and optimizer are the project's own.
@@ -7,17 +7,17 @@ measured; LoRA, attention, masks, head, loss and optimizer are the project's own
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from bare import bare_trainer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
 from transformers import LlamaConfig
 
-from dti_pipeline.config import ModelConfig, TrainingConfig
+from benchmarks.lib.training import trainer_of
+from dti_pipeline.config import LoraConfig, ModelConfig, TrainingConfig
 from dti_pipeline.modeling import backbone
 from dti_pipeline.modeling.attention import View
 from dti_pipeline.modeling.batch import Batch
@@ -28,15 +28,16 @@ from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.uniform import SPECIAL, uniform_store
 from dti_pipeline.planning.shape import SHAPES, Shape
-from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.loader import Loader, Work
+from dti_pipeline.training.loader import Work
 from dti_pipeline.training.loop import Trainer
-from dti_pipeline.training.steps import Step, Steps
+from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.steps import Step
 
+CONTEXT = 20  # interactions, n
 #: Large enough to have every part of the real ones, small enough for a test.
 TINY = Shape("tiny", 2, 64, 4, 2, 16, 96, 512, tied=False)
-#: Rows are so many multiples of it, the tile of a matrix product, and so many tokens over: of numbers of rows that 64
-#: divides cuBLAS makes products that are some 4 % slower (benchmarks/products.py, on an H200).
+#: Row lengths are a multiple of a matrix product's tile and some tokens over: where 64 divides the number of rows, an
+#: H200's cuBLAS chooses kernels that are some 4 % slower.
 TILE, OVER = 128, 16
 
 
@@ -64,11 +65,8 @@ def log(users: int, interactions: int, tokens: int, vocabulary: int, seed: int =
     """Histories of equal length, of the texts of 2,000 items, each of ``tokens - 1`` tokens, and a label.
 
     ``texts``: "zipf" repeats tokens as real texts do, and no more: a third is a template, the same in all, and words
-    have Zipf's frequencies, rank^-1.2. With 30 tokens an interaction and 128,256 words, a pass of 350 interactions
-    (k = 50) holds some 1,500 distinct tokens, 14 % of its 10,750. In MovieLens-1M 350 interactions, 70 neighbours each
-    of 5 users, as "Title: .. Genres: .. Rating:" and a [SUM] for each of 250 targets, are some 6,600 to 7,400 tokens
-    in BPE vocabularies of 2,000 to 26,700; 680 to 800 of them are distinct, 10 to 12 %. "random" draws every token from
-    the whole vocabulary: some 9,000 are distinct, as in no text.
+    have Zipf's frequencies, rank^-1.2. Of a micro-batch at k = 50 then 14 % are distinct, where MovieLens-1M has 10 to
+    12 %. "random" draws every token from the whole vocabulary, so that hardly any comes again, as in no text.
     """
     draw, items = np.random.default_rng(seed), 2000
     store = uniform_store(users, interactions, tokens)
@@ -93,14 +91,25 @@ def rows(store: TokenStore, context: int, k: int, prompts: int, row_length: int)
     return Rows(store, row_length, start, start + context, start + context + k, bounds)
 
 
-def work(plan: Rows, wanted: np.ndarray, device: torch.device, step_targets: int | None = None) -> Work:
-    """One forward and backward pass over the wanted rows, as the loader hands it to the loop."""
+def plan(
+    k: int, tokens: int, per_interaction: int, vocabulary: int, height: int = 1, dense: bool = False, **how: Any
+) -> tuple[Rows, int]:
+    """``height`` rows of about ``tokens`` tokens, of equal prompts of ``k`` targets; and the prompts a row.
+
+    ``dense``: as many prompts, one a row. ``how``: seed and texts of the :func:`log`.
+    """
+    prompt = CONTEXT * per_interaction + k * (per_interaction + 1)
+    count, length = filled(prompt, tokens)
+    store = log(height * count, CONTEXT + k, per_interaction, vocabulary, **how)
+    return rows(store, CONTEXT, k, *((1, prompt) if dense else (count, length))), count
+
+
+def work(plan: Rows, wanted: np.ndarray, device: torch.device) -> Work:
+    """A step of one micro-batch, the wanted rows, as the loader hands it to the loop."""
     layout = plan.assemble(wanted)
     batch = Batch.of(layout, plan.store.label)
-    targets = len(batch.target)
-    step = Step(0, wanted, step_targets or targets, 0)
-    passes = [batch.pin() if device.type == "cuda" else batch]
-    return Work(step, passes, int((layout.kind != Kind.PAD).sum()))
+    step = Step(0, wanted, len(batch.target), 0)
+    return Work(step, [batch.pin() if device.type == "cuda" else batch], int((layout.kind != Kind.PAD).sum()))
 
 
 class Model(CTRModel):
@@ -153,9 +162,12 @@ def model(
     return made
 
 
-def trainer(
-    prepared: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, config: TrainingConfig, plan: Rows
-) -> Trainer:
-    """The project's loop, of which only single steps are taken."""
-    loader = Loader(plan, Steps(plan.targets(), 1, 1, 0), plan.row_length, accelerator.device)
-    return bare_trainer(prepared, optimizer, accelerator, config, loader, Progress())
+def lora(shape: Shape, rank: int = 16, **more: Any) -> ModelConfig:
+    """The configuration of a pretrained model of ``shape`` under LoRA; all its weights are trained where rank is 0."""
+    return ModelConfig(name_or_path=shape.name, lora=LoraConfig(rank=rank, alpha=32), head="verbaliser", **more)
+
+
+def trainer(model: Model, prepared: nn.Module, accelerator: Any) -> Trainer:
+    """The project's loop over ``prepared``, of which only single steps are taken."""
+    training = TrainingConfig(learning_rate=1e-4)
+    return trainer_of(prepared, optimizer_for(model, training), accelerator, training, plan(1, 128, 2, 8)[0])
