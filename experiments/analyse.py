@@ -242,28 +242,27 @@ def fewer_tokens(row: Row, rows: Iterable[Row]) -> float | None:
 
 def _pair(row: Row, rows: Iterable[Row]) -> tuple[Pace | None, Pace | None]:
     """The pace of the row's work and the sliding window's, of one machine."""
-    rows, machine = list(rows), row.get("hardware", "")
+    rows, here = list(rows), row.get("hardware", "")
     own, windows = _paces(row, rows, row["paradigm"], row["k"], row["fixes"]), _paces(row, rows, BASELINE, 1, "")
-    if machine in windows:
-        own = {where: found for where, found in own.items() if where == machine}
-    where = next((where for where in own if where in windows), next(iter(own), ""))
-    return own.get(where), windows.get(where)
+    places = [here] if here in windows else sorted(own, key=lambda machine: (machine not in windows, machine != here))
+    place = next((machine for machine in places if machine in own), "")
+    return own.get(place), windows.get(place)
 
 
 def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> dict[str, Pace]:
-    """By machine, the row's own first."""
+    """The pace of some work like the row's, by machine."""
     found: dict[str, list[Row]] = {}
     for other in rows:
-        same = (other["paradigm"], other["k"], other["fixes"]) == (paradigm, k, fixes)
-        if same and alone(other) and all(other.get(key) == row.get(key) for key in SAME_WORK):
+        named = (other["paradigm"], other["k"], other["fixes"]) == (paradigm, k, fixes)
+        if named and alone(other) and all(other.get(key) == row.get(key) for key in SAME_WORK):
             found.setdefault(other["hardware"], []).append(other)
     return {
         machine: Pace(
-            statistics.median(other["targets_per_second"] for other in found[machine]),
+            statistics.median(other["targets_per_second"] for other in same),
             machine,
-            tuple(sorted({other["commit"] for other in found[machine]})),
+            tuple(sorted({other["commit"] for other in same})),
         )
-        for machine in sorted(found, key=lambda machine: machine != row.get("hardware"))
+        for machine, same in found.items()
     }
 
 
