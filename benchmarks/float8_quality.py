@@ -1,4 +1,4 @@
-"""Does rounding frozen weights to float8 (`model.frozen_weights`) change the AUC of what is trained on top?
+"""Does rounding frozen weights to float8 (`model.frozen_weights`) change the AUC of adapters trained on top?
 
 A base model is trained from scratch by the demo's recipe with `dti`, on half of the targets (whole users, two epochs,
 unless asked otherwise), and saved as a checkpoint. LoRA of rank 16 and the rows of [SUM], yes and no are then trained
@@ -75,7 +75,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """One training: scores of the test targets, and what it came from."""
+    """One training: scores of the test targets, and its size."""
 
     score: NDArray[np.float64]
     targets: int  # seen, over all epochs

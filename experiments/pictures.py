@@ -55,7 +55,7 @@ def auc_seconds(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> b
 
 
 def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
-    """Targets a second over the sliding window's, against k, with what the ratio of tokens allows."""
+    """Targets a second over the sliding window's, against k, with the bound that the ratio of tokens sets."""
     steps = dict(_steps(grid))
     places = _places([line["k"] for line in lines] + [row["k"] for found in steps.values() for row in found])
 

@@ -151,7 +151,7 @@ def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) 
 
 
 def _conditions(shown: Sequence[Line], same: Sequence[str]) -> list[str]:
-    """What all lines have in common, and what they were measured on."""
+    """Facts that all lines share, and the machines and commits they come from."""
     first, every = shown[0], Line(tuple(row for line in shown for row in line.rows))
     said = ["validation targets, in streaming prompts"] if first["measure"] == "validation" else []
     if first["test_targets"]:

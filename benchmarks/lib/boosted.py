@@ -62,7 +62,7 @@ def features(log: Interactions, store: TokenStore, n: int) -> Array:
 
 
 def _folds(log: Interactions) -> Array:
-    """(R,) which fold a row's rates leave out; ``FOLDS``, none, for what is not a training target."""
+    """(R,) which fold a row's rates leave out; ``FOLDS``, none, where the row is no training target."""
     return np.where(log.train, log.user % FOLDS, FOLDS)
 
 

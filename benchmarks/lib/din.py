@@ -34,7 +34,7 @@ class Settings:
 
 
 class DIN(nn.Module):
-    """Logits of targets (B,) from their item, n items before it, their labels and a mask of what there is."""
+    """Logits of targets (B,) from their item, n items before it, their labels and a mask of those that exist."""
 
     def __init__(self, items: int, titles: tuple[Tensor, Tensor], n: int, settings: Settings) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """A Llama with random weights and a log of equal interactions, to measure a training step on.
 
-Speed does not depend on what the weights say, so they are drawn on the device itself, in the precision that is
+Speed does not depend on the values of weights, so they are drawn on the device itself, in the precision that is
 measured; LoRA, attention, masks, head, loss and optimizer are the project's own.
 """
 
@@ -49,7 +49,7 @@ def shape_named(name: str, layers: int | None = None) -> Shape:
     return replace(shape, layers=layers, name=f"{name}, {layers} of {shape.layers} layers")
 
 
-def filled(prompt: int, tokens: int) -> tuple[int, int]:
+def row_shape(prompt: int, tokens: int) -> tuple[int, int]:
     """Prompts a row, and the row's length: ``tokens`` where equal prompts fill 98 % of it, so that variants share one
     compiled graph; else the length, at most a sixth longer, that pads least, so that none is slowed by geometry."""
     most = max(1, tokens // prompt)
@@ -99,7 +99,7 @@ def plan(
     ``dense``: as many prompts, one a row. ``how``: seed and texts of the :func:`log`.
     """
     prompt = CONTEXT * per_interaction + k * (per_interaction + 1)
-    count, length = filled(prompt, tokens)
+    count, length = row_shape(prompt, tokens)
     store = log(height * count, CONTEXT + k, per_interaction, vocabulary, **how)
     return rows(store, CONTEXT, k, *((1, prompt) if dense else (count, length))), count
 
@@ -113,10 +113,10 @@ def work(plan: Rows, wanted: np.ndarray, device: torch.device) -> Work:
 
 
 class Model(CTRModel):
-    """The project's model; with ``dense``, of rows that hold one sliding-window prompt each.
+    """The project's model; with ``dense``, for rows that hold one sliding-window prompt each.
 
-    In such a row plain causal attention gives every [SUM] what its mask would: only the label behind it sees more, and
-    nothing reads that label. So the baseline may use the fastest causal kernel there is, without any mask.
+    In such a row plain causal attention lets every [SUM] see the same tokens as its mask: only the label behind it sees
+    more, and nothing reads that label. So the baseline may use the fastest causal kernel there is, without any mask.
     """
 
     dense = False

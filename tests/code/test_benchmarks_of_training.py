@@ -67,12 +67,12 @@ def test_texts_repeat_themselves_as_real_ones_do_and_no_more() -> None:
 
 
 def test_rows_have_the_length_that_their_prompts_fill() -> None:
-    assert llama.filled(631, 10768) == (17, 10768)  # the sliding window, n = 20, c = 30
-    assert llama.filled(2150, 10768) == (5, 10768)  # k = 50: the same row, so the same compiled graph
-    assert llama.filled(6180, 10768) == (2, 12432)  # k = 180
-    assert llama.filled(6180, 8192) == (1, 6288)  # on a smaller card
-    assert llama.filled(910, 10768) == (10, 9104)  # k = 10: nearly no padding
-    assert llama.filled(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
+    assert llama.row_shape(631, 10768) == (17, 10768)  # the sliding window, n = 20, c = 30
+    assert llama.row_shape(2150, 10768) == (5, 10768)  # k = 50: the same row, so the same compiled graph
+    assert llama.row_shape(6180, 10768) == (2, 12432)  # k = 180
+    assert llama.row_shape(6180, 8192) == (1, 6288)  # on a smaller card
+    assert llama.row_shape(910, 10768) == (10, 9104)  # k = 10: nearly no padding
+    assert llama.row_shape(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
 
 
 def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
