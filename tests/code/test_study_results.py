@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,11 @@ from experiments import analyse, write
 from experiments import grid as grids
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Columns of study.json that other work reads.
+CONTRACT = {
+    "dataset", "split", "paradigm", "k", "n", "fixes", "epochs", "seed", "auc", "auc_streaming", "log_loss",
+    "train_seconds", "targets_per_second", "hardware", "commit", "command",
+}  # fmt: skip
 USERS, LENGTH, ITEMS = 12, 15, 30
 LAST = np.arange(LENGTH - 1, USERS * LENGTH, LENGTH)  # each user's last row, which is no other row's context
 
@@ -45,6 +51,19 @@ def test_the_document_shows_every_group() -> None:
     grid = grids.load(ROOT / "experiments" / "study.yaml")
     shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
     assert sorted(shown) == sorted([*grid.group_names, *grid.others])
+
+
+def test_the_committed_summary_is_of_the_committed_rows_and_both_are_small() -> None:
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
+    results = grid.beside(grid.results)
+    summary = json.loads((results / analyse.SUMMARY).read_text())
+    assert summary == list(analyse.summary(analyse.read(grid)))
+    for row in summary:
+        assert row.keys() >= CONTRACT
+        assert row["hardware"]
+        assert row["commit"]
+        assert row["command"]
+    assert all(path.stat().st_size < 100_000 for path in results.iterdir())
 
 
 def test_every_committed_row_says_where_it_comes_from() -> None:

@@ -319,6 +319,15 @@ def test_the_command_lists_what_is_left(home: Path, monkeypatch: pytest.MonkeyPa
     assert "did you mean `main`?" in wrong.stderr
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_command_is_there_where_experiments_is(there: bool) -> None:
+    code = "import dti_pipeline.cli as cli; print(*(command.name for command in cli.app.registered_commands))"
+    without = "" if there else "import sys; sys.modules['experiments'] = None; "
+    done = subprocess.run([sys.executable, "-c", without + code], capture_output=True, text=True, check=True)
+    assert ("study" in done.stdout.split()) == there
+    assert "compare" in done.stdout.split()
+
+
 def test_a_prepared_log_needs_no_duckdb(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = study(tmp_path)
     find = importlib.util.find_spec
