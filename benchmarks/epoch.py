@@ -23,11 +23,11 @@ from accelerate import Accelerator
 
 from benchmarks.lib.harness import log_of, parser, publish
 from benchmarks.lib.timing import affordable, gpus
-from benchmarks.lib.training import model_of, rows_of, trainer_of
+from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paradigms import named
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
 
 SIDES: tuple[tuple[str, int | str], ...] = (("sliding_window", 1), ("dti", 50), ("dti", "all"))
@@ -97,12 +97,10 @@ def measured(
     paradigm, k = trial.side
     settings = replace(settings, packing=replace(settings.packing, targets=50 if k == 1 else k))
     training = replace(settings.training, targets_per_step=trial.targets_per_step, tokens_per_batch=trial.tokens)
-    rows, plan = rows_of(settings, store, paradigm)
+    rows, plan = rows_of(settings, store, named(paradigm))
     torch.manual_seed(training.seed)
-    model = model_of(settings, store, paradigm).to(accelerator.device)
-    optimizer = optimizer_for(model, training)
-    if accelerator.device.type == "cuda":
-        model.compile_layers()
+    model = model_of(settings, store, named(paradigm))
+    optimizer = ready(model, accelerator.device, training)
     prepared = accelerator.prepare(model)
 
     def run(first: int, stop: Callable[[], bool]) -> Any:

@@ -23,10 +23,11 @@ from benchmarks.lib.harness import ROOT, parser, prepared, publish
 from benchmarks.lib.timing import alternate
 from benchmarks.lib.training import model_of, rows_of
 from dti_pipeline import config
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import PARADIGMS, Paradigm
+from dti_pipeline.paths import Paths
 from dti_pipeline.serving.item_states import ItemStates
 
 ONE, STREAMING, KEPT = "one prompt a target", "streaming", "one prompt, item states kept"
@@ -47,16 +48,14 @@ def main() -> None:
     publish("evaluation", rows, given)
 
 
-def measure(settings: config.Config, store: TokenStore, paradigm: str, repeats: int) -> list[dict[str, Any]]:
+def measure(settings: config.Config, store: TokenStore, paradigm: Paradigm, repeats: int) -> list[dict[str, Any]]:
     plans = {form: rows_of(settings, store, paradigm, plan)[0] for form, plan in FORMS.items()}
-    # A sliding-window model has no streaming mask of its own: as in the evaluation, it is given the paper's.
-    masks = {form: "dti" if (paradigm, form) == ("sliding_window", STREAMING) else paradigm for form in FORMS}
+    masks = {ONE: paradigm, STREAMING: paradigm.in_streams()}  # as in the evaluation
     model = model_of(settings, store, paradigm).eval()
     tokens = settings.training.tokens_per_batch
 
     def scored(form: str) -> None:
-        model.paradigm = masks[form]
-        score(model, plans[form], np.arange(len(plans[form])), tokens, CPU)
+        score(model, plans[form], np.arange(len(plans[form])), tokens, CPU, paradigm=masks[form])
 
     def states() -> ItemStates:
         made = ItemStates(model, CPU)
@@ -65,13 +64,13 @@ def measure(settings: config.Config, store: TokenStore, paradigm: str, repeats: 
 
     calls: dict[str, Callable[[], object]] = {form: partial(scored, form) for form in FORMS}
     targets = int(plans[ONE].targets().sum())
-    if paradigm == "dti_isolated":
+    if paradigm.items_stand_alone:
         calls[KEPT] = partial(states().score, *_histories(store, plans[ONE]))
         calls["making the states"] = states
     seconds = {form: statistics.median(times) for form, times in alternate(calls, repeats).items()}
     return [
         {
-            "paradigm": paradigm,
+            "paradigm": paradigm.name,
             "form": form,
             "targets": targets if form in (*FORMS, KEPT) else None,
             "seconds": round(taken, 3),

@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 
 from benchmarks.lib.harness import parser, prepared, publish
 from benchmarks.lib.timing import gpus
-from benchmarks.lib.training import model_of, rows_of, trainer_of
+from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline import config
 from dti_pipeline.config import Config, LoraConfig
 from dti_pipeline.evaluation import bootstrap, metrics
-from dti_pipeline.modeling import float8
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.network.storage import save
+from dti_pipeline.modeling.speed import float8
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paradigms import DTI
 from dti_pipeline.paths import Paths
-from dti_pipeline.training.optimizer import optimizer_for
 
-PARADIGM = "dti"
 LORA = LoraConfig(rank=16, alpha=32, target_modules=("q_proj", "v_proj"))
 TINY = ("synth.users=40", "synth.interactions_per_user=40", "model.hidden_size=32", "model.intermediate_size=48")
 
@@ -92,7 +92,7 @@ class Bench:
         self.store, self.cpu = store, cpu
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
         self.device = self.accelerator.device
-        self.test, _ = rows_of(self.settings, store, PARADIGM, "test")
+        self.test, _ = rows_of(self.settings, store, DTI, "test")
         target = np.sort(self.test.first_target)  # single-target prompts, in the order of their scores
         self.label = store.label[target]
         protocol = settings.evaluation
@@ -103,7 +103,7 @@ class Bench:
 
     def base(self, folder: Path, share: float, epochs: float) -> Trained:
         """Train every weight from scratch, without dropout, on a share of the users, and save the model."""
-        every = int(rows_of(self.settings, self.store, PARADIGM)[0].targets().sum())
+        every = int(rows_of(self.settings, self.store, DTI)[0].targets().sum())
         settings = replace(
             self.settings,
             packing=replace(self.settings.packing, max_targets=max(1, round(share * every))),
@@ -126,23 +126,20 @@ class Bench:
 
     def _train(self, settings: Config, folder: Path | None = None, rounds: bool = False) -> Trained:
         training = settings.training
-        rows, _ = rows_of(settings, self.store, PARADIGM)
+        rows, _ = rows_of(settings, self.store, DTI)
         set_seed(training.seed)
         pooled = self.settings.model.summaries == "pooled"  # of the base; a checkpoint from elsewhere has none
         model = model_of(
-            settings, self.store, PARADIGM, prefix_length=len(self.store.prefix), pooled=pooled,
+            settings, self.store, DTI, prefix_length=len(self.store.prefix), pooled=pooled,
             frozen_dtype=getattr(torch, training.dtype),
         )  # fmt: skip
-        model.freeze(self.device)
         if rounds and self.cpu:
             float8.replace(decoder_of(model.lm).layers)
-        optimizer = optimizer_for(model, training)
-        if not self.cpu:
-            model.compile_layers()
+        optimizer = ready(model, self.device, training)
         trainer = trainer_of(self.accelerator.prepare(model), optimizer, self.accelerator, training, rows)
         trainer.run(lambda: False)
         if folder is not None:
-            model.save(folder)
+            save(model, folder)
         model.eval()
         autocast = None if self.cpu else torch.bfloat16
         most = settings.evaluation.tokens_per_batch

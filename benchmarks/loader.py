@@ -17,11 +17,12 @@ import torch
 from benchmarks.lib.harness import log_of, parser, publish
 from benchmarks.lib.timing import median_seconds
 from dti_pipeline import config
-from dti_pipeline.modeling.batch import Batch
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore, read_columns, write_columns
+from dti_pipeline.paradigms import named
 
 #: Row length and tokens of a batch: short rows, a micro-batch of a large model, one of a small model.
 SIZES = ((1024, 8192), (8192, 8192), (8192, 131072))
@@ -43,7 +44,7 @@ def main() -> None:
 def measure(name: str, row_length: int, batch_tokens: int, store: TokenStore, scratch: Path) -> dict[str, Any]:
     paradigm, k = PLANS[name]
     settings = config.from_plain(config.Config, {"packing": {"context": 20, "targets": k, "row_length": row_length}})
-    _, cut, row = plan_rows(settings, store, paradigm, "train")
+    _, cut, row = plan_rows(settings, store, named(paradigm), "train")
     path = scratch / "plan.arrow"
     write_columns(path, {"row": row, "start": cut.start, "first_target": cut.first_target, "stop": cut.stop})
     columns = read_columns(path)

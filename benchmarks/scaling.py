@@ -37,13 +37,14 @@ from benchmarks.lib.harness import parser, publish
 from benchmarks.lib.kernels import profiled
 from benchmarks.lib.llama import CONTEXT
 from benchmarks.lib.timing import between, forget_peak_memory, gpus, mark, peak_memory_gib
+from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
 from dti_pipeline.training.loader import Work
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.sharding import shard
 from dti_pipeline.training.train import DDP
 
-K = {"dti": 50, "sliding_window": 1}
+K = {DTI: 50, SLIDING_WINDOW: 1}
 #: Name -> weights that are trained, and training.sharding.
 CASES = {"lora_ddp": ("lora", "none"), "full_fsdp": ("full", "full"), "lora_fsdp": ("lora", "full")}
 
@@ -93,12 +94,11 @@ class Bench:
         torch.manual_seed(7)
         dtype = torch.float32 if cpu or trained == "full" else torch.bfloat16
         settings = llama.lora(shape, 16 if trained == "lora" else 0)
-        model = llama.model(shape, settings, CONTEXT, self.given.tokens, self.device, dtype).train()
-        if sharding == "full" and self.world > 1:
+        sharded = sharding == "full" and self.world > 1
+        model = llama.model(shape, settings, CONTEXT, self.given.tokens, self.device, dtype, compiled=not sharded)
+        if sharded:
             shard(model, self._mesh(world), None if cpu else torch.bfloat16)
-        elif not cpu:
-            model.compile_layers()
-        return model
+        return model.train()
 
     def _mesh(self, world: int) -> DeviceMesh:
         """All processes; or each by itself."""
@@ -107,7 +107,7 @@ class Bench:
             return init_device_mesh(kind, (self.world,))
         return init_device_mesh(kind, (self.world, 1), mesh_dim_names=("others", "itself"))["itself"]
 
-    def work(self, paradigm: str, shape: Shape) -> Work:
+    def work(self, paradigm: Paradigm, shape: Shape) -> Work:
         """One row, of this process's own users."""
         given, seed = self.given, self.accelerator.process_index
         plan, _ = llama.plan(K[paradigm], given.tokens, given.tokens_per_interaction, shape.vocabulary, seed=seed)
@@ -152,9 +152,9 @@ def without_memory(case: str) -> Iterator[None]:
         print(f"no memory for {case}: {str(error).splitlines()[0]}", flush=True)
 
 
-def alone(bench: Bench, case: str, shape: Shape, paradigms: list[str]) -> dict[str, Times]:
+def alone(bench: Bench, case: str, shape: Shape, paradigms: list[Paradigm]) -> dict[Paradigm, Times]:
     """The first process by itself, while the others wait. All compile at one time."""
-    times: dict[str, Times] = {}
+    times: dict[Paradigm, Times] = {}
     with without_memory(f"{case} alone"):
         model = bench.model(shape, *CASES[case], world=1)
         trainer = llama.trainer(model, model, bench.itself())
@@ -171,7 +171,7 @@ def alone(bench: Bench, case: str, shape: Shape, paradigms: list[str]) -> dict[s
 
 
 def together(
-    bench: Bench, case: str, shape: Shape, paradigms: list[str], reference: dict[str, Times]
+    bench: Bench, case: str, shape: Shape, paradigms: list[Paradigm], reference: dict[Paradigm, Times]
 ) -> Iterator[dict[str, Any]]:
     """All processes: a row a paradigm."""
     trained, sharding = CASES[case]
@@ -195,14 +195,14 @@ def together(
 
 
 def facts(
-    bench: Bench, case: str, shape: Shape, paradigm: str, work: Work, processes: int, times: Times
+    bench: Bench, case: str, shape: Shape, paradigm: Paradigm, work: Work, processes: int, times: Times
 ) -> dict[str, Any]:
     seconds = times.step / 1000
     return {
         "trained": CASES[case][0],
         "sharding": CASES[case][1],
         "model": shape.name,
-        "paradigm": paradigm,
+        "paradigm": paradigm.name,
         "k": K[paradigm],
         "n": CONTEXT,
         "tokens_per_interaction": bench.given.tokens_per_interaction,
@@ -237,13 +237,13 @@ def main() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     bench = Bench(given)
     rows: list[dict[str, Any]] = []
-    lora_alone: dict[str, Times] | None = None
+    lora_alone: dict[Paradigm, Times] | None = None
     for case in given.cases:
         if bench.slowest(Times(float(time.monotonic() >= end), 0.0)).step:
             print(f"no time left for {case}", flush=True)
             continue
         shape = llama.shape_named(given.shape if CASES[case][0] == "lora" else given.full_shape, given.layers)
-        paradigms = list(K) if case == "lora_ddp" else ["dti"]
+        paradigms = list(K) if case == "lora_ddp" else [DTI]
         # LoRA fits one GPU whole: sharding it is compared with that, once it is known.
         reference = lora_alone if case == "lora_fsdp" else None
         if reference is None:

@@ -40,6 +40,7 @@ from benchmarks.lib.kernels import draw, profiled
 from benchmarks.lib.llama import CONTEXT
 from benchmarks.lib.timing import affordable, between, forget_peak_memory, gpus, mark, peak_memory_gib
 from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.paradigms import DTI, DTI_GROWING, DTI_ISOLATED, SLIDING_WINDOW, Paradigm
 from dti_pipeline.planning import cost
 from dti_pipeline.planning.shape import SHAPES
 from dti_pipeline.training.loader import Work
@@ -49,7 +50,7 @@ from dti_pipeline.training.loader import Work
 class Variant:
     """A paradigm at one k, with or without the paper's fixes."""
 
-    paradigm: str
+    paradigm: Paradigm
     k: int
     form: str = "packed"  # dense: a batch of single prompts, without a mask
     sum_position: str = "rope"
@@ -61,24 +62,24 @@ class Variant:
         return " ".join(fix for fix, default in fixes if fix != default)
 
     def has(self, word: str) -> bool:
-        return word in (self.paradigm, self.form, f"k{self.k}", *self.fixes.split())
+        return word in (self.paradigm.name, self.form, f"k{self.k}", *self.fixes.split())
 
 
 #: The most important ones first: time may run out.
 VARIANTS = (
-    Variant("sliding_window", 1, "dense"),
-    Variant("sliding_window", 1),
-    Variant("dti", 50),
-    Variant("dti", 180),
-    Variant("dti", 50, sum_position="nope_alibi", forgetting="linear"),
-    Variant("dti_growing", 50),
-    Variant("dti_isolated", 50),
-    Variant("dti", 5),
-    Variant("dti", 50, sum_position="rope_alibi"),
-    Variant("dti", 50, forgetting="linear"),
-    Variant("dti", 50, sum_position="nope_alibi"),
-    Variant("dti", 10),
-    Variant("dti", 20),
+    Variant(SLIDING_WINDOW, 1, "dense"),
+    Variant(SLIDING_WINDOW, 1),
+    Variant(DTI, 50),
+    Variant(DTI, 180),
+    Variant(DTI, 50, sum_position="nope_alibi", forgetting="linear"),
+    Variant(DTI_GROWING, 50),
+    Variant(DTI_ISOLATED, 50),
+    Variant(DTI, 5),
+    Variant(DTI, 50, sum_position="rope_alibi"),
+    Variant(DTI, 50, forgetting="linear"),
+    Variant(DTI, 50, sum_position="nope_alibi"),
+    Variant(DTI, 10),
+    Variant(DTI, 20),
 )
 ROWS = 3  # different ones of each variant, a micro-batch each
 
@@ -123,8 +124,6 @@ class Bench:
         dtype = torch.float32 if cpu else torch.bfloat16
         self.model = llama.model(self.shape, settings, CONTEXT, 2 * given.tokens, self.device, dtype).train()
         self.adapters = sum(p.numel() for n, p in self.model.trained().items() if "lora" in n)
-        if not cpu:
-            self.model.compile_layers()
         self.trainer = llama.trainer(self.model, accelerator.prepare(self.model), accelerator)
 
     def prepare(self, variant: Variant) -> Measured:
@@ -221,7 +220,7 @@ def warmed_up(bench: Bench, variants: list[Variant], seconds: float, steps: int)
 def table(bench: Bench, measured: list[Measured]) -> list[dict[str, Any]]:
     """A row a variant; speed-ups are over the fastest form of the sliding window, bounds are arithmetic's."""
     given, targets = bench.given, bench.given.targets_per_step
-    baselines = [one for one in measured if one.variant.paradigm == "sliding_window"]
+    baselines = [one for one in measured if one.variant.paradigm is SLIDING_WINDOW]
     base = min(baselines, key=lambda one: one.seconds(targets), default=None)
     rows = []
     for one in measured:
@@ -229,7 +228,7 @@ def table(bench: Bench, measured: list[Measured]) -> list[dict[str, Any]]:
         batch = one.work[0].passes[0]
         rows.append(
             {
-                "paradigm": variant.paradigm,
+                "paradigm": variant.paradigm.name,
                 "form": variant.form,
                 "fixes": variant.fixes,
                 "k": variant.k,
@@ -261,8 +260,8 @@ def profile(bench: Bench, measured: list[Measured], name: str, path: Path) -> No
     steps = {name_of(one): profiled(lambda one=one: bench.step(one)) for one in measured}
     rows = [{"step": step} | {f"{kind} ms": time for kind, time in spent.items()} for step, spent in steps.items()]
     publish(f"{name}_profile", rows, bench.given, gpus=gpus(bench.device))
-    sliding = min((one for one in measured if one.variant.paradigm == "sliding_window"), key=lambda one: one.seconds(1))
-    dti = next(one for one in measured if one.variant == Variant("dti", 50))
+    sliding = min((one for one in measured if one.variant.paradigm is SLIDING_WINDOW), key=lambda one: one.seconds(1))
+    dti = next(one for one in measured if one.variant == Variant(DTI, 50))
     draw({name: steps[name] for name in map(name_of, (sliding, dti))}, path)
 
 

@@ -19,11 +19,11 @@ from accelerate import Accelerator
 
 from benchmarks.lib.harness import ROOT, parser, prepared, publish
 from benchmarks.lib.timing import alternate
-from benchmarks.lib.training import model_of, rows_of, trainer_of
+from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline import config
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.paradigms import BASELINE, PARADIGMS, Paradigm
+from dti_pipeline.paths import Paths
 
 
 def main() -> None:
@@ -38,21 +38,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         prepared(Path(scratch), given.settings)
         store = TokenStore.open(Paths(Path(scratch)).tokens)
-        sides = {name: Side(settings, store, name) for name in PARADIGMS}
+        sides = {paradigm.name: Side(settings, store, paradigm) for paradigm in PARADIGMS}
         seconds = alternate({name: side.step for name, side in sides.items()}, given.steps)
     rate = {name: side.targets / statistics.median(seconds[name]) for name, side in sides.items()}
     tokens = {name: side.tokens / side.targets for name, side in sides.items()}
     rows = [
         {
             "paradigm": name,
-            "k": 1 if name == "sliding_window" else settings.packing.targets,
+            "k": 1 if name == BASELINE.name else settings.packing.targets,
             "n": settings.packing.context,
             "tokens_per_target": round(tokens[name], 2),
             "targets_per_step": side.targets,
             "targets_per_second": round(rate[name], 1),
             "tokens_per_second": round(rate[name] * tokens[name]),
-            "speedup": round(rate[name] / rate["sliding_window"], 2),
-            "fewer_tokens": round(tokens["sliding_window"] / tokens[name], 2),
+            "speedup": round(rate[name] / rate[BASELINE.name], 2),
+            "fewer_tokens": round(tokens[BASELINE.name] / tokens[name], 2),
         }
         for name, side in sides.items()
     ]
@@ -62,11 +62,11 @@ def main() -> None:
 class Side:
     """One paradigm in training. ``targets`` and ``tokens`` are a step's, on average."""
 
-    def __init__(self, settings: config.Config, store: TokenStore, paradigm: str) -> None:
+    def __init__(self, settings: config.Config, store: TokenStore, paradigm: Paradigm) -> None:
         rows, _ = rows_of(settings, store, paradigm)
         torch.manual_seed(settings.training.seed)
         model = model_of(settings, store, paradigm).train()
-        optimizer = optimizer_for(model, settings.training)
+        optimizer = ready(model, torch.device("cpu"), settings.training)
         self._trainer = trainer_of(model, optimizer, Accelerator(cpu=True), settings.training, rows)
         self._loader = self._trainer.loader
         work = [self._loader.work(number) for number in range(min(8, self._loader.steps.count))]

@@ -256,7 +256,7 @@ def draw_mask(
 
     Example: `dti mask --paradigm dti --context 2 --targets 4 --tokens 3`
     """
-    from dti_pipeline.modeling import draw
+    from dti_pipeline.modeling.masks import draw
 
     with _exit_codes():
         if paradigm is not None:

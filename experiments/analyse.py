@@ -32,7 +32,8 @@ from dti_pipeline.evaluation import interactions, metrics
 from dti_pipeline.evaluation.bootstrap import Array, Interval, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.packing.pack import limit
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import names
+from dti_pipeline.paths import Paths
 from experiments.grid import BASELINE, FACTS, SHOWN, Grid
 from experiments.run import PREDICTIONS, ROW
 
@@ -132,7 +133,7 @@ def gather(grid: Grid, work: Path) -> list[Row]:
         if "error" in found.setdefault(row["config"], row):
             found[row["config"]] = row
     others = sorted(
-        (row for row in found.values() if row["paradigm"] not in PARADIGMS),
+        (row for row in found.values() if row["paradigm"] not in names()),
         key=lambda row: (row["dataset"], row["paradigm"], row["n"], row["seed"]),
     )
     rows = [found[run.digest] | run.facts() for run in grid.runs if run.digest in found] + others
@@ -224,7 +225,7 @@ def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
 def speedup(row: Row, against: Row | None, rows: Iterable[Row]) -> float | None:
     """Targets a second over the sliding window's, both measured alone on one machine: of the row and of ``against``
     where both were, else of other trainings of the same work."""
-    if row["paradigm"] not in PARADIGMS or row["paradigm"] == BASELINE:
+    if row["paradigm"] not in names() or row["paradigm"] == BASELINE:
         return None
     if against is not None and alone(against) and alone(row) and against["hardware"] == row["hardware"]:
         return round(row["targets_per_second"] / against["targets_per_second"], 3)
@@ -234,7 +235,7 @@ def speedup(row: Row, against: Row | None, rows: Iterable[Row]) -> float | None:
 
 def fewer_tokens(row: Row, rows: Iterable[Row]) -> float | None:
     """The sliding window's tokens a target over the row's: the bound of a speed-up where time goes with tokens."""
-    if row["paradigm"] not in PARADIGMS or row["paradigm"] == BASELINE:
+    if row["paradigm"] not in names() or row["paradigm"] == BASELINE:
         return None
     found = [r for r in rows if r["paradigm"] == BASELINE and all(r[key] == row[key] for key in ("dataset", "n"))]
     return round(found[-1]["tokens_per_target"] / row["tokens_per_target"], 3) if found else None

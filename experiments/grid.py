@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import yaml
 
+from dti_pipeline import paradigms
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.plain import from_plain, nearest
 
-BASELINE = "sliding_window"
+BASELINE = paradigms.BASELINE.name
 #: Sections of params.yaml that shape a log's events, those that shape its tokens, and those of a run beside them.
 LOG_SECTIONS = ("synth", "events", "split")
 DATA_SECTIONS = (*LOG_SECTIONS, "tokens")
@@ -62,7 +62,7 @@ class Group:
 
     name: str = ""
     data_sets: tuple[str, ...] = ()
-    paradigms: tuple[str, ...] = PARADIGMS
+    paradigms: tuple[str, ...] = paradigms.names()
     k: tuple[int | Literal["all"], ...] = ()
     n: tuple[int, ...] = ()
     fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
@@ -294,7 +294,7 @@ def _check_names(grid: Grid) -> None:
             )
     options = {
         "data_sets": list(grid.data_sets),
-        "paradigms": list(PARADIGMS),
+        "paradigms": list(paradigms.names()),
         "fixes": ["", *grid.fixes],
         "models": ["", *grid.models],
     }

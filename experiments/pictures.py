@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from dti_pipeline.evaluation.plots import STYLES, logarithmic, plain, save
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.evaluation.plots import logarithmic, plain, save
+from dti_pipeline.paradigms import named, names
 from dti_pipeline.planning.cost import token_speedup
 from experiments import analyse
 from experiments.analyse import Line, Row
@@ -169,7 +169,7 @@ def _curves(
     curves: Curves = {}
     for line in lines:
         x, y = point(line)
-        if x is not None and y is not None and line["paradigm"] in STYLES:
+        if x is not None and y is not None and line["paradigm"] in names():
             variant = " ".join(part for part in (line["fixes"], line["model"]) if part)
             curves.setdefault(panel(line), {}).setdefault((line["paradigm"], variant), []).append((x, y))
     return curves
@@ -186,11 +186,11 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
         plain(axes)
         axes.set_title(name)
         variants = list(dict.fromkeys(variant for _, variant in panel))
-        for (paradigm, variant), points in sorted(panel.items(), key=lambda item: PARADIGMS.index(item[0][0])):
-            colour, style, marker = STYLES[paradigm]
+        for (paradigm, variant), points in sorted(panel.items(), key=lambda item: names().index(item[0][0])):
+            style, fill = named(paradigm).style, FILLS[variants.index(variant) % len(FILLS)]
             axes.plot(
-                *zip(*sorted(points), strict=True), color=colour, linestyle=style, marker=marker, markersize=6,
-                fillstyle=FILLS[variants.index(variant) % len(FILLS)], label=f"{paradigm} {variant}".strip(),
+                *zip(*sorted(points), strict=True), color=style.colour, linestyle=style.line, marker=style.marker,
+                markersize=6, fillstyle=fill, label=f"{paradigm} {variant}".strip(),
             )  # fmt: skip
         finish(axes)
         axes.legend(fontsize="small", frameon=False)

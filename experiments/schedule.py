@@ -176,7 +176,8 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
 def _tokens(run: Run, paths: Paths) -> float | None:
     from dti_pipeline.packing.pack import plan_rows
     from dti_pipeline.packing.store import TokenStore
+    from dti_pipeline.paradigms import named
 
     if not (paths.tokens / artifacts.MANIFEST).is_file():
         return None
-    return plan_rows(run.config, TokenStore.open(paths.tokens), run.paradigm, "train")[0]["tokens"]
+    return plan_rows(run.config, TokenStore.open(paths.tokens), named(run.paradigm), "train")[0]["tokens"]

@@ -18,15 +18,17 @@ from transformers import LlamaConfig
 
 from benchmarks.lib.training import trainer_of
 from dti_pipeline.config import LoraConfig, ModelConfig, TrainingConfig
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.attention import View
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import intervals
+from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.batch_attention import BatchAttentionBuilder
+from dti_pipeline.modeling.network.compilation import compile_parts
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.uniform import SPECIAL, uniform_store
+from dti_pipeline.paradigms import DTI, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
 from dti_pipeline.training.loader import Work
 from dti_pipeline.training.loop import Trainer
@@ -112,38 +114,56 @@ def work(plan: Rows, wanted: np.ndarray, device: torch.device) -> Work:
     return Work(step, [batch.pin() if device.type == "cuda" else batch], int((layout.kind != Kind.PAD).sum()))
 
 
-class Model(CTRModel):
-    """The project's model; with ``dense``, for rows that hold one sliding-window prompt each.
+class Causal:
+    """An attention backend: torch's fused causal kernels, for rows that hold one sliding-window prompt each.
 
     In such a row plain causal attention lets every [SUM] see the same tokens as its mask: only the label behind it sees
     more, and nothing reads that label. So the baseline may use the fastest causal kernel there is, without any mask.
     """
 
-    dense = False
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: Any) -> Tensor:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
 
-    def switch(self, paradigm: str, dense: bool, sum_position: str, forgetting: str) -> None:
-        """Compute something else with the same weights: 16 GB of them are there once."""
-        self.paradigm, self.dense = paradigm, dense
+
+class DenseBuilder(BatchAttentionBuilder):
+    """Batches under :class:`Causal`."""
+
+    def _backend(self, *batch: Any) -> Backend:
+        return Causal()
+
+
+class Model(CTRModel):
+    """The project's model, which can be switched from variant to variant: its 16 GB of weights are there once."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        dense = DenseBuilder(self.lm, self.settings, self.context, self.has_prefix, self.plan)
+        self._builders = {False: self.attention, True: dense}
+
+    def switch(self, paradigm: Paradigm, dense: bool, sum_position: str, forgetting: str) -> None:
+        """Compute something else with the same weights; ``dense``: rows hold one sliding-window prompt each."""
+        self.paradigm = paradigm
         self.settings = replace(self.settings, sum_position=sum_position, forgetting=forgetting)
-        self._largest.clear()  # no variant computes what another needs
+        plan = self.make_plan(self.plan.device, self.plan.compute)
+        self.attention = self._builders[dense]
+        self.attention.settings, self.attention.plan = self.settings, plan
+        self.attention._largest.clear()  # no variant computes what another needs
 
-    def view(self, batch: Batch, embedded: Tensor, narrow: bool = False) -> View:
+    def batch_attention(self, *batch: Any) -> BatchAttention:
         with record_function("mask"):
-            if not self.dense:
-                return super().view(batch, embedded, narrow)
-            spans = intervals(batch.tokens, self.paradigm, self.context)
-            return View(recall=causal, sums=self._sum_rows(batch, spans, embedded) if narrow else None, narrow=narrow)
-
-
-def causal(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(B, H, L, D): causal attention by torch's fused kernels, in the place of the masked one."""
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+            return super().batch_attention(*batch)
 
 
 def model(
-    shape: Shape, settings: ModelConfig, context: int, row_length: int, device: torch.device, dtype: torch.dtype
+    shape: Shape,
+    settings: ModelConfig,
+    context: int,
+    row_length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool = True,
 ) -> Model:
-    """A :class:`Model` of ``shape``, its weights in ``dtype``; those of its adapters in fp32."""
+    """A :class:`Model` of ``shape``, its weights in ``dtype``, those of its adapters in fp32; compiled on a GPU."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -157,8 +177,10 @@ def model(
         tie_word_embeddings=shape.tied,
     )
     lm = backbone.random_weights(config, device, dtype)
-    made = Model(settings, "dti", context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=dtype, lm=lm)
-    made.freeze(device)
+    made = Model(settings, DTI, context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=dtype, lm=lm)
+    made.place(made.make_plan(device, torch.bfloat16 if device.type == "cuda" else torch.float32))
+    if compiled and device.type == "cuda":
+        compile_parts(made)
     return made
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.paradigms import Paradigm, Reach
 from dti_pipeline.planning.shape import Shape
 
 #: FLOP of attention for one visible pair of tokens and one head dimension: forward 2 products (scores, values) of 2
@@ -39,7 +40,7 @@ def token_speedup(n: float, c: float, k: float) -> float:
 
 
 def visible_pairs(
-    paradigm: str,
+    paradigm: Paradigm,
     prompts: Prompts,
     lengths: NDArray[np.int32],
     position: NDArray[np.int32],
@@ -49,8 +50,8 @@ def visible_pairs(
     """Pairs (query, key) that the masks of these prompts let through: what attention has to compute.
 
     ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
-    history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visible`; a kernel that works in blocks
-    computes more. Cost: O(m + prompts).
+    history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visibility.visible`; a kernel that
+    works in blocks computes more. Cost: O(m + prompts).
     """
     length = lengths.astype(np.int64)
     m = len(length)
@@ -63,24 +64,24 @@ def visible_pairs(
     own = _between(_sums(length * (length + 1) // 2), start, stop)  # every token but [SUM] in its own interaction
     own += _between(before, first, stop)  # [SUM]: its text and itself, as many as text and label
 
-    def growing(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
+    def whole_prompt(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
         """Queries with ``weight`` in rows [begin, end), each seeing all of its prompt before its interaction."""
         seen = _between(_sums(weight * before[:m]), begin, end)
         weights = _sums(weight)
         return seen - int((before[start] * (weights[end] - weights[begin])).sum())
 
-    one = np.ones(m, np.int64)
-    if paradigm in ("sliding_window", "dti_growing"):
-        past = growing(length, start, stop) + growing(one, first, stop)
-    elif paradigm == "dti":
+    def past(reach: Reach, weight: NDArray[np.int64], begin: NDArray[np.int64]) -> int:
+        """Queries with ``weight`` in rows [begin, stop), each seeing earlier interactions as far as ``reach``."""
+        if reach is Reach.ITEM:
+            return 0
+        if reach is Reach.PROMPT:
+            return whole_prompt(weight, begin, stop)
         # No context interaction is further than n from the prompt's start, so none has left a window.
-        past = growing(length, start, first) + _between(_sums((length + 1) * in_window), first, stop)
-    elif paradigm == "dti_isolated":
-        past = _between(_sums(in_window), first, stop)
-    else:
-        raise ValueError(f"unknown paradigm {paradigm!r}")
+        return whole_prompt(weight, begin, first) + _between(_sums(weight * in_window), first, stop)
+
+    earlier = past(paradigm.text, length, start) + past(paradigm.sums, np.ones(m, np.int64), first)
     tokens = _between(before, start, stop) + targets
-    return own + past + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
+    return own + earlier + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
 
 
 def _sums(x: NDArray[np.int64]) -> NDArray[np.int64]:

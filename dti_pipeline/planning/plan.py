@@ -10,11 +10,11 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing.pack import plan_rows, targets_per_prompt
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.uniform import uniform_store
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import BASELINE, named, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
 
-BASELINE = "sliding_window"
 #: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
 #: shape of an 8B model on an H100, 546 (dti) to 581 (sliding window) of 989 TFLOP/s. A model of a few million weights
 #: is held up by everything else and reaches a small part of it.
@@ -56,22 +56,22 @@ def plan(
         "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }
     total = sum(memory.values())
-    paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in PARADIGMS}
-    base = paradigms[BASELINE]
+    paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
+    base = paradigms[BASELINE.name]
     speed = card.teraflops * 1e12 * utilisation * config.training.processes
     for name, row in paradigms.items():
         row["hours"] = row["flop"] / speed / 3600
-        k = config.packing.targets if name != BASELINE else 1
+        k = config.packing.targets if name != BASELINE.name else 1
         k = row["targets"] / row["prompts"] if k == "all" else k
         row["speedup_formula"] = cost.token_speedup(config.packing.context, log["tokens_per_interaction"], k)
-        if name == BASELINE:
+        if name == BASELINE.name:
             row["speedup_formula"] = 1.0
         row["speedup_tokens"] = base["tokens_per_target"] / row["tokens_per_target"]
         row["speedup_flop"] = base["flop"] / row["flop"]
     return {
         "log": log,
         "context": config.packing.context,
-        "targets_per_prompt": targets_per_prompt(config, "train", "dti") or "all",
+        "targets_per_prompt": targets_per_prompt(config, "train_streaming", BASELINE) or "all",
         "row_length": config.packing.row_length,
         "epochs": config.training.epochs,
         "model": {
@@ -123,9 +123,10 @@ def _log(
 
 def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | None, name: str) -> dict[str, Any]:
     """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included."""
-    counts, prompts, _ = plan_rows(config, store, name, "train")
+    paradigm = named(name)
+    counts, prompts, _ = plan_rows(config, store, paradigm, "train")
     pairs = cost.visible_pairs(
-        name, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
+        paradigm, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
     )
     slots = counts["rows"] * config.packing.row_length
     flop = cost.training_flop(shape, slots, pairs, counts["targets"], adapters)
@@ -138,15 +139,15 @@ def measured(paths: Paths) -> dict[str, dict[str, Any]]:
     the same hardware was from the ratio of their tokens a target (``off_formula`` = measured / formula - 1)."""
     runs = {
         name: artifacts.read(paths.model(name), "train").report
-        for name in PARADIGMS
+        for name in names()
         if (paths.model(name) / artifacts.MANIFEST).is_file()
     }
-    base = runs.get(BASELINE)
+    base = runs.get(BASELINE.name)
     found = {}
     for name, run in runs.items():
         keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
         row = {key: run[key] for key in keys}
-        if base is not None and name != BASELINE and base["hardware"] == run["hardware"]:
+        if base is not None and name != BASELINE.name and base["hardware"] == run["hardware"]:
             row["speedup"] = run["targets_per_second"] / base["targets_per_second"]
             row["speedup_formula"] = base["tokens_per_target"] / run["tokens_per_target"]
             row["off_formula"] = row["speedup"] / row["speedup_formula"] - 1

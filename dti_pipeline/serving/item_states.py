@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.attention import View
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
+from dti_pipeline.modeling.attention.layers import LayerInput
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing import best_fit
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, bounds, split
@@ -55,7 +56,7 @@ class ItemStates:
 
     def __post_init__(self) -> None:
         model = self.model
-        if model.paradigm != "dti_isolated":
+        if not model.paradigm.items_stand_alone:
             raise InputError(f"item states depend on histories in a model of paradigm {model.paradigm}")
         if model.has_prefix:
             raise InputError("item states depend on histories in a model with a prefix: every item sees it")
@@ -102,18 +103,14 @@ class ItemStates:
     def _states(self, batch: Batch, at: tuple[Tensor, Tensor], sums: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; fills in ``sums``."""
         row, slot = (x.to(self.device) for x in at)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
         with self._precision():
             embedded = self.model.embed(batch)
             sums[batch.target // 2] = embedded.reshape(-1, embedded.shape[-1])[batch.sum_index].float()
             cos, sin = backbone.decoder_of(self.model.lm).rotary_emb(embedded, position_ids=batch.position)
-
-            def watch(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: object) -> None:
-                taken = (unrotate(key, cos, sin).transpose(1, 2)[row, slot], value.transpose(1, 2)[row, slot])
-                found[module.layer_idx] = taken
-
-            self.model.states(embedded, batch.position, replace(self.model.view(batch, embedded), watch=watch))
-        return found
+            attention = self.model.batch_attention(batch, embedded)
+            keeping = _Keeping(attention.backend, row, slot, cos, sin)
+            self.model.states(embedded, batch.position, replace(attention, backend=keeping))
+        return keeping.found
 
     @torch.no_grad()
     def score(
@@ -149,31 +146,65 @@ class ItemStates:
         place = torch.arange(index.shape[1], device=self.device)
         cos, sin = rotary(embedded, position_ids=place[None])
         own_cos, own_sin = rotary(embedded, position_ids=size[:, None])
-        rotated = model.settings.sum_position != "nope_alibi"
         seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
         mask = seen
         if model.settings.sum_position != "rope":
             back = torch.cat([size[:, None] - place, size.new_zeros(len(own), 1)], 1)[:, None, None]
             mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))
-
-        def recall(module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            past = self.keys[module.layer_idx][index].transpose(1, 2)
-            if rotated:
-                past = rotate(past, cos, sin).to(key.dtype)
-            else:
-                query, key = (unrotate(x, own_cos, own_sin).to(past.dtype) for x in (query, key))
-            return scaled_dot_product_attention(
-                query,
-                torch.cat([past, key], 2),
-                torch.cat([self.values[module.layer_idx][index].transpose(1, 2), value], 2),
-                attn_mask=mask if mask.dtype == torch.bool else mask.to(query.dtype),
-                scale=scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-
+        unrotated = (own_cos, own_sin) if model.settings.sum_position == "nope_alibi" else None
         with self._precision():
-            hidden = model.states(embedded, size[:, None], View(recall=recall))
+            recalling = _Recalling(self, index, mask, (cos, sin), unrotated)
+            hidden = model.states(embedded, size[:, None], BatchAttention(recalling))
             return model.logits(hidden[:, 0])
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+
+@dataclass
+class _Keeping:
+    """An attention backend that keeps, un-rotated, the keys and values of some tokens in every layer."""
+
+    inner: Backend
+    row: Tensor  # (tokens,) which are kept
+    slot: Tensor
+    cos: Tensor
+    sin: Tensor
+    found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
+    ) -> Tensor:
+        at = (self.row, self.slot)
+        plain = unrotate(key, self.cos, self.sin)
+        self.found[module.layer_idx] = (plain.transpose(1, 2)[at], value.transpose(1, 2)[at])
+        return self.inner.attend(module, query, key, value, scale, layer)
+
+
+@dataclass(frozen=True)
+class _Recalling:
+    """An attention backend of one [SUM] a row: it reads kept keys and values, and its own."""
+
+    states: ItemStates
+    index: Tensor  # (T, S) of the bank
+    mask: Tensor  # bool, or a bias
+    places: tuple[Tensor, Tensor]  # rotary embedding of the keys
+    own: tuple[Tensor, Tensor] | None  # of the [SUM], where neither query nor keys carry positions
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
+    ) -> Tensor:
+        number = module.layer_idx
+        past = self.states.keys[number][self.index].transpose(1, 2)
+        if self.own is None:
+            past = rotate(past, *self.places).to(key.dtype)
+        else:
+            query, key = (unrotate(x, *self.own).to(past.dtype) for x in (query, key))
+        return scaled_dot_product_attention(
+            query,
+            torch.cat([past, key], 2),
+            torch.cat([self.states.values[number][self.index].transpose(1, 2), value], 2),
+            attn_mask=self.mask if self.mask.dtype == torch.bool else self.mask.to(query.dtype),
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )

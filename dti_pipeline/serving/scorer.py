@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
@@ -74,7 +74,7 @@ class Scorer:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
-        scorer = cls(manifest, ctr_model.load(folder, chosen), load_tokenizer(folder), titles, chosen)
+        scorer = cls(manifest, load(folder, chosen), load_tokenizer(folder), titles, chosen)
         if not cache_items:
             return scorer
         return replace(scorer, states=ItemStates(scorer.model, chosen, scorer._autocast))

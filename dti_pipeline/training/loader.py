@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dti_pipeline.modeling.batch import Batch, Room
+from dti_pipeline.modeling.network.batch import Batch, Room
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import train_step
 from benchmarks.lib import kernels, llama, timing
+from dti_pipeline.paradigms import DTI, SLIDING_WINDOW
 from tests.code.test_benchmarks import bench
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
     gradients = []
     logits = []
     for work, is_dense in ((packed, False), (dense, True)):
-        model.switch("sliding_window", is_dense, "rope", "none")
+        model.switch(SLIDING_WINDOW, is_dense, "rope", "none")
         model.zero_grad()
         logits.append(model(work.passes[0]))
         logits[-1].square().sum().backward()
@@ -50,7 +51,7 @@ def test_a_model_that_forgets_is_one_switch_away() -> None:
     batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).passes[0]
     said = []
     for forgetting in ("none", "linear", "none"):
-        model.switch("dti", False, "rope", forgetting)
+        model.switch(DTI, False, "rope", forgetting)
         said.append(model(batch).detach())
     assert torch.equal(said[0], said[2])
     assert not torch.allclose(said[0], said[1], atol=1e-4)

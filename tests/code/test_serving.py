@@ -23,7 +23,7 @@ from dti_pipeline import pipeline
 from dti_pipeline.cli import app
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import CheckFailed, InputError
-from dti_pipeline.modeling.scoring import filled_height
+from dti_pipeline.modeling.network.scoring import filled_height
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Item, Request

@@ -10,8 +10,8 @@ import torch
 from hypothesis import strategies as st
 
 from dti_pipeline.config import Config, ModelConfig
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore

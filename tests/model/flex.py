@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from dti_pipeline.modeling.attention import View, _flex
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.attention.backends import View, _flex
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 
 
 def plain_flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float, enable_gqa: bool,

@@ -15,9 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from dti_pipeline import artifacts
 from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model, probe
-from dti_pipeline.modeling.backbone import SHARPEST, decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
+from dti_pipeline.modeling.network import ctr_model, probe
+from dti_pipeline.modeling.network.backbone import SHARPEST, decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel, network_facts
 from dti_pipeline.plain import to_plain
 from dti_pipeline.planning.shape import shape_of
 from tests.model.architectures import ACCEPTED, SHAPE, write

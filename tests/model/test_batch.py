@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dti_pipeline.modeling.batch import Batch, Room
+from dti_pipeline.modeling.network.batch import Batch, Room
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps

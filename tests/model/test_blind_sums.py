@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import View
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import BlockMasks, dense, intervals, visible
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.backends import View
+from dti_pipeline.modeling.masks.visibility import BlockMasks, dense, intervals, visible
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import TOLERANCE, Log, filled, histories, k_of, small_model

@@ -16,10 +16,10 @@ from torch import distributed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.compiler import allow_graphs
-from dti_pipeline.modeling.masks import block_lists, intervals
+from dti_pipeline.modeling.masks.visibility import block_lists, intervals
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.speed.compiler import allow_graphs
 from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import write
 from tests.model.conftest import TOLERANCE, Log, small_model

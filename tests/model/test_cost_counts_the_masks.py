@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.masks import visible
+from dti_pipeline.modeling.masks.visibility import visible
+from dti_pipeline.modeling.network import backbone
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS

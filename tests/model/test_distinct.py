@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import attention, sum_rows
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distinct import Distinct, sum_by_token
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.speed.distinct import Distinct, sum_by_token
 from tests.model.architectures import write
 from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, small_model, speaking
 from tests.model.test_sum_kernels import interpreted
@@ -176,7 +177,7 @@ def test_shapes_grow_in_few_steps_and_never_shrink(tmp_path: Path) -> None:
 
 def assert_kernel_sums(device: str, dtype: torch.dtype, width: int, runs: list[int]) -> None:
     """Of tokens that stand in so many slots each, anywhere."""
-    from dti_pipeline.modeling.distinct_kernel import launch
+    from dti_pipeline.modeling.speed.distinct_kernel import launch
 
     token = torch.arange(len(runs)).repeat_interleave(torch.tensor(runs))
     token = token[torch.randperm(len(token), generator=torch.Generator().manual_seed(2))][None]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dti_pipeline.cli import app
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import draw
+from dti_pipeline.modeling.masks import draw
 from dti_pipeline.paths import PARADIGMS
 from tests.model import oracle
 from tests.model.conftest import SPECIAL

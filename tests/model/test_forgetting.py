@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import sum_rows
-from dti_pipeline.modeling.attention import View, bands
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distance import alibi_slopes, forgetting
-from dti_pipeline.modeling.masks import intervals
-from dti_pipeline.modeling.masks import visible as visible_pairs
-from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Initial
+from dti_pipeline.modeling.attention.backends import View, bands
+from dti_pipeline.modeling.attention.distance import alibi_slopes, forgetting
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.attention.sums.blocked import sum_attention, sum_attention_reference
+from dti_pipeline.modeling.attention.sums.rows import Initial
+from dti_pipeline.modeling.masks.visibility import intervals
+from dti_pipeline.modeling.masks.visibility import visible as visible_pairs
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from tests.model.architectures import write
 from tests.model.conftest import (
     SPECIAL,

@@ -17,8 +17,9 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling import attention, ctr_model
-from dti_pipeline.modeling.masks import BlockMasks, Intervals
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.masks.visibility import BlockMasks, Intervals
+from dti_pipeline.modeling.network import ctr_model
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate

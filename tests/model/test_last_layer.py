@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import sum_rows
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import ACCEPTED, write
 from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, small_model, speaking

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.masks import dense, intervals, visible
+from dti_pipeline.modeling.masks.visibility import dense, intervals, visible
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing import reader
 from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import Kind

@@ -13,10 +13,11 @@ from transformers import LlamaConfig
 
 from dti_pipeline.config import Config, LoraConfig, ModelConfig, TrainingConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone, float8
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.speed import float8
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer

@@ -20,12 +20,20 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, bands, heads_together, kernel_options
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.backends import (
+    HOPPER,
+    TRITON,
+    View,
+    _banded,
+    bands,
+    heads_together,
+    kernel_options,
+)
+from dti_pipeline.modeling.masks.visibility import BlockMasks, Tokens, intervals, visible
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import TOLERANCE, Log, histories, small_model
 from tests.model.flex import attended, with_gradients

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import TOLERANCE, Log, differences, histories, logits_by_target, small_model

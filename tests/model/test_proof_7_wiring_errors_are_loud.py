@@ -15,10 +15,10 @@ from transformers import AttentionInterface
 
 from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import View, attend
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.backends import View, attend
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from tests.model.architectures import REFUSED, write
 from tests.model.conftest import SPECIAL, VOCABULARY, Log, logits_by_target, small_model, speaking
 

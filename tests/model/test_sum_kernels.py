@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Initial
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.sums.blocked import sum_attention, sum_attention_reference
+from dti_pipeline.modeling.attention.sums.rows import Initial
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from tests.model.architectures import write
 from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, small_model
 from tests.model.test_forgetting import CUDA_TOLERANCE, FAMILIES, calls_of
@@ -32,7 +32,7 @@ PARADIGMS = ("sliding_window", "dti", "dti_growing", "dti_isolated")
 
 
 def fused(*arguments: Any) -> Tensor:
-    from dti_pipeline.modeling.sum_fused import fused_sum_attention
+    from dti_pipeline.modeling.attention.sums.fused import fused_sum_attention
 
     return fused_sum_attention(*arguments)
 
@@ -142,7 +142,7 @@ def test_what_is_forgotten_completely_has_no_gradient() -> None:
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every kernel that is run, by name."""
-    from dti_pipeline.modeling import sum_fused
+    from dti_pipeline.modeling.attention.sums import fused as sum_fused
 
     names: list[str] = []
     launch = sum_fused.launch

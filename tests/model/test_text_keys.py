@@ -13,13 +13,13 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import View, kernel_options
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import BlockMasks, intervals, visible
-from dti_pipeline.modeling.text_keys import TextMasks
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.backends import View, kernel_options
+from dti_pipeline.modeling.attention.reordered import TextMasks
+from dti_pipeline.modeling.masks.visibility import BlockMasks, intervals, visible
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paths import PARADIGMS
 from tests.model.conftest import RULES, TOLERANCE, Log, filled, histories, k_of, small_model

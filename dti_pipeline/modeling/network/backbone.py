@@ -1,6 +1,6 @@
-"""The language model: Llama-style from scratch, or any causal LM by name or path, wired to our attention.
+"""The language model: Llama-style from scratch, or any causal LM by name or path, with our attention.
 
-Whatever could not obey a paradigm's mask is refused here, in one sentence, before anything is trained.
+A model that cannot obey a paradigm's mask is refused here, in one sentence, before anything is trained.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from transformers.utils import logging
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import attention, layers, probe
-from dti_pipeline.modeling.sum_rows import Initial
+from dti_pipeline.modeling.attention import interface, layers
+from dti_pipeline.modeling.attention.sums.rows import Initial
+from dti_pipeline.modeling.network import probe
 
 #: A token's score with itself before training, at most: what a model of 128 in 4 heads has at an initial_std of 0.1.
 SHARPEST = 7.25
@@ -52,11 +53,11 @@ def build(
     check(lm, row_length)
     stack: list[nn.Module] = list(getattr(lm.get_decoder(), "layers", ()))
     for layer in stack:
-        layers.remember(layer)
+        layers.hand_over_input(layer)
     probe.check(lm, config.sum_position, config.forgetting != "none")
-    layers.narrow(stack[-1])
-    if not probe.narrow_is_plain(lm):
-        layers.widen(stack[-1])
+    layers.support_sum_rows(stack[-1])
+    if not probe.last_layer_at_sums_is_exact(lm):
+        layers.drop_sum_rows(stack[-1])
     return _with_lora(lm, config, trained_tokens) if adapted else lm
 
 
@@ -64,7 +65,7 @@ def random_weights(settings: PretrainedConfig, device: torch.device, dtype: torc
     """A causal LM of that architecture with new weights, drawn where they shall be: 8 B of them in seconds on a GPU."""
     settings.use_cache = False
     with device:
-        return AutoModelForCausalLM.from_config(settings, attn_implementation=attention.NAME, dtype=dtype)
+        return AutoModelForCausalLM.from_config(settings, attn_implementation=interface.NAME, dtype=dtype)
 
 
 def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTrainedModel:
@@ -82,7 +83,7 @@ def from_scratch(config: ModelConfig, vocabulary: int, row_length: int) -> PreTr
             tie_word_embeddings=config.tie_embeddings,
             initializer_range=config.initial_std,
             use_cache=False,
-            attn_implementation=attention.NAME,
+            attn_implementation=interface.NAME,
         )
     )
     if config.initialisation == "mimetic":
@@ -116,7 +117,7 @@ def _pretrained(config: ModelConfig, vocabulary: int, dtype: torch.dtype) -> Pre
         if getattr(text, "attention_dropout", 0.0):
             text.attention_dropout = 0.0  # our attention has none; the base models' own training is over
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path, config=settings, attn_implementation=attention.NAME, dtype=dtype
+            config.name_or_path, config=settings, attn_implementation=interface.NAME, dtype=dtype
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -149,7 +150,7 @@ def check(lm: PreTrainedModel, row_length: int) -> None:
 def require_ours(decoder: PreTrainedModel) -> None:
     """Raise RuntimeError where somebody has given the model another attention since it was built: it would take no
     notice of the mask."""
-    if decoder.config._attn_implementation != attention.NAME:
+    if decoder.config._attn_implementation != interface.NAME:
         found = decoder.config._attn_implementation
         raise RuntimeError(f"the model's attention is {found!r}, not ours: it would have been plain causal")
 
@@ -228,6 +229,22 @@ def vocabulary_rows(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
 def decoder_of(lm: Any) -> PreTrainedModel:
     """The stack of layers under a causal LM, with or without adapters around it."""
     return (lm.get_base_model() if hasattr(lm, "get_base_model") else lm).get_decoder()
+
+
+def head_width(lm: Any) -> int:
+    """D, numbers of a head's vector."""
+    settings: Any = decoder_of(lm).config.get_text_config()
+    return getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+
+
+def has_biased_projections(lm: Any) -> bool:
+    """Whether some layer's keys or values have biases."""
+    stack: Any = decoder_of(lm).layers
+    return any(
+        getattr(getattr(getattr(layer, "self_attn", None), name, None), "bias", None) is not None
+        for layer in stack
+        for name in ("k_proj", "v_proj")
+    )
 
 
 def _add_dropout(lm: PreTrainedModel, rate: float) -> None:

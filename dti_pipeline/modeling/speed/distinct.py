@@ -72,7 +72,7 @@ def sum_by_token(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> 
 
 @sum_by_token.register_kernel("cuda")
 def _fused(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
-    from dti_pipeline.modeling.distinct_kernel import launch  # needs Triton
+    from dti_pipeline.modeling.speed.distinct_kernel import launch  # needs Triton
 
     out = _room(rows, number, order, start)
     launch(rows, number, order, start, out)

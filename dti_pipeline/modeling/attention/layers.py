@@ -1,7 +1,7 @@
-"""Decoder layers that let the attention function know what transformers does not tell it, or do less in the end.
+"""Decoder layers that hand their input to the attention function, and a last layer that works at [SUM] rows only.
 
-Both are subclasses of a layer's own class, made once for each: weights keep their names, compilation sees plain code
-and no hook, and all layers of a model are one piece of code to it.
+Both are subclasses of a layer's own class, made once for each: weights keep their names, the compiler sees plain code
+without hooks, and all layers of a model are one piece of code to it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dti_pipeline.modeling.distance import rotate, unrotate
-from dti_pipeline.modeling.sum_rows import Initial, by_key
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.sums.rows import Initial, by_key
 
 
 @dataclass(frozen=True)
-class LayerMemory:
-    """A decoder layer's input and its norm: what an attention function is not given."""
+class LayerInput:
+    """A decoder layer's input and its norm, which transformers does not give to an attention function."""
 
     norm: Any  # None where a layer norms nothing before attention; the probe finds out where it matters
     hidden: Tensor  # (B, L, E)
     cos: Tensor | None  # (B, L, D) its rotary embedding; None where there is none
     sin: Tensor | None
-    narrow: bool = False  # queries are of [SUM] rows only; keys and values are still to be made
+    at_sums: bool = False  # queries are of [SUM] rows only; keys and values are still to be made
 
     @property
     def eps(self) -> float:
@@ -129,70 +129,70 @@ def _by_slot(x: Tensor, number: Tensor | None) -> Tensor:
     return x if number is None else x[number]
 
 
-def _memory(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], narrow: bool) -> LayerMemory:
+def _input(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], at_sums: bool) -> LayerInput:
     cos, sin = kwargs.get("position_embeddings") or (None, None)
-    return LayerMemory(getattr(layer, "input_layernorm", None), hidden, cos, sin, narrow)
+    return LayerInput(getattr(layer, "input_layernorm", None), hidden, cos, sin, at_sums)
 
 
 @cache
-def _remembering(base: Any) -> type[nn.Module]:
-    class Remembering(base):
+def _handing_over(base: Any) -> type[nn.Module]:
+    class HandsOverInput(base):
         """Hands its input and norm to the attention function."""
 
         def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if "layer" not in kwargs:
-                kwargs["layer"] = _memory(self, hidden_states, kwargs, narrow=False)
+                kwargs["layer"] = _input(self, hidden_states, kwargs, at_sums=False)
             return super().forward(hidden_states, *args, **kwargs)
 
-    Remembering.__name__ = base.__name__
-    return Remembering
+    HandsOverInput.__name__ = base.__name__
+    return HandsOverInput
 
 
 @cache
-def _narrowing(base: Any) -> type[nn.Module]:
-    class Narrowing(base):
-        """The last layer, where only [SUM] rows are read: asked for them, it computes no others.
+def _at_sum_rows(base: Any) -> type[nn.Module]:
+    class WorksAtSums(base):
+        """The last layer, of which only [SUM] rows are read: where the batch says so, it computes no others.
 
-        The layer is given those rows alone, so that its own code makes their queries, and their sums with the residual
-        stream, and their MLP. Keys and values have to be of all tokens: the attention function makes them from the
-        whole input. (B, L, E) -> (B, S, E). Of an 8B-parameter Llama's 218 M weights a layer 8 M are left to all rows.
+        The layer is given those rows alone, so that its own code makes their queries, their sums with the residual
+        stream and their MLP. Keys and values have to be of all tokens: the attention function makes them from the whole
+        input. (B, L, E) -> (B, S, E). Of an 8B-parameter Llama's 218 M weights a layer 8 M are left to all rows.
         """
 
+        works_at_sums = True
+
         def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            view = kwargs.get("dti")
-            if view is None or not view.narrow:
+            batch = kwargs.get("dti")
+            if batch is None or not batch.last_layer_at_sums:
                 return super().forward(hidden_states, *args, **kwargs)
-            slot = view.sums.slot[:, :, None]
+            slot = batch.sums.slot[:, :, None]
 
             def at_sums(x: Tensor) -> Tensor:
                 return x.gather(1, slot.expand(-1, -1, x.shape[2]))
 
-            kwargs["layer"] = _memory(self, hidden_states, kwargs, narrow=True)
+            kwargs["layer"] = _input(self, hidden_states, kwargs, at_sums=True)
             kwargs["position_embeddings"] = tuple(map(at_sums, kwargs["position_embeddings"]))
             if kwargs.get("position_ids") is not None:
-                kwargs["position_ids"] = kwargs["position_ids"].gather(1, view.sums.slot)
+                kwargs["position_ids"] = kwargs["position_ids"].gather(1, batch.sums.slot)
             return base.forward(self, at_sums(hidden_states), *args, **kwargs)
 
-    Narrowing.__name__ = base.__name__
-    Narrowing.narrows = True
-    return Narrowing
+    WorksAtSums.__name__ = base.__name__
+    return WorksAtSums
 
 
-def remember(layer: nn.Module) -> None:
+def hand_over_input(layer: nn.Module) -> None:
     """Let a decoder layer hand its input and norm to the attention function, as keyword ``layer``."""
-    layer.__class__ = _remembering(cast(Any, type(layer)))
+    layer.__class__ = _handing_over(cast(Any, type(layer)))
 
 
-def narrow(layer: nn.Module) -> None:
-    """Let a model's last decoder layer work at [SUM] rows only where a view of a batch asks for it."""
-    layer.__class__ = _narrowing(cast(Any, type(layer)))
+def support_sum_rows(layer: nn.Module) -> None:
+    """Let a model's last decoder layer work at [SUM] rows only where a batch asks for it."""
+    layer.__class__ = _at_sum_rows(cast(Any, type(layer)))
 
 
-def widen(layer: nn.Module) -> None:
-    """Undo :func:`narrow`."""
+def drop_sum_rows(layer: nn.Module) -> None:
+    """Undo :func:`support_sum_rows`."""
     layer.__class__ = type(layer).__mro__[1]
 
 
-def narrows(layer: nn.Module) -> bool:
-    """Whether a layer can work at [SUM] rows only."""
-    return getattr(layer, "narrows", False)
+def supports_sum_rows(layer: nn.Module) -> bool:
+    return getattr(layer, "works_at_sums", False)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dti_pipeline.modeling.masks import Tokens
+from dti_pipeline.modeling.masks.visibility import Tokens
 from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import DTYPES, Kind, Layout
 

@@ -1,4 +1,4 @@
-"""The kernels of :mod:`dti_pipeline.modeling.sum_fused`, in Triton: attention of the [SUM] rows, forward and backward.
+"""Triton kernels for attention of the [SUM] rows, forward and backward.
 
 The way of FlashAttention-2 (Dao, arXiv 2307.08691). A tile of queries is a few neighbouring [SUM]s with all heads that
 share a key. The keys that it sees are one stretch, read together with those of the initial embeddings; their scores
@@ -26,14 +26,13 @@ from torch import Tensor
 class Tiles(NamedTuple):
     """How a kernel is cut."""
 
-    rows: int  # queries: [SUM]s times the heads of a group, filled up to a power of two
+    rows: int  # queries: [SUM]s times the heads of a group, padded to a power of two
     keys: int
     warps: int
     stages: int
 
 
-#: On Hopper, for two-byte heads of 128, for each kernel: the fastest of 20 to 24 that were tried on an H200, with 256
-#: [SUM]s of 32 heads under both fixes (0.11, 0.10 and 0.17 ms).
+#: On Hopper, for two-byte heads of 128, for each kernel: the fastest of those tried with 256 [SUM]s of 32 heads.
 HOPPER = {"forward": Tiles(16, 64, 4, 2), "queries": Tiles(16, 32, 4, 3), "keys": Tiles(16, 16, 2, 1)}
 
 
@@ -302,7 +301,7 @@ _KERNELS = {"forward": _forward, "queries": _backward_queries, "keys": _backward
 
 
 def launch(name: str, tensors: list[Any], numbers: list[float], family: str, alibi: bool) -> None:
-    """Run the kernel ``name`` over contiguous ``tensors``, in the order of :mod:`dti_pipeline.modeling.sum_fused`."""
+    """Run the kernel ``name`` over contiguous ``tensors``, in the order of :func:`.fused.attend_sums`."""
     assert all(x is None or x.is_contiguous() for x in tensors)
     query, key = tensors[:2]
     (batch, sums, heads, width), (length, kv_heads) = query.shape, key.shape[1:3]

@@ -8,6 +8,7 @@ are one in c + 1. Sizes are those of the fullest block of the batch, and the num
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dti_pipeline.modeling.distance import forgetting
-from dti_pipeline.modeling.distinct import Distinct
-from dti_pipeline.modeling.masks import Intervals, at
+from dti_pipeline.modeling.attention.distance import forgetting
+from dti_pipeline.modeling.masks.visibility import Intervals, at
+from dti_pipeline.modeling.speed.distinct import Distinct
 
 #: Keys of a block. Smaller blocks compute fewer scores that nobody needs and send a [SUM] to more of them: with n = 20
 #: and c = 30 a block of 256 has some 30 [SUM]s that look into it, a full tile of queries for each group of heads.
@@ -70,9 +71,9 @@ class Rule:
 
 class Facts(NamedTuple):
     """What the rule needs to know of [SUM]s and of keys, in int32, as the kernels of
-    :mod:`dti_pipeline.modeling.sum_kernels` read it."""
+    :mod:`dti_pipeline.modeling.attention.sums.kernel` read it."""
 
-    sums: Tensor  # (6, B, S): slot (-1 on filling), first, prompt, prompt_text, position, interaction
+    sums: Tensor  # (6, B, S): slot (-1 on padding), first, prompt, prompt_text, position, interaction
     keys: Tensor  # (3, B, L): whether it is a [SUM], position, interaction
 
 
@@ -109,8 +110,8 @@ class Initial:
 
     @classmethod
     def of(cls, state: Tensor, rows: Tensor | None, token: Tensor, trained_tokens: Tensor) -> Initial:
-        """Of tokens (B, L), with the embeddings of ``trained_tokens`` (R,) where those alone are trained. R is filled
-        up to a multiple of 8 by rows that stand nowhere: a GPU has fast products for no other number."""
+        """Of tokens (B, L), with the embeddings of ``trained_tokens`` (R,) where those alone are trained. R is padded
+        to a multiple of 8 by rows that stand nowhere: a GPU has fast products for no other number."""
         if rows is None:
             return cls(state)
         missing = -len(rows) % 8
@@ -124,12 +125,17 @@ class Initial:
         return torch.where(there, (self.which.to(rows.dtype) @ rows.flatten(1)).view(x.shape).to(x.dtype), x)
 
 
+#: Attention (B, H, S, D) of [SUM] queries (B, H, S, D), rotated or not as the rule has them, over all keys and values
+#: (B, H_kv, L, D). Arguments: attention module, query, key, value, the rows, scale, the layer's input.
+SumOperator = Callable[..., Tensor]
+
+
 @dataclass(frozen=True)
 class SumRows:
     """The [SUM] rows of one batch. B rows of L tokens in N blocks."""
 
     slot: Tensor  # (B, S) where they stand; the last one again and again where a row has fewer
-    valid: Tensor  # (B, S) False on that filling
+    valid: Tensor  # (B, S) False on that padding
     rule: Rule
     slopes: Tensor  # (H,) of ALiBi
     query: Tensor  # (B, N, M) which [SUM] is at each place of each block
@@ -139,27 +145,22 @@ class SumRows:
     pairs: Pairs  # of each place with the keys of its block, (B, 1, N, 1, M, KEYS)
     facts: Facts
     keep_rotation: bool  # False: neither query nor keys carry positions
+    operator: SumOperator  # computes their attention
     initial: Initial | None = None  # where something is forgotten
 
     @property
-    def differ(self) -> bool:
+    def have_own_rule(self) -> bool:
         """Whether [SUM] rows obey another rule than the mask alone."""
         return self.rule.alibi or self.rule.family != "none" or not self.keep_rotation
 
-    def take(self, x: Tensor) -> Tensor:
-        """(B, H, L, D) -> the [SUM] rows (B, H, S, D)."""
-        return x.gather(2, self.slot[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-    def put(self, out: Tensor, rows: Tensor, unread: bool) -> Tensor:
+    def put(self, out: Tensor, rows: Tensor) -> Tensor:
         """``out`` (B, L, H, D) with its [SUM] rows replaced by ``rows`` (B, S, H, D). (In a row without any, slot 0 is
-        lost: nothing is read there, and its gradient is 0.) ``unread``: what made ``out`` uses no gradient of the rows
-        that are replaced, so that none need be erased."""
-        # Filling must write what the [SUM] it repeats writes, and have no gradient: that one has it already.
+        lost: nothing is read there, and its gradient is 0.)"""
+        # Padding must write what the [SUM] it repeats writes, and have no gradient: that one has it already.
         last = (self.valid.sum(1, keepdim=True) - 1).clamp(min=0)[:, :, None, None]
         same = rows.detach().gather(1, last.expand(-1, 1, *rows.shape[2:]))
         rows = torch.where(self.valid[:, :, None, None], rows, same).to(out.dtype)
-        slot = self.slot[:, :, None, None].expand_as(rows)
-        return _Replace.apply(out, rows, slot) if unread else out.scatter(1, slot, rows)
+        return out.scatter(1, self.slot[:, :, None, None].expand_as(rows), rows)
 
     def key_blocks(self, x: Tensor) -> Tensor:
         """(B, H_kv, L, D) -> (B, H_kv, N, KEYS, D), a view where L is a multiple of KEYS."""
@@ -198,6 +199,7 @@ def sum_rows(
     rule: Rule,
     slopes: Tensor,
     sizes: Sizes,
+    operator: SumOperator,
     keep_rotation: bool = True,
     initial: Initial | None = None,
 ) -> SumRows:
@@ -205,9 +207,9 @@ def sum_rows(
 
     ``sizes`` must not be smaller than :func:`needed`: [SUM]s that find no place would read less than they see.
     """
-    filling = sizes.sums - slot.shape[1]
-    slot = torch.cat([slot, slot[:, -1:].expand(-1, filling)], 1)
-    valid = functional.pad(valid, (0, filling))
+    padding = sizes.sums - slot.shape[1]
+    slot = torch.cat([slot, slot[:, -1:].expand(-1, padding)], 1)
+    valid = functional.pad(valid, (0, padding))
     length = rule.position.shape[1]
     number = torch.arange(_blocks(length), device=slot.device)
     low, high = rule.spans.reach().gather(1, slot) // KEYS, slot // KEYS
@@ -243,6 +245,7 @@ def sum_rows(
         ),
         facts=rule.facts(slot, valid),
         keep_rotation=keep_rotation,
+        operator=operator,
         initial=initial,
     )
 
@@ -259,20 +262,6 @@ def _blocks(length: int) -> int:
 def _padded(x: Tensor, dim: int) -> Tensor:
     missing = -x.shape[dim] % KEYS
     return functional.pad(x, (0, 0) * (x.dim() - dim - 1) + (0, missing)) if missing else x
-
-
-class _Replace(torch.autograd.Function):
-    """What ``scatter`` along L does, but for its gradient: the replaced rows keep theirs, which saves a copy."""
-
-    @staticmethod
-    def forward(ctx, out, rows, slot):
-        ctx.save_for_backward(slot)
-        return out.scatter(1, slot, rows)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (slot,) = ctx.saved_tensors
-        return gradient, gradient.gather(1, slot), None
 
 
 class _Spread(torch.autograd.Function):

@@ -1,7 +1,7 @@
-"""One prompt's mask, for eyes and for programs: in the terminal, as a picture, as JSON.
+"""One prompt's mask in the terminal, as a picture and as JSON.
 
-What is drawn is what is trained: the packer lays the prompt out and :func:`dti_pipeline.modeling.masks.visible`, the
-specification, says who sees whom.
+The packer lays the prompt out and :func:`dti_pipeline.modeling.masks.visibility.visible`, the specification, says who
+sees whom: the mask that is drawn is the mask that is trained.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling.masks import Tokens, visible
+from dti_pipeline.modeling.masks.visibility import Tokens, visible
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.uniform import uniform_store
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import PARADIGMS, Paradigm, named
 
 #: Tokens of a prompt at most: beyond it the L x L matrix is no picture any more, and takes hundreds of megabytes.
 LONGEST = 4096
@@ -57,22 +57,23 @@ class PromptMask:
         }
 
 
-def prompt_mask(paradigm: str, context: int = CONTEXT, targets: int | None = None, tokens: int = TOKENS) -> PromptMask:
+def prompt_mask(
+    paradigm: Paradigm, context: int = CONTEXT, targets: int | None = None, tokens: int = TOKENS
+) -> PromptMask:
     """The mask of one prompt of ``context`` and ``targets`` interactions of ``tokens`` tokens each: tokens - 1 of
     text and the label, and in targets one [SUM] between them. Cost: L² bytes, L = (n + k) c + k.
 
     Raises InputError for counts that make no prompt, and for a sliding window with more than one target: it has one.
     """
     if targets is None:
-        targets = 1 if paradigm == "sliding_window" else TARGETS
+        targets = TARGETS if paradigm.streams else 1
     for name, value, least in (("context", context, 0), ("targets", targets, 1), ("tokens", tokens, 2)):
         if value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")
-    if paradigm == "sliding_window" and targets > 1:
-        raise InputError(
-            f"--targets is {targets}, but a sliding-window prompt has one target: use dti_growing for its mask over"
-            " more than one"
-        )
+    if not paradigm.streams and targets > 1:
+        same = next((p.name for p in PARADIGMS if p.streams and (p.text, p.sums) == (paradigm.text, paradigm.sums)), "")
+        hint = f": use {same} for its mask over more than one" if same else ""
+        raise InputError(f"--targets is {targets}, but a prompt of {paradigm} has one target{hint}")
     interactions = context + targets
     length = interactions * tokens + targets
     if length > LONGEST:
@@ -89,7 +90,7 @@ def prompt_mask(paradigm: str, context: int = CONTEXT, targets: int | None = Non
     layout = rows.assemble(one)
     as_tokens = Tokens(*(torch.from_numpy(x) for x in (layout.document, layout.interaction, layout.kind)))
     return PromptMask(
-        paradigm=paradigm,
+        paradigm=paradigm.name,
         context=context,
         kind=tuple(NAMES[Kind(kind)] for kind in layout.kind[0]),
         interaction=tuple(layout.interaction[0].tolist()),
@@ -100,10 +101,10 @@ def prompt_mask(paradigm: str, context: int = CONTEXT, targets: int | None = Non
 def prompt_masks(
     paradigm: str | None, context: int = CONTEXT, targets: int | None = None, tokens: int = TOKENS
 ) -> dict[str, PromptMask]:
-    """The mask of one paradigm, or with None of each: then the sliding window keeps to its one target."""
+    """The mask of the named paradigm, or with None of each; those that do not stream keep to one target."""
     if paradigm is not None:
-        return {paradigm: prompt_mask(paradigm, context, targets, tokens)}
-    return {name: prompt_mask(name, context, 1 if name == "sliding_window" else targets, tokens) for name in PARADIGMS}
+        return {paradigm: prompt_mask(named(paradigm), context, targets, tokens)}
+    return {p.name: prompt_mask(p, context, targets if p.streams else 1, tokens) for p in PARADIGMS}
 
 
 def text(mask: PromptMask, columns: int | None = None) -> Text:

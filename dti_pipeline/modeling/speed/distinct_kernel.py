@@ -1,4 +1,4 @@
-"""The kernels of :func:`dti_pipeline.modeling.distinct.sum_by_token`, in Triton.
+"""The kernels of :func:`dti_pipeline.modeling.speed.distinct.sum_by_token`, in Triton.
 
 Some tokens stand in one slot, words of a template in a thousand: a program for each token would wait for the longest
 of them. So slots are cut into blocks of equal length, in the order of their tokens. A block's program adds up what it

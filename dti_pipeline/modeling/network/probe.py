@@ -1,10 +1,9 @@
-"""Does a language model obey our attention? Asked of the model itself, before anything is trained on it.
+"""The conformance probe: does a language model obey our attention? It is asked before anything is trained on it.
 
-What an architecture says of itself is not enough: some that take an attention function also have layers that mix
-tokens in another way (linear attention, convolutions), or positions that are not relative, or rotate keys in another
-order than we un-rotate them. Each would train without an error and be wrong. So every model is asked a few rows of six
-tokens, and its answers are compared. Scores are levelled for that: a trained model may attend so sharply that a token
-it sees does not move it.
+An architecture's own word is not enough. Some that take an attention function also have layers that mix tokens in
+another way (linear attention, convolutions), or absolute positions, or keys rotated in another order than we un-rotate
+them. Each would train without an error and be wrong. So every model is given a few rows of six tokens, and its outputs
+are compared.
 """
 
 from __future__ import annotations
@@ -19,11 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling.attention import View, bands
-from dti_pipeline.modeling.masks import Tokens, intervals
-from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.attention.backends import Banded
+from dti_pipeline.modeling.attention.interface import BatchAttention
+from dti_pipeline.modeling.attention.layers import LayerInput
+from dti_pipeline.modeling.attention.reordered import with_rows
+from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
+from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
+from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.masks.visibility import Intervals, Tokens, intervals
 from dti_pipeline.packing.layout import Kind
+from dti_pipeline.paradigms import DTI_GROWING, SLIDING_WINDOW
 
 #: Relative change of a state that counts as one. fp32 noise is about 1e-6; what one token does to another is above 1e-3
 #: even in the flattest random model.
@@ -43,7 +47,24 @@ class _Call:
     key: Tensor
     value: Tensor
     scale: float
-    kwargs: dict[str, Any]
+    layer: LayerInput
+
+
+class _Probing:
+    """A backend that keeps every call, and scales scores down to 1 at most: a trained model may attend so sharply that
+    a token it sees does not move it."""
+
+    def __init__(self, spans: Intervals) -> None:
+        self.calls: list[_Call] = []
+        self._banded = Banded.of(spans)
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
+    ) -> Tensor:
+        scale = min(scale, 1 / float(query.norm(dim=-1).max() * key.norm(dim=-1).max()))
+        assert layer is not None
+        self.calls.append(_Call(module, query, key, value, scale, layer))
+        return self._banded.attend(module, query, key, value, scale, layer)
 
 
 @torch.no_grad()
@@ -52,29 +73,29 @@ def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
     for. Leaves the model and the random generators as they were. Cost: one forward pass of 30 tokens, in fp32."""
     name = type(lm).__name__
     with _exact(lm):
-        calls: list[_Call] = []
         decoder = lm.get_decoder()
         embedded, positions = _rows(lm)
+        probing = _Probing(_two_prompts(positions.device))
         try:
             states = decoder(
                 inputs_embeds=embedded,
                 position_ids=positions,
                 attention_mask=None,
                 use_cache=False,
-                dti=View(bands=_bands(positions.device), watch=lambda *given: calls.append(_Call(*given)), level=True),
+                dti=BatchAttention(probing),
             ).last_hidden_state
         except Exception as error:  # whatever foreign code raises means the same: it cannot be used
             raise InputError(f"{name} cannot take our mask: use another model.name_or_path ({_line(error)})") from error
         _check_states(name, states)
         if sum_position == "nope_alibi":
-            _check_rotation(name, decoder, calls[0], embedded, positions)
+            _check_rotation(name, decoder, probing.calls[0], embedded, positions)
         if forgetting:
-            _check_forgetting(name, calls, embedded, positions)
+            _check_forgetting(name, probing.calls, embedded, positions)
 
 
 @torch.no_grad()
-def narrow_is_plain(lm: PreTrainedModel) -> bool:
-    """Whether a model whose last layer can work at [SUM] rows only gives there what it gives at all rows. Cost: two
+def last_layer_at_sums_is_exact(lm: PreTrainedModel) -> bool:
+    """Whether a model whose last layer works at [SUM] rows only gives there what it gives at all rows. Cost: two
     forward passes of 30 tokens, in fp32."""
     decoder = lm.get_decoder()
     with _exact(lm):
@@ -82,13 +103,13 @@ def narrow_is_plain(lm: PreTrainedModel) -> bool:
         rows = _sum_rows(positions, None)
         inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": None, "use_cache": False}
         try:
-            plain, narrow = (
-                decoder(**inputs, dti=View(bands=bands(rows.rule.spans), sums=rows, narrow=narrow)).last_hidden_state
-                for narrow in (False, True)
+            of_all_rows, at_sums = (
+                decoder(**inputs, dti=BatchAttention(Banded.of(rows.rule.spans), rows, only)).last_hidden_state
+                for only in (False, True)
             )
         except _FOREIGN:
             return False
-        return _close(narrow, plain)
+        return _close(at_sums, of_all_rows)
 
 
 @contextmanager
@@ -140,13 +161,13 @@ def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return embedded, positions
 
 
-def _bands(device: torch.device) -> tuple[tuple[int, int, Tensor], ...]:
+def _two_prompts(device: torch.device) -> Intervals:
     """Two prompts, of which the first has a [SUM] between two texts."""
     kind = torch.full((5, 6), int(Kind.TEXT), dtype=torch.int8, device=device)
     kind[:, 1] = Kind.SUM
     document = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32, device=device).repeat(5, 1)
     tokens = Tokens(document, torch.zeros_like(document), kind)
-    return bands(intervals(tokens, "sliding_window", 1))
+    return intervals(tokens, SLIDING_WINDOW, 1)
 
 
 def _check_states(name: str, states: Tensor) -> None:
@@ -167,7 +188,7 @@ def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, pos
     """Un-rotated keys of the first layer must be its keys at position 0."""
     try:
         decoder.rotary_emb(embedded, position_ids=positions)  # one for all layers
-        undone = first.kwargs["layer"].unrotated(first.key)
+        undone = first.layer.unrotated(first.key)
         agrees = _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
     except _FOREIGN:  # no rotary embedding, one for each kind of layer, a partial one
         agrees = False
@@ -181,7 +202,7 @@ def _check_forgetting(name: str, calls: list[_Call], embedded: Tensor, positions
     """In every layer, keys rebuilt from its input must be its keys, and both forms of forgetting must agree."""
     try:
         rows = _sum_rows(positions, embedded)
-        agrees = _close(calls[0].kwargs["layer"].hidden, embedded) and all(_forgets(call, rows) for call in calls)
+        agrees = _close(calls[0].layer.hidden, embedded) and all(_forgets(call, rows) for call in calls)
     except _FOREIGN:
         agrees = False
     if not agrees:
@@ -191,13 +212,14 @@ def _check_forgetting(name: str, calls: list[_Call], embedded: Tensor, positions
 
 
 def _forgets(call: _Call, rows: SumRows) -> bool:
-    memory = call.kwargs["layer"]
-    key, value = memory.project(call.module, memory.hidden, rows.keep_rotation)
-    arguments = (call.module, rows.take(call.query), call.key, call.value, rows, call.scale, memory)
+    layer = call.layer
+    key, value = layer.project(call.module, layer.hidden, rows.keep_rotation)
+    query = with_rows(call.query, rows.slot)[1]
+    arguments = (call.module, query, call.key, call.value, rows, call.scale, layer)
     return (
         _close(key, call.key)
         and _close(value, call.value)
-        and _close(sum_attention(*arguments), sum_attention_reference(*arguments))
+        and _close(blocked_sum_attention(*arguments), naive_sum_attention(*arguments))
     )
 
 
@@ -205,7 +227,7 @@ def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
     """Every token of the probe as if it were a [SUM], in interactions of one token, three amounts to forget."""
     kind = torch.full(positions.shape, int(Kind.TEXT), dtype=torch.int8, device=positions.device)
     slot = torch.arange(positions.shape[1], device=positions.device).expand_as(positions).contiguous()
-    spans = intervals(Tokens(torch.zeros_like(slot), slot, kind), "dti_growing", 2)
+    spans = intervals(Tokens(torch.zeros_like(slot), slot, kind), DTI_GROWING, 2)
     valid = torch.ones_like(slot, dtype=torch.bool)
     rule = Rule(spans, positions, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7)
     return sum_rows(
@@ -214,6 +236,7 @@ def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
         rule,
         torch.zeros(1, device=slot.device),
         needed(slot, valid, spans),
+        blocked_sum_attention,
         initial=None if initial is None else Initial(initial),
     )
 
