@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -222,9 +223,8 @@ def show_config(
             print(explain.in_force(settings, changed), end="")
 
 
-@app.command("study")
 def make_study(
-    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("benchmarks/study.yaml"),
+    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("experiments/study.yaml"),
     only: Annotated[list[str] | None, typer.Option("--only", metavar="GROUP", help="Only this group of runs.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what would run and what it costs; run nothing.")] = False,
     prepared: Annotated[bool, typer.Option("--prepare", help="Make the logs' tokens, nothing else.")] = False,
@@ -245,24 +245,28 @@ def make_study(
 
     Examples: `dti study --list`, `dti study --only paradigms --workers 6 --budget-seconds 600`, `dti study --report`
     """
-    from dti_pipeline.study import door
+    from experiments import command
 
     with _exit_codes():
         settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
-        task = door.Task(
-            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, door.logs(log or ())
+        task = command.Task(
+            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, command.logs(log or ())
         )
         if listed:
-            report = door.show(task)
+            report = command.show(task)
         elif prepared:
-            report = door.prepare(task, paths)
+            report = command.prepare(task, paths)
         else:
-            report = door.make(
+            report = command.make(
                 task, settings, paths, reported, lambda text: console.print(text, highlight=False, soft_wrap=True)
             )
-        print(json.dumps(report, ensure_ascii=False) if as_json else door.text(report))
+        print(json.dumps(report, ensure_ascii=False) if as_json else command.text(report))
         if report.get("failed"):
             raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
+
+
+if importlib.util.find_spec("experiments"):  # a package beside this one, which need not be installed
+    app.command("study")(make_study)
 
 
 @app.command("mask")
