@@ -152,7 +152,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """An error's type and first line, and those of the error behind it."""
+    """An error's type and first line, and those of the error that it was raised after."""
     first = error
     while (behind := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
         first = behind
@@ -161,8 +161,9 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _quoted(error: BaseException) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}"[:QUOTED].rstrip(": ")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])  # "the backend raised:", and what
+    return f"{type(error).__name__}: {told}"[:QUOTED].rstrip(": ")
 
 
 def _anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:
