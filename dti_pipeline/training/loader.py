@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dti_pipeline.modeling.network.batch import Batch, Room
+from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
@@ -86,7 +86,7 @@ class Loader:
             rows = own[index] if index < len(own) else step.rows[:1]
             buffer = None
             if self.pad_targets and self.device.type == "cuda":
-                buffer = Room.of(self.padded_rows, self.rows.row_length, self.padded_targets)
+                buffer = PinnedBuffer.of(self.padded_rows, self.rows.row_length, self.padded_targets)
             layout = self.rows.assemble(rows, self.padded_rows, buffer.layout if buffer else None)
             batch = Batch.of(layout, self.rows.store.label, self.padded_targets, buffer)
             if index < len(own):

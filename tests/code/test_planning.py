@@ -17,7 +17,8 @@ from dti_pipeline.packing import prompts
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.packing.store import write_columns
 from dti_pipeline.packing.uniform import uniform_store
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import named, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.plan import plan
 from dti_pipeline.planning.shape import SHAPES, shape_of
@@ -37,7 +38,7 @@ def flop(paradigm: str, k: int, c: int) -> float:
     """FLOP of one prompt of n context interactions and k targets, no padding."""
     store = uniform_store(users=1, interactions=N + k, tokens=c)
     cut = prompts.cut(store.position >= N, store.position, store.lengths(), N, k, row_length=10**6)
-    pairs = cost.visible_pairs(paradigm, cut, store.lengths(), store.position, N)
+    pairs = cost.visible_pairs(named(paradigm), cut, store.lengths(), store.position, N)
     head = LLAMA.vocabulary * LLAMA.hidden
     return cost.training_flop(LLAMA, int(cut.length.sum()), pairs, k, adapters=0, head=head)
 
@@ -84,7 +85,7 @@ SETTINGS = config.from_plain(
 )
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_the_plan_counts_what_dti_pack_then_makes(home: Paths, paradigm: str) -> None:
     store_on_disk(home)
     planned = plan(SETTINGS, home)["paradigms"][paradigm]
@@ -135,9 +136,9 @@ def test_shape_comes_from_a_folder_s_config(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     shape = shape_of(config.ModelConfig(), 1, str(tmp_path))
     assert (shape.head_dim, shape.body) == (16, 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96))
-    for wrong, named in (({}, r"config\.json"), ({**content, "num_local_experts": 4}, "mixture of experts")):
+    for wrong, message in (({}, r"config\.json"), ({**content, "num_local_experts": 4}, "mixture of experts")):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
-        with pytest.raises(InputError, match=named):
+        with pytest.raises(InputError, match=message):
             shape_of(config.ModelConfig(), 1, str(tmp_path))
 
 

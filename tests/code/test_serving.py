@@ -23,7 +23,7 @@ from dti_pipeline import pipeline
 from dti_pipeline.cli import app
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import CheckFailed, InputError
-from dti_pipeline.modeling.network.scoring import filled_height
+from dti_pipeline.modeling.network.scoring import padded_height
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Item, Request
@@ -183,11 +183,11 @@ def test_items_are_told_apart_and_called_as_the_training_called_them(scorer: Sco
 def test_requests_of_all_sizes_have_few_shapes_on_a_gpu() -> None:
     """Each is a compilation there, of 64 at most."""
     for most in (1, 25, 128):
-        heights = [filled_height(wanted, most) for wanted in range(1, 500)]
+        heights = [padded_height(wanted, most) for wanted in range(1, 500)]
         assert len(set(heights)) <= 9
         assert all(min(wanted, most) <= height <= most for wanted, height in enumerate(heights, 1))
         assert all(height < 2 * wanted for wanted, height in enumerate(heights, 1))
-    assert filled_height(0, 8) == 0
+    assert padded_height(0, 8) == 0
 
 
 def test_a_prompt_longer_than_the_trainings_rows_is_scored(trained: Paths) -> None:

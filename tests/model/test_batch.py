@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dti_pipeline.modeling.network.batch import Batch, Room
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
+from dti_pipeline.paradigms import names
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps
 from tests.model.conftest import RULES, Log, filled, k_of, small_model
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @RULES
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str, fixes: dict[str, str]) -> None:
     log = Log.random(users=5, seed=3)
     rows = log.rows(3, k_of(paradigm), 128)
@@ -37,8 +37,8 @@ def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str,
 def test_filled_batches_differ_in_no_shape() -> None:
     log = Log.random(users=9, seed=11)
     rows = log.rows(3, 5, 96)
-    loader = Loader(rows, Steps(rows.targets(), 6, 1, 0), 96, CPU, filled=True)
-    batches = [batch for number in range(loader.steps.count) for batch in loader.work(number).passes]
+    loader = Loader(rows, Steps(rows.targets(), 6, 1, 0), 96, CPU, pad_targets=True)
+    batches = [batch for number in range(loader.steps.count) for batch in loader.micro_batches(number).batches]
     assert len({tuple(x.shape for x in batch.tensors()) for batch in batches}) == 1
     assert len({int(batch.weight.sum()) for batch in batches}) > 1
     assert sum(batch.weight.sum() for batch in batches) == rows.targets().sum()
@@ -69,7 +69,7 @@ def test_a_batch_written_where_it_stays_is_the_same_batch(monkeypatch: pytest.Mo
     expected = filled(log, rows)
     full = torch.full
     monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: full((size,), 0xA5, dtype=dtype))
-    room = Room.of(*expected.token.shape, expected.sum_slot.shape[1])
+    room = PinnedBuffer.of(*expected.token.shape, expected.sum_slot.shape[1])
     layout = rows.assemble(np.arange(len(rows)), len(rows) + 1, room.layout)
     batch = Batch.of(layout, log.store.label, expected.sum_slot.shape[1], room)
     assert batch.memory is room.memory

@@ -202,7 +202,9 @@ def test_micro_batches_are_halved_down_to_one_row_and_then_the_training_is_refus
 
     before = outcome(paths)[0]
     memory_for(monkeypatch, rows=0)
-    with pytest.raises(InputError, match=r"a micro-batch of one row of 128 tokens does not fit the memory: make packing"):
+    with pytest.raises(
+        InputError, match=r"a micro-batch of one row of 128 tokens does not fit the memory: make packing"
+    ):
         train(config, paths, PARADIGM)
     assert all(torch.equal(before[name], tensor) for name, tensor in outcome(paths)[0].items())
 
@@ -327,7 +329,7 @@ def test_a_form_that_fails_in_another_process_is_not_chosen_here() -> None:
 
 def test_an_error_in_one_line_names_what_is_behind_it() -> None:
     def raised(function: Any) -> BaseException:
-        with pytest.raises(Exception) as caught:  # noqa: PT011
+        with pytest.raises(Exception) as caught:
             function()
         return caught.value
 

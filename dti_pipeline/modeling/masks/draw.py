@@ -21,12 +21,13 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 from rich.text import Text
 
+from dti_pipeline import paradigms
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.masks.visibility import Tokens, visible
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.uniform import uniform_store
-from dti_pipeline.paradigms import PARADIGMS, Paradigm, named
+from dti_pipeline.paradigms import Paradigm, named
 
 #: Tokens of a prompt at most: beyond it the L x L matrix is no picture any more, and takes hundreds of megabytes.
 LONGEST = 4096
@@ -71,7 +72,10 @@ def prompt_mask(
         if value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")
     if not paradigm.streams and targets > 1:
-        same = next((p.name for p in PARADIGMS if p.streams and (p.text, p.sums) == (paradigm.text, paradigm.sums)), "")
+        same = next(
+            (p.name for p in paradigms.PARADIGMS if p.streams and (p.text, p.sums) == (paradigm.text, paradigm.sums)),
+            "",
+        )
         hint = f": use {same} for its mask over more than one" if same else ""
         raise InputError(f"--targets is {targets}, but a prompt of {paradigm} has one target{hint}")
     interactions = context + targets
@@ -104,7 +108,7 @@ def prompt_masks(
     """The mask of the named paradigm, or with None of each; those that do not stream keep to one target."""
     if paradigm is not None:
         return {paradigm: prompt_mask(named(paradigm), context, targets, tokens)}
-    return {p.name: prompt_mask(p, context, targets if p.streams else 1, tokens) for p in PARADIGMS}
+    return {p.name: prompt_mask(p, context, targets if p.streams else 1, tokens) for p in paradigms.PARADIGMS}
 
 
 def text(mask: PromptMask, columns: int | None = None) -> Text:

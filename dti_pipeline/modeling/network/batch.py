@@ -1,4 +1,4 @@
-"""Layout to tensors: what a model is given."""
+"""Batches: the tensors of packed rows, and the pinned memory they are copied to a GPU from."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dti_pipeline.modeling.masks.visibility import Tokens
 from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import DTYPES, Kind, Layout
 
-#: What has one number for each token: a layout's arrays.
+#: Arrays with one number a token: those of a layout.
 OF_TOKENS = {name: dtype for name, dtype in DTYPES.items() if name != "target"}
-#: For each target, and for each place of a row where one may be.
+#: Arrays with one number a target, and with one for each place of a row where a target may be.
 OF_TARGETS = {
     "sum_index": np.int64,
     "sum_within": np.int64,
@@ -34,8 +34,8 @@ OF_PLACES = {"sum_slot": np.int64, "sum_valid": np.bool_}
 class Batch:
     """B rows of L tokens, T targets among them, ordered by row and slot; at most S targets in a row.
 
-    A batch may be filled: every row has S targets then, the last of its own again and again, and T = B S. What fills up
-    has no weight in the loss.
+    A batch may be padded in targets: every row then has S of them, repeating its own last one, and T = B S. Padding has
+    no weight in the loss.
     """
 
     token: Tensor  # (B, L) int32
@@ -46,32 +46,38 @@ class Batch:
     sum_index: Tensor  # (T,) int64, flat: row * L + slot of each [SUM]
     sum_within: Tensor  # (T,) int64, how many [SUM]s of its row stand before it
     sum_slot: Tensor  # (B, S) int64, slots of each row's [SUM]s; the last one again and again where there are fewer
-    sum_valid: Tensor  # (B, S) bool, False on that filling
+    sum_valid: Tensor  # (B, S) bool, False on that padding
     label: Tensor  # (T,) float32, 0 or 1
     weight: Tensor  # (T,) float32, of each target's loss: 1, or 0 where it counts for nothing
     target: Tensor  # (T,) int64, row of the log
-    host: Batch | None = None  # of one that was moved to a GPU: what it was before, to be read without waiting
-    memory: Tensor | None = None  # bytes that all tensors lie in, one behind the other, where they do
+    host: Batch | None = None  # its copy in the CPU's memory, of one on a GPU: read without waiting
+    memory: Tensor | None = None  # the one buffer that holds all tensors, where there is one
 
     @classmethod
-    def of(cls, layout: Layout, label_of_row: np.ndarray, filled: int = 0, room: Room | None = None) -> Batch:
+    def of(
+        cls, layout: Layout, label_of_row: np.ndarray, padded_targets: int = 0, buffer: PinnedBuffer | None = None
+    ) -> Batch:
         """Tensors of a layout, whose arrays they share; ``label_of_row`` (m,) are the log's labels.
 
-        With ``filled``, the batch is filled up to so many targets a row, and all its tensors have shapes that do not
-        depend on what the rows hold; IndexError where a row has more. ``room`` is what the layout was written into.
+        With ``padded_targets``, every row has so many targets and no shape depends on the rows' content; IndexError
+        where a row has more. ``buffer`` is the memory that the layout was written into.
         """
         (rows, length), kind = layout.kind.shape, int(Kind.SUM)
         count = _count(layout.kind, kind)
         most = int(count.max(initial=0))
-        if filled and most > filled:
-            raise IndexError(f"a row of {most} targets, where there are to be {filled}")
-        places = filled or max(1, most)
-        arrays = room.arrays if room else _arrays(rows, length, places, rows * places if filled else int(count.sum()))
+        if padded_targets and most > padded_targets:
+            raise IndexError(f"a row of {most} targets, where there are to be {padded_targets}")
+        places = padded_targets or max(1, most)
+        arrays = (
+            buffer.arrays
+            if buffer
+            else _arrays(rows, length, places, rows * places if padded_targets else int(count.sum()))
+        )
         named = {name: arrays[name] for name in (*OF_TARGETS, *OF_PLACES)}
-        _find_targets(layout.kind, layout.target, label_of_row, count, filled > 0, kind, tuple(named.values()))
+        _find_targets(layout.kind, layout.target, label_of_row, count, padded_targets > 0, kind, tuple(named.values()))
         named |= {name: getattr(layout, name) for name in OF_TOKENS}
         tensors = {name: torch.from_numpy(x) for name, x in named.items()}
-        return cls(host=None, memory=room.memory if room else None, **tensors)
+        return cls(host=None, memory=buffer.memory if buffer else None, **tensors)
 
     @property
     def tokens(self) -> Tokens:
@@ -85,7 +91,7 @@ class Batch:
         return replace(moved, host=self) if device.type == "cuda" else moved
 
     def pin(self) -> Batch:
-        """In one piece of page-locked memory, from which a copy to the GPU does not wait, and is one."""
+        """The batch in one pinned buffer: its copy to the GPU is one, and does not wait."""
         size = _starts(x.nbytes for x in self.tensors())[-1]
         pinned = self._in(torch.empty(size, dtype=torch.uint8, pin_memory=True))
         for target, source in zip(pinned.tensors(), self.tensors(), strict=True):
@@ -93,18 +99,18 @@ class Batch:
         return pinned
 
     def without_weight(self) -> Batch:
-        """The same, counting for nothing."""
+        """The same batch, without weight in the loss."""
         return replace(self, weight=torch.zeros_like(self.weight), memory=None)
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in one order."""
+        """All tensors, in the order of the fields."""
         return list(self._named().values())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(host=None, memory=None, **{name: change(tensor) for name, tensor in self._named().items()})
 
     def _in(self, memory: Tensor) -> Batch:
-        """Tensors like these in ``memory``, whatever it holds."""
+        """Tensors of the same shapes in ``memory``."""
         named = self._named()
         starts = _starts(tensor.nbytes for tensor in named.values())
         placed = {
@@ -118,28 +124,28 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Page-locked memory for a filled batch: a layout is written into it, and what :meth:`Batch.of` makes of that."""
+class PinnedBuffer:
+    """Pinned memory for a batch of padded targets: the layout is written into it, and :meth:`Batch.of` adds the rest."""
 
     arrays: dict[str, np.ndarray]  # of a batch's names
     memory: Tensor
 
     @classmethod
-    def of(cls, rows: int, length: int, filled: int) -> Room:
-        shapes = _shapes(rows, length, filled, rows * filled)
+    def of(cls, rows: int, length: int, targets: int) -> PinnedBuffer:
+        shapes = _shapes(rows, length, targets, rows * targets)
         sizes = [np.dtype(dtype).itemsize * prod(shape) for shape, dtype in shapes.values()]
         *starts, end = _starts(sizes)
         memory = torch.empty(end, dtype=torch.uint8, pin_memory=True)
-        room = memory.numpy()
+        bytes_ = memory.numpy()
         arrays = {
-            name: room[start : start + size].view(dtype).reshape(shape)
+            name: bytes_[start : start + size].view(dtype).reshape(shape)
             for (name, (shape, dtype)), start, size in zip(shapes.items(), starts, sizes, strict=True)
         }
         return cls(arrays, memory)
 
     @property
     def layout(self) -> dict[str, np.ndarray]:
-        """Its part that a layout has."""
+        """The arrays of a layout."""
         return {name: self.arrays[name] for name in OF_TOKENS}
 
 
@@ -168,10 +174,10 @@ def _count(kind: Any, sum_kind: int) -> Any:
 
 @compiled
 def _find_targets(
-    kind: Any, target_at: Any, label_of_row: Any, count: Any, filled: bool, sum_kind: int,
+    kind: Any, target_at: Any, label_of_row: Any, count: Any, padded: bool, sum_kind: int,
     out: tuple[Any, Any, Any, Any, Any, Any, Any],
 ) -> None:  # fmt: skip
-    """Write what there is of each target, and of each place where one may be."""
+    """Write the arrays of each target, and of each place where one may be."""
     index, within, label, weight, target, slots, valid = out
     length, places = kind.shape[1], slots.shape[1]
     taken = 0
@@ -185,7 +191,7 @@ def _find_targets(
                 last = slot
                 slot += 1
             slots[row, place], valid[row, place] = last, here
-            if here or filled:
+            if here or padded:
                 index[taken], within[taken] = row * length + last, place
                 of_log = target_at[row, last]
                 target[taken], weight[taken] = of_log, here

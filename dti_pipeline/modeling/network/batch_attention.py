@@ -66,10 +66,10 @@ class BatchAttentionBuilder:
         spans = self.fused(intervals)(batch.tokens, paradigm, self.context)
         sums = None
         if last_layer_at_sums or self.sums_have_own_rule or self.plan.reordered_keys:
-            sums = self._sum_rows(batch, spans, embedded, paradigm, trained_tokens, slopes)
-        return BatchAttention(self._backend(batch, spans, sums, embedded), sums, last_layer_at_sums)
+            sums = self.sums(batch, spans, embedded, paradigm, trained_tokens, slopes)
+        return BatchAttention(self.backend(batch, spans, sums, embedded), sums, last_layer_at_sums)
 
-    def _backend(self, batch: Batch, spans: Intervals, sums: SumRows | None, embedded: Tensor) -> Backend:
+    def backend(self, batch: Batch, spans: Intervals, sums: SumRows | None, embedded: Tensor) -> Backend:
         """The one place that chooses an attention backend."""
         device = self.plan.device
         if device.type != "cuda":
@@ -96,7 +96,7 @@ class BatchAttentionBuilder:
 
         return fused_sum_attention
 
-    def _sum_rows(
+    def sums(
         self,
         batch: Batch,
         spans: Intervals,
@@ -105,6 +105,7 @@ class BatchAttentionBuilder:
         trained_tokens: Tensor,
         slopes: Tensor,
     ) -> SumRows:
+        """The [SUM] rows of one batch, and what their rule says of them."""
         settings = self.settings
         # On a CPU the batch's own sizes. On a GPU new sizes are compilations, and reading any from it is a wait: there
         # the copy in the CPU's memory is asked.

@@ -1,8 +1,8 @@
-"""A batch's distinct tokens: what is a function of the token alone is computed for each of them once.
+"""A batch's distinct tokens: functions of the token alone are computed once for each.
 
-In real texts they are a ninth of a batch's tokens (docs/benchmark.md). What was computed is then copied to wherever the
-token stands. Its gradient has to be added up again over those slots: in fp32, and in one order, so that the same batch
-has the same gradients to the last bit. Nothing here waits for the device, and no shape depends on what a batch holds.
+In real texts they are about a ninth of a batch's tokens. Results are copied to every slot where the token stands; their
+gradients are added up over those slots in fp32 and in one order, so that the same batch has the same gradients to the
+last bit. Nothing here waits for the device, and no shape depends on the batch's content.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Distinct:
-    """U distinct tokens of B rows of L, in the order of their ids. Behind the last of them U is filled up by tokens
-    that stand nowhere."""
+    """U distinct tokens of B rows of L, in the order of their ids. U is padded by tokens that stand nowhere."""
 
     state: Tensor  # (U, E) what entered the first layer
     number: Tensor  # (B, L) int64, which of them each slot holds
@@ -71,14 +70,14 @@ def sum_by_token(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> 
 
 
 @sum_by_token.register_kernel("cuda")
-def _fused(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
+def _on_cuda(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
     from dti_pipeline.modeling.speed.distinct_kernel import launch  # needs Triton
 
-    out = _room(rows, number, order, start)
+    out = _empty(rows, number, order, start)
     launch(rows, number, order, start, out)
     return out
 
 
 @sum_by_token.register_fake
-def _room(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
+def _empty(rows: Tensor, number: Tensor, order: Tensor, start: Tensor) -> Tensor:
     return rows.new_empty(len(start) - 1, rows.shape[1])
