@@ -76,10 +76,7 @@ def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
         seconds += [x for x, _ in points if x > 0]
     axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="judged targets, at the end")
     if seconds and max(seconds) > WIDE * min(seconds):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes)
     axes.set(title="AUC against training time", xlabel="training time (s)", ylabel="AUC (lines: validation targets)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3, frameon=False, columnspacing=1.2)
 
@@ -107,10 +104,23 @@ def new_figure() -> tuple[Figure, Axes]:
     # A Figure of its own rather than pyplot's: no global state, no backend that looks for a display.
     figure = Figure(figsize=(6.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    plain(axes)
+    return figure, axes
+
+
+def plain(axes: Axes) -> None:
+    """A light grid and no frame."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What training costs, as formulas: tokens, pairs, FLOP, bytes. Pure functions, no torch.
+"""Formulas of what training costs: tokens, attended pairs, FLOP, bytes. Pure functions, no torch.
 
 Symbols: n context interactions, k targets a prompt, c tokens of an interaction (text and label; a target has one [SUM]
 besides), E hidden size. A FLOP is one addition or one multiplication.
@@ -24,18 +24,20 @@ PAIR_FLOP = 2 * (2 + 5)
 
 
 def sliding_window_tokens(n: float, c: float) -> float:
-    """Tokens a target of the baseline: n context interactions, its own, one [SUM]."""
+    """Tokens for each target of the sliding window: n context interactions, its own, one [SUM]."""
     return (n + 1) * c + 1
 
 
 def streaming_tokens(n: float, c: float, k: float) -> float:
-    """Tokens a target of a streaming prompt: its own interaction and [SUM], and its share of the context."""
+    """Tokens for each target of a streaming prompt: its own interaction and [SUM], and its share of the context."""
     return (c + 1) + n * c / k
 
 
 def token_speedup(n: float, c: float, k: float) -> float:
-    """How many times fewer tokens a target costs than in the sliding window; below (n + 1) c / (c + 1) + 1 / (c + 1)
-    for any k. What training gains where time is proportional to tokens."""
+    """Ratio of a target's tokens in the sliding window to those in a streaming prompt.
+
+    The speed-up where time is proportional to tokens. Bounded by (n + 1) c / (c + 1) + 1 / (c + 1) for any k.
+    """
     return sliding_window_tokens(n, c) / streaming_tokens(n, c, k)
 
 
@@ -47,7 +49,7 @@ def visible_pairs(
     context: int,
     prefix: int = 0,
 ) -> int:
-    """Pairs (query, key) that the masks of these prompts let through: what attention has to compute.
+    """Pairs (query, key) that attention computes for these prompts, by the paradigm's mask.
 
     ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
     history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visibility.visible`; a kernel that
@@ -108,21 +110,20 @@ def training_flop(
 
 
 def weight_bytes(shape: Shape, frozen: bool) -> int:
-    """The model's weights: bfloat16 under adapters; fp32, rounded where they are used, where they are trained."""
+    """Bytes of the weights: bfloat16 where frozen under adapters, fp32 where trained."""
     return (2 if frozen else 4) * shape.parameters
 
 
 def optimizer_bytes(trained: int) -> int:
-    """Gradient and AdamW's two moments of each trained weight, fp32."""
+    """Bytes of the gradient and AdamW's two moments of each trained weight, fp32."""
     return 12 * trained
 
 
 def activation_bytes(shape: Shape, tokens: int) -> int:
-    """What one forward pass over ``tokens`` tokens keeps for its backward pass, in bfloat16, nothing recomputed.
+    """Activations kept for the backward pass over ``tokens`` tokens, in bfloat16, without checkpointing.
 
     A layer keeps its input, two normed states and the middle of the residual stream (4 E), queries and attention
-    output, keys and values, and three inner states of the gated MLP. An estimate from above: frozen weights need not
-    keep all of it.
+    output, keys and values, and three inner states of the gated MLP. An upper bound: frozen weights need less.
     """
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     states = 4 * shape.hidden + attention + 3 * shape.intermediate

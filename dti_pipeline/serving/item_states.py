@@ -1,12 +1,11 @@
-"""What a `dti_isolated` model makes of an item, computed once.
+"""Cache of item states of a `dti_isolated` model: keys and values of an item's tokens, computed once.
 
-Under `dti_isolated` a text or label token sees only its own interaction, so its keys and values in every layer depend
-on the item, on the label, and on where in the prompt they stand. The last is rotary and can be undone: keys are kept
-un-rotated and turned to their place when they are read. So the states of an item, with either label, serve every
-history it occurs in, and a target costs one token, its [SUM], which reads them.
+Under `dti_isolated` a text or label token sees only its own interaction. Its keys and values in every layer depend on
+the item, the label and the position. The position is rotary and can be undone: keys are cached un-rotated and rotated
+when they are read. So the states of an item, with either label, serve every history it occurs in, and a target costs
+one token, its [SUM].
 
-The states are made by the model's own forward pass over prompts of one interaction, laid out by the packer, and read by
-its own layers.
+The model's own forward pass over prompts of one interaction computes the states, and its own layers read them.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore
 
-#: Keys that one pass of scoring reads, over all its targets: bounds its memory, and keeps it in a CPU's cache.
+#: Keys that one scoring pass reads, over all its targets: bounds memory, and fits a CPU's cache.
 KEYS = 1 << 14
-#: Tokens of a row of items, or as many as the longest has.
+#: Tokens of a row of items; more where the longest item needs it.
 ROW = 512
 
 
 @dataclass
 class ItemStates:
-    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i with that label behind it.
+    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i followed by that label.
 
-    Memory: for each token, twice, the keys and values of every layer. Raises InputError for a model whose item states
-    depend on more than the item.
+    Memory: keys and values of every layer for each token, with either label. Raises InputError for a model whose item
+    states depend on more than the item.
     """
 
     model: CTRModel
@@ -65,10 +64,12 @@ class ItemStates:
 
     @torch.no_grad()
     def add(self, store: TokenStore, tokens_per_batch: int) -> None:
-        """Compute the states of every text of ``store``, which come after those that are there. Its interactions are
-        not used. Cost: one forward pass over each text with either label."""
+        """Compute and append the states of every text of ``store``; its interactions are not used.
+
+        Cost: one forward pass over each text with either label.
+        """
         texts = len(store.offsets) - 1
-        store = replace(  # a log in which every text was met once with 0 and once with 1
+        store = replace(  # a log in which every text occurs with label 0 and with label 1
             store,
             text=np.repeat(np.arange(texts, dtype=np.int32), 2),
             label=np.tile(np.array([0, 1], np.int8), texts),
@@ -77,7 +78,7 @@ class ItemStates:
         lengths = store.lengths().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         row_length = max(ROW, int(lengths.max()) + 1)
-        packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each its own prompt, as a target without context
+        packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each a prompt of its own: a target without context
         order = np.argsort(packed.row, kind="stable")
         rows = Rows(store, row_length, order, order, order + 1, bounds(packed.row[order]))
         height = rows.height(tokens_per_batch)
@@ -101,7 +102,7 @@ class ItemStates:
         self.offsets = np.concatenate([self.offsets, self.offsets[-1] + np.cumsum(lengths)])
 
     def _states(self, batch: Batch, at: tuple[Tensor, Tensor], sums: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; fills in ``sums``."""
+        """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; writes ``sums``."""
         row, slot = (x.to(self.device) for x in at)
         with self._precision():
             embedded = self.model.embed(batch)
@@ -116,14 +117,17 @@ class ItemStates:
     def score(
         self, text: NDArray[np.int64], label: NDArray[np.int8], is_target: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """(T,) probabilities. ``text`` (index of its states) and ``label`` (m,) are the interactions of all targets'
-        prompts, one prompt after another, each closed by its target. Cost: one token a target through the network, and
-        a read of its history's keys and values."""
+        """P(label = 1) of T targets, (T,).
+
+        ``text`` (index of its states) and ``label`` (m,) are the interactions of the targets' prompts, one prompt after
+        another, each ending with its target. Cost: one token through the network for each target, and a read of its
+        history's keys and values.
+        """
         state = 2 * text + np.where(is_target, 0, label)
-        lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target's own label is not there
+        lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target has no label token
         sizes = np.diff(np.cumsum(lengths)[is_target], prepend=0)  # keys of each target
         ends = np.cumsum(lengths)
-        bank = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
+        cached = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
         first = np.cumsum(sizes) - sizes
         own = text[is_target]
         logits = []
@@ -132,14 +136,14 @@ class ItemStates:
             here = slice(begin, begin + step)
             at = np.arange(int(sizes[here].max()))
             valid = at < sizes[here, None]
-            index = bank[np.where(valid, first[here, None] + at, 0)]
+            index = cached[np.where(valid, first[here, None] + at, 0)]
             logits.append(
                 self._logits(*(torch.from_numpy(x).to(self.device) for x in (own[here], sizes[here], index, valid)))
             )
         return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
 
     def _logits(self, own: Tensor, size: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-        """(T,) logits of targets with texts ``own`` (T,), whose ``size`` (T,) keys are ``index`` (T, S) of the bank."""
+        """(T,) logits of targets with texts ``own`` (T,), whose ``size`` (T,) cached keys are at ``index`` (T, S)."""
         assert self.sums is not None
         model, rotary = self.model, backbone.decoder_of(self.model.lm).rotary_emb
         embedded = self.sums[own][:, None]

@@ -37,6 +37,7 @@ from tests.model.conftest import (
     histories,
     k_of,
     logits_by_target,
+    planned,
     small_model,
     speaking,
     sums_of,
@@ -187,7 +188,9 @@ def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one
         return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items()}
 
     found = outcome()
-    monkeypatch.setattr(CTRModel, "_initial", lambda self, batch, embedded, distinct: Initial(embedded))
+    plain = staticmethod(lambda state, *_: Initial(state))
+    monkeypatch.setattr(Initial, "of", plain)
+    planned(model, distinct_tokens=False)
     expected = outcome()
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
     assert min(float(gradient.norm()) for gradient in expected[1].values()) > 1e-4

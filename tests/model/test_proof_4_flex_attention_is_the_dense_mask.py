@@ -219,7 +219,8 @@ def test_on_cuda_the_model_has_the_cpu_s_logits_and_gradients(
     batch = log.batch(4, 6, row_length=512)
     expected, expected_gradients = logits_and_gradients(model, batch)
     cuda = torch.device("cuda")
-    logits, gradients = logits_and_gradients(model.to(cuda), batch.to(cuda), dtype)
+    model.place(model.make_plan(cuda, dtype or torch.float32))
+    logits, gradients = logits_and_gradients(model, batch.to(cuda), dtype)
     assert (logits - expected).abs().max() <= logit_tolerance * expected.abs().max()
     assert gradients.keys() == expected_gradients.keys()
     size = {name: gradient.norm() for name, gradient in expected_gradients.items()}

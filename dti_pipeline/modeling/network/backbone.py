@@ -58,7 +58,12 @@ def build(
     layers.support_sum_rows(stack[-1])
     if not probe.last_layer_at_sums_is_exact(lm):
         layers.drop_sum_rows(stack[-1])
-    return _with_lora(lm, config, trained_tokens) if adapted else lm
+    if adapted:
+        return _with_lora(lm, config, trained_tokens)
+    output = lm.get_output_embeddings()
+    if config.head == "fresh" and output.weight is not lm.get_input_embeddings().weight:
+        output.weight.requires_grad_(False)  # never read: processes would wait for its gradient
+    return lm
 
 
 def random_weights(settings: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

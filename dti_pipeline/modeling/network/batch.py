@@ -125,7 +125,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PinnedBuffer:
-    """Pinned memory for a batch of padded targets: the layout is written into it, and :meth:`Batch.of` adds the rest."""
+    """Pinned memory of one batch: the layout is written into it, and :meth:`Batch.of` adds the rest."""
 
     arrays: dict[str, np.ndarray]  # of a batch's names
     memory: Tensor

@@ -1,4 +1,4 @@
-"""The plan for a reader: conditions first, then one line a paradigm, then what was measured."""
+"""The plan as text: conditions, a table with a line for each paradigm, a table of measured runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"memory   {memory['total_gb']:.3g} GB = weights {memory['weights_gb']:.3g}"
         f" + optimizer {memory['optimizer_gb']:.3g} + activations {memory['activations_gb']:.3g}"
-        f" ({memory['tokens_per_pass']:,} tokens a pass); {gpu['name']} has {gpu['memory_gb']:g}:"
+        f" ({memory['micro_batch_tokens']:,} tokens a micro-batch); {gpu['name']} has {gpu['memory_gb']:g}:"
         f" {'fits' if memory['fits'] else 'does not fit'}"
     )
     yield (
@@ -74,7 +74,7 @@ def _measured(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _short(count: float) -> str:
-    """1,234 as it is; beyond that 1.23M or 4.56G."""
+    """Below a million in full, above it with a unit: 1,234, 1.23M, 4.56G."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if count >= size:
             return f"{count / size:.2f}{letter}"

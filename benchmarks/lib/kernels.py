@@ -1,4 +1,4 @@
-"""Where one step's time goes: kernels by kind, from a profile, as figures and as a picture."""
+"""A profile of one training step: milliseconds by kind of kernel, as figures and as a picture."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dti_pipeline import artifacts
+from dti_pipeline.evaluation.plots import new_figure
 
-#: Kinds by what is in a kernel's name, the first that fits. What is left is norms, rotations, activations, sums and
-#: the loss: kernels that the compiler fused, or torch's own elementwise ones.
+#: Kinds by a pattern of a kernel's name, the first that fits. The rest is norms, rotations, activations, sums and the
+#: loss: kernels that the compiler fused, or torch's own elementwise ones.
 NAMES = (
-    (
-        "attention backward",
-        r"(flex|flash|fmha|sdpa|attention).*(bwd|backward|bprop)|(bwd|backward).*(flex|flash|fmha|sdpa)",
-    ),
+    ("attention backward", r"(flex|flash|fmha|sdpa|attention).*(bwd|backward)|(bwd|backward).*(flex|flash|fmha|sdpa)"),
     ("attention forward", r"flex|flash|fmha|sdpa|scaled_dot_product|attention"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|cublas|matmul|aten::(mm|bmm|addmm|linear)|AddmmBackward|MmBackward"),
     ("copies", r"memcpy|memset|aten::(copy_|_to_copy|to|clone)$"),
@@ -53,14 +50,12 @@ def by_kind(events: Sequence[Mapping[str, Any]], where: str) -> dict[str, float]
     Idle is the time between the first and the last in which none runs. Kernels of several streams that run at one
     time each count in full.
     """
-    work, notes = (
-        ({"kernel", "gpu_memcpy", "gpu_memset"}, "gpu_user_annotation")
-        if where == "gpu"
-        else ({"cpu_op"}, "user_annotation")
-    )
+    gpu = where == "gpu"
+    work = {"kernel", "gpu_memcpy", "gpu_memset"} if gpu else {"cpu_op"}
+    notes = "gpu_user_annotation" if gpu else "user_annotation"
     parts = [event for event in events if event.get("cat") == notes and event["name"] in PARTS]
     done = sorted((event for event in events if event.get("cat") in work), key=lambda event: event["ts"])
-    if where == "cpu":
+    if not gpu:
         done = _outermost(done)
     sums = dict.fromkeys(KINDS, 0.0)
     busy_until = done[0]["ts"]
@@ -90,36 +85,22 @@ def _outermost(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def draw(steps: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Bars side by side, readable in grey, to ``path``; the figures beside it as JSON."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    artifacts.write_text(path.with_suffix(".json"), json.dumps(steps, indent=1) + "\n")
-    figure, axes = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
+    """Bars side by side, readable in grey, to ``path``."""
+    figure, axes = new_figure()
+    figure.set_size_inches(10, 4.2)
     kinds = [kind for kind in KINDS if any(step[kind] for step in steps.values())]
     height = 0.8 / len(steps)
     for index, (name, step) in enumerate(steps.items()):
         total = sum(step.values())
         places = [line + index * height for line in range(len(kinds))]
-        bars = axes.barh(
-            places,
-            [step[kind] for kind in kinds],
-            height,
-            label=f"{name}: {total:.0f} ms",
-            color=("0.75", "0.35")[index % 2],
-            hatch=("", "//")[index % 2],
-            edgecolor="black",
-        )
+        style = {"color": ("0.75", "0.35")[index % 2], "hatch": ("", "//")[index % 2], "edgecolor": "black"}
+        bars = axes.barh(places, [step[kind] for kind in kinds], height, label=f"{name}: {total:.0f} ms", **style)
         axes.bar_label(bars, [f" {step[kind]:.1f} ms, {step[kind] / total:.0%}" for kind in kinds], fontsize=8)
     axes.set_yticks([line + height * (len(steps) - 1) / 2 for line in range(len(kinds))], kinds)
     axes.invert_yaxis()
     axes.margins(x=0.18)
+    axes.grid(visible=False, axis="y")
     axes.set_xlabel("milliseconds of one step")
     figure.legend(loc="outside upper left", frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)

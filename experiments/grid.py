@@ -1,7 +1,7 @@
-"""What a study consists of: a YAML file of logs and groups of runs, read into single runs.
+"""The grid of a study: a YAML file of logs and groups of runs, expanded into single runs.
 
-A run is known by the digest of everything that shapes its figures. Two runs of one digest are one run, whatever group
-asks for them; a run of another configuration is another run and never takes its place.
+A run is identified by the digest of everything that shapes its figures. Two runs of one digest are one run, whichever
+group asks for them; a run of another configuration never takes its place.
 """
 
 from __future__ import annotations
@@ -17,57 +17,62 @@ from typing import Any, Literal
 
 import yaml
 
+from dti_pipeline import paradigms
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.plain import from_plain, nearest
-from dti_pipeline.study.rehearsal import Rehearsal
 
-BASELINE = "sliding_window"
+BASELINE = paradigms.BASELINE.name
 #: Sections of params.yaml that shape a log's events, those that shape its tokens, and those of a run beside them.
 LOG_SECTIONS = ("synth", "events", "split")
 DATA_SECTIONS = (*LOG_SECTIONS, "tokens")
 RUN_SECTIONS = ("packing", "model", "training", "evaluation")
-#: Keys that say where and how work is done, not what comes of it.
+#: Keys that say where and how work is done: they leave a run's figures, and its digest, as they are.
 CIRCUMSTANCES = {
     "events": ("path", "items_path", "memory_limit"),
     "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
     "evaluation": ("tokens_per_batch",),
 }
-#: Facts that tell the lines of one log's table apart, beside the paradigm.
-FACTS = ("k", "n", "fixes", "model", "epochs", "max_targets")
-#: What tables and pictures tell runs apart by.
+#: Columns that tell the lines of one log's table apart, beside the paradigm.
+FACTS = ("k", "n", "fixes", "model", "epochs")
+#: Columns that tell runs apart in tables and pictures.
 SHOWN = ("dataset", "paradigm", *FACTS, "seed")
 
 
 @dataclass(frozen=True)
+class Rehearsal:
+    """Makes a log from the past of another log, to choose that log's recipe without its test targets."""
+
+    of: str = ""
+    train: float = 0.6  # the first share of every user's rows
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """A log, how it is split, and the one recipe that every paradigm of it is trained by."""
+    """A log, its split, and the one recipe that trains every paradigm on it."""
 
     params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml
-    note: str = ""  # what a reader of its figures must know
-    # Made of another log, whose LOG_SECTIONS it has: to choose that log's recipe without a look at its test targets.
-    rehearsal: Rehearsal | None = None
+    note: str = ""  # for the reader of its figures
+    rehearsal: Rehearsal | None = None  # the log then has LOG_SECTIONS of the log it is made from
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that belong in one table: every combination of the lists."""
+    """Runs that belong in one table: every combination of the lists. An empty list of k, n or epochs: the recipe's."""
 
     name: str = ""
     data_sets: tuple[str, ...] = ()
-    paradigms: tuple[str, ...] = PARADIGMS
-    k: tuple[int | Literal["all"], ...] = ()  # none: the recipe's
-    n: tuple[int, ...] = ()  # likewise
+    paradigms: tuple[str, ...] = paradigms.names()
+    k: tuple[int | Literal["all"], ...] = ()
+    n: tuple[int, ...] = ()
     fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
     models: tuple[str, ...] = ("",)  # names of `models`; "": the recipe's
-    epochs: tuple[float, ...] = ()  # none: the recipe's
+    epochs: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (1,)
-    max_targets: int | None = None  # the same cut of the log for every run; None: the recipe's
-    # quality: judged on the test targets. validation: a trial of a recipe, scored on the validation targets while it
-    # trains and never on test targets. speed: trained with nothing beside it and not judged, so that its seconds count.
+    # quality: evaluated on the test targets. validation: a trial of a recipe, scored on the validation targets while it
+    # trains, never on test targets. speed: trained alone on its machine and not evaluated, so that its seconds count.
     measure: Literal["quality", "validation", "speed"] = "quality"
-    # Which sliding window a run is held against. epochs: the one of as many epochs; seconds: the group's own, whose
+    # The sliding window that a run is compared with. epochs: the one of as many epochs; seconds: the group's own, whose
     # epochs the grid chose to take as long.
     equal: Literal["epochs", "seconds"] = "epochs"
     params: dict[str, Any] = field(default_factory=dict)
@@ -77,35 +82,44 @@ class Group:
 class Grid:
     """The file. Its paths are relative to its own folder."""
 
-    results: str = "results/study.json"
+    results: str = "results"  # folder: see experiments/analyse.py
     document: str | None = None  # Markdown in which the tables stand between markers
     pictures: str | None = None  # folder
-    figures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # picture -> groups it draws
+    figures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # picture -> the groups it draws
     speed: tuple[str, ...] = ()  # results of training-step benchmarks, drawn beside the study's own speed-ups
     data_sets: dict[str, DataSet] = field(default_factory=dict)
     fixes: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
-    others: tuple[str, ...] = ()  # groups of other kinds of models, whose rows scripts of their own make
+    others: tuple[str, ...] = ()  # groups of other kinds of models, whose rows their own scripts make
     path: str = ""  # where it was read from
 
     def beside(self, name: str) -> Path:
-        """A path of the file, from where the file lies."""
+        """A path named in the file, resolved against the file's folder."""
         return Path(self.path).parent / name
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Every run once, in the order of the file; those that several groups ask for know all of them."""
+        """Every run once, in the order of the file; a run of several groups has the names of all."""
         found: dict[str, Run] = {}
         for group in self.groups:
             for run in self._expand(group):
                 known = found.setdefault(run.digest, run)
                 if group.name not in known.groups:
                     found[run.digest] = replace(known, groups=(*known.groups, group.name))
+        windows = {
+            key: run.digest for run in found.values() if run.paradigm == BASELINE for key in self._equal_seconds(run)
+        }
         for run in found.values():
-            if any(group.equal == "seconds" for name in run.groups for group in self.group(name)):
-                found[run.digest] = replace(run, against_seconds=_as_long(run, self, found.values()))
+            if run.paradigm != BASELINE and (keys := self._equal_seconds(run)):
+                found[run.digest] = replace(run, against_seconds=windows.get(keys[0]))
         return tuple(found.values())
+
+    def _equal_seconds(self, run: Run) -> list[tuple[Any, ...]]:
+        """A key for each of a run's groups of equal seconds; the group's sliding window has the same key."""
+        facts = run.facts()
+        same = tuple(facts[key] for key in ("dataset", "n", "model", "seed"))
+        return [(name, *same) for name in run.groups if any(part.equal == "seconds" for part in self.group(name))]
 
     def group(self, name: str) -> tuple[Group, ...]:
         """The entries of a group: it may be written in several parts."""
@@ -114,6 +128,13 @@ class Grid:
     @property
     def group_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(group.name for group in self.groups))
+
+    def chosen(self, only: Iterable[str] = ()) -> tuple[Run, ...]:
+        """All runs, or those of the named groups. InputError names the nearest group."""
+        wanted = set(only)
+        for name in wanted:
+            known(f"{self.path}: asked for group", name, self.group_names)
+        return tuple(run for run in self.runs if not wanted or wanted & set(run.groups))
 
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
         """The parameters of a log with changes on top; InputError names the wrong key and the file."""
@@ -138,8 +159,7 @@ class Grid:
             changes = (
                 self.models.get(model, {}),
                 group.params,
-                {"packing": _given(context=n, max_targets=group.max_targets)},
-                {"training": _given(seed=seed, epochs=epochs)},
+                {"packing": _given(context=n), "training": _given(seed=seed, epochs=epochs)},
                 {"tracking": {"enabled": False}},
             )
             # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
@@ -159,7 +179,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its judgement."""
+    """One training and its evaluation."""
 
     groups: tuple[str, ...]
     data_set: str
@@ -168,8 +188,8 @@ class Run:
     model: str
     measure: str
     config: Config
-    against: str | None = None  # the sliding window of equal epochs, by digest
-    against_seconds: str | None = None  # the one that takes as long, where a group asks for it
+    against: str | None = None  # digest of the sliding window of equal epochs
+    against_seconds: str | None = None  # digest of the one that takes as long, where a group asks for it
     rehearsal: Rehearsal | None = None  # its log's
 
     @property
@@ -185,11 +205,11 @@ class Run:
 
     @property
     def packing_digest(self) -> str:
-        """What shapes its row plans."""
+        """12 hexadecimal characters of everything that shapes its row plans."""
         return _digest([settings(self.config, ("packing",)), self.config.split.min_history])
 
     def facts(self) -> dict[str, Any]:
-        """The columns that say which run it is."""
+        """The columns that identify the run in the results."""
         training = self.config.training
         return {
             "dataset": self.data_set,
@@ -202,7 +222,6 @@ class Run:
             "model": self.model,
             "epochs": training.epochs,
             "seed": training.seed,
-            "max_targets": self.config.packing.max_targets,
             "row_length": self.config.packing.row_length,
             "measure": self.measure,
             "config": self.digest,
@@ -211,27 +230,16 @@ class Run:
 
     def label(self) -> str:
         """For a line of a terminal."""
-        facts = self.facts()
-        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", self.fixes, self.model]
-        parts += [f"{facts['epochs']:g} epochs", f"seed {facts['seed']}"]
-        parts += [f"{facts['max_targets']:,} targets"] if facts["max_targets"] else []
+        training = self.config.training
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={self.config.packing.context}", self.fixes]
+        parts += [self.model, f"{training.epochs:g} epochs", f"seed {training.seed}"]
         return " ".join(part for part in parts if part)
 
 
-def _as_long(run: Run, grid: Grid, runs: Iterable[Run]) -> str | None:
-    """The sliding window of a run's group of equal seconds, of the same log, cut, n, model and seed."""
-    names = {name for name in run.groups if any(group.equal == "seconds" for group in grid.group(name))}
-    for other in runs:
-        same = all(other.facts()[key] == run.facts()[key] for key in ("dataset", "max_targets", "n", "model", "seed"))
-        if other.paradigm == BASELINE and run.paradigm != BASELINE and same and names & set(other.groups):
-            return other.digest
-    return None
-
-
 def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
-    """What sections say that the defaults do not, without the keys that only say where and how work is done.
+    """The parameters of sections that differ from the defaults, less :data:`CIRCUMSTANCES`.
 
-    The defaults are left out so that a parameter that is new tomorrow does not make other runs of today's.
+    Defaults are left out so that a parameter added tomorrow does not make other runs of today's.
     """
     own, default = config.sections(*sections), Config().sections(*sections)
     return {
@@ -245,7 +253,7 @@ def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 
 
 def load(path: Path) -> Grid:
-    """Read a study's file. InputError names what is wrong in it, and the right name where one is near."""
+    """Read a study's file. InputError names the error in it, and the right name where one is near."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -258,18 +266,24 @@ def load(path: Path) -> Grid:
         grid = replace(from_plain(Grid, raw), path=str(path))
     except InputError as error:
         raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
-    _check(grid)
+    _check_names(grid)
+    _check_rehearsals(grid)
+    _check_measures(grid)
+    _check_told_apart(grid)
     return grid
 
 
-def _check(grid: Grid) -> None:
-    _check_rehearsals(grid)
+def known(where: str, name: str, names: Iterable[str]) -> None:
+    """InputError where a name is none of ``names``, with the nearest of them."""
+    names = list(names)
+    if name not in names:
+        raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
+
+
+def _check_names(grid: Grid) -> None:
     for figure, names in grid.figures.items():
         for name in names:
-            if name not in grid.group_names:
-                raise InputError(
-                    f"{grid.path}, figures.{figure}: no group is named {name!r}{nearest(name, grid.group_names)}"
-                )
+            known(f"{grid.path}, figures.{figure}: it draws", name, grid.group_names)
     variants = {f"fixes.{name}": params for name, params in grid.fixes.items()}
     variants |= {f"models.{name}": params for name, params in grid.models.items()}
     variants |= {f"group {group.name}, params": group.params for group in grid.groups}
@@ -278,28 +292,22 @@ def _check(grid: Grid) -> None:
             raise InputError(
                 f"{grid.path}, {where}: `{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
             )
+    options = {
+        "data_sets": list(grid.data_sets),
+        "paradigms": list(paradigms.names()),
+        "fixes": ["", *grid.fixes],
+        "models": ["", *grid.models],
+    }
     for group in grid.groups:
         if not group.name:
             raise InputError(f"{grid.path}: every group needs a name")
-        named: dict[str, tuple[tuple[str, ...], list[str]]] = {
-            "data_sets": (group.data_sets, list(grid.data_sets)),
-            "paradigms": (group.paradigms, list(PARADIGMS)),
-            "fixes": (group.fixes, ["", *grid.fixes]),
-            "models": (group.models, ["", *grid.models]),
-        }
-        for key, (names, known) in named.items():
-            for name in names:
-                if name not in known:
-                    raise InputError(
-                        f"{grid.path}, group {group.name}: `{key}` has {name!r}, which is none of"
-                        f" {', '.join(map(repr, known))}{nearest(name, known)}"
-                    )
+        where = f"{grid.path}, group {group.name}:"
+        for key, allowed in options.items():
+            for name in getattr(group, key):
+                known(f"{where} `{key}` has", name, allowed)
         for key in (f.name for f in fields(Group)):
-            value = getattr(group, key)
-            if isinstance(value, tuple) and not value and key not in ("k", "n", "epochs"):
-                raise InputError(f"{grid.path}, group {group.name}: `{key}` is empty")
-    _check_measures(grid)
-    _check_told_apart(grid)
+            if getattr(group, key) == () and key not in ("k", "n", "epochs"):
+                raise InputError(f"{where} `{key}` is empty")
 
 
 def _check_rehearsals(grid: Grid) -> None:
@@ -307,43 +315,42 @@ def _check_rehearsals(grid: Grid) -> None:
     for name, data_set in grid.data_sets.items():
         if data_set.rehearsal is None:
             continue
-        where, of, train = f"{grid.path}, data set {name}", data_set.rehearsal.of, data_set.rehearsal.train
-        if of not in logs:
-            raise InputError(f"{where}: `rehearsal.of` is {of!r}, none of {', '.join(logs)}{nearest(of, logs)}")
+        where, of, train = f"{grid.path}, data set {name}:", data_set.rehearsal.of, data_set.rehearsal.train
+        known(f"{where} `rehearsal.of` is", of, logs)
         if not 0 < train < 1:
-            raise InputError(f"{where}: `rehearsal.train` must be between 0 and 1, not {train}")
+            raise InputError(f"{where} `rehearsal.train` must be between 0 and 1, not {train}")
         if (rule := grid.config(of).split.rule) != "user_order":
-            raise InputError(f"{where}: `rehearsal` needs a log split by user_order, and {of} is split by {rule}")
+            raise InputError(f"{where} `rehearsal` needs a log split by user_order, and {of} is split by {rule}")
         if settings(grid.config(name), LOG_SECTIONS) != settings(grid.config(of), LOG_SECTIONS):
-            raise InputError(f"{where}: a rehearsal has `{'`, `'.join(LOG_SECTIONS)}` of {of}: leave them out")
+            raise InputError(f"{where} a rehearsal has `{'`, `'.join(LOG_SECTIONS)}` of {of}: leave them out")
 
 
 def _check_measures(grid: Grid) -> None:
-    """Trials are scored on validation targets that are there, and stand in tables of their own."""
+    """Trials are scored on validation targets that exist, and stand in tables of their own."""
     for group in grid.groups:
-        where, trial = f"{grid.path}, group {group.name}", group.measure == "validation"
+        where, trial = f"{grid.path}, group {group.name}:", group.measure == "validation"
         if any((other.measure == "validation") != trial for other in grid.group(group.name)):
-            raise InputError(f"{where}: `measure` is validation in one part and not in another: name them apart")
+            raise InputError(f"{where} `measure` is validation in one part and not in another: name them apart")
         for name in group.data_sets:
             if grid.data_sets[name].rehearsal and not trial:
-                raise InputError(f"{where}: {name} is a rehearsal, without test targets: say `measure: validation`")
+                raise InputError(f"{where} {name} is a rehearsal, without test targets: say `measure: validation`")
             if trial and not grid.config(name).split.validation_share:
-                raise InputError(f"{where}: {name} has no validation targets: `split.validation_share` is 0")
+                raise InputError(f"{where} {name} has no validation targets: `split.validation_share` is 0")
     for run in grid.runs:
         if run.measure == "validation" and run.config.training.evaluations < 1:
             raise InputError(f"{grid.path}, group {run.groups[0]}: a trial needs `training.evaluations` of at least 1")
 
 
 def _check_told_apart(grid: Grid) -> None:
-    """No two runs of a table or a picture differ in nothing that it shows: it would take them for seeds of one run."""
+    """Two runs of a table or a picture differ in a column that it shows: else they would pass for seeds of one run."""
     together = {f"group {name}": {name} for name in grid.group_names}
     together |= {f"figures.{name}": set(groups) for name, groups in grid.figures.items()}
     for where, groups in together.items():
-        known: dict[tuple[Any, ...], Run] = {}
-        for run in grid.runs:  # every combination is a valid configuration, or its error names the key
+        seen: dict[tuple[Any, ...], Run] = {}
+        for run in grid.runs:
             if groups & set(run.groups):
-                other = known.setdefault(tuple(run.facts()[fact] for fact in SHOWN), run)
-                if other is not run:
+                facts = run.facts()
+                if seen.setdefault(tuple(facts[fact] for fact in SHOWN), run) is not run:
                     raise InputError(
                         f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a"
                         " model, a fix or a data set of the difference, which tables name"

@@ -1,7 +1,7 @@
-"""One run of the study in a process of its own: ``python -m dti_pipeline.study.one GRID WORK DIGEST``.
+"""One run of the study in a process of its own: ``python -m experiments.run GRID WORK DIGEST WORKERS``.
 
-It trains, and judges where the run measures quality, in a home that borrows the log's data, keeps the row and the
-predictions, and removes the rest. What was interrupted goes on from its checkpoint when it is started again.
+It trains, and evaluates where the run measures quality, in a home that borrows the log's data; it keeps the row and the
+predictions and removes the rest. An interrupted run goes on from its checkpoint when it is started again.
 """
 
 from __future__ import annotations
@@ -22,36 +22,37 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study import log
-from dti_pipeline.study.grid import Run
+from experiments import grid as grids
+from experiments import logs
+from experiments.grid import Run
 
 ROW, PREDICTIONS = "row.json", "predictions.parquet"
-#: Of a training's report.
+#: Columns taken from a training's report, and from an evaluation's.
 TRAINED = (
     "train_seconds", "targets_per_second", "tokens_per_second", "targets", "tokens", "tokens_per_target", "steps",
     "parameters", "loss", "validation_auc", "peak_memory_gib", "hardware",
 )  # fmt: skip
+EVALUATED = ("auc", "auc_streaming", "log_loss", "gauc", "ece")
 
 
 def folder(work: Path, run: Run) -> Path:
-    """Where a run keeps what it found."""
+    """Where a run keeps its row and predictions."""
     return work / run.data_set / "runs" / run.digest
 
 
 def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
-    """Pack and train, and evaluate where quality is measured, which leaves predictions; publish and return the row."""
+    """Pack, train and, where quality is measured, evaluate, which leaves predictions; publish and return the row."""
     own, data = folder(work, run), work / run.data_set
     with artifacts.alone(own):
         if (own / ROW).is_file():  # a process that outlived the command that started it has finished it
             return {}
         paths = Paths(own / "home")
         workers = _most_workers(paths.home / "workers", workers)
-        shards = log.packed(run, data)
+        shards = logs.packed(run, data)
         for made, at in ((data / "data" / "events", paths.events), (data / "data" / "tokens", paths.tokens)):
-            log.link(made, at)
-        log.link(shards, paths.shards(run.paradigm))
-        row = run.facts() | {"workers": workers, "data": log.digest(data)}
+            logs.link(made, at)
+        logs.link(shards, paths.shards(run.paradigm))
+        row = run.facts() | {"workers": workers, "data": logs.digest(data)}
         row["commit"] = str(lineage.commit() or "") or None
         row |= _train(run, paths)
         if run.measure == "quality":
@@ -62,7 +63,7 @@ def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
 
 
 def _most_workers(noted: Path, workers: int) -> int:
-    """How many runs were at work beside any part of this one, itself counted: seconds are of all its parts."""
+    """The most runs that were at work beside any part of this one, itself counted: its seconds are of all its parts."""
     most = max(workers, int(noted.read_text()) if noted.is_file() else 0)
     artifacts.write_text(noted, str(most))
     return most
@@ -92,11 +93,9 @@ def _evaluate(run: Run, paths: Paths, own: Path) -> dict[str, Any]:
     found = pq.read_table(paths.evaluation(run.paradigm) / PREDICTIONS)
     users = found["user_id"].combine_chunks().dictionary_encode().indices
     keep_predictions(
-        own, found["row"].to_numpy(), users.to_numpy(), found["label"].to_numpy(),
-        found["probability"].to_numpy(), found["probability_streaming"].to_numpy(),
-    )  # fmt: skip
-    return {
-        **{name: report[name] for name in ("auc", "auc_streaming", "log_loss", "gauc", "ece")},
+        own, found["row"].to_numpy(), users.to_numpy(), found["label"].to_numpy(), found["probability"].to_numpy()
+    )
+    return {name: report[name] for name in EVALUATED} | {
         "auc_by_history": {part["bucket"]: part["auc"] for part in report["slices"]["history_length"]},
         "test_targets": report["targets"],
         "test_users": report["users"],
@@ -104,14 +103,10 @@ def _evaluate(run: Run, paths: Paths, own: Path) -> dict[str, Any]:
     }
 
 
-def keep_predictions(
-    own: Path, row: Array, user: Array, label: Array, probability: Array, streaming: Array | None = None
-) -> None:
-    """Scores of the test targets (N,), ordered by row, for whoever pairs them with another run's."""
+def keep_predictions(own: Path, row: Array, user: Array, label: Array, probability: Array) -> None:
+    """Write the scores of the test targets (N,), ordered by row: paired differences between runs are made of them."""
     columns = {"row": row.astype(np.int64), "user": user.astype(np.int32), "label": label.astype(np.int8)}
     columns["probability"] = probability.astype(np.float32)
-    if streaming is not None:
-        columns["probability_streaming"] = streaming.astype(np.float32)
     own.mkdir(parents=True, exist_ok=True)
     aside = own / f".{PREDICTIONS}"
     pq.write_table(pa.table(columns), aside, compression="zstd")

@@ -1,5 +1,5 @@
-"""A deep interest network (Zhou et al., arXiv 1706.06978), small: what a recommender of the usual kind makes of the
-same interactions and labels, with embeddings of its own in place of a language model.
+"""A small deep interest network (Zhou et al., arXiv 1706.06978): a usual recommender on the same interactions and
+labels, with embeddings of its own in place of a language model.
 
 An item is its id's embedding and the mean embedding of its title's tokens; an item that training never asked about has
 the title alone. Each past interaction (item, label, how long ago) is weighted by how well it goes with the target.
@@ -34,7 +34,7 @@ class Settings:
 
 
 class DIN(nn.Module):
-    """Logits of targets (B,) from their item, n items before it, their labels and a mask of what there is."""
+    """Logits of targets (B,) from their item, n items before it, their labels and a mask of those that exist."""
 
     def __init__(self, items: int, titles: tuple[Tensor, Tensor], n: int, settings: Settings) -> None:
         super().__init__()
@@ -75,18 +75,18 @@ class DIN(nn.Module):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training came to."""
+    """A trained model's scores and cost."""
 
     probability: Array  # of the test targets
     validation_auc: float
     kept: int  # epochs, or trees, after which validation was best
-    trained: int  # as many as took the seconds
+    passes: int  # over the training targets, in the seconds
     seconds: float
     parameters: int
 
 
 def fit(
-    log: Interactions, store: TokenStore, targets: dict[str, Array], n: int, seed: int, settings: Settings
+    log: Interactions, store: TokenStore, targets: dict[str, Array], n: int, seed: int, settings: Settings = Settings()
 ) -> Fitted:
     """Train on ``targets["train"]`` (rows of the log), stop by ``validation``, score ``test``."""
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""``dti study``: what its options ask for, as reports to print."""
+"""``dti study``: its options as work to do, and the reports that it prints."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import execution
-from dti_pipeline.study import grid as grids
+from experiments import grid as grids
+from experiments import schedule
 
 Report = dict[str, Any]
 
@@ -40,9 +40,9 @@ def logs(given: Iterable[str]) -> dict[str, Path]:
 
 
 def show(task: Task) -> Report:
-    """What would run, and what it costs."""
+    """``--list``: every run with its state and cost."""
     grid = grids.load(task.grid)
-    found = list(execution.listing(grid, task.work, execution.chosen(grid, task.only)))
+    found = list(schedule.listing(grid, task.work, grid.chosen(task.only)))
     left = [row for row in found if row["state"] != "done"]
     return {
         "runs": found,
@@ -53,24 +53,23 @@ def show(task: Task) -> Report:
 
 
 def prepare(task: Task, paths: Paths) -> Report:
-    """The tokens of every log that the chosen runs need."""
+    """``--prepare``: the tokens of every log that the chosen runs need."""
     grid = grids.load(task.grid)
-    runs = execution.chosen(grid, task.only)
-    execution.prepare(grid, task.work, runs, task.logs, paths)
-    return {"prepared": list(dict.fromkeys(run.data_set for run in runs)), "work": str(task.work)}
+    names = schedule.prepare(grid, task.work, grid.chosen(task.only), task.logs, paths)
+    return {"prepared": names, "work": str(task.work)}
 
 
-def make(task: Task, config: Config, paths: Paths, reported: bool | None, say: execution.Say) -> Report:
-    """Run what is left, then report; ``reported``: True for the report alone, False for the runs alone."""
+def make(task: Task, config: Config, paths: Paths, reported: bool | None, say: schedule.Say) -> Report:
+    """Make the runs that are left, then report; ``reported``: True for the report alone, False for the runs alone."""
     grid = grids.load(task.grid)
-    runs = execution.chosen(grid, task.only)
+    runs = grid.chosen(task.only)
     failed = 0
     if not reported:
-        execution.prepare(grid, task.work, runs, task.logs, paths)
-        failed = execution.execute(grid, task.work, runs, task.workers, task.budget, say)
+        schedule.prepare(grid, task.work, runs, task.logs, paths)
+        failed = schedule.execute(grid, task.work, runs, task.workers, task.budget, say)
     if reported is False:
         return {"failed": failed}
-    from dti_pipeline.study.report import report
+    from experiments.write import report
 
     return report(grid, task.work, config, paths) | {"failed": failed}
 
@@ -78,9 +77,9 @@ def make(task: Task, config: Config, paths: Paths, reported: bool | None, say: e
 def text(report: Report) -> str:
     """A report to read."""
     if "runs" not in report:
-        return "\n".join(f"{key.replace('_', ' '):<12} {_plain(value)}" for key, value in report.items())
-    header = f"{'state':<6} {'config':<12} {'M tokens':>9} {'seconds':>8}  run (groups)"
-    lines = [header, "-" * 100]
+        plain = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in report.items()}
+        return "\n".join(f"{key.replace('_', ' '):<12} {value}" for key, value in plain.items())
+    lines = [f"{'state':<6} {'config':<12} {'M tokens':>9} {'seconds':>8}  run (groups)", "-" * 100]
     for row in report["runs"]:
         tokens = f"{row['tokens'] / 1e6:9.2f}" if row["tokens"] else f"{'?':>9}"
         seconds = f"{row['seconds']:8.0f}" if row["seconds"] else f"{'?':>8}"
@@ -89,7 +88,3 @@ def text(report: Report) -> str:
     left = f"{report['left']} runs left, {report['tokens_left'] / 1e6:,.1f} M tokens"
     known = f", {report['seconds_left']:,} s of those whose speed is known" if report["seconds_left"] else ""
     return "\n".join([*lines, "-" * 100, left + known])
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

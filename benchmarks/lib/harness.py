@@ -1,15 +1,14 @@
-"""What every benchmark shares: its rows as a table to read and as JSON to keep, and logs to measure on."""
+"""Options, tables and result files of all benchmarks, commands in processes of their own, and logs to measure on."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,20 @@ import numpy as np
 
 from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
+from dti_pipeline.evaluation.tables import markdown_table
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-#: What every row of a result says beside its measurement.
+#: Columns of every row of a result beside its measurement.
 FACTS = ("hardware", "commit", "command")
+#: Options that change no figure, each with one value.
+CIRCUMSTANCES = ("--results", "--scratch", "--commit", "--profile")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options of every benchmark."""
+def parser(description: str | None, gpu: bool = False, home: bool = False) -> argparse.ArgumentParser:
+    """The options of every benchmark; those of one for a ``gpu``, or of one that can measure a project's own log."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
         "--results",
@@ -35,51 +38,49 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         help="folder for the JSON (default: %(default)s; what docs/benchmark.md holds is kept in benchmarks/results)",
     )
     options.add_argument("--commit", help="of this code, where the copy at hand is no repository")
+    if gpu:
+        options.add_argument("--tiny", action="store_true", help="a small case on the CPU, to test the script")
+        options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin nothing beyond it")
+    if home:
+        options.add_argument("--home", type=Path, help="a project home with tokens; default: a log made here")
     return options
 
 
 def publish(
     name: str,
     rows: Sequence[Mapping[str, Any]],
-    results: Path,
-    launcher: str = "python",
+    given: argparse.Namespace,
     gpus: Sequence[str] | None = None,
-    commit: str | None = None,
+    launcher: str = "python",
 ) -> None:
-    """Print rows as a Markdown table; write them, with hardware, commit and command, to ``<results>/<name>.json``.
+    """Print rows as a table; write them, with hardware, commit and command, to ``<results>/<name>.json``.
 
-    ``launcher`` started the script; ``gpus`` are those that were used, by name (default: all of the machine's);
-    ``commit`` is named where no repository knows it.
+    A result of a project's own log (``--home``) is named so. ``gpus``: names of those in use (default: all of the
+    machine's); ``launcher`` started the script.
     """
-    command = " ".join([launcher, f"benchmarks/{Path(sys.argv[0]).name}", *_shown(sys.argv[1:])])
-    found = commit or str(lineage.commit() or "unknown")
+    name = f"{name}_home" if getattr(given, "home", None) else name
+    command = " ".join([launcher, "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *_shown(sys.argv[1:])])
+    found = given.commit or str(lineage.commit() or "unknown")
     facts = dict(zip(FACTS, (lineage.hardware(gpus), found, command), strict=True))
     print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
     print(table(rows))
     lines = [json.dumps({**row, **facts}) for row in rows]  # columns in their order, a row a line
-    artifacts.write_text(results / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
-
-
-def named(name: str, home: Path | None) -> str:
-    """Of a result: another one where it is of a project's own log (``--home``, which the command says)."""
-    return name if home is None else f"{name}_home"
+    artifacts.write_text(given.results / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as Markdown; a row that lacks a column leaves its cell empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [f"| {' | '.join(column.replace('_', ' ') for column in columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows]
-    return "\n".join(lines)
+    body = [[_cell(row.get(column)) for column in columns] for row in rows]
+    return markdown_table([column.replace("_", " ") for column in columns], body)
 
 
 def _shown(arguments: Sequence[str]) -> list[str]:
-    """The arguments as another machine can use them: folders by their last name, those that change no
-    figure left out."""
+    """The arguments as another machine can use them: folders by their last name, without :data:`CIRCUMSTANCES`."""
     kept = [Path(argument).name if Path(argument).is_dir() else argument for argument in arguments]
-    for where in ("--results", "--scratch", "--commit", "--profile"):
-        if where in kept:
-            at = kept.index(where)
+    for option in CIRCUMSTANCES:
+        if option in kept:
+            at = kept.index(option)
             del kept[at : at + 2]
     return kept
 
@@ -92,28 +93,8 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
-    """Median CPU time of a call, after one that is not counted."""
-    return statistics.median(alternate({"it": call}, repeats)["it"])
-
-
-def alternate(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """CPU times of several calls taken in turn, so that a busy moment hits all of them; the first turn is not kept.
-
-    CPU time of this process is what one thread takes on a machine that does nothing else: callers use one thread.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            if turn:
-                seconds[name].append(time.process_time() - start)
-    return seconds
-
-
-#: Runs a command and says what it took. A process of its own and small, for a command inherits the peak memory of who
-#: started it.
+#: Runs a command and prints its CPU time and peak memory. A small process of its own, for a command inherits the peak
+#: memory of the process that started it.
 _MEASURE = """
 import json, resource, subprocess, sys
 code = subprocess.call(sys.argv[1:])
@@ -150,13 +131,21 @@ def dti(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dti_pipeline.cli", *arguments]
 
 
-def prepared(home: Path, paradigms: Sequence[str], settings: Sequence[str] = ()) -> None:
-    """The demo's log, made, checked, tokenised and packed in ``home``."""
-    overrides = [part for setting in settings for part in ("--set", setting)]
+def sets(settings: Sequence[str]) -> list[str]:
+    """``SECTION.KEY=VALUE`` as options of ``dti``."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def prepared(home: Path, settings: Sequence[str] = ()) -> None:
+    """The demo's params.yaml and its log, made, checked and tokenised, in ``home``."""
+    (home / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     for stage in ("synth", "ingest", "validate", "tokenize"):
-        run(dti(stage, *overrides), home)
-    for paradigm in paradigms:
-        run(dti("pack", "--paradigm", paradigm, *overrides), home)
+        run(dti(stage, *sets(settings)), home)
+
+
+def log_of(home: Path | None, users: int, interactions: int) -> TokenStore:
+    """The tokens of a project home, or of a generated log where there is none."""
+    return TokenStore.open(Paths(home.resolve()).tokens) if home else token_store(users, interactions)
 
 
 def token_store(
@@ -175,7 +164,7 @@ def token_store(
     special = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
     rows = len(position)
     return TokenStore(
-        manifest=Manifest(Path("generated"), "tokenize", {"special_tokens": special}, {}, {}, {}),
+        manifest=Manifest(Path("generated"), "tokenize", {"special_tokens": special, "vocabulary": 4096}, {}, {}, {}),
         tokens=draw.integers(4, 4096, offsets[-1]).astype(np.int32),
         offsets=offsets,
         text=draw.integers(0, items, rows).astype(np.int32),
