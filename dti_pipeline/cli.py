@@ -22,6 +22,7 @@ from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training.bar import progress_bar
+from dti_pipeline.training.lines import lines
 from dti_pipeline.validation import outcome
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ def _exit_codes() -> Iterator[None]:
 
 def _run(stage: Stage, settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> dict[str, Any]:
     """One stage with what a person wants to see of it: a bar while it trains, the rows that failed, its report."""
-    listeners = [progress_bar(console)] if stage.name == "train" and console.is_terminal else []
+    listeners = [progress_bar(console) if console.is_terminal else lines(_say)] if stage.name == "train" else []
     try:
         report = pipeline.execute(stage, settings, paths, paradigm, listeners)
     except CheckFailed:
@@ -73,6 +74,10 @@ def _run(stage: Stage, settings: Config, paths: Paths, paradigm: str | None, as_
     if not as_json:
         _show(stage, paradigm, report)
     return report
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(stage: Stage, paradigm: str | None, report: dict[str, Any]) -> None:
