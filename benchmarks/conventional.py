@@ -96,7 +96,7 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: i
         "auc": metrics.auc(label, score), "auc_streaming": None, "log_loss": metrics.log_loss(label, score),
         "gauc": metrics.group_auc(label, score, user).value,
         "auc_by_history": {
-            part["bucket"]: part["auc"]
+            part.bucket: part.auc
             for part in metrics.slices(label, score, log.position[test], metrics.HISTORY_BUCKETS)
         },
         "validation_auc": fitted.validation_auc, "train_seconds": round(fitted.seconds, 2), "targets": seen,

@@ -116,12 +116,11 @@ def trial(
     steps = Steps(rows.targets(), training.targets_per_step, EPOCHS, training.seed)
     loader = Loader(rows, steps, training.tokens_per_batch, accelerator.device)
     torch.manual_seed(training.seed)
-    facts = store.manifest.report
     model = CTRModel(
         settings.model,
         paradigm,
         settings.packing.context,
-        facts.get("vocabulary", 4096),
+        store.vocabulary or 4096,
         rows.row_length,
         store.special,
     ).to(accelerator.device)

@@ -48,12 +48,11 @@ def main() -> None:
 
 def measure(settings: config.Config, paths: Paths, paradigm: str, repeats: int) -> list[dict[str, Any]]:
     store = TokenStore.open(paths.tokens)
-    vocabulary = store.manifest.report["vocabulary"]
     plans = {form: Rows.open(store, paths.shards(paradigm), plan) for form, plan in FORMS.items()}
     # A sliding-window model has no streaming mask of its own: as in the evaluation, it is given the paper's.
     masks = {form: "dti" if (paradigm, form) == ("sliding_window", STREAMING) else paradigm for form in FORMS}
     model = CTRModel(
-        settings.model, paradigm, settings.packing.context, vocabulary, plans[STREAMING].row_length, store.special
+        settings.model, paradigm, settings.packing.context, store.vocabulary, plans[STREAMING].row_length, store.special
     ).eval()
 
     def scored(form: str) -> None:

@@ -66,10 +66,9 @@ class Side:
     def __init__(self, settings: config.Config, paths: Paths, paradigm: str, targets_per_step: int) -> None:
         store = TokenStore.open(paths.tokens)
         rows = Rows.open(store, paths.shards(paradigm), "train")
-        facts = store.manifest.report
         torch.manual_seed(settings.training.seed)
         self._model = CTRModel(
-            settings.model, paradigm, settings.packing.context, facts["vocabulary"], rows.row_length, store.special
+            settings.model, paradigm, settings.packing.context, store.vocabulary, rows.row_length, store.special
         ).train()
         self._optimizer = optimizer_for(self._model, settings.training)
         self._clip = settings.training.max_gradient_norm

@@ -61,7 +61,7 @@ def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
 def draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
         colour, line, marker = STYLES[name]
-        points = [(p["predicted"], p["observed"]) for p in one.calibration]
+        points = [(b.predicted, b.observed) for b in one.calibration]
         axes.plot(*_xy(points), color=colour, linestyle=line, marker=marker, markersize=5, label=name)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     axes.set(title="Calibration (bins of equal mass)", xlim=(0, 1), ylim=(0, 1))

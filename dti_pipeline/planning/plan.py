@@ -13,6 +13,7 @@ from dti_pipeline.packing.uniform import uniform_store
 from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
+from dti_pipeline.training.report import TrainReport
 
 BASELINE = "sliding_window"
 #: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
@@ -44,7 +45,7 @@ def plan(
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
     store, log = _log(config, paths, users, interactions, tokens)
     card = hardware.named(gpu)
-    shape = shape_of(config.model, store.manifest.report.get("vocabulary", config.tokens.vocab_size), model)
+    shape = shape_of(config.model, store.vocabulary or config.tokens.vocab_size, model)
     pretrained = (model or config.model.name_or_path) is not None
     lora = config.model.lora
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
@@ -127,17 +128,17 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
     pairs = cost.visible_pairs(
         name, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
     )
-    slots = counts["rows"] * config.packing.row_length
-    flop = cost.training_flop(shape, slots, pairs, counts["targets"], adapters)
+    slots = counts.rows * config.packing.row_length
+    flop = cost.training_flop(shape, slots, pairs, counts.targets, adapters)
     kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
-    return {key: counts[key] for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
+    return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
 
 
 def measured(paths: Paths) -> dict[str, dict[str, Any]]:
     """What the trained models of this home measured: speed, and how far the speed-up over a sliding window trained on
     the same hardware was from the ratio of their tokens a target (``off_formula`` = measured / formula - 1)."""
     runs = {
-        name: artifacts.read(paths.model(name), "train").report
+        name: artifacts.read(paths.model(name), "train", TrainReport).report
         for name in PARADIGMS
         if (paths.model(name) / artifacts.MANIFEST).is_file()
     }
@@ -145,10 +146,10 @@ def measured(paths: Paths) -> dict[str, dict[str, Any]]:
     found = {}
     for name, run in runs.items():
         keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
-        row = {key: run[key] for key in keys}
-        if base is not None and name != BASELINE and base["hardware"] == run["hardware"]:
-            row["speedup"] = run["targets_per_second"] / base["targets_per_second"]
-            row["speedup_formula"] = base["tokens_per_target"] / run["tokens_per_target"]
+        row = {key: getattr(run, key) for key in keys}
+        if base is not None and name != BASELINE and base.hardware == run.hardware:
+            row["speedup"] = run.targets_per_second / base.targets_per_second
+            row["speedup_formula"] = base.tokens_per_target / run.tokens_per_target
             row["off_formula"] = row["speedup"] / row["speedup_formula"] - 1
         found[name] = row
     return found

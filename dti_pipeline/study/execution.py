@@ -16,6 +16,7 @@ from typing import Any
 
 from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing.report import PlanReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import nearest
 from dti_pipeline.study import log, rows
@@ -176,14 +177,14 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
     and model took a token (of several at a time each takes longer), None where none was measured.
     """
     gathered = {row["config"]: row for row in rows.gather(grid, work)}
-    counted: dict[tuple[str, ...], dict[str, Any] | None] = {}
+    counted: dict[tuple[str, ...], PlanReport | None] = {}
     for run in runs:
         row = gathered.get(run.digest)
         key = (run.data_set, run.paradigm, run.packing_digest)
         if key not in counted:
             counted[key] = _counts(run, work / run.data_set)
         counts = counted[key]
-        tokens = counts["tokens"] * run.config.training.epochs if counts else None
+        tokens = counts.tokens * run.config.training.epochs if counts else None
         pace = max(
             (
                 other["tokens_per_second"]
@@ -198,14 +199,14 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
             "run": run.label(),
             "group": ", ".join(run.groups),
             "config": run.digest,
-            "targets": round(counts["targets"] * run.config.training.epochs) if counts else None,
+            "targets": round(counts.targets * run.config.training.epochs) if counts else None,
             "tokens": round(tokens) if tokens else None,
             "seconds": round(tokens / pace, 1) if tokens and pace else None,
             "error": row.get("error") if row else None,
         }
 
 
-def _counts(run: Run, home: Path) -> dict[str, Any] | None:
+def _counts(run: Run, home: Path) -> PlanReport | None:
     from dti_pipeline.packing.pack import plan_rows
     from dti_pipeline.packing.store import TokenStore
 

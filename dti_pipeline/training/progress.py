@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from dti_pipeline.training.report import TrainReport
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Started:
     world_size: int
     dataset_digest: str  # of the shards, 32 characters
     hardware: str = ""  # what the seconds are measured on
-    run_id: str | None = None  # the tracker's
+    run_id: str | None = None  # of the tracker's run: of the resume state's until a tracker answers
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,17 @@ class Finished:
 
     targets_seen: int
     train_seconds: float
-    report: dict[str, Any] = field(default_factory=dict)
+    report: TrainReport
 
 
 Event = Started | Stepped | Evaluated | Checkpointing | Finished
-Listener = Callable[[Event], None]
+#: Hears every event. A tracker answers :class:`Started` with the id of the run that it records the training in, which
+#: may be ``run_id`` or another; nobody answers anything else.
+Listener = Callable[[Event], str | None]
+
+
+def announce(event: Started, listeners: Iterable[Listener]) -> str | None:
+    """Tell of the start, each listener with the run id that those before it answered; returns the last one."""
+    for listener in listeners:
+        event = replace(event, run_id=listener(event) or event.run_id)
+    return event.run_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.modeling.scoring import score
 from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.report import PackReport, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding
@@ -36,7 +38,8 @@ from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
-from dti_pipeline.training.progress import Checkpointing, Event, Finished, Listener, Started
+from dti_pipeline.training.progress import Checkpointing, Event, Finished, Listener, Started, announce
+from dti_pipeline.training.report import Texts, TrainReport
 from dti_pipeline.training.steps import Steps
 from dti_pipeline.training.stopwatch import peak_memory_gib
 
@@ -48,9 +51,7 @@ DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 ONE_REQUEST_SECONDS = 10.0
 
 
-def train(
-    config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = (), run_id: str | None = None
-) -> dict[str, Any]:
+def train(config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = ()) -> TrainReport:
     """Train one paradigm's model, continuing from its newest checkpoint, and publish it.
 
     SIGINT and SIGTERM save a checkpoint and raise CheckFailed; the next call goes on from there. On the CPU an
@@ -60,14 +61,14 @@ def train(
     accelerator = _accelerator(settings)
     device = accelerator.device
     store = TokenStore.open(paths.tokens)
-    manifest = artifacts.read(paths.shards(paradigm), "pack")
+    manifest = artifacts.read(paths.shards(paradigm), "pack", PackReport)
     if manifest.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
         raise InputError(
             f"{manifest.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"
         )
     rows = Rows.open(store, manifest.path, "train")
     set_seed(settings.seed)
-    model = _model(config, paradigm, store, manifest.report["row_length"])
+    model = _model(config, paradigm, store, manifest.report.row_length)
     sharded = settings.sharding == "full"
     if sharded:
         mesh = init_device_mesh(device.type, (accelerator.num_processes,))
@@ -79,8 +80,8 @@ def train(
     digest = artifacts.folder_digest(manifest.path)
     folder = checkpoint.folder(config, paths, paradigm)
     average = Average(model.trained(), settings.average_decay) if settings.average_decay else None
-    progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index, average) or Progress()
-    progress.run_id = run_id or progress.run_id
+    progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index, average)
+    progress = progress or Progress(run_id=checkpoint.run_id(folder))
 
     def emit(event: Event) -> None:
         for listener in listeners:
@@ -95,19 +96,20 @@ def train(
         accelerator.wait_for_everyone()  # one that ended before the state is written would take the others with it
 
     if accelerator.is_main_process:
-        emit(
-            Started(
-                paradigm=paradigm,
-                targets_total=steps.targets,
-                targets_seen=progress.targets_seen,
-                parameters=sum(p.numel() for p in model.trained().values()),
-                device=str(device),
-                world_size=accelerator.num_processes,
-                dataset_digest=digest,
-                hardware=_hardware(accelerator),
-                run_id=progress.run_id,
-            )
+        started = Started(
+            paradigm=paradigm,
+            targets_total=steps.targets,
+            targets_seen=progress.targets_seen,
+            parameters=sum(p.numel() for p in model.trained().values()),
+            device=str(device),
+            world_size=accelerator.num_processes,
+            dataset_digest=digest,
+            hardware=_hardware(accelerator),
+            run_id=progress.run_id,
         )
+        progress.run_id = announce(started, listeners)
+        if progress.run_id is not None:
+            checkpoint.begin(folder, progress.run_id)
     if device.type == "cuda" and not sharded:
         model.compile_layers()
     # What is shared out is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
@@ -127,18 +129,23 @@ def train(
         checkpoint=save,
         average=average,
     )
-    with _interruptible() as interrupted:
-        done = trainer.run(interrupted)
+    try:
+        with _interruptible() as interrupted:
+            done = trainer.run(interrupted)
+    except Exception:
+        checkpoint.end(folder)  # its record says that it failed: another one begins where no checkpoint is
+        raise
     if not done:
         raise CheckFailed(f"training of {paradigm} was interrupted at step {progress.step}; run it again to go on")
     if average is not None:
         average.apply()
-    report = _report(config, trainer, model, store, manifest.report, device)
+    report = _report(config, paths, trainer, model, store, manifest.report, device)
     weights = sharding.whole(model.trained(), keep=accelerator.is_main_process) if sharded else None
     if accelerator.is_main_process:
         _publish(config, paths, paradigm, model, weights, report, progress)
         checkpoint.remove(folder)
         emit(Finished(progress.targets_seen, progress.train_seconds, report))
+        checkpoint.end(folder)  # the record is closed
     accelerator.wait_for_everyone()
     return report
 
@@ -227,38 +234,44 @@ def _interruptible() -> Iterator[Any]:
 
 
 def _report(
-    config: Config, trainer: Trainer, model: CTRModel, store: TokenStore, plan: dict[str, Any], device: torch.device
-) -> dict[str, Any]:
+    config: Config,
+    paths: Paths,
+    trainer: Trainer,
+    model: CTRModel,
+    store: TokenStore,
+    plan: PackReport,
+    device: torch.device,
+) -> TrainReport:
     progress, accelerator = trainer.progress, trainer.accelerator
     scores = [row for row in progress.history if "val_auc" in row]
-    return {
-        "paradigm": model.paradigm,
-        "train_seconds": round(progress.train_seconds, 3),
-        "targets": progress.targets_seen,
-        "targets_unique": plan["targets"],
-        "tokens": progress.tokens_seen,
-        "targets_per_second": round(progress.targets_seen / progress.train_seconds, 3),
-        "tokens_per_second": round(progress.tokens_seen / progress.train_seconds, 3),
-        "tokens_per_target": plan["tokens_per_target"],
-        "padding_share": plan["padding_share"],
-        "steps": progress.step,
-        "epochs": config.training.epochs,
-        "seed": config.training.seed,
-        "loss": next(row["loss"] for row in reversed(progress.history) if "loss" in row),
-        "validation_auc": scores[-1]["val_auc"] if scores else None,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "parameters_trained": sum(p.numel() for p in model.trained().values()),
-        "device": device.type,
-        "hardware": _hardware(accelerator),
-        "world_size": accelerator.num_processes,
-        "peak_memory_gib": round(peak_memory_gib(device), 3),
-        "mlflow_run_id": progress.run_id,
-        "texts": {  # how an item becomes tokens: with the tokenizer beside it, all that serving needs
-            **{name: store.manifest.config["tokens"][name] for name in ("template", "max_text_tokens")},
-            "prefix_tokens": store.manifest.report["prefix_tokens"],
-        },
-        "network": network_facts(model, store.vocabulary, plan["row_length"], store.special, len(store.prefix)),
-    }
+    loss = next(row["loss"] for row in reversed(progress.history) if "loss" in row)
+    tokens = artifacts.read(paths.tokens, "tokenize", TokenizeReport)
+    text: dict[str, Any] = tokens.config["tokens"]
+    return TrainReport(
+        paradigm=model.paradigm,
+        train_seconds=round(progress.train_seconds, 3),
+        targets=progress.targets_seen,
+        targets_unique=plan.targets,
+        tokens=progress.tokens_seen,
+        targets_per_second=round(progress.targets_seen / progress.train_seconds, 3),
+        tokens_per_second=round(progress.tokens_seen / progress.train_seconds, 3),
+        tokens_per_target=plan.tokens_per_target,
+        padding_share=plan.padding_share,
+        steps=progress.step,
+        epochs=config.training.epochs,
+        seed=config.training.seed,
+        loss=loss if math.isfinite(loss) else None,
+        validation_auc=scores[-1]["val_auc"] if scores else None,
+        parameters=sum(p.numel() for p in model.parameters()),
+        parameters_trained=sum(p.numel() for p in model.trained().values()),
+        device=device.type,
+        hardware=_hardware(accelerator),
+        world_size=accelerator.num_processes,
+        peak_memory_gib=round(peak_memory_gib(device), 3),
+        mlflow_run_id=progress.run_id,
+        texts=Texts(text["template"], text["max_text_tokens"], tokens.report.prefix_tokens),
+        network=network_facts(model, store.vocabulary, plan.row_length, store.special, len(store.prefix)),
+    )
 
 
 def _hardware(accelerator: Accelerator) -> str:
@@ -273,7 +286,7 @@ def _publish(
     paradigm: str,
     model: CTRModel,
     weights: dict[str, Tensor] | None,
-    report: dict[str, Any],
+    report: TrainReport,
     progress: Progress,
 ) -> None:
     with artifacts.publish(
@@ -291,13 +304,13 @@ def _publish(
             writer.writeheader()
             writer.writerows(progress.history)
         artifacts.write_text(draft.path / "README.md", model_card(config, paradigm, report))
-        draft.report |= report
+        draft.report = report
 
 
-def model_card(config: Config, paradigm: str, report: dict[str, Any]) -> str:
+def model_card(config: Config, paradigm: str, report: TrainReport) -> str:
     """What somebody who finds the folder needs to know of the model."""
     base = config.model.name_or_path or "Llama-style, from scratch"
-    auc = report["validation_auc"]
+    auc = report.validation_auc
     return f"""# CTR model trained with paradigm `{paradigm}`
 
 P(click) of a target item given a user's previous {config.packing.context} interactions and their labels.
@@ -305,9 +318,9 @@ P(click) of a target item given a user's previous {config.packing.context} inter
 | | |
 |---|---|
 | base model | {base} |
-| parameters (trained) | {report["parameters"]:,} ({report["parameters_trained"]:,}) |
-| targets seen | {report["targets"]:,} ({report["targets_unique"]:,} distinct, {config.training.epochs:g} epochs) |
-| training time | {report["train_seconds"]:,.1f} s on {report["hardware"]} |
+| parameters (trained) | {report.parameters:,} ({report.parameters_trained:,}) |
+| targets seen | {report.targets:,} ({report.targets_unique:,} distinct, {config.training.epochs:g} epochs) |
+| training time | {report.train_seconds:,.1f} s on {report.hardware} |
 | validation AUC, streaming | {"not measured" if auc is None else f"{auc:.4f}"} |
 
 Load it with `dti_pipeline.modeling.ctr_model.load(folder)`; score a candidates file with `dti score`.

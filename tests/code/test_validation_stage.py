@@ -17,7 +17,7 @@ from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.synthetic import synth
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation import outcome
-from dti_pipeline.validation.gate import require_passed
+from dti_pipeline.validation.requirement import require_passed
 from dti_pipeline.validation.validate import validate
 
 

@@ -84,7 +84,7 @@ def test_the_tokenizer_gets_what_it_lacks_and_keeps_its_words(token_home: tuple[
     _, paths = home_with(token_home, tmp_path, "llama")
     store = TokenStore.open(paths.tokens)
     assert store.special == {"pad": 0, "sum": 300, "yes": 301, "no": 302}, "the end token pads; no single ` yes` token"
-    assert store.manifest.report["vocabulary"] == 303
+    assert store.vocabulary == 303
     assert len(store.prefix) > 0
     assert int(store.tokens.max()) < 300
 

@@ -4,6 +4,7 @@ the same model after it was saved and loaded. Checkpoints are small, random and 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ MODULES = {"phi3": ("qkv_proj",), "gpt_neox": ("query_key_value",)}
 
 def log_of(seed: int = 1, special: dict[str, int] = ADDED) -> Log:
     log = Log.random(users=4, seed=seed, shortest=6)
-    log.store.manifest.report["special_tokens"] = special
-    return log
+    return replace(log, store=replace(log.store, special=special))
 
 
 def build(
