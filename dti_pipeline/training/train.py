@@ -27,7 +27,6 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.modeling.scoring import score
-from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, TokenStore
@@ -176,7 +175,7 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
 
 
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) -> CTRModel:
-    model = CTRModel(
+    return CTRModel(
         config.model,
         paradigm,
         config.packing.context,
@@ -186,8 +185,6 @@ def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) ->
         len(store.prefix),
         frozen_dtype=getattr(torch, config.training.dtype),
     )
-    model.unknown_words = UnknownWords.of(config.model, store)
-    return model
 
 
 def _validate(
