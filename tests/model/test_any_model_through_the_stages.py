@@ -54,9 +54,9 @@ def test_a_last_fit_has_nothing_to_validate_on(tmp_path: Path) -> None:
     }
     config, paths = from_plain(Config, raw), Paths(tmp_path)
     reports = {stage.name: stage.run(config, paths, *filter(None, [paradigm])) for stage, paradigm in plan(config)}
-    assert reports["pack"]["plans"]["validation"]["targets"] == 0
-    assert reports["train"]["validation_auc"] is None
-    assert reports["evaluate"]["targets"] == reports["pack"]["plans"]["test"]["targets"] > 0
+    assert reports["pack"].plans["validation"].targets == 0
+    assert reports["train"].validation_auc is None
+    assert reports["evaluate"].targets == reports["pack"].plans["test"].targets > 0
 
 
 @pytest.mark.parametrize("kind", FROM_THE_PAPER)

@@ -54,7 +54,7 @@ for home, config, stop in json.loads(sys.argv[1]):
         else:
             raise SystemExit("it was not interrupted")
         assert list(paths.checkpoints("dti").glob("*/step-*"))
-    assert train(settings, paths, "dti")["world_size"] == 2
+    assert train(settings, paths, "dti").world_size == 2
 """
 
 
@@ -129,7 +129,7 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
     trainings, alone, homes = [], {}, {}
     for model, config in {"scratch": scratch, "lora": dataclasses.replace(configured(plain), model=lora)}.items():
         alone[model] = home_of(made, tmp_path / model, config)
-        stop = train(config, alone[model], PARADIGM)["steps"] // 2
+        stop = train(config, alone[model], PARADIGM).steps // 2
         for sharding in ("none", "full"):
             several = with_training(config, processes=2, sharding=sharding)
             for at in (0, stop):
