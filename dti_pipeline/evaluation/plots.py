@@ -53,7 +53,7 @@ def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
         label = f"{name} ({one.auc:.3f})" if one.auc is not None else name
         axes.plot(*_xy(one.roc), color=colour, linestyle=line, label=label)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-    axes.set(title="ROC of the judged targets", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title="ROC of the evaluated targets", xlim=(0, 1), ylim=(0, 1))
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(title="paradigm (AUC)", loc="lower right")
 
@@ -70,7 +70,7 @@ def draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
 
 
 def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
-    """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the judged targets."""
+    """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the evaluated targets."""
     seconds = []
     for name, one in curves.items():
         colour, line, marker = STYLES[name]
@@ -82,7 +82,7 @@ def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
             axes.plot(*_xy([end]), color=colour, marker="*", markersize=13, linestyle="none")
             points.append(end)
         seconds += [x for x, _ in points if x > 0]
-    axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="judged targets, at the end")
+    axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="evaluated targets, at the end")
     if seconds and max(seconds) > WIDE * min(seconds):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
