@@ -5,7 +5,7 @@ Three floors, each on the logit of its rates: the item's like-rate alone; with t
 Fitted on the training targets, evaluated on the same targets as the models.
 
 Rows that each rate may see:
-- An item's rate counts training targets only: what a model learns from, none later than an evaluated target of its user.
+- An item's rate counts training targets only, as a model learns from: none later than an evaluated target of its user.
   A training target's own label is taken out of its item's rate (leave one out): otherwise the regression learns to
   trust a rate that contains the answer.
 - A user's rate counts the user's earlier rows, whatever split they belong to, as a model's prompt does.

@@ -66,18 +66,18 @@ def test_a_checkpoint_goes_through_every_stage(
 ) -> None:
     head = "verbaliser" if rank else "fresh"
     config, paths = home_with(token_home, tmp_path, kind, head=head, lora=LoraConfig(rank=rank, alpha=8))
-    plans = BY_NAME["pack"].run(config, paths, "dti_isolated")["plans"]
+    plans = BY_NAME["pack"].run(config, paths, "dti_isolated").plans
     trained = BY_NAME["train"].run(config, paths, "dti_isolated")
     evaluated = BY_NAME["evaluate"].run(config, paths, "dti_isolated")
-    assert trained["targets"] == plans["train"]["targets"]
-    assert evaluated["targets"] == plans["test"]["targets"] == plans["test_streaming"]["targets"]
+    assert trained.targets == plans["train"].targets
+    assert evaluated.targets == plans["test"].targets == plans["test_streaming"].targets
     predictions = pq.read_table(paths.evaluation("dti_isolated") / "predictions.parquet")
     assert len(set(predictions["probability"].to_pylist())) > 1
     adapters = paths.model("dti_isolated") / "lm" / "adapter_model.safetensors"
     assert adapters.is_file() == (rank > 0)
-    assert (trained["parameters_trained"] == trained["parameters"]) == (rank == 0)
+    assert (trained.parameters_trained == trained.parameters) == (rank == 0)
     if rank:
-        assert sum(tensor.numel() for tensor in load_file(adapters).values()) == trained["parameters_trained"]
+        assert sum(tensor.numel() for tensor in load_file(adapters).values()) == trained.parameters_trained
 
 
 def test_the_tokenizer_gets_what_it_lacks_and_keeps_its_words(token_home: tuple[Config, Paths], tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def published(model: CTRModel, folder: Path) -> Path:
     """The model as the training stage publishes it."""
     with artifacts.publish(folder, "train", {"model": to_plain(model.settings)}) as draft:
         model.save(draft.path)
-        draft.report["network"] = network_facts(model, 43, 256, ADDED, 0)
+        draft.report = {"network": network_facts(model, 43, 256, ADDED, 0)}
     return folder
 
 
