@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import named, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training.bar import progress_bar
@@ -34,18 +36,18 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter.")]
-Params = Annotated[Path | None, typer.Option("--params", help="Parameter file; default: params.yaml in the home.")]
+Params = Annotated[
+    Path | None, typer.Option("--params", help="Such as recipes/small.yaml; default: params.yaml in the home.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
 Paradigm = Annotated[
-    str | None, typer.Option("--paradigm", help=f"One of {', '.join(PARADIGMS)}; default: each in `paradigms`.")
+    str | None, typer.Option("--paradigm", help=f"One of {', '.join(names())}; default: each in `paradigms`.")
 ]
 
 
 def _configure(overrides: list[str] | None, params: Path | None) -> tuple[Config, Paths]:
     paths = Paths.from_env()
-    if params is not None and not params.is_file():
-        raise InputError(f"--params {params} does not exist")
-    return config.load(params or paths.params, overrides or ()), paths
+    return config.load(config.find(params, paths.home) if params else paths.params, overrides or ()), paths
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def _print_json(report: object) -> None:
 
 def _paradigms(stage: Stage[Any], settings: Config, paradigm: str | None) -> tuple[str | None, ...]:
     if paradigm is not None:
-        config.check_paradigm(paradigm, PARADIGMS)
+        named(paradigm)  # or it is refused
     return (paradigm,) if paradigm else settings.paradigms if stage.per_paradigm else (None,)
 
 
@@ -190,18 +192,42 @@ def plan_cost(
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
-    from dti_pipeline.planning import page
     from dti_pipeline.planning.plan import plan
+    from dti_pipeline.planning.render import render
 
     with _exit_codes():
         settings, paths = _configure(overrides, params)
         report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
-        print(json.dumps(report) if as_json else page.render(report), end="\n" if as_json else "")
+        print(json.dumps(report) if as_json else render(report), end="\n" if as_json else "")
 
 
-@app.command("study")
+@app.command("config")
+def show_config(
+    key: Annotated[str | None, typer.Option("--explain", metavar="KEY", help="Explain this key or section.")] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
+    overrides: Set = None,
+    params: Params = None,
+    as_json: Json = False,
+) -> None:
+    """The configuration in force, as YAML; or what one key means, its type, range and default.
+
+    Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
+    """
+    from dti_pipeline import explain
+
+    with _exit_codes():
+        settings, _ = _configure(overrides, params)
+        if key is not None:
+            entries = explain.explained(settings, key)
+            print(json.dumps(list(map(to_plain, entries)), ensure_ascii=False) if as_json else explain.text(entries))
+        elif as_json:
+            print(json.dumps(to_plain(explain.masked(settings)), ensure_ascii=False))
+        else:
+            print(explain.in_force(settings, changed), end="")
+
+
 def make_study(
-    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("benchmarks/study.yaml"),
+    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("experiments/study.yaml"),
     only: Annotated[list[str] | None, typer.Option("--only", metavar="GROUP", help="Only this group of runs.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what would run and what it costs; run nothing.")] = False,
     prepared: Annotated[bool, typer.Option("--prepare", help="Make the logs' tokens, nothing else.")] = False,
@@ -222,29 +248,33 @@ def make_study(
 
     Examples: `dti study --list`, `dti study --only paradigms --workers 6 --budget-seconds 600`, `dti study --report`
     """
-    from dti_pipeline.study import door
+    from experiments import command
 
     with _exit_codes():
         settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
-        task = door.Task(
-            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, door.logs(log or ())
+        task = command.Task(
+            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, command.logs(log or ())
         )
         if listed:
-            report = door.show(task)
+            report = command.show(task)
         elif prepared:
-            report = door.prepare(task, paths)
+            report = command.prepare(task, paths)
         else:
-            report = door.make(
+            report = command.make(
                 task, settings, paths, reported, lambda text: console.print(text, highlight=False, soft_wrap=True)
             )
-        print(json.dumps(report, ensure_ascii=False) if as_json else door.text(report))
+        print(json.dumps(report, ensure_ascii=False) if as_json else command.text(report))
         if report.get("failed"):
             raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
 
 
+if importlib.util.find_spec("experiments"):  # a package beside this one, which need not be installed
+    app.command("study")(make_study)
+
+
 @app.command("mask")
 def draw_mask(
-    paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(PARADIGMS)}; default: all of them.")] = None,
+    paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(names())}; default: all of them.")] = None,
     context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
     targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
@@ -255,11 +285,11 @@ def draw_mask(
 
     Example: `dti mask --paradigm dti --context 2 --targets 4 --tokens 3`
     """
-    from dti_pipeline.modeling import draw
+    from dti_pipeline.modeling.masks import draw
 
     with _exit_codes():
         if paradigm is not None:
-            config.check_paradigm(paradigm, PARADIGMS)
+            named(paradigm)  # or it is refused
         masks = draw.prompt_masks(paradigm, context, targets, tokens)
         if out is not None:
             draw.picture(masks, out)
@@ -300,7 +330,7 @@ def score_requests(
         if (paradigm is None) == (model is None):
             raise InputError("name the model by one of --paradigm and --model")
         if paradigm is not None:
-            config.check_paradigm(paradigm, PARADIGMS)
+            named(paradigm)  # or it is refused
         from dti_pipeline.serving.score import score_file, score_stream
         from dti_pipeline.serving.scorer import Scorer
 

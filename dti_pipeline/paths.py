@@ -10,9 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: The four attention paradigms, in the order tables list them: the baseline first.
-PARADIGMS = ("sliding_window", "dti", "dti_growing", "dti_isolated")
-
 
 @dataclass(frozen=True)
 class Paths:

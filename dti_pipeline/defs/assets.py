@@ -20,12 +20,12 @@ from dti_pipeline.defs.conditions import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.events.report import RawLog
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from dti_pipeline.pipeline import STAGES, Stage
 
 #: One run trains one paradigm (Dagster's default for partitions): a crash of one leaves the others alone, each
 #: output has a data version of its own, and the `gpu` pool queues them.
-BY_PARADIGM = dg.StaticPartitionsDefinition(list(PARADIGMS))
+BY_PARADIGM = dg.StaticPartitionsDefinition(list(names()))
 LOG = "${events.path}"
 OWNERS = ["team:ctr"]
 KINDS = {

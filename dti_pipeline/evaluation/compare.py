@@ -18,11 +18,11 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, tables, truth, verdict
 from dti_pipeline.evaluation.evaluate import FORMS
 from dti_pipeline.evaluation.floors import FLOORS, floors
-from dti_pipeline.evaluation.gate import BASELINE
 from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.evaluation.report import Compared, Comparison, Evaluation, Protocol
 from dti_pipeline.evaluation.scoreboard import Scoreboard
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import BASELINE, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training.report import TrainingSummary
 
@@ -65,7 +65,7 @@ def compare(config: Config, paths: Paths) -> Comparison:
         curves.write_joined(draft.path, drawn)
         speedup = comparison.speedup
         curves.write_csv(draft.path / "speedup.csv", ("paradigm", "speedup"), list(speedup.items()))
-        pictures = plots.draw_all(drawn, draft.path, {BASELINE: 1.0, **speedup} if speedup else None)
+        pictures = plots.draw_all(drawn, draft.path, {BASELINE.name: 1.0, **speedup} if speedup else None)
         for e in evaluations:  # one small file each: `dvc metrics show` prints a line for a file
             artifacts.write_json(draft.path / "metrics" / f"{e.paradigm}.json", _headline(comparison, e.paradigm))
         draft.report = {"paradigms": [e.paradigm for e in evaluations], "notes": comparison.notes}
@@ -91,7 +91,7 @@ def _headline(comparison: Comparison, paradigm: str) -> dict[str, float | None]:
 def _evaluations(paths: Paths) -> tuple[list[Scored], list[str]]:
     digest = artifacts.digest(paths.events)
     found, notes, elsewhere = [], [], []
-    for paradigm in PARADIGMS:
+    for paradigm in names():
         folder = paths.evaluation(paradigm)
         if not (folder / artifacts.MANIFEST).is_file():
             continue
@@ -133,9 +133,9 @@ def _comparison(config: Config, paths: Paths, evaluations: list[Scored]) -> Comp
     if best is not None:
         board.add("best_possible", best)
 
-    names = [e.paradigm for e in evaluations]
+    base, compared = BASELINE.name, [e.paradigm for e in evaluations]
     training = {e.paradigm: e.report.training for e in evaluations}
-    others = [name for name in names if name != BASELINE] if BASELINE in names else []
+    others = [name for name in compared if name != base] if base in compared else []
     return Comparison(
         dataset=Path(events.config["events"]["path"]).name,
         commit=str(lineage.commit() or "") or None,
@@ -170,10 +170,10 @@ def _comparison(config: Config, paths: Paths, evaluations: list[Scored]) -> Comp
         floors={name: board.figures(name) for name in FLOORS},
         best_possible_auc=board.auc("best_possible") if best is not None else None,
         best_possible=board.figures("best_possible") if best is not None else None,
-        speedup={n: _seconds_per_target(training[BASELINE]) / _seconds_per_target(training[n]) for n in others},
-        auc_delta={name: board.delta(name, BASELINE) for name in others},
-        floor_delta={name: {floor: board.delta(name, floor) for floor in FLOORS} for name in names},
-        streaming_delta={name: board.delta(f"{name} streaming", name) for name in names},
+        speedup={n: _seconds_per_target(training[base]) / _seconds_per_target(training[n]) for n in others},
+        auc_delta={name: board.delta(name, base) for name in others},
+        floor_delta={name: {floor: board.delta(name, floor) for floor in FLOORS} for name in compared},
+        streaming_delta={name: board.delta(f"{name} streaming", name) for name in compared},
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from dti_pipeline.training.report import TrainingSummary
 
 
@@ -161,4 +161,4 @@ class Comparison:
 
     def each(self) -> Iterator[tuple[str, Compared]]:
         """The paradigms in their own order, the baseline first; JSON files have them sorted."""
-        return ((name, self.paradigms[name]) for name in PARADIGMS if name in self.paradigms)
+        return ((name, self.paradigms[name]) for name in names() if name in self.paradigms)

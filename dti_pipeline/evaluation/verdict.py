@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dti_pipeline.evaluation.gate import BASELINE
+from dti_pipeline.evaluation.gate import BASE
 from dti_pipeline.evaluation.report import Comparison
 
 #: A difference within an interval wider than this to either side is not evidence of equality; the verdict says so.
@@ -40,7 +40,7 @@ def _difference(paradigm: str, comparison: Comparison) -> str:
     if delta is None:
         interval = comparison.paradigms[paradigm].auc_interval
         return f" ({percent} {interval[0]:.4f} .. {interval[1]:.4f})" if interval else ""
-    text = f" against {comparison.paradigms[BASELINE].auc:.4f}: {delta.mean:+.4f}"
+    text = f" against {comparison.paradigms[BASE].auc:.4f}: {delta.mean:+.4f}"
     low, high = delta.ci_low, delta.ci_high
     if low is None or high is None:
         return f"{text} (no interval: too few users)"
@@ -82,8 +82,8 @@ def _floors(paradigm: str, comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What limits the comparison, one sentence each."""
     protocol, paradigms, found = comparison.protocol, comparison.paradigms, []
-    if BASELINE not in paradigms:
-        found.append(f"{BASELINE} has no evaluation here: no speed-up and no AUC difference can be given.")
+    if BASE not in paradigms:
+        found.append(f"{BASE} has no evaluation here: no speed-up and no AUC difference can be given.")
     if protocol.users < FEW_USERS:
         found.append(
             f"The evaluated targets come from {protocol.users} users, {protocol.users_in_training} of them seen in"

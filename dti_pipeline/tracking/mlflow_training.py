@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from dti_pipeline import lineage
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
+from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
 from dti_pipeline.tracking.mlflow_store import connect, dataset, flatten
@@ -175,7 +176,8 @@ class TrainingRecord:
             **{f"version.{library}": version for library, version in lineage.versions().items()},
         }
         described = {name: value for name, value in {**source, **self._tags}.items() if value}
-        name = f"{paradigm} n={config.packing.context} k={_targets(config, paradigm)} seed={config.training.seed}"
+        k = config.packing.targets if named(paradigm).streams else 1
+        name = f"{paradigm} n={config.packing.context} k={k} seed={config.training.seed}"
         run_id: str = self._store.create_run(self._experiment, run_name=name, tags=described).info.run_id
         params = {"paradigm": paradigm, **flatten(config.sections(*SECTIONS))}
         self._store.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
@@ -185,7 +187,3 @@ class TrainingRecord:
 def _milliseconds(seconds: float) -> float:
     """MLflow's table shows every digit that it was given."""
     return round(seconds, 3)
-
-
-def _targets(config: Config, paradigm: str) -> int | str:
-    return 1 if paradigm == "sliding_window" else config.packing.targets

@@ -47,4 +47,5 @@ class TrainReport(TrainingSummary):
     parameters_trained: int
     peak_memory_gib: float
     texts: Texts
-    network: dict[str, Any]  # what builds the network again, see dti_pipeline.modeling.ctr_model
+    network: dict[str, Any]  # that builds the network again, see dti_pipeline.modeling.network.storage
+    execution: dict[str, Any]  # how steps were computed: a choice and its reason by name
