@@ -24,6 +24,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training.bar import progress_bar
+from dti_pipeline.training.lines import lines
 from dti_pipeline.validation.report import ValidateReport
 
 app = typer.Typer(
@@ -64,8 +65,8 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> object:
-    """Run one stage with a progress bar where it is told, and show its report."""
-    listeners = [progress_bar(console)] if console.is_terminal else []
+    """Run one stage, with its progress as a bar or as lines where it is told, and show its report."""
+    listeners = [progress_bar(console) if console.is_terminal else lines(_say)]
     try:
         report = pipeline.execute(stage, settings, paths, paradigm, listeners)
     except CheckFailed as error:
@@ -75,6 +76,10 @@ def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None
     if not as_json:
         _show(f"{stage.name} ({paradigm})" if paradigm else stage.name, report)
     return report
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(title: str, report: object) -> None:

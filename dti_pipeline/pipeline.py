@@ -48,6 +48,7 @@ class Stage(Generic[R]):
     per_paradigm: bool = False
     told: bool = False  # it takes hours: listeners hear how far it has come, and one process at a time makes its output
     needed: Callable[[Config], bool] = lambda config: True  # False: its output is there without it
+    gives: str | None = None  # the parameter that says where its output is read
 
     def run(self, config: Config, paths: Paths, paradigm: str | None = None, **options: Any) -> R:
         """Import the stage's function and call it."""
@@ -70,6 +71,7 @@ SYNTH = Stage(
     outs=("data/raw/synthetic",),
     params=("synth",),
     needed=lambda config: config.events.source == "synthetic",
+    gives="${events.path}",
 )
 
 INGEST = Stage(

@@ -53,6 +53,7 @@ TRAIN = TrainReport(
     tokens_per_second=4500.0, tokens_per_target=45.0, padding_share=0.1, steps=40, epochs=2.0, seed=7, loss=0.5,
     validation_auc=0.72, parameters=1234, parameters_trained=1234, device="cpu", hardware="a machine, 2 cores",
     world_size=1, peak_memory_gib=0.5, mlflow_run_id=RUN, texts=Texts("{item_text}", 32, ()), network={}, execution={},
+    fallbacks=(),
 )  # fmt: skip
 SUMMARY = TrainingSummary(**{field.name: getattr(TRAIN, field.name) for field in fields(TrainingSummary)})
 FIGURES = Figures(

@@ -26,7 +26,6 @@ from dti_pipeline.pipeline import STAGES, Stage
 #: One run trains one paradigm (Dagster's default for partitions): a crash of one leaves the others alone, each
 #: output has a data version of its own, and the `gpu` pool queues them.
 BY_PARADIGM = dg.StaticPartitionsDefinition(list(names()))
-LOG = "${events.path}"
 OWNERS = ["team:ctr"]
 KINDS = {
     "synth": {"csv"},
@@ -52,9 +51,7 @@ def upstream(stage: Stage[Any]) -> list[Stage[Any]]:
 
 
 def _makes(stage: Stage[Any], dep: str) -> bool:
-    if dep == LOG:
-        return stage.name == "synth"
-    return any(out == dep or out.startswith(f"{dep}/") for out in stage.outs)
+    return dep == stage.gives or any(out == dep or out.startswith(f"{dep}/") for out in stage.outs)
 
 
 def build(stage: Stage[Any]) -> dg.AssetsDefinition:
@@ -122,7 +119,7 @@ def _found(work: Work) -> RawLog:
 
 
 def _output(stage: Stage[Any], work: Work, paradigm: str | None) -> Path:
-    out = work.config.events.path if stage.name == "synth" else stage.outs[0]
+    out = work.config.events.path if stage.gives else stage.outs[0]
     return work.paths.resolve(out.format(paradigm=paradigm))
 
 

@@ -46,6 +46,7 @@ class TrainReport(TrainingSummary):
     validation_auc: float | None  # streaming, the last one; None: not measured
     parameters_trained: int
     peak_memory_gib: float
+    fallbacks: tuple[str, ...]  # optimisations that could not be had, a line each
     texts: Texts
     network: dict[str, Any]  # that builds the network again, see dti_pipeline.modeling.network.storage
     execution: dict[str, Any]  # how steps were computed: a choice and its reason by name

@@ -20,7 +20,8 @@ from dti_pipeline.config import Config, LoraConfig, TrainingConfig
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
-from dti_pipeline.training.train import _accelerator, train
+from dti_pipeline.training.devices import accelerator_for
+from dti_pipeline.training.train import train
 from tests.model.architectures import write
 
 PARADIGM = "dti"
@@ -115,7 +116,7 @@ def assert_close(one: Any, other: Any) -> None:
 
 def test_no_step_sends_what_never_changes() -> None:
     """Under model.frozen_weights float8 a model's buffers are its weights: DDP would send them all with every step."""
-    handler = _accelerator(TrainingConfig(device="cpu")).ddp_handler
+    handler = accelerator_for(TrainingConfig(device="cpu")).ddp_handler
     assert handler is not None
     assert not handler.broadcast_buffers
 
