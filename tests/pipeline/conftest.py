@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 @pytest.fixture
-def instance() -> Any:
-    with dg.instance_for_test() as instance:
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Dagster's records in memory: making them on disk takes longer than most tests here."""
+    with dg.DagsterInstance.ephemeral() as instance:
         yield instance

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -22,12 +21,6 @@ from dti_pipeline.pipeline import STAGES
 TRAINED = ("sliding_window", "dti")
 OF_STAGE = {stage.name: stage.asset for stage in STAGES}
 PARTITIONED = {stage.asset for stage in STAGES if stage.per_paradigm}
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
 
 
 # The sensor on the raw log.
