@@ -88,7 +88,7 @@ class Side:
         """The next step, assembly included."""
         work = self._loader.work(next(self._numbers))
         for batch in work.passes:
-            loss = binary_cross_entropy_with_logits(self._model(batch)[0], batch.label, reduction="sum")
+            loss = binary_cross_entropy_with_logits(self._model(batch), batch.label, reduction="sum")
             (loss / work.step.targets).backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
         self._optimizer.step()

@@ -189,12 +189,6 @@ class ModelConfig:
     # 0.87 after three epochs). plain: tokens alone.
     summaries: Literal["plain", "pooled"] = "pooled"
     dropout: float = 0.0  # on embeddings, attention output and MLP output, from scratch only
-    # For logs whose held-out items training hardly shows; from scratch only. In training this share of interactions
-    # loses the words that name its item, those that fewer than name_texts item texts share: one learnt vector, the
-    # unknown word, stands in their places. What many items share (genres, years) remains. 0: no interaction.
-    name_dropout: float = 0.0
-    name_texts: int = 10
-    min_token_count: int = 0  # a token that the training rows show less often is the unknown word, always; 0: none is
     head: Literal["fresh", "verbaliser"] = "fresh"  # verbaliser: logit(yes) - logit(no) of the label tokens
     # What [SUM] queries know of distance. rope: rotated as any token at its place. rope_alibi: the same with an ALiBi
     # bias. nope_alibi: un-rotated query and keys, distance only through the ALiBi bias.
@@ -213,10 +207,7 @@ class ModelConfig:
             self.frozen_weights,
         )
         _require(0 <= self.forgetting_max <= 1, "model.forgetting_max", "in [0, 1]", self.forgetting_max)
-        for name in ("dropout", "name_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"model.{name}", "in [0, 1)", getattr(self, name))
-        for name in ("name_texts", "min_token_count"):
-            _require(getattr(self, name) >= 0, f"model.{name}", "0 or more", getattr(self, name))
+        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
         _require(
             self.hidden_size % self.heads == 0,
             "model.hidden_size",
@@ -247,7 +238,6 @@ class TrainingConfig:
     # Weights that are validated and published: their exponential moving average over steps, with this decay; 0: the
     # weights themselves. Averages forget the last steps' noise. Cost: one more copy of the trained weights.
     average_decay: float = 0.0
-    text_loss_weight: float = 0.0  # of an auxiliary next-token loss on the item texts, beside the click loss
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     # A small model in one process on a GPU: passes and updates are recorded and replayed (training/graphed.py).

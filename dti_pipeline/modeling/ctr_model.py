@@ -24,15 +24,11 @@ from dti_pipeline.modeling.distinct import Distinct
 from dti_pipeline.modeling.masks import LABEL, SUM, TEXT, BlockMasks, Intervals, intervals
 from dti_pipeline.modeling.sum_rows import Initial, Rule, Sizes, SumRows, needed, sum_rows
 from dti_pipeline.modeling.text_keys import TextMasks
-from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.plain import from_plain
 
 HEAD = "head.safetensors"
-#: What cross entropy takes for no class at all.
-IGNORED = -100
 #: Width from which a GPU's time is arithmetic.
 WIDE = 1024
-EMBEDDINGS = "lm.model.embed_tokens.weight"  # of a model from scratch
 
 
 class CTRModel(nn.Module):
@@ -78,25 +74,16 @@ class CTRModel(nn.Module):
         self._block_masks: dict[tuple[int, int], BlockMasks] = {}  # by shape of a batch
         self._largest: dict[tuple[object, ...], Sizes] = {}
         self._fused: Callable[..., Any] = compiler.as_it_is
-        #: What training hides of item texts; set by who trains, not needed to score a model that was saved.
-        self.unknown_words: UnknownWords | None = None
 
-    def forward(self, batch: Batch, with_text_loss: bool = False) -> tuple[Tensor, Tensor]:
-        """(T,) logits of P(label = 1), fp32, in the order of ``batch.sum_index``; and the text loss, or 0.
-
-        The text loss is the mean next-token cross entropy inside item texts, nats: an auxiliary task that teaches the
-        words of a vocabulary which clicks alone say little about. Cost: logits over the vocabulary at text tokens.
-        """
+    def forward(self, batch: Batch) -> Tensor:
+        """(T,) logits of P(label = 1), fp32, in the order of ``batch.sum_index``."""
         embedded = self._fused(CTRModel.embed)(self, batch)
-        # Unless words are predicted too, nobody reads any other row of the last layer.
-        view = self.view(batch, embedded, narrow=self._saves_by_narrowing() and not with_text_loss)
+        view = self.view(batch, embedded, narrow=self._saves_by_narrowing())
         hidden = self.states(embedded, batch.position, view)
         index = batch.sum_index
         if view.narrow:
             index = index // batch.token.shape[1] * hidden.shape[1] + batch.sum_within
-        logits = self._fused(CTRModel._logits_at, dynamic=True)(self, hidden, index)
-        text_loss = self._text_loss(hidden, batch) if with_text_loss else hidden.new_zeros(())
-        return logits, text_loss
+        return self._fused(CTRModel._logits_at, dynamic=True)(self, hidden, index)
 
     @property
     def waits_for_launches(self) -> bool:
@@ -114,7 +101,7 @@ class CTRModel(nn.Module):
         """Whether forgetting projects what enters the first layer for each distinct token of a batch once. It must be a
         function of the token alone, as in a pretrained model: one from scratch may add the texts' means, hide words, or
         drop out. And where launches are what takes time, this adds some."""
-        of_token_alone = self.settings.name_or_path is not None and not self.pooled and self.unknown_words is None
+        of_token_alone = self.settings.name_or_path is not None and not self.pooled
         return self.settings.forgetting != "none" and of_token_alone and not self.waits_for_launches
 
     def _saves_by_narrowing(self) -> bool:
@@ -124,8 +111,7 @@ class CTRModel(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, L, E): what enters the first layer."""
-        token = batch.token if self.unknown_words is None else self.unknown_words(batch.token, batch.kind)
-        embedded = backbone.embed(self.lm, token, self.trained_tokens)
+        embedded = backbone.embed(self.lm, batch.token, self.trained_tokens)
         return embedded + pooled_texts(embedded, batch.kind) if self.pooled else embedded
 
     def states(self, embedded: Tensor, position: Tensor, view: View) -> Tensor:
@@ -135,19 +121,6 @@ class CTRModel(nn.Module):
         return decoder(
             inputs_embeds=embedded, position_ids=position, attention_mask=None, use_cache=False, dti=view
         ).last_hidden_state
-
-    def _text_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        # A token predicts the next one where both are text; between interactions a label stands, so never across.
-        is_text = batch.kind == TEXT
-        predicts = is_text[:, :-1] & is_text[:, 1:]
-        hidden, following = hidden[:, :-1], batch.token[:, 1:].long()
-        if self.waits_for_launches:  # to leave out the others is to wait until their number is known
-            hidden, following = hidden.flatten(0, 1), torch.where(predicts, following, IGNORED).flatten()
-        else:
-            hidden, following = hidden[predicts], following[predicts]
-        logits = nn.functional.linear(hidden, self.lm.get_output_embeddings().weight)
-        total = nn.functional.cross_entropy(logits.float(), following, ignore_index=IGNORED, reduction="sum")
-        return total / predicts.sum().clamp(min=1)  # texts of one word each have none to predict
 
     def _logits_at(self, hidden: Tensor, index: Tensor) -> Tensor:
         return self.logits(hidden.flatten(0, 1).index_select(0, index))
@@ -243,7 +216,7 @@ class CTRModel(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each decoder layer: all share one graph, the last has its own; and of a small model, for which many
-        short kernels take longer than a long one, what is before and behind them, with products of one input joined.
+        short kernels take longer than a long one, what is before and behind them.
         Rows must then have one length, batches one height; sizes of [SUM] rows may grow a few times, and each time is a
         graph more.
 
@@ -251,9 +224,8 @@ class CTRModel(nn.Module):
         torch.compiler.reset()
         compiler.allow_graphs()
         decoder = backbone.decoder_of(self.lm)
-        backend = compiler.joining if self.waits_for_launches else "inductor"
         for layer in decoder.layers:
-            layer.compile(dynamic=False, backend=backend)
+            layer.compile(dynamic=False)
         if self.waits_for_launches:
             self._fused = cache(compiler.fused)
             for module in (getattr(decoder, "rotary_emb", None), getattr(decoder, "norm", None)):
@@ -269,9 +241,6 @@ class CTRModel(nn.Module):
 
         ``weights``: those of :meth:`trained`, whole, where the model's own are shared out over processes.
         """
-        if self.unknown_words is not None:
-            own: Tensor = self.lm.get_input_embeddings().weight
-            self.unknown_words.fold(own if weights is None else weights[EMBEDDINGS])
         # peft would add the whole embedding matrix where it was resized; its new rows are among the adapters.
         adapters = {"save_embedding_layers": False} if hasattr(self.lm, "peft_config") else {}
         state: dict[str, Any] = {"state_dict": _under("lm.", weights)} if weights is not None else {}

@@ -33,7 +33,7 @@ def score(
         batch = Batch.of(rows.assemble(part, height), rows.store.label)
         targets.append(batch.target)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits.append(model((batch.pin() if cuda else batch).to(device))[0].float())
+            logits.append(model((batch.pin() if cuda else batch).to(device)).float())
     if not targets:
         return np.zeros(0, np.int64), np.zeros(0)
     target = torch.cat(targets).numpy()

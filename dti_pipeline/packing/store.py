@@ -65,20 +65,6 @@ class TokenStore:
         """(m,) tokens of each interaction as context: its text and its label."""
         return (np.diff(self.offsets)[self.text] + 1).astype(np.int32)
 
-    def text_counts(self) -> NDArray[np.int64]:
-        """(V,) distinct texts that hold each token of the vocabulary. Cost: one sort of the texts' tokens."""
-        pairs = np.unique(self._text_of_token() * self.vocabulary + self.tokens)
-        return np.bincount(pairs % self.vocabulary, minlength=self.vocabulary)
-
-    def training_counts(self) -> NDArray[np.int64]:
-        """(V,) times each token occurs in the texts of the training rows. Cost: O(tokens of the texts + m)."""
-        rows = np.bincount(self.text[self.split == SPLITS.index("train")], minlength=len(self.offsets) - 1)
-        weights = rows[self._text_of_token()]
-        return np.bincount(self.tokens, weights, self.vocabulary).astype(np.int64)
-
-    def _text_of_token(self) -> NDArray[np.int64]:
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-
 
 def write_columns(path: Path, columns: dict[str, Any]) -> None:
     """Write equal-length arrays as one Arrow IPC batch: a single chunk, so that reading it maps instead of copying."""

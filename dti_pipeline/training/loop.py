@@ -172,14 +172,12 @@ class Trainer:
 
     def _add_gradients(self, batch: Batch, step_targets: int | Tensor) -> Tensor:
         """Add a pass's share to the gradients; its summed loss."""
-        accelerator, text_weight = self.accelerator, self.config.text_loss_weight
+        accelerator = self.accelerator
         with accelerator.autocast():
-            logits, text_loss = self.model(batch, text_weight > 0)
+            logits = self.model(batch)
             # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
             processes = accelerator.num_processes
-            share, loss = self._objective(
-                logits, text_loss, batch.label, batch.weight, text_weight, processes, step_targets
-            )
+            share, loss = self._objective(logits, batch.label, batch.weight, processes, step_targets)
         # Outside autocast, which would round what the forward pass kept in fp32.
         accelerator.backward(share)
         return loss.detach()
@@ -266,19 +264,12 @@ def clipped_step(optimizer: torch.optim.Optimizer, maximum: float) -> Callable[[
 
 
 def objective(
-    logits: Tensor,
-    text_loss: Tensor,
-    label: Tensor,
-    weight: Tensor,
-    text_weight: float,
-    processes: int,
-    step_targets: int | Tensor,
+    logits: Tensor, label: Tensor, weight: Tensor, processes: int, step_targets: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a pass of T targets, with ``logits``, ``label`` and ``weight`` (T,), adds to the mean loss of a step of
-    ``step_targets``, to be averaged over ``processes``; and its summed loss of clicks alone."""
+    ``step_targets``, to be averaged over ``processes``; and its summed loss."""
     loss = binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
-    # A mean over each pass's texts, weighed by its targets: how a step is cut moves it slightly.
-    return (loss + text_weight * weight.sum() * text_loss) * processes / step_targets, loss
+    return loss * processes / step_targets, loss
 
 
 def _fetched(numbers: Tensor) -> Callable[[], list[float]]:

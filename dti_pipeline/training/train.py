@@ -26,7 +26,6 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
 from dti_pipeline.modeling.scoring import score
-from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.paths import Paths
@@ -169,7 +168,7 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
 
 
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) -> CTRModel:
-    model = CTRModel(
+    return CTRModel(
         config.model,
         paradigm,
         config.packing.context,
@@ -179,8 +178,6 @@ def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) ->
         len(store.prefix),
         frozen_dtype=getattr(torch, config.training.dtype),
     )
-    model.unknown_words = UnknownWords.of(config.model, store)
-    return model
 
 
 def _validate(

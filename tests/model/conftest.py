@@ -129,7 +129,7 @@ def alone(rows: Rows) -> Rows:
 def logits_by_target(model: CTRModel, batch: Batch) -> dict[int, float]:
     """Logit of each target, by its row of the log."""
     with torch.no_grad():
-        logits = model(batch)[0]
+        logits = model(batch)
     return dict(zip(batch.target.tolist(), logits.tolist(), strict=True))
 
 

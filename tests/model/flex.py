@@ -54,10 +54,10 @@ def with_gradients(attend: Callable[..., Tensor], given: Sequence[Tensor], direc
     return [x.float() for x in (out.detach(), *torch.autograd.grad((out * direction).sum(), leaves))]
 
 
-def outcome(model: CTRModel, batch: Batch, with_text_loss: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def outcome(model: CTRModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits of targets that count, and gradients."""
     model.zero_grad()
-    logits, text_loss = model(batch, with_text_loss)
+    logits = model(batch)
     logits = logits[batch.weight.bool()]
-    (logits.square().mean() + text_loss).backward()
+    logits.square().mean().backward()
     return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None}

@@ -45,13 +45,13 @@ def build(
     return CTRModel(config, paradigm, N, max(special.values()) + 1, 256, special)
 
 
-def train(model: CTRModel, log: Log, steps: int = 3, text_loss: bool = False) -> None:
+def train(model: CTRModel, log: Log, steps: int = 3) -> None:
     batch = log.batch(N, 4)
     optimizer = torch.optim.AdamW(model.trained().values(), lr=0.01, weight_decay=0.0)
     model.train()
     for _ in range(steps):
-        logits, words = model(batch, text_loss)
-        (binary_cross_entropy_with_logits(logits, batch.label) + words).backward()
+        logits = model(batch)
+        binary_cross_entropy_with_logits(logits, batch.label).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
@@ -117,7 +117,7 @@ def test_adapters_train_the_rows_of_new_tokens_and_no_others(
 
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     before = matrices()
-    train(model, log, text_loss=True)
+    train(model, log)
     after = matrices()
     new = sorted(special[role] for role in ("sum", "no", "yes"))
     assert rows_that_moved(before[0], after[0]) == new
@@ -157,7 +157,7 @@ def test_rank_zero_trains_every_weight(tmp_path: Path) -> None:
     model = build(write(tmp_path, "llama", tie_word_embeddings=False), rank=0)
     assert model.trained().keys() == {name for name, _ in model.named_parameters()}
     before = {name: p.clone() for name, p in model.named_parameters()}
-    train(model, log_of(), text_loss=True)
+    train(model, log_of())
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert still == []
 

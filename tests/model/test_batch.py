@@ -26,7 +26,7 @@ def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str,
     found = []
     for batch in (log.batch_of(rows), filled(log, rows)):
         model.zero_grad()
-        logits = model(batch)[0]
+        logits = model(batch)
         loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
         loss.backward()
         counts = batch.weight.bool()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +16,10 @@ from torch import distributed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
-from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.backbone import decoder_of
 from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.compiler import allow_graphs, join_products, joint_products
+from dti_pipeline.modeling.compiler import allow_graphs
 from dti_pipeline.modeling.masks import block_lists, intervals
-from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
 from tests.model.architectures import write
 from tests.model.conftest import TOLERANCE, Log, small_model
@@ -77,7 +74,7 @@ def test_a_layer_is_one_graph_where_gradients_are_exchanged_too() -> None:
                 assert sum(p.nbytes for p in layer.parameters()) > 2**20, "torch would cut it"
                 layer.compile(dynamic=False, backend=compiler)
             shared = DistributedDataParallel(model, broadcast_buffers=False)
-            shared(Log.random(users=4, seed=5).batch(3, 4, row_length=128))[0].sum().backward()
+            shared(Log.random(users=4, seed=5).batch(3, 4, row_length=128)).sum().backward()
         assert compiler.frame_count == 2
     finally:
         distributed.destroy_process_group()
@@ -109,100 +106,18 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
     batches = [dataclasses.replace(batch, host=batch) for batch in batches]  # as those of a GPU
     assert len({len(batch.target) for batch in batches}) > 3
     with torch.no_grad():
-        expected = [model(batch)[0] for batch in batches]
+        expected = [model(batch) for batch in batches]
         compiler = CompileCounterWithBackend("eager")
         model._fused = cache(partial(torch.compile, fullgraph=True, backend=compiler))
         for batch, logits in zip(batches, expected, strict=True):
-            torch.testing.assert_close(model(batch)[0], logits, atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(model(batch), logits, atol=TOLERANCE, rtol=0)
             spans = intervals(batch.tokens, "dti", 3)
             found = model._fused(block_lists, dynamic=False)(spans, 16, 32, model.has_prefix)
             assert all(map(torch.equal, found, block_lists(spans, 16, 32, model.has_prefix)))
             assert all(x.is_contiguous() for x in found)
     assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, its blocks, the logits"
-    model.unknown_words = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
     model.train()
     for batch in batches:
-        model(batch)[0].sum().backward()
+        model(batch).sum().backward()
     assert compiler.frame_count == 7, "for training, all but the blocks once more"
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("kind", ["scratch", "lora"])
-def test_products_of_one_input_are_joined(kind: str, tmp_path: Path) -> None:
-    """Queries, keys and values, gate and what it gates; adapters apart from what is frozen. The numbers stay."""
-    torch._dynamo.reset()
-    batch = Log.random(users=4, seed=5).batch(3, 4, row_length=128)
-    model = small_model("dti", 3) if kind == "scratch" else adapted(write(tmp_path, "llama"), torch.float32)
-    model.narrows = False  # as where this is used
-    expected = outcome(model, batch)
-    counted = []
-
-    def joined(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
-        def products() -> int:
-            return sum(node.target in (torch.nn.functional.linear, joint_products) for node in graph.graph.nodes)
-
-        before = products()
-        join_products(graph)
-        graph.graph.lint()
-        counted.append((before, products()))
-        return graph.forward
-
-    for layer in decoder_of(model.lm).layers:
-        layer.compile(dynamic=False, fullgraph=True, backend=joined)
-    logits, gradients = outcome(model, batch)
-    torch.testing.assert_close(logits, expected[0], atol=TOLERANCE, rtol=0)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[1][name], atol=TOLERANCE, rtol=1e-4)
-    assert set(counted) == {(7, 4) if kind == "scratch" else (11, 7)}
-    torch._dynamo.reset()
-
-
-def no_grad(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        first = torch.nn.functional.linear(x, one)
-    return first + torch.nn.functional.linear(x, other)
-
-
-def autocast(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        first = torch.nn.functional.linear(x, one)
-    return first + torch.nn.functional.linear(x, other)
-
-
-def in_place(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    x = x.clone()
-    first = torch.nn.functional.linear(x, one)
-    x += 1
-    second = torch.nn.functional.linear(x, other)
-    return first + second + torch.nn.functional.linear(x.mul_(2), one)
-
-
-def made_between(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.linear(x, one) + torch.nn.functional.linear(x, other * 2)
-
-
-def one_frozen(x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.linear(x, one) + torch.nn.functional.linear(x, other)
-
-
-@pytest.mark.parametrize("function", [no_grad, autocast, in_place, made_between, one_frozen])
-def test_products_that_are_not_the_same_elsewhere_stay_where_they_are(function: Any) -> None:
-    torch._dynamo.reset()
-    x, one, other = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 3), (4, 3), (4, 3))
-    )
-    one.requires_grad_(function not in (one_frozen, in_place))
-    other.requires_grad_(function is not in_place)
-
-    def joined(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
-        before = len(graph.graph.nodes)
-        join_products(graph)
-        assert len(graph.graph.nodes) == before
-        return graph.forward
-
-    expected = function(x, one, other)
-    found = torch.compile(function, fullgraph=True, backend=joined)(x, one, other)
-    assert torch.equal(found, expected)
-    if other.requires_grad:
-        assert torch.equal(*(torch.autograd.grad(out.sum(), other)[0] for out in (found, expected)))
     torch._dynamo.reset()

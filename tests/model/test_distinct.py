@@ -78,7 +78,7 @@ def model_of(folder: Path, kind: str, rank: int, position: str = "rope", **chang
 def outcome(model: CTRModel, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits, and the gradients of all that is trained."""
     model.zero_grad()
-    logits = model(batch)[0]
+    logits = model(batch)
     logits.square().mean().backward()
     return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items() if p.grad is not None}
 

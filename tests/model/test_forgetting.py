@@ -170,7 +170,7 @@ def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one
 
     def outcome() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model.zero_grad()
-        logits = model(batch)[0]
+        logits = model(batch)
         logits.square().mean().backward()
         return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items()}
 

@@ -16,11 +16,9 @@ from accelerate.state import AcceleratorState
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.config import ModelConfig, TrainingConfig
+from dti_pipeline.config import TrainingConfig
 from dti_pipeline.modeling import attention, ctr_model
-from dti_pipeline.modeling.ctr_model import CTRModel
 from dti_pipeline.modeling.masks import BlockMasks, Intervals
-from dti_pipeline.modeling.unknown_words import UnknownWords
 from dti_pipeline.paths import PARADIGMS
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate
@@ -48,7 +46,6 @@ def test_no_shape_of_a_pass_depends_on_what_it_computes(
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
     host = filled(log, log.rows(3, k_of(paradigm), 256))
     model = small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes).train()
-    model.unknown_words = UnknownWords.of(ModelConfig(name_dropout=0.5, name_texts=10**6, min_token_count=3), log.store)
     sizes = model.sizes(host)
     monkeypatch.setattr(model, "sizes", lambda batch: sizes)
 
@@ -68,37 +65,13 @@ def test_no_shape_of_a_pass_depends_on_what_it_computes(
     with mode:
 
         def take() -> None:
-            logits, text_loss = torch.func.functional_call(model, {**parameters, **buffers}, (batch, True))
-            loss = binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum")
-            (loss + batch.weight.sum() * text_loss).backward()
+            logits = torch.func.functional_call(model, {**parameters, **buffers}, (batch,))
+            binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="sum").backward()
 
-        with pytest.raises(DynamicOutputShapeException):  # where words that are not predicted are left out
-            take()
-        monkeypatch.setattr(CTRModel, "waits_for_launches", True)
+        with pytest.raises(DynamicOutputShapeException):  # a value read from the device
+            mode.from_tensor(batch.label).nonzero()
         take()
     assert all(p.grad is not None for name, p in parameters.items() if "layers" in name)
-
-
-def test_the_text_loss_is_the_same_where_words_are_ignored_and_where_they_are_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    batch = Log.random(users=5, seed=3).batch(3, 4, 128)
-    model = small_model("dti", 3, initial_std=0.1)
-    left_out = model(batch, with_text_loss=True)
-    monkeypatch.setattr(CTRModel, "waits_for_launches", True)
-    torch.testing.assert_close(model(batch, with_text_loss=True), left_out, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("waits", [False, True], ids=["left out", "ignored"])
-def test_texts_of_one_word_have_no_text_loss(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean over no words would be no number, and so would be every weight after the step."""
-    monkeypatch.setattr(CTRModel, "waits_for_launches", waits)
-    batch = Log.random(users=5, seed=3, text=1).batch(3, 4, 128)
-    model = small_model("dti", 3)
-    logits, text_loss = model(batch, with_text_loss=True)
-    assert text_loss == 0
-    (logits.sum() + text_loss).backward()
-    assert all(p.grad.isfinite().all() for p in model.trained().values())
 
 
 # On a GPU
@@ -111,19 +84,14 @@ def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def trainer(
-    accelerator: Accelerator, log: Log, paradigm: str, text_loss_weight: float = 0.0, **settings: Any
-) -> Trainer:
+def trainer(accelerator: Accelerator, log: Log, paradigm: str, **settings: Any) -> Trainer:
     """Of a small model, with several passes a step; the same weights every time."""
     cuda = accelerator.device
     rows = log.rows(3, k_of(paradigm), 256)
     model = small_model(paradigm, 3, hidden_size=64, **settings)
-    model.unknown_words = UnknownWords.of(model.settings, log.store)
     model.freeze(cuda)
     model.compile_layers()
-    config = TrainingConfig(
-        tokens_per_batch=256, learning_rate=1e-3, text_loss_weight=text_loss_weight, cuda_graph=True
-    )
+    config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3, cuda_graph=True)
     optimizer = optimizer_for(model, config)
     model = accelerator.prepare(model)
     return Trainer(
@@ -150,12 +118,11 @@ def outcome(made: Trainer, step: int) -> tuple[torch.Tensor, dict[str, torch.Ten
 @pytest.mark.gpu
 @RULES
 @pytest.mark.parametrize("paradigm", PARADIGMS)
-@pytest.mark.parametrize("text_loss_weight", [0.0, 0.1], ids=["clicks", "words too"])
 def test_gradients_of_steps_are_the_same_as_a_graph(
-    accelerator: Accelerator, paradigm: str, fixes: dict[str, str], text_loss_weight: float
+    accelerator: Accelerator, paradigm: str, fixes: dict[str, str]
 ) -> None:
     log = Log.random(users=60, seed=5, shortest=8)
-    plain, graphed = (trainer(accelerator, log, paradigm, text_loss_weight, **fixes) for _ in range(2))
+    plain, graphed = (trainer(accelerator, log, paradigm, **fixes) for _ in range(2))
     plain.model.train()
     graphed._warm_up()
     assert graphed._graphed is not None
@@ -178,11 +145,8 @@ def test_a_pass_without_weight_adds_nothing_to_a_graph_s_gradients(accelerator: 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("random", [{"dropout": 0.3}, {"name_dropout": 0.5, "name_texts": 10**6}], ids=str)
-def test_every_replay_draws_new_numbers_and_recording_draws_none(
-    accelerator: Accelerator, random: dict[str, Any]
-) -> None:
-    made = trainer(accelerator, Log.random(users=60, seed=5, shortest=8), "dti", **random)
+def test_every_replay_draws_new_numbers_and_recording_draws_none(accelerator: Accelerator) -> None:
+    made = trainer(accelerator, Log.random(users=60, seed=5, shortest=8), "dti", dropout=0.3)
     before = torch.cuda.get_rng_state()
     made._warm_up()
     assert torch.equal(torch.cuda.get_rng_state(), before)

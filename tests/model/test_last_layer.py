@@ -23,7 +23,7 @@ PLAIN = {"phi3", "gpt_neox"}
 
 def outcome(model: CTRModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    logits = model(batch)[0]
+    logits = model(batch)
     binary_cross_entropy_with_logits(logits, batch.label).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return logits.detach(), gradients
@@ -66,15 +66,6 @@ def test_it_is_exact_in_every_architecture_that_can_or_is_left_out(tmp_path: Pat
         return
     model = speaking(CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL))
     assert_narrow_is_plain(model, Log.random(users=3, seed=5).batch(3, 4, row_length=128))
-
-
-def test_a_text_loss_needs_all_rows() -> None:
-    model, log = small_model("dti", 3), Log.random(users=3, seed=5, text=6)
-    batch = log.batch(3, 4)
-    alone = model(batch)[0]
-    logits, words = model(batch, with_text_loss=True)
-    torch.testing.assert_close(logits, alone, atol=TOLERANCE, rtol=0)
-    assert words > 0
 
 
 def test_rows_with_fewer_sums_than_others_lose_and_repeat_no_gradient() -> None:

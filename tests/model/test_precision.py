@@ -45,7 +45,7 @@ def outcome(model: CTRModel, batch: Batch) -> Outcome:
     model.zero_grad()
     half = model.lm.get_input_embeddings().weight.dtype == torch.bfloat16
     with torch.autocast(batch.token.device.type, torch.bfloat16, enabled=half):
-        logits = model(batch)[0]
+        logits = model(batch)
         loss = binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
     # Copies: a model that moves to another device takes its gradients along.
@@ -258,7 +258,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: Path, fixes: dict[str, str]) -
             torch.cuda.set_sync_debug_mode("error" if turn == 2 else "default")
             batch = waiting.to(cuda)
             with torch.autocast("cuda", torch.bfloat16):
-                loss = binary_cross_entropy_with_logits(model(batch)[0], batch.label, reduction="sum")
+                loss = binary_cross_entropy_with_logits(model(batch), batch.label, reduction="sum")
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -64,7 +64,7 @@ def reach_of_targets(batch: Batch, paradigm: str, n: int, layers: int, pooled: b
 
 def logits(model: CTRModel, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
-        return model(batch)[0]
+        return model(batch)
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
@@ -80,7 +80,7 @@ def test_gradients_are_zero_at_what_a_target_may_not_see_and_nowhere_else(
     embedded: list[torch.Tensor] = []
     embeddings = decoder_of(model.lm).get_input_embeddings()
     embeddings.register_forward_hook(lambda module, inputs, output: embedded.append(output))
-    out = model(batch)[0]
+    out = model(batch)
     t = data.draw(st.integers(0, len(out) - 1))
     (gradient,) = torch.autograd.grad(out[t], embedded[0])
     touched = gradient.abs().sum(-1).flatten() != 0

@@ -180,7 +180,7 @@ def logits_and_gradients(
     model.zero_grad(set_to_none=True)
     device = batch.token.device.type
     with torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
-        logits = model(batch)[0]
+        logits = model(batch)
         loss = binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
     # A copy: a gradient moves to the GPU with its parameter.

@@ -70,7 +70,7 @@ def one_by_one(model: CTRModel, log: Log, rows: Rows) -> tuple[float, Gradients]
     model.zero_grad(set_to_none=True)
     single = dataclasses.replace(rows, bounds=np.arange(len(rows.start) + 1))
     batch = log.batch_of(single)
-    losses = binary_cross_entropy_with_logits(model(batch)[0], batch.label, reduction="none")
+    losses = binary_cross_entropy_with_logits(model(batch), batch.label, reduction="none")
     mean = sum(losses) / len(losses)
     mean.backward()
     return float(mean.detach()), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -50,7 +50,7 @@ def ready(
     AcceleratorState._reset_state()  # a process has one precision, usually
     config, made = token_home
     if request.param == "scratch":
-        config = configured(config, dropout=0.2, name_dropout=0.5, min_token_count=3)
+        config = configured(config, dropout=0.2)
     else:
         base = write(tmp_path / "base", "llama", vocab_size=64)
         config = configured(config, name_or_path=base, lora=LoraConfig(rank=4, alpha=8))

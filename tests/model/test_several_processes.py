@@ -124,7 +124,6 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
     plain, made = token_home
     # From scratch with what is done to the weights beside the steps: their average, and words that become one.
     scratch = configured(plain, average_decay=0.9)
-    scratch = dataclasses.replace(scratch, model=dataclasses.replace(scratch.model, min_token_count=3))
     base = write(tmp_path / "base", "llama", vocab_size=64)
     lora = dataclasses.replace(plain.model, name_or_path=base, lora=LoraConfig(rank=4, alpha=8))
     trainings, alone, homes = [], {}, {}

@@ -157,7 +157,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def logits_and_gradients(model: CTRModel, batch: Any) -> list[Tensor]:
     model.zero_grad()
-    logits = model(batch)[0]
+    logits = model(batch)
     logits.square().mean().backward()
     return [logits.detach(), *(p.grad.clone() for p in model.trained().values() if p.grad is not None)]
 

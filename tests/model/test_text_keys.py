@@ -96,20 +96,19 @@ def test_attention_and_its_gradients_are_the_dense_mask_s(
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
 
 
-@pytest.mark.parametrize("with_text_loss", [False, True], ids=["clicks", "words"])
 @RULES
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_a_model_has_the_same_gradients(
-    paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str], with_text_loss: bool, monkeypatch: pytest.MonkeyPatch
+    paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log.random(users=5, seed=5, shortest=6, prefix=prefix)
     batch = filled(log, log.rows(3, k_of(paradigm), LENGTH))
     model = small_model(paradigm, 3, prefix=len(prefix), initial_std=0.1, **fixes)
-    expected = outcome(model, batch, with_text_loss)
+    expected = outcome(model, batch)
     monkeypatch.setattr(CTRModel, "view", as_on_cuda)
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: plain_flex)
-    torch.testing.assert_close(outcome(model, batch, with_text_loss), expected, atol=TOLERANCE, rtol=1e-4)
+    torch.testing.assert_close(outcome(model, batch), expected, atol=TOLERANCE, rtol=1e-4)
     assert min(float(gradient.norm()) for gradient in expected[1].values()) > 1e-6
 
 
@@ -139,12 +138,12 @@ def test_layers_are_two_graphs_without_a_break(fixes: dict[str, str], monkeypatc
     log = Log.random(users=5, seed=5, shortest=6)
     batch = filled(log, log.rows(3, 4, LENGTH))
     model = small_model("dti", 3, layers=4, initial_std=0.1, **fixes)
-    expected = outcome(model, batch, with_text_loss=False)
+    expected = outcome(model, batch)
     compiler = CompileCounterWithBackend("aot_eager")
     for layer in decoder_of(model.lm).layers:
         layer.compile(dynamic=False, fullgraph=True, backend=compiler)
     for _ in range(2):
-        torch.testing.assert_close(outcome(model, batch, False), expected, atol=TOLERANCE, rtol=1e-4)
+        torch.testing.assert_close(outcome(model, batch), expected, atol=TOLERANCE, rtol=1e-4)
     assert compiler.frame_count == 2
     torch._dynamo.reset()
 
