@@ -21,6 +21,8 @@ from dti_pipeline.evaluation.compare import compare
 from dti_pipeline.evaluation.evaluate import judge
 from dti_pipeline.paths import PARADIGMS, Paths
 
+pytestmark = pytest.mark.slow
+
 USERS, EACH, MIN_HISTORY = 120, 30, 5
 CONFIG = configuration.load(Path("no such file"), ["evaluation.bootstrap_samples=100"])
 

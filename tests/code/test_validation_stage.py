@@ -20,6 +20,8 @@ from dti_pipeline.validation import outcome
 from dti_pipeline.validation.gate import require_passed
 from dti_pipeline.validation.validate import validate
 
+pytestmark = pytest.mark.slow
+
 
 def spoilt_batch() -> Batch:
     batch = good_batch()

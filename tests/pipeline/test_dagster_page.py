@@ -86,6 +86,12 @@ class Page:
             "status"
         ]
 
+    def backfill(self, backfill: str) -> str:
+        """Its status."""
+        query = """query ($id: String!) { partitionBackfillOrError(backfillId: $id) {
+                     ... on PartitionBackfill { status } } }"""
+        return self.ask(query, id=backfill)["partitionBackfillOrError"]["status"]
+
     def assets(self, run: str) -> set[str]:
         """What a run was asked to make."""
         query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { assetSelection { path } } } }"
@@ -96,8 +102,8 @@ class Page:
                      events { ... on MessageEvent { message } } } } }"""
         return "\n".join(event["message"] for event in self.ask(query, id=run)["logsForRun"]["events"])
 
-    def wait(self, what: Callable[[], Any]) -> Any:
-        until = time.monotonic() + PATIENCE
+    def wait(self, what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             if answer := what():
                 return answer
@@ -210,9 +216,9 @@ def compared(page: Page) -> str:
     said = page.project.run(sys.executable, "-m", "dti_pipeline.defs.whole_comparison", DTI_HOME=str(page.paths.home))
     backfill = re.search(r"Backfill (\w+) of dti:", said)
     assert backfill is not None, said
-    query = "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
-    ask = lambda: page.ask(query, id=backfill[1])["partitionBackfillOrError"]["status"]  # noqa: E731
-    assert page.wait(lambda: (status := ask()).startswith(("COMPLETED", "FAILED")) and status) == "COMPLETED_SUCCESS"
+    page.wait(lambda: page.backfill(backfill[1]) not in ("REQUESTED", "COMPLETING"), 3 * PATIENCE)
+    runs = page.runs(**{"dagster/backfill": backfill[1]})
+    assert page.backfill(backfill[1]) == "COMPLETED_SUCCESS", "\n".join(map(page.log, runs))
     return backfill[1]
 
 
