@@ -14,7 +14,7 @@ from dagster._core.storage.tags import TagType, get_tag_type
 from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import demo, ghosts, training, whole_comparison
+from dti_pipeline.defs import demo, processes, training, whole_comparison
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.jobs import RETRIED
 from dti_pipeline.defs.train_process import report_to
@@ -46,8 +46,8 @@ def test_the_whole_graph_runs_in_the_tables_order(stages: Stages, instance: dg.D
 def test_a_run_says_which_process_it_has(stages: Stages, instance: dg.DagsterInstance) -> None:
     run = instance.get_run_by_id(launch(instance, "log").run_id)
     assert run is not None
-    assert run.tags[ghosts.PROCESS].split(":")[1] == str(os.getpid())
-    assert get_tag_type(ghosts.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
+    assert run.tags[processes.PROCESS].split(":")[1] == str(os.getpid())
+    assert get_tag_type(processes.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
 
 
 def test_a_data_version_is_the_folders_digest(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
