@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("dti_pipeline", "experiments", "benchmarks", "tests")
+#: Modules that a package has for others to read: its section of the configuration, the type of its report.
+CONTRACTS = {"settings": "config", "report": "reports"}
 DOCUMENT = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- made by `python -m tests.imports` -->\n", "<!-- end of imports -->\n"
 Graph = dict[str, set[str]]
@@ -89,8 +91,8 @@ def room(module: str) -> str:
         return top
     if rest == ["definitions"]:
         return "defs"  # Dagster's entry point, beside its package since Dagster looks for it there
-    if rest[-1] == "settings":
-        return "config"  # a package's own section of the configuration
+    if rest[-1] in CONTRACTS:
+        return CONTRACTS[rest[-1]]
     return "/".join(rest[:2] if rest[0] == "modeling" else rest[:1])
 
 
@@ -104,7 +106,8 @@ def rooms(imports: Graph) -> Graph:
 
 
 def table(imported: Graph) -> str:
-    """The rooms from the highest to the lowest, each with what it imports: a Markdown table."""
+    """A Markdown table of the rooms, from the highest to the lowest, with what each imports. There must be no circle."""
+    assert not circles(imported), circles(imported)
 
     def height(name: str) -> int:
         return 1 + max(map(height, imported[name]), default=0)
