@@ -106,7 +106,7 @@ def rooms(imports: Graph) -> Graph:
 
 
 def table(imported: Graph) -> str:
-    """A Markdown table of the rooms, from the highest to the lowest, with what each imports. There must be no circle."""
+    """A Markdown table of the rooms, the highest first, with what each imports. There must be no circle."""
     assert not circles(imported), circles(imported)
 
     def height(name: str) -> int:
