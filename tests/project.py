@@ -1,4 +1,4 @@
-"""A small project in a folder of its own, for tests that run the real stages through the real doors."""
+"""A small project in a folder of its own, for tests that run the real stages through the real entry points."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_a_new_log_refreshes_what_is_cheap_and_not_the_models(graph: Graph) -> N
     assert graph.wanted() == set()
 
 
-def test_a_trained_model_is_judged_and_compared(graph: Graph) -> None:
+def test_a_trained_model_is_evaluated_and_compared(graph: Graph) -> None:
     graph.made("model", "dti")
     assert graph.wanted() == {"evaluation@dti"}
     graph.made("evaluation", "dti")
@@ -189,7 +189,7 @@ def test_a_trained_model_is_judged_and_compared(graph: Graph) -> None:
     assert graph.wanted() == set()
 
 
-def test_the_first_model_of_a_paradigm_is_judged_too(graph: Graph) -> None:
+def test_the_first_model_of_a_paradigm_is_evaluated_too(graph: Graph) -> None:
     graph.made("model", "dti_isolated")
     assert graph.wanted() == {"evaluation@dti_isolated"}
 
