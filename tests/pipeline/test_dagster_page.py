@@ -271,7 +271,7 @@ def test_the_whole_comparison_is_watched_and_read(
 ) -> None:
     """The backfill with its runs, the progress of a training, the comparison's figures."""
     chromium.open(f"{page.url}/runs/b/{compared}?tab=runs")
-    chromium.wait_for("whole comparison")
+    chromium.wait_for("Succeeded")
     training = next(run for run in page.runs(**{"dagster/backfill": compared}) if "targets/s" in page.log(run))
     chromium.open(f"{page.url}/runs/{training}")
     chromium.wait_for("targets/s", PATIENCE)
