@@ -69,7 +69,7 @@ PLOTS: list[dict[str, Any] | str] = [
 def render() -> str:
     """The text of dvc.yaml."""
     content = {"stages": {stage.name: _entry(stage) for stage in STAGES}, "metrics": METRICS, "plots": PLOTS}
-    return HEADER + yaml.safe_dump(content, sort_keys=False, width=120)
+    return f"{HEADER}{yaml.safe_dump(content, sort_keys=False, width=120)}"
 
 
 def stage_name(stage: Stage, paradigm: str | None) -> str:

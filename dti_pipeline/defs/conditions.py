@@ -8,7 +8,7 @@ from __future__ import annotations
 import dagster as dg
 
 
-def _after(asset: str) -> dg.AutomationCondition:
+def _after(asset: str) -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
     """Met when that input was made in a run without this asset, whatever happened to the other inputs."""
     updated = dg.AutomationCondition.newly_updated() & ~dg.AutomationCondition.executed_with_root_target()
     return (
@@ -27,7 +27,7 @@ _REFRESH = (
 
 #: By stage; the log comes from outside, the model from a person. An evaluation follows its model, not the log: after a
 #: change of the log the old model belongs to other tokens.
-CONDITIONS = {
+CONDITIONS: dict[str, dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]] = {
     **dict.fromkeys(("ingest", "validate", "tokenize", "pack"), _REFRESH),
     "evaluate": _after("model"),
     "compare": _after("evaluation"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -21,7 +22,7 @@ class Work:
     overrides: tuple[str, ...]  # of params.yaml, in the configuration already
 
 
-class Project(dg.ConfigurableResource):
+class Project(dg.ConfigurableResource[Any]):
     """params.yaml in the project's home (``DTI_HOME``, default: where Dagster was started), with overrides."""
 
     overrides: list[str] = Field(
