@@ -39,7 +39,7 @@ repro: setup  ## The same pipeline through DVC: only what changed is run
 
 bench: setup  ## Measure on this machine; each script prints a table of docs/benchmark.md
 	@for name in loader packing data_stages evaluation train_step_cpu orchestration float8_quality; do \
-		$(BIN)/python benchmarks/$$name.py || exit 1; done
+		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
 	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards

@@ -4,7 +4,7 @@ A generated CSV log (a rating a line in time order, 100 ratings a user, 20,000 t
 through `dti ingest`, `validate`, `tokenize` and `pack` (k = 50 and the sliding window), each in a process of its own:
 wall time with interpreter and imports, CPU time, peak resident memory. Making the log is not counted.
 
-    python benchmarks/data_stages.py --rows 1000000 10000000
+    python -m benchmarks.data_stages --rows 1000000 10000000
 """
 
 from __future__ import annotations
@@ -17,24 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from harness import dti, parser, publish, run
+
+from benchmarks.lib.harness import dti, parser, publish, run, sets
 
 ITEMS, PER_USER, BLOCK = 20_000, 100, 1_000_000
 WORDS = 400
 START, SECONDS_A_ROW = 1_577_836_800, 3
-SETTINGS = (
-    "events.source=table",
-    "events.path=log",
-    "events.items_path=items.csv",
-    "tracking.enabled=false",
-)
-STAGES = (
-    ("ingest",),
-    ("validate",),
-    ("tokenize",),
-    ("pack", "--paradigm", "dti"),
-    ("pack", "--paradigm", "sliding_window"),
-)
+SETTINGS = ("events.source=table", "events.path=log", "events.items_path=items.csv", "tracking.enabled=false")
+STAGES = ("ingest", "validate", "tokenize", "pack --paradigm dti", "pack --paradigm sliding_window")
 
 
 def main() -> None:
@@ -42,22 +32,21 @@ def main() -> None:
     options.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     options.add_argument("--memory-limit", default="2GB", help="events.memory_limit (default: %(default)s)")
     options.add_argument("--scratch", type=Path, help="folder with room for the log (default: the system's)")
-    arguments = options.parse_args()
+    given = options.parse_args()
     results = []
-    for rows in arguments.rows:
-        with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-            results += measure(rows, arguments.memory_limit, Path(scratch))
-    publish("data_stages", results, arguments.results)
+    for rows in given.rows:
+        with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+            results += measure(rows, given.memory_limit, Path(scratch))
+    publish("data_stages", results, given)
 
 
 def measure(rows: int, memory_limit: str, home: Path) -> Iterator[dict[str, Any]]:
     write_log(home, rows)
-    overrides = [part for setting in (*SETTINGS, f"events.memory_limit={memory_limit}") for part in ("--set", setting)]
+    overrides = sets([*SETTINGS, f"events.memory_limit={memory_limit}"])
     taken = []
     for stage in STAGES:
-        wall, cpu, peak = run(dti(*stage, *overrides), home)
-        taken.append((wall, cpu, peak))
-        yield row(rows, " ".join(part for part in stage if not part.startswith("--")), wall, cpu, peak)
+        taken.append(run(dti(*stage.split(), *overrides), home))
+        yield row(rows, stage.replace("--paradigm ", ""), *taken[-1])
     walls, cpus, peaks = zip(*taken[:4], strict=True)
     yield row(rows, "raw file to row plans", sum(walls), sum(cpus), max(peaks))
 

@@ -1,144 +1,118 @@
 """How long is an epoch of a small model that starts from nothing, from row plans to weights?
 
 The study's model for MovieLens-1M (128 wide, 3 layers, n = 20) through the training's own loop: loader, copies,
-forward, backward, optimizer, and whatever waits for what. Wall clock, after a warm-up that is not counted. Each side
-takes the best of several sizes of a forward pass, as what suits one row plan does not suit another; all have the same
-number of targets a step. A step of few targets is little work for a GPU, least for DTI: hence several numbers of them.
+forward, backward, optimizer, and every wait between them. Wall clock, after a warm-up that is not counted. Each side
+takes the best of several sizes of a micro-batch, as one that suits one row plan need not suit another; all have the
+same number of targets a step. A step of few targets is little work for a GPU, least for DTI: hence several numbers.
 The log is generated in MovieLens-1M's shape; --home FOLDER measures one that `dti tokenize` has made.
 
-    python benchmarks/epoch.py                  # one GPU, about two minutes
-    python benchmarks/epoch.py --tiny           # the same code on a CPU, to test it
+    python -m benchmarks.epoch                  # one GPU, about two minutes
+    python -m benchmarks.epoch --tiny           # the same code on a CPU, to test it
 """
 
 from __future__ import annotations
 
 import time
-from argparse import Namespace
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from bare import bare_trainer
-from harness import named, parser, publish, token_store
 
+from benchmarks.lib.harness import log_of, parser, publish
+from benchmarks.lib.timing import affordable, gpus
+from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline.config import Config, from_plain
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.packing.pack import plan_rows
-from dti_pipeline.packing.reader import Rows, bounds
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.paths import Paths
+from dti_pipeline.paradigms import named
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
 
 SIDES: tuple[tuple[str, int | str], ...] = (("sliding_window", 1), ("dti", 50), ("dti", "all"))
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "split": {"rule": "user_order"},
     "packing": {"context": 20, "row_length": 5120},
     "model": {"hidden_size": 128, "intermediate_size": 256, "layers": 3, "dropout": 0.1},
-    "training": {"dtype": "bfloat16", "learning_rate": 4e-3, "evaluations": 0},
+    "training": {"dtype": "bfloat16", "learning_rate": 4e-3, "evaluations": 0, "checkpoint_seconds": 10**9,
+                 "epochs": 100},  # more than a trial gets through
+}  # fmt: skip
+TINY: dict[str, Any] = {
+    "packing": {"context": 20, "row_length": 512},
+    "model": {"hidden_size": 16, "heads": 2, "kv_heads": 2, "intermediate_size": 24, "layers": 1, "dropout": 0.1},
+    "training": SETTINGS["training"] | {"device": "cpu", "dtype": "float32"},
 }
 WARM_UP_STEPS = 8
-EPOCHS = 100  # more than a trial gets through
+
+
+@dataclass(frozen=True)
+class Trial:
+    targets_per_step: int
+    side: tuple[str, int | str]
+    tokens: int  # of a micro-batch at most
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--home", type=Path, help="a project home with tokens; default: a generated log")
+    options = parser(__doc__, gpu=True, home=True)
     options.add_argument("--seconds", type=float, default=4.0, help="of each trial (default: %(default)s)")
     options.add_argument("--targets-per-step", type=int, nargs="+", default=[512, 2048, 8192])
     options.add_argument("--sizes", type=int, nargs="+", default=[32768, 131072], help="of a pass at most, tokens")
     options.add_argument("--only", nargs="+", metavar="K", help="sides of these paradigms or k")
     options.add_argument("--no-cuda-graph", action="store_true", help="launch a pass kernel by kernel")
-    options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no trial beyond it")
-    options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
-    arguments = options.parse_args()
-    settings = from_plain(Config, SETTINGS)
-    if arguments.tiny:
-        settings = replace(
-            settings,
-            packing=replace(settings.packing, row_length=512),
-            model=replace(settings.model, hidden_size=16, heads=2, kv_heads=2, intermediate_size=24, layers=1),
-            training=replace(settings.training, device="cpu", dtype="float32"),
-        )
-        arguments.sizes, arguments.targets_per_step = [512, 1024], [64]
-    store = (
-        TokenStore.open(Paths(arguments.home.resolve()).tokens)
-        if arguments.home
-        else token_store(*((40, 4000) if arguments.tiny else (6060, 1_000_000)))
-    )
-    cpu = arguments.tiny or not torch.cuda.is_available()
+    given = options.parse_args()
+    settings = from_plain(Config, SETTINGS | TINY if given.tiny else SETTINGS)
+    settings = replace(settings, training=replace(settings.training, cuda_graph=not given.no_cuda_graph))
+    if given.tiny:
+        given.sizes, given.targets_per_step = [512, 1024], [64]
+    store = log_of(given.home, *((40, 4000) if given.tiny else (6060, 1_000_000)))
+    cpu = given.tiny or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    begun, longest = time.monotonic(), 0.0
-    for targets, side, size in product(arguments.targets_per_step, SIDES, sorted(arguments.sizes)):
-        if arguments.only and not {side[0], str(side[1])} & set(arguments.only):
-            continue
-        key = (targets, *side)
-        if key in best and best[key]["passes_per_step"] == 1:
-            continue  # there was room for a whole step already
-        start = time.monotonic()
-        if start - begun + longest > arguments.budget_seconds:
-            print(f"no time left for {side}, {targets} targets a step, {size:,} tokens a pass")
-            continue
-        training = replace(
-            settings.training,
-            targets_per_step=targets,
-            tokens_per_batch=size,
-            cuda_graph=not arguments.no_cuda_graph,
-        )
-        row = trial(replace(settings, training=training), store, side, arguments, accelerator)
+
+    def wanted() -> Iterator[Trial]:
+        for combination in product(given.targets_per_step, SIDES, sorted(given.sizes)):
+            trial = Trial(*combination)
+            asked = given.only is None or {trial.side[0], str(trial.side[1])} & set(given.only)
+            whole = best.get((trial.targets_per_step, *trial.side), {}).get("passes_per_step") == 1
+            if asked and not whole:  # else there was room for a whole step already
+                yield trial
+
+    for trial in affordable(wanted(), given.budget_seconds):
+        row = measured(trial, settings, store, given.seconds, accelerator)
+        key = (trial.targets_per_step, *trial.side)
         best[key] = max(best.get(key, row), row, key=lambda one: one["targets_per_second"])
-        longest = max(longest, time.monotonic() - start)
-        print(f"{side}, {targets} targets a step, {row['tokens_per_pass']:,} tokens a pass:"
-              f" {row['targets_per_second']:,.0f} targets/s", flush=True)  # fmt: skip
+        print(f"{row['tokens_per_pass']:,} tokens a pass: {row['targets_per_second']:,.0f} targets/s", flush=True)
     for row in best.values():
         base = best.get((row["targets_per_step"], *SIDES[0]))
         row["speedup"] = round(row["targets_per_second"] / base["targets_per_second"], 2) if base else None
         row["fewer_tokens"] = round(base["tokens_per_target"] / row["tokens_per_target"], 2) if base else None
-    gpus = None if cpu else [torch.cuda.get_device_name()]
-    publish(named("epoch", arguments.home), list(best.values()), arguments.results, gpus=gpus, commit=arguments.commit)
+    publish("epoch", list(best.values()), given, gpus=gpus(accelerator.device))
 
 
-def trial(
-    settings: Config, store: TokenStore, side: tuple[str, int | str], arguments: Namespace, accelerator: Accelerator
+def measured(
+    trial: Trial, settings: Config, store: TokenStore, seconds: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Train for some seconds."""
-    paradigm, k = side
+    paradigm, k = trial.side
     settings = replace(settings, packing=replace(settings.packing, targets=50 if k == 1 else k))
-    training = replace(settings.training, checkpoint_seconds=10**9)
-    plan, cut, row = plan_rows(settings, store, paradigm, "train")
-    rows = Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row))
-    steps = Steps(rows.targets(), training.targets_per_step, EPOCHS, training.seed)
-    loader = Loader(rows, steps, training.tokens_per_batch, accelerator.device)
+    training = replace(settings.training, targets_per_step=trial.targets_per_step, tokens_per_batch=trial.tokens)
+    rows, plan = rows_of(settings, store, named(paradigm))
     torch.manual_seed(training.seed)
-    facts = store.manifest.report
-    model = CTRModel(
-        settings.model,
-        paradigm,
-        settings.packing.context,
-        facts.get("vocabulary", 4096),
-        rows.row_length,
-        store.special,
-    ).to(accelerator.device)
-    optimizer = optimizer_for(model, training)
-    if accelerator.device.type == "cuda":
-        model.compile_layers()
+    model = model_of(settings, store, named(paradigm))
+    optimizer = ready(model, accelerator.device, training)
     prepared = accelerator.prepare(model)
 
-    def run(first: int, stop_after: Any) -> Progress:
-        progress = Progress(step=first)
-        bare_trainer(prepared, optimizer, accelerator, training, loader, progress).run(stop_after)
-        return progress
+    def run(first: int, stop: Callable[[], bool]) -> Any:
+        trainer = trainer_of(prepared, optimizer, accelerator, training, rows, Progress(step=first))
+        trainer.run(stop)
+        return trainer
 
-    warm = run(0, after_steps(WARM_UP_STEPS))
-    done = run(warm.step, after_seconds(arguments.seconds))
-    targets = sum(steps[number].targets for number in range(warm.step, done.step))
-    rate = targets / done.train_seconds
+    warm = run(0, after_steps(WARM_UP_STEPS)).progress.step
+    trainer = run(warm, after_seconds(seconds))
+    done, loader = trainer.progress, trainer.loader
+    steps: Steps = loader.steps
+    rate = sum(steps[number].targets for number in range(warm, done.step)) / done.train_seconds
     return {
         "paradigm": paradigm,
         "k": k,
@@ -153,16 +127,16 @@ def trial(
         "passes_per_step": -(-steps.most_rows // loader.size),
         "targets_per_step": training.targets_per_step,
         "cuda_graph": training.cuda_graph,
-        "counted_steps": done.step - warm.step,
+        "counted_steps": done.step - warm,
     }
 
 
-def after_steps(count: int) -> Any:
+def after_steps(count: int) -> Callable[[], bool]:
     asked = iter(range(count))
     return lambda: next(asked, None) is None
 
 
-def after_seconds(seconds: float) -> Any:
+def after_seconds(seconds: float) -> Callable[[], bool]:
     begun: list[float] = []  # at the first step, when everything is loaded and compiled
 
     def over() -> bool:

@@ -17,63 +17,60 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import ROOT, alternate, parser, prepared, publish
 from numpy.typing import NDArray
 
+from benchmarks.lib.harness import ROOT, parser, prepared, publish
+from benchmarks.lib.timing import alternate
+from benchmarks.lib.training import model_of, rows_of
 from dti_pipeline import config
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import PARADIGMS, Paradigm
+from dti_pipeline.paths import Paths
 from dti_pipeline.serving.item_states import ItemStates
 
 ONE, STREAMING, KEPT = "one prompt a target", "streaming", "one prompt, item states kept"
 FORMS = {ONE: "test", STREAMING: "test_streaming"}
+CPU = torch.device("cpu")
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--repeats", type=int, default=3)
-    arguments = options.parse_args()
+    given = options.parse_args()
     torch.set_num_threads(1)
     settings = config.load(ROOT / "params.yaml")
     with tempfile.TemporaryDirectory() as scratch:
-        paths = Paths(Path(scratch))
-        paths.params.write_text((ROOT / "params.yaml").read_text())
-        prepared(paths.home, PARADIGMS)
-        rows = [row for paradigm in PARADIGMS for row in measure(settings, paths, paradigm, arguments.repeats)]
-    publish("evaluation", rows, arguments.results)
+        prepared(Path(scratch))
+        store = TokenStore.open(Paths(Path(scratch)).tokens)
+        rows = [row for paradigm in PARADIGMS for row in measure(settings, store, paradigm, given.repeats)]
+    publish("evaluation", rows, given)
 
 
-def measure(settings: config.Config, paths: Paths, paradigm: str, repeats: int) -> list[dict[str, Any]]:
-    store = TokenStore.open(paths.tokens)
-    vocabulary = store.manifest.report["vocabulary"]
-    plans = {form: Rows.open(store, paths.shards(paradigm), plan) for form, plan in FORMS.items()}
-    # A sliding-window model has no streaming mask of its own: as in the evaluation, it is given the paper's.
-    masks = {form: "dti" if (paradigm, form) == ("sliding_window", STREAMING) else paradigm for form in FORMS}
-    model = CTRModel(
-        settings.model, paradigm, settings.packing.context, vocabulary, plans[STREAMING].row_length, store.special
-    ).eval()
+def measure(settings: config.Config, store: TokenStore, paradigm: Paradigm, repeats: int) -> list[dict[str, Any]]:
+    plans = {form: rows_of(settings, store, paradigm, plan)[0] for form, plan in FORMS.items()}
+    masks = {ONE: paradigm, STREAMING: paradigm.in_streams()}  # as in the evaluation
+    model = model_of(settings, store, paradigm).eval()
+    tokens = settings.training.tokens_per_batch
 
     def scored(form: str) -> None:
-        model.paradigm = masks[form]
-        rows = plans[form]
-        score(model, rows, np.arange(len(rows)), settings.training.tokens_per_batch, torch.device("cpu"))
+        score(model, plans[form], np.arange(len(plans[form])), tokens, CPU, paradigm=masks[form])
+
+    def states() -> ItemStates:
+        made = ItemStates(model, CPU)
+        made.add(store, tokens)
+        return made
 
     calls: dict[str, Callable[[], object]] = {form: partial(scored, form) for form in FORMS}
     targets = int(plans[ONE].targets().sum())
-    if paradigm == "dti_isolated":
-        states = ItemStates(model, torch.device("cpu"))
-        states.add(store, settings.training.tokens_per_batch)
-        calls[KEPT] = partial(states.score, *_histories(store, plans[ONE]))
-        calls["making the states"] = lambda: ItemStates(model, torch.device("cpu")).add(
-            store, settings.training.tokens_per_batch
-        )
+    if paradigm.items_stand_alone:
+        calls[KEPT] = partial(states().score, *_histories(store, plans[ONE]))
+        calls["making the states"] = states
     seconds = {form: statistics.median(times) for form, times in alternate(calls, repeats).items()}
     return [
         {
-            "paradigm": paradigm,
+            "paradigm": paradigm.name,
             "form": form,
             "targets": targets if form in (*FORMS, KEPT) else None,
             "seconds": round(taken, 3),

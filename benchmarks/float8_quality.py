@@ -1,16 +1,15 @@
-"""Does rounding frozen weights to float8 (`model.frozen_weights`) change the AUC of what is trained on top?
+"""Does rounding frozen weights to float8 (`model.frozen_weights`) change the AUC of adapters trained on top?
 
 A base model is trained from scratch by the demo's recipe with `dti`, on half of the targets (whole users, two epochs,
-unless asked otherwise), and saved as a checkpoint. LoRA of rank 16 and the rows of [SUM], yes and no are then
-trained on all users: on the base as it is, and on it with every frozen linear layer of its decoder rounded; with one
-seed, first weights, order of the data and steps.
-Both score the test targets in single-target prompts. Differences are paired, with intervals over
-users; in the last row over users and seeds. On a GPU they are between bfloat16 and its float8 units; on a CPU between
-fp32 and the plain product of the rounded numbers, which the GPU's is held to (tests/model/test_precision.py).
+unless asked otherwise), and saved as a checkpoint. LoRA of rank 16 and the rows of [SUM], yes and no are then trained
+on all users: on the base as it is, and on it with every frozen linear layer of its decoder rounded; with one seed,
+first weights, order of the data and steps. Both score the test targets in single-target prompts. Differences are
+paired, with intervals over users; in the last row over users and seeds. On a GPU they are between bfloat16 and its
+float8 units; on a CPU between fp32 and the plain product of the rounded numbers, which tests hold the GPU's to.
 
-    python benchmarks/float8_quality.py                 # the demo's log; one thread of a CPU, some minutes
-    python benchmarks/float8_quality.py --home FOLDER   # a project's own tokens and params.yaml
-    python benchmarks/float8_quality.py --tiny          # a small log, to test it
+    python -m benchmarks.float8_quality                 # the demo's log; one thread of a CPU, some minutes
+    python -m benchmarks.float8_quality --home FOLDER   # a project's own tokens and params.yaml
+    python -m benchmarks.float8_quality --tiny          # a small log, to test it
 """
 
 from __future__ import annotations
@@ -24,76 +23,59 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from bare import bare_trainer
-from harness import ROOT, named, parser, prepared, publish
 from numpy.typing import NDArray
 
+from benchmarks.lib.harness import parser, prepared, publish
+from benchmarks.lib.timing import gpus
+from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline import config
-from dti_pipeline.config import Config, LoraConfig, ModelConfig, TrainingConfig
+from dti_pipeline.config import Config, LoraConfig
 from dti_pipeline.evaluation import bootstrap, metrics
-from dti_pipeline.modeling import float8
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
-from dti_pipeline.packing.pack import plan_rows
-from dti_pipeline.packing.reader import Rows, bounds
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.network.storage import save
+from dti_pipeline.modeling.speed import float8
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paradigms import DTI
 from dti_pipeline.paths import Paths
-from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.optimizer import optimizer_for
-from dti_pipeline.training.steps import Steps
 
-PARADIGM = "dti"
 LORA = LoraConfig(rank=16, alpha=32, target_modules=("q_proj", "v_proj"))
 TINY = ("synth.users=40", "synth.interactions_per_user=40", "model.hidden_size=32", "model.intermediate_size=48")
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--home", type=Path, help="a project home with tokens; default: the demo's log")
+    options = parser(__doc__, gpu=True, home=True)
     options.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of adapters and their data order")
     options.add_argument("--base-share", type=float, default=0.5, help="of training targets, by whole users")
     options.add_argument("--base-epochs", type=float, default=2.0)
     options.add_argument("--epochs", type=float, default=3.0, help="of the adapters")
     options.add_argument("--learning-rate", type=float, default=3e-3, help="of the adapters")
     options.add_argument("--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    options.add_argument("--tiny", action="store_true", help="a small log on the CPU")
-    arguments = options.parse_args()
-    settings = [*(TINY if arguments.tiny else ()), *arguments.settings]
-    cpu = arguments.tiny or not torch.cuda.is_available()
+    given = options.parse_args()
+    settings = [*(TINY if given.tiny else ()), *given.settings]
+    cpu = given.tiny or not torch.cuda.is_available()
     if cpu:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        home = arguments.home.resolve() if arguments.home else Path(scratch)
-        if not arguments.home:
-            (home / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-            prepared(home, (), settings)
+        home = given.home.resolve() if given.home else Path(scratch)
+        if not given.home:
+            prepared(home, settings)
         bench = Bench(config.load(home / "params.yaml", settings), TokenStore.open(Paths(home).tokens), cpu)
         checkpoint = Path(scratch) / "base"
-        base = bench.base(checkpoint, arguments.base_share, arguments.base_epochs)
+        base = bench.base(checkpoint, given.base_share, given.base_epochs)
         print(f"base: AUC {bench.auc(base.score):.4f}", flush=True)
         sides = {}
-        for seed in arguments.seeds:
-            recipe = replace(
-                bench.settings.training, seed=seed, epochs=arguments.epochs, learning_rate=arguments.learning_rate
-            )
-            plain, rounded = (bench.adapted(checkpoint / "lm", recipe, frozen) for frozen in ("plain", "float8"))
+        for seed in given.seeds:
+            recipe = {"seed": seed, "epochs": given.epochs, "learning_rate": given.learning_rate}
+            plain, rounded = (bench.adapted(checkpoint / "lm", frozen, recipe) for frozen in ("plain", "float8"))
             sides[seed] = plain, rounded
             print(f"seed {seed}: AUC {bench.auc(plain.score):.4f} and {bench.auc(rounded.score):.4f}", flush=True)
-    gpus = None if cpu else [torch.cuda.get_device_name()]
-    publish(
-        named("float8_quality", arguments.home),
-        bench.table(base, sides),
-        arguments.results,
-        gpus=gpus,
-        commit=arguments.commit,
-    )
+    publish("float8_quality", bench.table(base, sides), given, gpus=gpus(bench.device))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One training: scores of the test targets, and what it came from."""
+    """One training: scores of the test targets, and its size."""
 
     score: NDArray[np.float64]
     targets: int  # seen, over all epochs
@@ -109,79 +91,75 @@ class Bench:
         self.settings = replace(settings, training=replace(training, dtype="float32" if cpu else "bfloat16"))
         self.store, self.cpu = store, cpu
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16")
-        self.test = self._rows(self.settings, "test")
+        self.device = self.accelerator.device
+        self.test, _ = rows_of(self.settings, store, DTI, "test")
         target = np.sort(self.test.first_target)  # single-target prompts, in the order of their scores
         self.label = store.label[target]
-        judged = settings.evaluation
-        self.users = bootstrap.Users(np.cumsum(store.position == 0)[target], judged.bootstrap_samples, judged.seed)
+        protocol = settings.evaluation
+        self.users = bootstrap.Users(np.cumsum(store.position == 0)[target], protocol.bootstrap_samples, protocol.seed)
 
     def auc(self, probability: NDArray[np.float64]) -> float:
         return metrics.auc(self.label, probability) or 0.0
 
     def base(self, folder: Path, share: float, epochs: float) -> Trained:
-        """Train every weight from scratch on a share of the users, and save them; dropout and hidden names, if the
-        project has any, are left out."""
-        every = int(self._rows(self.settings, "train").targets().sum())
+        """Train every weight from scratch, without dropout, on a share of the users, and save the model."""
+        every = int(rows_of(self.settings, self.store, DTI)[0].targets().sum())
         settings = replace(
             self.settings,
             packing=replace(self.settings.packing, max_targets=max(1, round(share * every))),
             training=replace(self.settings.training, epochs=epochs),
+            model=replace(
+                self.settings.model, name_or_path=None, frozen_weights="plain", head="verbaliser", dropout=0.0
+            ),
         )
-        model = replace(self.settings.model, name_or_path=None, frozen_weights="plain", head="verbaliser", dropout=0.0)
-        return self._train(settings, model, folder)
+        return self._train(settings, folder)
 
-    def adapted(self, base: Path, recipe: TrainingConfig, frozen: str) -> Trained:
+    def adapted(self, base: Path, frozen: str, recipe: dict[str, Any]) -> Trained:
         """Train adapters on the base, its weights plain or float8."""
         # The option itself is refused on a CPU, where nothing would be faster: _train puts its layers there in place.
         weights = "plain" if self.cpu else frozen
-        model = replace(self.settings.model, name_or_path=str(base), lora=LORA, head="verbaliser",
-                        frozen_weights=weights)  # fmt: skip
-        return self._train(replace(self.settings, training=recipe), model, rounds=frozen == "float8")
+        model = replace(
+            self.settings.model, name_or_path=str(base), lora=LORA, head="verbaliser", frozen_weights=weights
+        )
+        settings = replace(self.settings, model=model, training=replace(self.settings.training, **recipe))
+        return self._train(settings, rounds=frozen == "float8")
 
-    def _train(self, settings: Config, its: ModelConfig, folder: Path | None = None, rounds: bool = False) -> Trained:
-        training, rows, device = settings.training, self._rows(settings, "train"), self.accelerator.device
+    def _train(self, settings: Config, folder: Path | None = None, rounds: bool = False) -> Trained:
+        training = settings.training
+        rows, _ = rows_of(settings, self.store, DTI)
         set_seed(training.seed)
         pooled = self.settings.model.summaries == "pooled"  # of the base; a checkpoint from elsewhere has none
-        model = CTRModel(its, PARADIGM, settings.packing.context, self.store.vocabulary, rows.row_length,
-                         self.store.special, len(self.store.prefix), pooled,
-                         frozen_dtype=getattr(torch, training.dtype))  # fmt: skip
-        model.freeze(device)
+        model = model_of(
+            settings, self.store, DTI, prefix_length=len(self.store.prefix), pooled=pooled,
+            frozen_dtype=getattr(torch, training.dtype),
+        )  # fmt: skip
         if rounds and self.cpu:
             float8.replace(decoder_of(model.lm).layers)
-        steps = Steps(rows.targets(), training.targets_per_step, training.epochs, training.seed)
-        optimizer = optimizer_for(model, training)
-        if not self.cpu:
-            model.compile_layers()
-        progress = Progress()
-        loader = Loader(rows, steps, training.tokens_per_batch, device)
-        ready = self.accelerator.prepare(model)
-        bare_trainer(ready, optimizer, self.accelerator, training, loader, progress).run(lambda: False)
+        optimizer = ready(model, self.device, training)
+        trainer = trainer_of(self.accelerator.prepare(model), optimizer, self.accelerator, training, rows)
+        trainer.run(lambda: False)
         if folder is not None:
-            model.save(folder)
+            save(model, folder)
         model.eval()
         autocast = None if self.cpu else torch.bfloat16
         most = settings.evaluation.tokens_per_batch
-        _, probability = score(model, self.test, np.arange(len(self.test)), most, device, autocast)
+        _, probability = score(model, self.test, np.arange(len(self.test)), most, self.device, autocast)
         rounded = sum(isinstance(module, float8.Float8Linear) for module in model.modules())
-        return Trained(probability, progress.targets_seen, progress.step, rounded)
-
-    def _rows(self, settings: Config, plan: str) -> Rows:
-        _, cut, row = plan_rows(settings, self.store, PARADIGM, plan)
-        return Rows(self.store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row))
+        return Trained(probability, trainer.progress.targets_seen, trainer.progress.step, rounded)
 
     def table(self, base: Trained, sides: dict[int, tuple[Trained, Trained]]) -> list[dict[str, Any]]:
         """A row a seed, and one over all of them: means, and the interval that counts the luck of a training too."""
-        judged = self.settings.evaluation
+        protocol, packing = self.settings.evaluation, self.settings.packing
         samples = [self.users.auc(self.label, y.score) - self.users.auc(self.label, x.score) for x, y in sides.values()]
-        spread = [*samples, bootstrap.over_seeds(np.stack(samples), judged.seed)]
+        spread = [*samples, bootstrap.over_seeds(np.stack(samples), protocol.seed)]
         aucs = np.array([[self.auc(one.score) for one in pair] for pair in sides.values()])
         moved = np.array([np.abs(y.score - x.score).mean() for x, y in sides.values()])
-        packing, (plain, rounded) = self.settings.packing, next(iter(sides.values()))
+        plain, rounded = next(iter(sides.values()))
         rows = []
         for seed, (of_plain, of_float8), change, drawn in zip(
             [*sides, "all"], [*aucs, aucs.mean(0)], [*moved, moved.mean()], spread, strict=True
         ):
-            interval = bootstrap.interval(drawn, judged.confidence)
+            interval = bootstrap.interval(drawn, protocol.confidence)
             rows.append(
                 {
                     "seed": seed,

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from harness import median_seconds, parser, publish, token_store
 from numpy.typing import NDArray
 
+from benchmarks.lib.harness import parser, publish, token_store
+from benchmarks.lib.timing import median_seconds
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.store import TokenStore
 
@@ -24,10 +25,10 @@ PLANS = (("sliding_window", 1), ("dti k=50", 50), ("dti k=all", None))
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--interactions", type=int, default=1_000_000)
-    arguments = options.parse_args()
-    store = token_store(arguments.interactions // 165, arguments.interactions)
+    given = options.parse_args()
+    store = token_store(given.interactions // 165, given.interactions)
     rows = [measure(name, k, row_length, store) for name, k in PLANS for row_length in (1024, 8192)]
-    publish("packing", rows, arguments.results)
+    publish("packing", rows, given)
 
 
 def measure(name: str, k: int | None, row_length: int, store: TokenStore) -> dict[str, Any]:

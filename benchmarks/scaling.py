@@ -1,16 +1,16 @@
 """How much of a GPU's speed is left when several train together, and what does their exchange cost?
 
 At the same targets a GPU and step: one process alone (the first one, while the others wait), then all of them, with and
-without the exchange of gradients. LoRA on the shape of an 8B model with whole models (DDP) and shared-out ones (FSDP);
-all weights of a smaller one shared out. Random weights, histories of equal interactions, n = 20, the project's own
-model, loop and sharding. Times are medians of CUDA events, of the slowest process.
+without the exchange of gradients. LoRA on the shape of an 8B model with whole models (DDP) and sharded ones (FSDP); all
+weights of a smaller one sharded. Random weights, histories of equal interactions, n = 20, the project's own model, loop
+and sharding. Times are medians of CUDA events, of the slowest process.
 
-    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py
-    torchrun --standalone --nproc-per-node 8 benchmarks/scaling.py --full-shape llama-3.1-8b
-    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py --tiny   # the same code on a CPU, to test it
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling
+    torchrun --standalone --nproc-per-node 8 -m benchmarks.scaling --full-shape llama-3.1-8b
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling --tiny   # the same code on a CPU, to test it
 
-Efficiency is the time of a step alone over that of a step together. For weights that are shared out, alone means the
-same code with nobody to share with; where the model does not fit one GPU there is no such time.
+Efficiency is the time of a step alone over that of a step together. For sharded weights, alone means the same code with
+nobody to share with; where the model does not fit one GPU there is no such time.
 """
 
 from __future__ import annotations
@@ -26,40 +26,27 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import llama
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from harness import parser, publish
-from kernels import profiled
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from dti_pipeline.config import LoraConfig, ModelConfig, TrainingConfig
+from benchmarks.lib import llama
+from benchmarks.lib.harness import parser, publish
+from benchmarks.lib.kernels import profiled
+from benchmarks.lib.llama import CONTEXT
+from benchmarks.lib.timing import between, forget_peak_memory, gpus, mark, peak_memory_gib
+from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
 from dti_pipeline.training.loader import Work
 from dti_pipeline.training.loop import Trainer
-from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.sharding import shard
 from dti_pipeline.training.train import DDP
 
-CONTEXT = 20
-K = {"dti": 50, "sliding_window": 1}
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is trained, and how several processes do it."""
-
-    trained: str  # lora or full
-    sharding: str  # none or full, as training.sharding
-
-    @property
-    def name(self) -> str:
-        return f"{self.trained}_{'fsdp' if self.sharding == 'full' else 'ddp'}"
-
-
-CASES = {case.name: case for case in (Case("lora", "none"), Case("full", "full"), Case("lora", "full"))}
+K = {DTI: 50, SLIDING_WINDOW: 1}
+#: Name -> weights that are trained, and training.sharding.
+CASES = {"lora_ddp": ("lora", "none"), "full_fsdp": ("full", "full"), "lora_fsdp": ("lora", "full")}
 
 
 @dataclass
@@ -73,21 +60,17 @@ class Times:
 class Bench:
     """The processes of one run."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        cpu = arguments.tiny or not torch.cuda.is_available()
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        cpu = given.tiny or not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no" if cpu else "bf16", kwargs_handlers=[DDP])
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.first = self.accelerator.is_main_process
         # To wait for one another on the CPU: a barrier of NCCL keeps the GPU busy.
         self._group = dist.new_group(backend="gloo") if self.world > 1 else None
 
-    def say(self, text: str) -> None:
-        if self.first:
-            print(text, flush=True)
-
     def free(self) -> None:
-        """Let go of what nothing refers to any more; accelerate keeps what it has prepared."""
+        """Let go of unused memory; accelerate keeps what it has prepared."""
         self.accelerator.free_memory()
         gc.collect()
         if self.device.type == "cuda":
@@ -105,33 +88,33 @@ class Bench:
         dist.all_reduce(figures, dist.ReduceOp.MAX, self._group)
         return Times(*figures.tolist())
 
-    def agree(self, wish: bool) -> bool:
-        """Whether every process wishes it."""
-        return self.slowest(Times(0.0 if wish else 1.0, 0.0)).step == 0.0
-
-    def model(self, shape: Shape, trained: str) -> llama.Model:
-        rank = 16 if trained == "lora" else 0
-        settings = ModelConfig(name_or_path=shape.name, lora=LoraConfig(rank=rank, alpha=32), head="verbaliser")
-        whole = self.device.type == "cpu" or trained == "full"
+    def model(self, shape: Shape, trained: str, sharding: str, world: int) -> llama.Model:
+        """A model, compiled, or sharded over ``world`` processes."""
+        cpu = self.device.type == "cpu"
         torch.manual_seed(7)
-        dtype = torch.float32 if whole else torch.bfloat16
-        return llama.model(shape, settings, CONTEXT, self.arguments.tokens, self.device, dtype).train()
+        dtype = torch.float32 if cpu or trained == "full" else torch.bfloat16
+        settings = llama.lora(shape, 16 if trained == "lora" else 0)
+        sharded = sharding == "full" and self.world > 1
+        model = llama.model(shape, settings, CONTEXT, self.given.tokens, self.device, dtype, compiled=not sharded)
+        if sharded:
+            shard(model, self._mesh(world), None if cpu else torch.bfloat16)
+        return model.train()
 
-    def work(self, paradigm: str, shape: Shape) -> Work:
+    def _mesh(self, world: int) -> DeviceMesh:
+        """All processes; or each by itself."""
+        kind = self.device.type
+        if world > 1:
+            return init_device_mesh(kind, (self.world,))
+        return init_device_mesh(kind, (self.world, 1), mesh_dim_names=("others", "itself"))["itself"]
+
+    def work(self, paradigm: Paradigm, shape: Shape) -> Work:
         """One row, of this process's own users."""
-        c, k = self.arguments.tokens_per_interaction, K[paradigm]
-        count, length = llama.filled(CONTEXT * c + k * (c + 1), self.arguments.tokens)
-        store = llama.log(count, CONTEXT + k, c, shape.vocabulary, seed=self.accelerator.process_index)
-        plan = llama.rows(store, CONTEXT, k, count, length)
+        given, seed = self.given, self.accelerator.process_index
+        plan, _ = llama.plan(K[paradigm], given.tokens, given.tokens_per_interaction, shape.vocabulary, seed=seed)
         return llama.work(plan, np.arange(1), self.device)
 
-    def trainer(self, model: torch.nn.Module, prepared: torch.nn.Module, accelerator: Any) -> Trainer:
-        training = TrainingConfig(learning_rate=1e-4)
-        plan = llama.rows(llama.log(1, CONTEXT + 1, 2, 8), CONTEXT, 1, 1, llama.TILE)
-        return llama.trainer(prepared, optimizer_for(model, training), accelerator, training, plan)
-
-    def alone(self) -> Any:
-        """What the loop needs of accelerate where there is one process."""
+    def itself(self) -> Any:
+        """The part of accelerate's interface that the loop needs, for one process."""
         return SimpleNamespace(
             num_processes=1,
             process_index=0,
@@ -141,63 +124,40 @@ class Bench:
             backward=lambda loss: loss.backward(),
         )
 
-    def mesh(self, together: bool) -> DeviceMesh:
-        """All processes; or each by itself."""
-        kind = self.device.type
-        if together:
-            return init_device_mesh(kind, (self.world,))
-        return init_device_mesh(kind, (self.world, 1), mesh_dim_names=("others", "itself"))["itself"]
-
     def time(self, step: Callable[[], object]) -> Times:
-        """Median of the counted steps, after two that are not: they compile."""
+        """Median of the counted steps, after two that are not."""
         for _ in range(2):
             step()
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak_memory(self.device)
         times = []
-        for _ in range(self.arguments.steps):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if cuda else (None, None)
-            start = time.perf_counter()
-            if begin is not None and end is not None:
-                begin.record()
+        for _ in range(self.given.steps):
+            start = mark(self.device)
             step()
-            if begin is not None and end is not None:
-                end.record()
-                end.synchronize()
-                times.append(begin.elapsed_time(end))
-            else:
-                times.append((time.perf_counter() - start) * 1000)
-        return Times(statistics.median(times), torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0)
+            times.append(between(start, mark(self.device)))
+        return Times(statistics.median(times), peak_memory_gib(self.device))
 
 
 def whole_step(trainer: Trainer, work: Work, exchange: bool = True) -> None:
-    if exchange:
+    with nullcontext() if exchange else trainer.model.no_sync():  # type: ignore[operator]
         trainer.gradients(work)
-    else:
-        with trainer.model.no_sync():  # type: ignore[operator]
-            trainer.gradients(work)
     trainer.update(trainer.config.learning_rate)
 
 
 @contextmanager
-def without_memory(what: str) -> Iterator[None]:
-    """Room that is too small is said, not fatal."""
+def without_memory(case: str) -> Iterator[None]:
+    """A case that does not fit is reported, not fatal."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        print(f"no memory for {what}: {str(error).splitlines()[0]}", flush=True)
+        print(f"no memory for {case}: {str(error).splitlines()[0]}", flush=True)
 
 
-def alone(bench: Bench, case: Case, shape: Shape, paradigms: list[str]) -> tuple[dict[str, Times], llama.Model | None]:
-    """The first process by itself, while the others wait; and the model, ready for all. All compile at one time."""
-    mesh = bench.mesh(together=False) if case.sharding == "full" and bench.world > 1 else None
-    times: dict[str, Times] = {}
-    model = None
-    with without_memory(f"{case.name} alone"):
-        model = bench.model(shape, case.trained)
-        prepare(bench, model, mesh)
-        trainer = bench.trainer(model, model, bench.alone())
+def alone(bench: Bench, case: str, shape: Shape, paradigms: list[Paradigm]) -> dict[Paradigm, Times]:
+    """The first process by itself, while the others wait. All compile at one time."""
+    times: dict[Paradigm, Times] = {}
+    with without_memory(f"{case} alone"):
+        model = bench.model(shape, *CASES[case], world=1)
+        trainer = llama.trainer(model, model, bench.itself())
         for paradigm in paradigms:
             model.switch(paradigm, False, "rope", "none")
             work = bench.work(paradigm, shape)
@@ -207,32 +167,17 @@ def alone(bench: Bench, case: Case, shape: Shape, paradigms: list[str]) -> tuple
             if bench.first:
                 times[paradigm] = bench.time(lambda work=work: whole_step(trainer, work))
             bench.wait()
-    return times, model if mesh is None else None
-
-
-def prepare(bench: Bench, model: llama.Model, mesh: DeviceMesh | None) -> None:
-    if mesh is not None:
-        shard(model, mesh, None if bench.device.type == "cpu" else torch.bfloat16)
-    elif bench.device.type == "cuda":
-        model.compile_layers()
+    return times
 
 
 def together(
-    bench: Bench,
-    case: Case,
-    shape: Shape,
-    paradigms: list[str],
-    reference: dict[str, Times],
-    model: llama.Model | None,
-) -> list[dict[str, Any]]:
+    bench: Bench, case: str, shape: Shape, paradigms: list[Paradigm], reference: dict[Paradigm, Times]
+) -> Iterator[dict[str, Any]]:
     """All processes: a row a paradigm."""
-    rows: list[dict[str, Any]] = []
-    mesh = bench.mesh(together=True) if case.sharding == "full" else None
-    if model is None:
-        model = bench.model(shape, case.trained)
-        prepare(bench, model, mesh)
-    prepared = model if mesh is not None else bench.accelerator.prepare(model)
-    trainer = bench.trainer(model, prepared, bench.accelerator)
+    trained, sharding = CASES[case]
+    model = bench.model(shape, trained, sharding, bench.world)
+    prepared = model if sharding == "full" else bench.accelerator.prepare(model)
+    trainer = llama.trainer(model, prepared, bench.accelerator)
     for paradigm in paradigms:
         model.switch(paradigm, False, "rope", "none")
         work = bench.work(paradigm, shape)
@@ -240,28 +185,27 @@ def together(
         row = facts(bench, case, shape, paradigm, work, bench.world, times)
         if paradigm in reference:
             row["efficiency"] = round(reference[paradigm].step / times.step, 4)
-        if case.sharding == "none":
+        if sharding == "none":
             apart = bench.slowest(bench.time(lambda work=work: whole_step(trainer, work, exchange=False)))
             row["step_ms_without_exchange"] = round(apart.step, 1)
             row["exchange_share"] = round(1 - apart.step / times.step, 4)
         spent = profiled(lambda work=work: whole_step(trainer, work))
         row["communication_kernels_ms"] = round(spent["communication"], 1)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def facts(
-    bench: Bench, case: Case, shape: Shape, paradigm: str, work: Work, processes: int, times: Times
+    bench: Bench, case: str, shape: Shape, paradigm: Paradigm, work: Work, processes: int, times: Times
 ) -> dict[str, Any]:
     seconds = times.step / 1000
     return {
-        "trained": case.trained,
-        "sharding": case.sharding,
+        "trained": CASES[case][0],
+        "sharding": CASES[case][1],
         "model": shape.name,
-        "paradigm": paradigm,
+        "paradigm": paradigm.name,
         "k": K[paradigm],
         "n": CONTEXT,
-        "tokens_per_interaction": bench.arguments.tokens_per_interaction,
+        "tokens_per_interaction": bench.given.tokens_per_interaction,
         "processes": processes,
         "targets_per_process_and_step": work.step.targets,
         "tokens_per_second_and_process": round(work.tokens / seconds),
@@ -277,53 +221,44 @@ def facts(
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, gpu=True)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     options.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.1-8b", help="for LoRA")
     options.add_argument("--full-shape", choices=sorted(SHAPES), default="llama-3.2-3b", help="all weights trained")
     options.add_argument("--layers", type=int, help="fewer, for smaller cards; the table says so (default: all)")
-    options.add_argument("--tokens", type=int, default=10752, help="of a GPU's pass at most (default: %(default)s)")
+    options.add_argument("--tokens", type=int, default=10752, help="of a GPU's micro-batch (default: %(default)s)")
     options.add_argument("--tokens-per-interaction", type=int, default=30, help="text and label (default: %(default)s)")
     options.add_argument("--steps", type=int, default=7, help="after two that are not counted")
-    options.add_argument("--budget-seconds", type=float, default=float("inf"), help="begin no case beyond it")
-    options.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
-    arguments = options.parse_args()
-    if arguments.tiny:
-        arguments.tokens, arguments.tokens_per_interaction = 384, 4
-        arguments.shape = arguments.full_shape = llama.TINY.name
-    end = time.monotonic() + arguments.budget_seconds
+    given = options.parse_args()
+    if given.tiny:
+        given.tokens, given.tokens_per_interaction = 384, 4
+        given.shape = given.full_shape = llama.TINY.name
+    end = time.monotonic() + given.budget_seconds
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    bench = Bench(arguments)
+    bench = Bench(given)
     rows: list[dict[str, Any]] = []
-    lora_alone: dict[str, Times] = {}
-    for name in arguments.cases:
-        if not bench.agree(time.monotonic() < end):
-            bench.say(f"no time left for {name}")
+    lora_alone: dict[Paradigm, Times] | None = None
+    for case in given.cases:
+        if bench.slowest(Times(float(time.monotonic() >= end), 0.0)).step:
+            print(f"no time left for {case}", flush=True)
             continue
-        begun, case = time.monotonic(), CASES[name]
-        shape = llama.shape_named(arguments.shape if case.trained == "lora" else arguments.full_shape, arguments.layers)
-        paradigms = list(K) if case.trained == "lora" and case.sharding == "none" else ["dti"]
-        # LoRA fits one GPU whole: sharing it out is measured against that, once it is known.
-        known = case.name == "lora_fsdp" and "lora_ddp" in arguments.cases[: arguments.cases.index(name)]
-        reference, model = (lora_alone, None) if known else alone(bench, case, shape, paradigms)
-        bench.free()
-        if not known:
-            rows += [
-                facts(bench, case, shape, paradigm, bench.work(paradigm, shape), 1, times)
-                for paradigm, times in reference.items()
-            ]
-        if case.name == "lora_ddp":
+        shape = llama.shape_named(given.shape if CASES[case][0] == "lora" else given.full_shape, given.layers)
+        paradigms = list(K) if case == "lora_ddp" else [DTI]
+        # LoRA fits one GPU whole: sharding it is compared with that, once it is known.
+        reference = lora_alone if case == "lora_fsdp" else None
+        if reference is None:
+            reference = alone(bench, case, shape, paradigms)
+            bench.free()
+            rows += [facts(bench, case, shape, p, bench.work(p, shape), 1, times) for p, times in reference.items()]
+        if case == "lora_ddp":
             lora_alone = reference
         if bench.world > 1:
-            with without_memory(name):
-                rows += together(bench, case, shape, paradigms, reference, model)
-            del model
+            with without_memory(case):
+                rows += together(bench, case, shape, paradigms, reference)
             bench.free()
-        bench.say(f"{name} took {time.monotonic() - begun:.0f} s")
     if bench.first:
         launcher = f"torchrun --nproc-per-node {bench.world}" if bench.world > 1 else "python"
-        gpus = [torch.cuda.get_device_name()] * bench.world if bench.device.type == "cuda" else None
-        publish(f"scaling_{bench.world}", rows, arguments.results, launcher, gpus, arguments.commit)
+        publish(f"scaling_{bench.world}", rows, given, gpus(bench.device, bench.world), launcher)
     bench.wait()
     bench.accelerator.end_training()
 

@@ -11,20 +11,19 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from harness import ROOT, alternate, parser, prepared, publish
-from torch.nn.functional import binary_cross_entropy_with_logits
+from accelerate import Accelerator
 
+from benchmarks.lib.harness import ROOT, parser, prepared, publish
+from benchmarks.lib.timing import alternate
+from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline import config
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.paths import PARADIGMS, Paths
-from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.optimizer import optimizer_for
-from dti_pipeline.training.steps import Steps
+from dti_pipeline.paradigms import BASELINE, PARADIGMS, Paradigm
+from dti_pipeline.paths import Paths
 
 
 def main() -> None:
@@ -32,53 +31,44 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=5, help="of each paradigm, after one that is not counted")
     options.add_argument("--targets-per-step", type=int, default=512)
     options.add_argument("--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    arguments = options.parse_args()
+    given = options.parse_args()
     torch.set_num_threads(1)
-    settings = config.load(ROOT / "params.yaml", arguments.settings)
+    settings = config.load(ROOT / "params.yaml", given.settings)
+    settings = replace(settings, training=replace(settings.training, targets_per_step=given.targets_per_step))
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-        prepared(Path(scratch), PARADIGMS, arguments.settings)
-        sides = {name: Side(settings, Paths(Path(scratch)), name, arguments.targets_per_step) for name in PARADIGMS}
-        seconds = alternate({name: side.step for name, side in sides.items()}, arguments.steps)
+        prepared(Path(scratch), given.settings)
+        store = TokenStore.open(Paths(Path(scratch)).tokens)
+        sides = {paradigm.name: Side(settings, store, paradigm) for paradigm in PARADIGMS}
+        seconds = alternate({name: side.step for name, side in sides.items()}, given.steps)
     rate = {name: side.targets / statistics.median(seconds[name]) for name, side in sides.items()}
+    tokens = {name: side.tokens / side.targets for name, side in sides.items()}
     rows = [
         {
             "paradigm": name,
-            "k": 1 if name == "sliding_window" else settings.packing.targets,
+            "k": 1 if name == BASELINE.name else settings.packing.targets,
             "n": settings.packing.context,
-            "tokens_per_target": round(side.tokens / side.targets, 2),
+            "tokens_per_target": round(tokens[name], 2),
             "targets_per_step": side.targets,
             "targets_per_second": round(rate[name], 1),
-            "tokens_per_second": round(rate[name] * side.tokens / side.targets),
-            "speedup": round(rate[name] / rate["sliding_window"], 2),
-            "fewer_tokens": round(
-                sides["sliding_window"].tokens / sides["sliding_window"].targets / (side.tokens / side.targets), 2
-            ),
+            "tokens_per_second": round(rate[name] * tokens[name]),
+            "speedup": round(rate[name] / rate[BASELINE.name], 2),
+            "fewer_tokens": round(tokens[BASELINE.name] / tokens[name], 2),
         }
         for name, side in sides.items()
     ]
-    publish("train_step_cpu", rows, arguments.results)
+    publish("train_step_cpu", rows, given)
 
 
 class Side:
     """One paradigm in training. ``targets`` and ``tokens`` are a step's, on average."""
 
-    def __init__(self, settings: config.Config, paths: Paths, paradigm: str, targets_per_step: int) -> None:
-        store = TokenStore.open(paths.tokens)
-        rows = Rows.open(store, paths.shards(paradigm), "train")
-        facts = store.manifest.report
+    def __init__(self, settings: config.Config, store: TokenStore, paradigm: Paradigm) -> None:
+        rows, _ = rows_of(settings, store, paradigm)
         torch.manual_seed(settings.training.seed)
-        self._model = CTRModel(
-            settings.model, paradigm, settings.packing.context, facts["vocabulary"], rows.row_length, store.special
-        ).train()
-        self._optimizer = optimizer_for(self._model, settings.training)
-        self._clip = settings.training.max_gradient_norm
-        self._loader = Loader(
-            rows,
-            Steps(rows.targets(), targets_per_step, epochs=1, seed=0),
-            settings.training.tokens_per_batch,
-            torch.device("cpu"),
-        )
+        model = model_of(settings, store, paradigm).train()
+        optimizer = ready(model, torch.device("cpu"), settings.training)
+        self._trainer = trainer_of(model, optimizer, Accelerator(cpu=True), settings.training, rows)
+        self._loader = self._trainer.loader
         work = [self._loader.work(number) for number in range(min(8, self._loader.steps.count))]
         self.targets = statistics.mean(one.step.targets for one in work)
         self.tokens = statistics.mean(one.tokens for one in work)
@@ -86,13 +76,8 @@ class Side:
 
     def step(self) -> None:
         """The next step, assembly included."""
-        work = self._loader.work(next(self._numbers))
-        for batch in work.passes:
-            loss = binary_cross_entropy_with_logits(self._model(batch), batch.label, reduction="sum")
-            (loss / work.step.targets).backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._trainer.gradients(self._loader.work(next(self._numbers)))
+        self._trainer.update(self._trainer.config.learning_rate)
 
 
 if __name__ == "__main__":

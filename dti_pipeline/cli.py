@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
 from dti_pipeline.paths import PARADIGMS, Paths
 from dti_pipeline.pipeline import Stage
+from dti_pipeline.plain import to_plain
 from dti_pipeline.training.bar import progress_bar
 from dti_pipeline.validation import outcome
 
@@ -32,7 +34,9 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter.")]
-Params = Annotated[Path | None, typer.Option("--params", help="Parameter file; default: params.yaml in the home.")]
+Params = Annotated[
+    Path | None, typer.Option("--params", help="Such as recipes/small.yaml; default: params.yaml in the home.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
 Paradigm = Annotated[
     str | None, typer.Option("--paradigm", help=f"One of {', '.join(PARADIGMS)}; default: each in `paradigms`.")
@@ -41,9 +45,7 @@ Paradigm = Annotated[
 
 def _configure(overrides: list[str] | None, params: Path | None) -> tuple[Config, Paths]:
     paths = Paths.from_env()
-    if params is not None and not params.is_file():
-        raise InputError(f"--params {params} does not exist")
-    return config.load(params or paths.params, overrides or ()), paths
+    return config.load(config.find(params, paths.home) if params else paths.params, overrides or ()), paths
 
 
 @contextmanager
@@ -187,18 +189,42 @@ def plan_cost(
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
-    from dti_pipeline.planning import page
     from dti_pipeline.planning.plan import plan
+    from dti_pipeline.planning.render import render
 
     with _exit_codes():
         settings, paths = _configure(overrides, params)
         report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
-        print(json.dumps(report) if as_json else page.render(report), end="\n" if as_json else "")
+        print(json.dumps(report) if as_json else render(report), end="\n" if as_json else "")
 
 
-@app.command("study")
+@app.command("config")
+def show_config(
+    key: Annotated[str | None, typer.Option("--explain", metavar="KEY", help="Explain this key or section.")] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
+    overrides: Set = None,
+    params: Params = None,
+    as_json: Json = False,
+) -> None:
+    """The configuration in force, as YAML; or what one key means, its type, range and default.
+
+    Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
+    """
+    from dti_pipeline import explain
+
+    with _exit_codes():
+        settings, _ = _configure(overrides, params)
+        if key is not None:
+            entries = explain.explained(settings, key)
+            print(json.dumps(list(map(to_plain, entries)), ensure_ascii=False) if as_json else explain.text(entries))
+        elif as_json:
+            print(json.dumps(to_plain(explain.masked(settings)), ensure_ascii=False))
+        else:
+            print(explain.in_force(settings, changed), end="")
+
+
 def make_study(
-    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("benchmarks/study.yaml"),
+    grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("experiments/study.yaml"),
     only: Annotated[list[str] | None, typer.Option("--only", metavar="GROUP", help="Only this group of runs.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what would run and what it costs; run nothing.")] = False,
     prepared: Annotated[bool, typer.Option("--prepare", help="Make the logs' tokens, nothing else.")] = False,
@@ -219,24 +245,28 @@ def make_study(
 
     Examples: `dti study --list`, `dti study --only paradigms --workers 6 --budget-seconds 600`, `dti study --report`
     """
-    from dti_pipeline.study import door
+    from experiments import command
 
     with _exit_codes():
         settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
-        task = door.Task(
-            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, door.logs(log or ())
+        task = command.Task(
+            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, command.logs(log or ())
         )
         if listed:
-            report = door.show(task)
+            report = command.show(task)
         elif prepared:
-            report = door.prepare(task, paths)
+            report = command.prepare(task, paths)
         else:
-            report = door.make(
+            report = command.make(
                 task, settings, paths, reported, lambda text: console.print(text, highlight=False, soft_wrap=True)
             )
-        print(json.dumps(report, ensure_ascii=False) if as_json else door.text(report))
+        print(json.dumps(report, ensure_ascii=False) if as_json else command.text(report))
         if report.get("failed"):
             raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
+
+
+if importlib.util.find_spec("experiments"):  # a package beside this one, which need not be installed
+    app.command("study")(make_study)
 
 
 @app.command("mask")
@@ -252,7 +282,7 @@ def draw_mask(
 
     Example: `dti mask --paradigm dti --context 2 --targets 4 --tokens 3`
     """
-    from dti_pipeline.modeling import draw
+    from dti_pipeline.modeling.masks import draw
 
     with _exit_codes():
         if paradigm is not None:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: The four attention paradigms, in the order tables list them: the baseline first.
+#: Names of the paradigms, for what does not read :mod:`dti_pipeline.paradigms` yet.
 PARADIGMS = ("sliding_window", "dti", "dti_growing", "dti_isolated")
 
 

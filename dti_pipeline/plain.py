@@ -1,30 +1,88 @@
-"""Frozen dataclasses from plain values and back: whatever is wrong with a value is one sentence that names its key."""
+"""Frozen dataclasses from plain values and back, with types and ranges checked.
+
+A wrong value is an InputError: one sentence that names its key. YAML is read here too, since a key that stands twice
+has to be noticed before it is a mapping.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import yaml
 
 from dti_pipeline.errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def from_plain(kind: type, raw: Any, key: str = "") -> Any:
-    """Build a section from plain values; InputError names the first wrong key."""
+T = TypeVar("T", bound="DataclassInstance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An interval of finite numbers, as part of a type: ``Annotated[float, Range(0, 1, "[)")]`` is 0 <= x < 1."""
+
+    low: float
+    high: float = math.inf
+    ends: str = "[]"  # a round bracket leaves its end out
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.ends[0] == "(" else value >= self.low
+        return above and (value < self.high if self.ends[1] == ")" else value <= self.high)
+
+    def __str__(self) -> str:
+        """The end of a sentence that begins with "must be"."""
+        if self.high < math.inf:
+            return f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+        if self.ends[0] == "(":
+            return f"above {self.low:g}" if self.low > -math.inf else ""
+        return f"at least {self.low:g}" if self.low else "0 or more"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, ends="(]")]
+NonNegativeFloat = Annotated[float, Range(0)]
+Finite = Annotated[float, Range(-math.inf, ends="(]")]
+Share = Annotated[float, Range(0, 1)]
+
+
+def require(ok: bool, key: str, rule: str, value: object) -> None:
+    """Raise InputError where a rule is broken that no single type can hold."""
+    if not ok:
+        raise InputError(f"params key `{key}` must be {rule}, not {value!r}")
+
+
+def from_plain(kind: type[T], raw: Any, key: str = "") -> T:
+    """Build a dataclass from plain values; InputError names the first wrong key.
+
+    A class may say in ``REMOVED`` which fields it no longer has: name -> the rest of a sentence that says what to do.
+    """
     if not isinstance(raw, Mapping):
         raise InputError(f"params key `{key}` must be a mapping, not {raw!r}")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     known = [f.name for f in dataclasses.fields(kind)]
     values = {}
     for name, value in raw.items():
         full = f"{key}.{name}" if key else str(name)
+        refuse_removed(kind, name, full)
         if name not in known:
             raise InputError(f"unknown params key `{full}`{nearest(str(name), known)}")
         values[name] = _convert(hints[name], value, full)
     return kind(**values)
+
+
+def refuse_removed(kind: type, name: str, key: str) -> None:
+    """Raise InputError for a field that a class says it no longer has."""
+    removed: Mapping[str, str] = getattr(kind, "REMOVED", {})
+    if name in removed:
+        raise InputError(f"params key `{key}` was removed: {removed[name]}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -39,6 +97,12 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is Any:
         return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        converted = _convert(args[0], value, key)
+        require(math.isfinite(converted), key, "a finite number", value)
+        for bounds in args[1:]:
+            require(converted in bounds, key, str(bounds), value)
+        return converted
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"params key `{key}` must be a mapping, not {value!r}")
@@ -57,35 +121,42 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
                 return _convert(arm, value, key)
             except InputError:
                 continue
-        raise InputError(f"params key `{key}` must be {_describe(hint)}, not {value!r}")
+        raise InputError(f"params key `{key}` must be {describe(hint)}, not {value!r}")
     if origin is tuple:
         items = [args[0]] * len(value) if isinstance(value, (list, tuple)) and args[1:] == (...,) else list(args)
         if not isinstance(value, (list, tuple)) or len(items) != len(value):
-            raise InputError(f"params key `{key}` must be a list ({_describe(hint)}), not {value!r}")
+            raise InputError(f"params key `{key}` must be a list ({describe(hint)}), not {value!r}")
         return tuple(_convert(item, v, f"{key}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if hint is float:
+        return _number(value, key)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise InputError(f"params key `{key}` must be {_describe(hint)}, not {value!r}")
+    raise InputError(f"params key `{key}` must be {describe(hint)}, not {value!r}")
 
 
-def _describe(hint: Any) -> str:
+def _number(value: Any, key: str) -> float:
+    """A float, also of text: YAML reads 1e-3 as text. True and false are no numbers."""
+    try:
+        return float("" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"params key `{key}` must be a number, not {value!r}") from None
+
+
+def describe(hint: Any) -> str:
+    """A type in words: "a whole number from 1 or 'all'"."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if hint in names:
         return names[hint]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        rule = str(args[1])
+        return f"{describe(args[0])} {rule.replace('at least', 'from').replace('0 or more', 'from 0')}".rstrip()
     if origin is Literal:
         return " or ".join(repr(a) for a in args)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(a) for a in args)
+        return " or ".join(describe(a) for a in args)
     if origin is tuple:
-        return f"list of {_describe(args[0])}"
+        return f"list of {describe(args[0])}"
     return str(hint)
 
 
@@ -96,3 +167,26 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [to_plain(v) for v in value]
     return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a mapping's keys are distinct, as the standard has them; the library keeps the last one."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:  # keys of a merged anchor may be set again: they are not here yet
+                raise yaml.MarkedYAMLError(problem=f"the key `{key.value}` stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The content of ``text``; InputError opens with ``source`` (a file, say) and the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{source}{line} is not YAML: {getattr(error, 'problem', error)}") from error

@@ -27,7 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 class Project:
-    """A clone's own files without its code, under git, with a small params.yaml."""
+    """A clone's own files without its code, under git, with the demo's recipe made small as params.yaml."""
 
     def __init__(self, home: Path) -> None:
         self.paths = Paths(home)
@@ -35,7 +35,7 @@ class Project:
         for name in ("pyproject.toml", "dagster.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, home)
         shutil.copytree(ROOT / ".dvc", home / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
-        self.params = to_plain(config.Config())
+        self.params = to_plain(config.load(ROOT / "recipes/demo.yaml"))
         self.set({})
         self.run("git", "init", "--quiet")
         self.commit("start")

@@ -134,11 +134,11 @@ def _nested(report: Any) -> str | None:
 
 def _mask(paradigm: str) -> dg.MarkdownMetadataValue:
     """Who sees whom in a small prompt of the paradigm."""
-    from dti_pipeline.modeling import draw  # torch: here, where a training has just taken longer
+    from dti_pipeline.modeling.masks import draw  # torch: here, where a training has just taken longer
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mask.png"
-        draw.picture({paradigm: draw.prompt_mask(paradigm)}, path)
+        draw.picture(draw.prompt_masks(paradigm), path)
         return _picture(path)
 
 

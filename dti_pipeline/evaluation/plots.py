@@ -11,16 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from dti_pipeline.evaluation.curves import Curves
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import BASELINE, named
 
-#: Line colour (Okabe and Ito's palette), style and marker of each paradigm: no two differ by colour alone.
-STYLES = dict(
-    zip(
-        PARADIGMS,
-        (("#000000", "-", "o"), ("#D55E00", "--", "s"), ("#0072B2", "-.", "^"), ("#009E73", ":", "D")),
-        strict=True,
-    )
-)
 #: From this ratio of the longest to the shortest training on, seconds are drawn on a logarithmic axis.
 WIDE = 5.0
 
@@ -49,9 +41,9 @@ def draw_all(curves: Mapping[str, Curves], folder: Path, speedup: Mapping[str, f
 
 def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        colour, line, _ = STYLES[name]
+        style = named(name).style
         label = f"{name} ({one.auc:.3f})" if one.auc is not None else name
-        axes.plot(*_xy(one.roc), color=colour, linestyle=line, label=label)
+        axes.plot(*_xy(one.roc), color=style.colour, linestyle=style.line, label=label)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     axes.set(title="ROC of the judged targets", xlim=(0, 1), ylim=(0, 1))
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
@@ -60,9 +52,9 @@ def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
 
 def draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        colour, line, marker = STYLES[name]
+        style = named(name).style
         points = [(p["predicted"], p["observed"]) for p in one.calibration]
-        axes.plot(*_xy(points), color=colour, linestyle=line, marker=marker, markersize=5, label=name)
+        axes.plot(*_xy(points), color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, label=name)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     axes.set(title="Calibration (bins of equal mass)", xlim=(0, 1), ylim=(0, 1))
     axes.set(xlabel="mean predicted probability", ylabel="observed click rate", aspect="equal")
@@ -73,21 +65,18 @@ def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
     """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the judged targets."""
     seconds = []
     for name, one in curves.items():
-        colour, line, marker = STYLES[name]
+        style = named(name).style
         points = [(p.train_seconds, p.auc) for p in one.learning]
-        axes.plot(*_xy(points), color=colour, linestyle=line, marker=marker, markersize=5, label=name)
+        axes.plot(*_xy(points), color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, label=name)
         if one.train_seconds is not None and one.auc is not None:
             end = (one.train_seconds, one.auc)
-            axes.plot(*_xy([*points[-1:], end]), color=colour, linestyle=line, linewidth=0.6)
-            axes.plot(*_xy([end]), color=colour, marker="*", markersize=13, linestyle="none")
+            axes.plot(*_xy([*points[-1:], end]), color=style.colour, linestyle=style.line, linewidth=0.6)
+            axes.plot(*_xy([end]), color=style.colour, marker="*", markersize=13, linestyle="none")
             points.append(end)
         seconds += [x for x, _ in points if x > 0]
     axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="judged targets, at the end")
     if seconds and max(seconds) > WIDE * min(seconds):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axes)
     axes.set(title="AUC against training time", xlabel="training time (s)", ylabel="AUC (lines: validation targets)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3, frameon=False, columnspacing=1.2)
 
@@ -98,15 +87,14 @@ def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]
 
 def draw_speedup(axes: Axes, speedup: Mapping[str, float]) -> None:
     names = list(speedup)
-    hatches = ("", "//", "..", "xx")
     for place, name in enumerate(names):
-        colour = STYLES[name][0]
-        axes.barh(place, speedup[name], color="white", edgecolor=colour, hatch=hatches[PARADIGMS.index(name)] or None)
+        style = named(name).style
+        axes.barh(place, speedup[name], color="white", edgecolor=style.colour, hatch=style.hatch or None)
         axes.annotate(f" {speedup[name]:.1f}x", (speedup[name], place), va="center")
     axes.axvline(1, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(title="Training speed per target", xlabel="times the targets per second of sliding_window")
+    axes.set(title="Training speed per target", xlabel=f"times the targets per second of {BASELINE}")
     axes.set_xlim(0, 1.15 * max(1.0, *speedup.values()))
     axes.grid(visible=False, axis="y")
 
@@ -116,10 +104,23 @@ def new_figure() -> tuple[Figure, Axes]:
     # A Figure of its own rather than pyplot's: no global state, no backend that looks for a display.
     figure = Figure(figsize=(6.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    plain(axes)
+    return figure, axes
+
+
+def plain(axes: Axes) -> None:
+    """A light grid and no frame."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

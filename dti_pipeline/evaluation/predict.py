@@ -12,9 +12,9 @@ import torch
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
@@ -34,23 +34,17 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
         )
     cuda = config.training.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    model = ctr_model.load(manifest.path, device)
+    model = load(manifest.path, device)
     autocast = torch.bfloat16 if manifest.config["training"]["dtype"] == "bfloat16" else None  # as it was trained
     store = TokenStore.open(paths.tokens)
     columns: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     for plan, name in ((split, "probability"), (f"{split}_streaming", "probability_streaming")):
-        model.paradigm = _mask(paradigm, plan)
         row, columns[name], seconds = _score(config, paths, paradigm, plan, model, store, device, autocast)
         form = "streaming" if plan.endswith("_streaming") else "sliding_window"
         facts[f"seconds_{form}"] = round(seconds, 3)
         facts[f"targets_per_second_{form}"] = round(len(row) / max(seconds, 1e-9), 1)
     return pa.table({"row": row, "label": store.label[row], **columns}), facts
-
-
-def _mask(paradigm: str, plan: str) -> str:
-    """A sliding-window model has no streaming mask of its own: it is given the paper's."""
-    return "dti" if paradigm == "sliding_window" and plan.endswith("_streaming") else paradigm
 
 
 def _score(
@@ -68,6 +62,9 @@ def _score(
         raise InputError(
             f"the {plan.removesuffix('_streaming')} split has no targets: check split and split.min_history"
         )
+    mask = model.paradigm.in_streams() if plan.endswith("_streaming") else model.paradigm
     start = time.perf_counter()
-    row, probability = score(model, rows, np.arange(len(rows)), config.evaluation.tokens_per_batch, device, autocast)
+    row, probability = score(
+        model, rows, np.arange(len(rows)), config.evaluation.tokens_per_batch, device, autocast, mask
+    )
     return row, probability, time.perf_counter() - start

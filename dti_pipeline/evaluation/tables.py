@@ -38,13 +38,13 @@ def render_markdown(comparison: Mapping[str, Any], pictures: Iterable[str] = ())
     parts = [
         f"# Comparison: {comparison['dataset']}",
         facts(comparison),
-        _markdown_table(header, [row.cells for row in rows(comparison)]),
+        markdown_table(header, [row.cells for row in rows(comparison)]),
         "## Verdict",
         "\n".join(f"- **{name}**: {comparison['verdict'][name]}" for name in paradigms(comparison)),
         *(f"> {note}" for note in comparison["notes"]),
     ]
     for title, table_header, lines in side_tables(comparison):
-        parts += [f"## {title}", _markdown_table(table_header, lines)]
+        parts += [f"## {title}", markdown_table(table_header, lines)]
     parts += [f"![{name.replace('_', ' ')}](comparison/{name}.png)" for name in pictures]
     parts += ["## Where to look next", "\n".join(f"- {line}" for line in where_next())]
     return "\n\n".join(parts) + "\n"
@@ -202,6 +202,7 @@ def _fixed(cells: Sequence[str]) -> str:
     return "  ".join([cells[0].ljust(WIDTHS[0]), *rest])
 
 
-def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, all columns but the first aligned to the right."""
     align = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, align, *lines))

@@ -14,6 +14,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.packing.store import SPLITS, TokenStore, write_columns
+from dti_pipeline.paradigms import Paradigm, named
 from dti_pipeline.paths import Paths
 
 #: Plans in a shards folder. Held-out targets come in two forms: alone, as a server sees them, and streaming.
@@ -22,11 +23,12 @@ PLANS = ("train", "validation", "validation_streaming", "test", "test_streaming"
 BLOCK = 1 << 21
 
 
-def targets_per_prompt(config: Config, plan: str, paradigm: str) -> int | None:
+def targets_per_prompt(config: Config, plan: str, paradigm: Paradigm) -> int | None:
     """k of a plan; None for "as many as a row holds". The baseline trains on k = 1, everything else being equal."""
-    if plan in ("validation", "test") or (plan == "train" and paradigm == "sliding_window"):
+    if plan in ("validation", "test"):
         return 1
-    return None if config.packing.targets == "all" else config.packing.targets
+    wanted = None if config.packing.targets == "all" else config.packing.targets
+    return paradigm.targets(wanted) if plan == "train" else wanted
 
 
 def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
     ) as draft:
         plans = {}
         for plan in PLANS:
-            plans[plan], cut, row = plan_rows(config, store, paradigm, plan)
+            plans[plan], cut, row = plan_rows(config, store, named(paradigm), plan)
             columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
             write_columns(draft.path / f"{plan}.arrow", {"row": row, **columns})
         draft.report |= {
@@ -52,7 +54,7 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
 
 
 def plan_rows(
-    config: Config, store: TokenStore, paradigm: str, plan: str
+    config: Config, store: TokenStore, paradigm: Paradigm, plan: str
 ) -> tuple[dict[str, Any], Prompts, NDArray[np.int32]]:
     """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each.
 

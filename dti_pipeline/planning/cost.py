@@ -1,4 +1,4 @@
-"""What training costs, as formulas: tokens, pairs, FLOP, bytes. Pure functions, no torch.
+"""Formulas of what training costs: tokens, attended pairs, FLOP, bytes. Pure functions, no torch.
 
 Symbols: n context interactions, k targets a prompt, c tokens of an interaction (text and label; a target has one [SUM]
 besides), E hidden size. A FLOP is one addition or one multiplication.
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.paradigms import Paradigm, Reach
 from dti_pipeline.planning.shape import Shape
 
 #: FLOP of attention for one visible pair of tokens and one head dimension: forward 2 products (scores, values) of 2
@@ -23,34 +24,36 @@ PAIR_FLOP = 2 * (2 + 5)
 
 
 def sliding_window_tokens(n: float, c: float) -> float:
-    """Tokens a target of the baseline: n context interactions, its own, one [SUM]."""
+    """Tokens for each target of the sliding window: n context interactions, its own, one [SUM]."""
     return (n + 1) * c + 1
 
 
 def streaming_tokens(n: float, c: float, k: float) -> float:
-    """Tokens a target of a streaming prompt: its own interaction and [SUM], and its share of the context."""
+    """Tokens for each target of a streaming prompt: its own interaction and [SUM], and its share of the context."""
     return (c + 1) + n * c / k
 
 
 def token_speedup(n: float, c: float, k: float) -> float:
-    """How many times fewer tokens a target costs than in the sliding window; below (n + 1) c / (c + 1) + 1 / (c + 1)
-    for any k. What training gains where time is proportional to tokens."""
+    """Ratio of a target's tokens in the sliding window to those in a streaming prompt.
+
+    The speed-up where time is proportional to tokens. Bounded by (n + 1) c / (c + 1) + 1 / (c + 1) for any k.
+    """
     return sliding_window_tokens(n, c) / streaming_tokens(n, c, k)
 
 
 def visible_pairs(
-    paradigm: str,
+    paradigm: Paradigm,
     prompts: Prompts,
     lengths: NDArray[np.int32],
     position: NDArray[np.int32],
     context: int,
     prefix: int = 0,
 ) -> int:
-    """Pairs (query, key) that the masks of these prompts let through: what attention has to compute.
+    """Pairs (query, key) that attention computes for these prompts, by the paradigm's mask.
 
     ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
-    history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visible`; a kernel that works in blocks
-    computes more. Cost: O(m + prompts).
+    history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visibility.visible`; a kernel that
+    works in blocks computes more. Cost: O(m + prompts).
     """
     length = lengths.astype(np.int64)
     m = len(length)
@@ -63,24 +66,24 @@ def visible_pairs(
     own = _between(_sums(length * (length + 1) // 2), start, stop)  # every token but [SUM] in its own interaction
     own += _between(before, first, stop)  # [SUM]: its text and itself, as many as text and label
 
-    def growing(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
+    def whole_prompt(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
         """Queries with ``weight`` in rows [begin, end), each seeing all of its prompt before its interaction."""
         seen = _between(_sums(weight * before[:m]), begin, end)
         weights = _sums(weight)
         return seen - int((before[start] * (weights[end] - weights[begin])).sum())
 
-    one = np.ones(m, np.int64)
-    if paradigm in ("sliding_window", "dti_growing"):
-        past = growing(length, start, stop) + growing(one, first, stop)
-    elif paradigm == "dti":
+    def past(reach: Reach, weight: NDArray[np.int64], begin: NDArray[np.int64]) -> int:
+        """Queries with ``weight`` in rows [begin, stop), each seeing earlier interactions as far as ``reach``."""
+        if reach is Reach.ITEM:
+            return 0
+        if reach is Reach.PROMPT:
+            return whole_prompt(weight, begin, stop)
         # No context interaction is further than n from the prompt's start, so none has left a window.
-        past = growing(length, start, first) + _between(_sums((length + 1) * in_window), first, stop)
-    elif paradigm == "dti_isolated":
-        past = _between(_sums(in_window), first, stop)
-    else:
-        raise ValueError(f"unknown paradigm {paradigm!r}")
+        return whole_prompt(weight, begin, first) + _between(_sums(weight * in_window), first, stop)
+
+    earlier = past(paradigm.text, length, start) + past(paradigm.sums, np.ones(m, np.int64), first)
     tokens = _between(before, start, stop) + targets
-    return own + past + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
+    return own + earlier + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
 
 
 def _sums(x: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -107,21 +110,20 @@ def training_flop(
 
 
 def weight_bytes(shape: Shape, frozen: bool) -> int:
-    """The model's weights: bfloat16 under adapters; fp32, rounded where they are used, where they are trained."""
+    """Bytes of the weights: bfloat16 where frozen under adapters, fp32 where trained."""
     return (2 if frozen else 4) * shape.parameters
 
 
 def optimizer_bytes(trained: int) -> int:
-    """Gradient and AdamW's two moments of each trained weight, fp32."""
+    """Bytes of the gradient and AdamW's two moments of each trained weight, fp32."""
     return 12 * trained
 
 
 def activation_bytes(shape: Shape, tokens: int) -> int:
-    """What one forward pass over ``tokens`` tokens keeps for its backward pass, in bfloat16, nothing recomputed.
+    """Activations kept for the backward pass over ``tokens`` tokens, in bfloat16, without checkpointing.
 
     A layer keeps its input, two normed states and the middle of the residual stream (4 E), queries and attention
-    output, keys and values, and three inner states of the gated MLP. An estimate from above: frozen weights need not
-    keep all of it.
+    output, keys and values, and three inner states of the gated MLP. An upper bound: frozen weights need less.
     """
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     states = 4 * shape.hidden + attention + 3 * shape.intermediate

@@ -1,11 +1,11 @@
-"""GPUs by name: what they can do at best, from their makers' data sheets."""
+"""Peak arithmetic and memory of GPUs, by name, from their makers' data sheets."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.plain import nearest
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,5 @@ def named(name: str) -> Gpu:
     """A GPU by name, in any case. Raises InputError that lists the known ones."""
     found = {known.upper(): gpu for known, gpu in GPUS.items()}.get(name.upper())
     if found is None:
-        near = difflib.get_close_matches(name.upper(), GPUS, n=1)
-        hint = f": did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown GPU {name!r}: use one of {', '.join(GPUS)}{hint}")
+        raise InputError(f"unknown GPU {name!r}: use one of {', '.join(GPUS)}{nearest(name.upper(), list(GPUS))}")
     return found

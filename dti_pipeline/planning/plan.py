@@ -1,4 +1,4 @@
-"""What a training will cost, before anything is spent: counted from the log, priced by formula, held against runs."""
+"""``dti plan``: tokens, FLOP, memory and hours of a training, estimated before it runs; measured runs beside them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing.pack import plan_rows, targets_per_prompt
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.uniform import uniform_store
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import BASELINE, named, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
 
-BASELINE = "sliding_window"
 #: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
-#: shape of an 8B model on an H100, 546 (dti) to 581 (sliding window) of 989 TFLOP/s. A model of a few million weights
-#: is held up by everything else and reaches a small part of it.
+#: shape of an 8B model on an H100. A model of a few million weights is launch-bound and reaches a small part of it.
 UTILISATION = 0.55
-#: Tokens of an interaction where there is no token store yet: a title and a label.
+#: Tokens of an interaction (a title and a label) where there is no token store yet.
 TOKENS = 20
 
 
@@ -33,12 +32,12 @@ def plan(
     tokens: int | None = None,
     utilisation: float = UTILISATION,
 ) -> dict[str, Any]:
-    """Targets, tokens, padding, FLOP, memory and hours of every paradigm, and what measured runs say to that.
+    """Targets, tokens, padding, FLOP, memory and hours of every paradigm, and the speed of measured runs.
 
-    The log is data/tokens, through the packer itself; with ``users`` and ``interactions`` (of each), or where there is
-    no token store and the log is synthetic, a uniform one of ``tokens`` tokens an interaction. The training is with
-    ``training.dtype: bfloat16`` on ``training.processes`` GPUs; memory is that of one of them. Cost: a packing, seconds
-    for a million targets; torch is not imported.
+    The log is data/tokens, packed by the packer itself. With ``users`` and ``interactions`` (of each), or for a
+    synthetic log that is not tokenised yet, it is a uniform log of ``tokens`` tokens an interaction. The training is
+    assumed to use ``training.dtype: bfloat16`` on ``training.processes`` GPUs; memory is that of one GPU. Cost: one
+    packing, seconds for a million targets; torch is not imported.
     """
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
@@ -56,22 +55,22 @@ def plan(
         "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }
     total = sum(memory.values())
-    paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in PARADIGMS}
-    base = paradigms[BASELINE]
+    paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
+    base = paradigms[BASELINE.name]
     speed = card.teraflops * 1e12 * utilisation * config.training.processes
     for name, row in paradigms.items():
         row["hours"] = row["flop"] / speed / 3600
-        k = config.packing.targets if name != BASELINE else 1
+        k = config.packing.targets if name != BASELINE.name else 1
         k = row["targets"] / row["prompts"] if k == "all" else k
         row["speedup_formula"] = cost.token_speedup(config.packing.context, log["tokens_per_interaction"], k)
-        if name == BASELINE:
+        if name == BASELINE.name:
             row["speedup_formula"] = 1.0
         row["speedup_tokens"] = base["tokens_per_target"] / row["tokens_per_target"]
         row["speedup_flop"] = base["flop"] / row["flop"]
     return {
         "log": log,
         "context": config.packing.context,
-        "targets_per_prompt": targets_per_prompt(config, "train", "dti") or "all",
+        "targets_per_prompt": targets_per_prompt(config, "train_streaming", BASELINE) or "all",
         "row_length": config.packing.row_length,
         "epochs": config.training.epochs,
         "model": {
@@ -87,7 +86,7 @@ def plan(
             "memory_gb": card.memory_gb,
             "utilisation": utilisation,
         },
-        "memory": {**memory, "total_gb": total, "tokens_per_pass": batch, "fits": total <= card.memory_gb},
+        "memory": {**memory, "total_gb": total, "micro_batch_tokens": batch, "fits": total <= card.memory_gb},
         "paradigms": paradigms,
         "measured": measured(paths),
     }
@@ -96,7 +95,7 @@ def plan(
 def _log(
     config: Config, paths: Paths, users: int | None, interactions: int | None, tokens: int | None
 ) -> tuple[TokenStore, dict[str, Any]]:
-    """The log to plan for, and what to say of it."""
+    """The log to plan for, and its size for the report."""
     for name, value, least in (("users", users, 1), ("interactions", interactions, 1), ("tokens", tokens, 2)):
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")
@@ -123,9 +122,10 @@ def _log(
 
 def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | None, name: str) -> dict[str, Any]:
     """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included."""
-    counts, prompts, _ = plan_rows(config, store, name, "train")
+    paradigm = named(name)
+    counts, prompts, _ = plan_rows(config, store, paradigm, "train")
     pairs = cost.visible_pairs(
-        name, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
+        paradigm, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
     )
     slots = counts["rows"] * config.packing.row_length
     flop = cost.training_flop(shape, slots, pairs, counts["targets"], adapters)
@@ -134,19 +134,21 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
 
 
 def measured(paths: Paths) -> dict[str, dict[str, Any]]:
-    """What the trained models of this home measured: speed, and how far the speed-up over a sliding window trained on
-    the same hardware was from the ratio of their tokens a target (``off_formula`` = measured / formula - 1)."""
+    """Speed of this home's trained models, and their speed-up over a sliding window trained on the same hardware.
+
+    ``off_formula`` = measured speed-up / ratio of tokens a target - 1.
+    """
     runs = {
         name: artifacts.read(paths.model(name), "train").report
-        for name in PARADIGMS
+        for name in names()
         if (paths.model(name) / artifacts.MANIFEST).is_file()
     }
-    base = runs.get(BASELINE)
+    base = runs.get(BASELINE.name)
     found = {}
     for name, run in runs.items():
         keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
         row = {key: run[key] for key in keys}
-        if base is not None and name != BASELINE and base["hardware"] == run["hardware"]:
+        if base is not None and name != BASELINE.name and base["hardware"] == run["hardware"]:
             row["speedup"] = run["targets_per_second"] / base["targets_per_second"]
             row["speedup_formula"] = base["tokens_per_target"] / run["tokens_per_target"]
             row["off_formula"] = row["speedup"] / row["speedup_formula"] - 1

@@ -1,4 +1,4 @@
-"""The shape of a language model, and how many weights it has: from params.yaml, by name, or from its config.json."""
+"""Shapes of language models, and their numbers of weights: from params.yaml, by name, or from a config.json."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Shape:
         return self.layers * sum(rank * sum(matrices[name]) for name in modules if name in matrices)
 
 
-#: As their makers' config.json have them.
+#: From their makers' config.json.
 SHAPES = {
     "llama-3.1-8b": Shape("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, tied=False),
     "llama-3.2-3b": Shape("llama-3.2-3b", 28, 3072, 24, 8, 128, 8192, 128256, tied=True),
@@ -63,14 +63,14 @@ SHAPES = {
     "mistral-7b": Shape("mistral-7b", 32, 4096, 32, 8, 128, 14336, 32768, tied=False),
     "qwen3-8b": Shape("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, tied=False),
     "qwen2.5-0.5b": Shape("qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, tied=True),
+    "smollm2-135m": Shape("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, tied=True),
 }
 
 
 def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Shape:
-    """The shape of ``name`` (one of SHAPES, or a folder with a config.json), else of params.yaml's model.
+    """The shape of ``name``: a folder with a config.json, or one of SHAPES; by default that of params.yaml's model.
 
-    ``vocabulary`` is that of a model from scratch. Raises InputError where no shape is to be had; nothing is
-    downloaded.
+    ``vocabulary`` is that of a model from scratch. Raises InputError for an unknown name; nothing is downloaded.
     """
     name = name or model.name_or_path
     if name is None:
@@ -85,11 +85,12 @@ def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Sh
             vocabulary,
             model.tie_embeddings,
         )
-    if name.lower() in SHAPES:
-        return SHAPES[name.lower()]
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return _from_file(name, folder / "config.json")
+    file = Path(name).expanduser() / "config.json"
+    if file.is_file():
+        return _from_file(name, file)
+    known = Path(name).name.lower().removesuffix("-instruct")
+    if known in SHAPES:
+        return SHAPES[known]
     cached = _cached(name)
     if cached is not None:
         return _from_file(name, cached)
@@ -99,12 +100,12 @@ def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Sh
 
 
 def _cached(name: str) -> Path | None:
-    """The config.json of a model of the Hugging Face hub that has been downloaded before."""
+    """The config.json of a Hugging Face model, where it was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # not a name that the hub could have
+    except ValueError:  # no valid name for the hub
         return None
     return Path(found) if isinstance(found, str) else None
 

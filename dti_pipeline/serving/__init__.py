@@ -1,1 +1,1 @@
-"""8 Score candidates with a trained model: from a file, line by line, or as an object in a program."""
+"""Scoring of candidates with a trained model: from a file, line by line, or as an object in a program."""

@@ -1,12 +1,11 @@
-"""What a `dti_isolated` model makes of an item, computed once.
+"""Cache of item states of a `dti_isolated` model: keys and values of an item's tokens, computed once.
 
-Under `dti_isolated` a text or label token sees only its own interaction, so its keys and values in every layer depend
-on the item, on the label, and on where in the prompt they stand. The last is rotary and can be undone: keys are kept
-un-rotated and turned to their place when they are read. So the states of an item, with either label, serve every
-history it occurs in, and a target costs one token, its [SUM], which reads them.
+Under `dti_isolated` a text or label token sees only its own interaction. Its keys and values in every layer depend on
+the item, the label and the position. The position is rotary and can be undone: keys are cached un-rotated and rotated
+when they are read. So the states of an item, with either label, serve every history it occurs in, and a target costs
+one token, its [SUM].
 
-The states are made by the model's own forward pass over prompts of one interaction, laid out by the packer, and read by
-its own layers.
+The model's own forward pass over prompts of one interaction computes the states, and its own layers read them.
 """
 
 from __future__ import annotations
@@ -21,28 +20,29 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.attention import View
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
+from dti_pipeline.modeling.attention.layers import LayerInput
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing import best_fit
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore
 
-#: Keys that one pass of scoring reads, over all its targets: bounds its memory, and keeps it in a CPU's cache.
+#: Keys that one scoring pass reads, over all its targets: bounds memory, and fits a CPU's cache.
 KEYS = 1 << 14
-#: Tokens of a row of items, or as many as the longest has.
+#: Tokens of a row of items; more where the longest item needs it.
 ROW = 512
 
 
 @dataclass
 class ItemStates:
-    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i with that label behind it.
+    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i followed by that label.
 
-    Memory: for each token, twice, the keys and values of every layer. Raises InputError for a model whose item states
-    depend on more than the item.
+    Memory: keys and values of every layer for each token, with either label. Raises InputError for a model whose item
+    states depend on more than the item.
     """
 
     model: CTRModel
@@ -55,7 +55,7 @@ class ItemStates:
 
     def __post_init__(self) -> None:
         model = self.model
-        if model.paradigm != "dti_isolated":
+        if not model.paradigm.items_stand_alone:
             raise InputError(f"item states depend on histories in a model of paradigm {model.paradigm}")
         if model.has_prefix:
             raise InputError("item states depend on histories in a model with a prefix: every item sees it")
@@ -64,10 +64,12 @@ class ItemStates:
 
     @torch.no_grad()
     def add(self, store: TokenStore, tokens_per_batch: int) -> None:
-        """Compute the states of every text of ``store``, which come after those that are there. Its interactions are
-        not used. Cost: one forward pass over each text with either label."""
+        """Compute and append the states of every text of ``store``; its interactions are not used.
+
+        Cost: one forward pass over each text with either label.
+        """
         texts = len(store.offsets) - 1
-        store = replace(  # a log in which every text was met once with 0 and once with 1
+        store = replace(  # a log in which every text occurs with label 0 and with label 1
             store,
             text=np.repeat(np.arange(texts, dtype=np.int32), 2),
             label=np.tile(np.array([0, 1], np.int8), texts),
@@ -76,7 +78,7 @@ class ItemStates:
         lengths = store.lengths().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         row_length = max(ROW, int(lengths.max()) + 1)
-        packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each its own prompt, as a target without context
+        packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each a prompt of its own: a target without context
         order = np.argsort(packed.row, kind="stable")
         rows = Rows(store, row_length, order, order, order + 1, bounds(packed.row[order]))
         height = rows.height(tokens_per_batch)
@@ -100,33 +102,32 @@ class ItemStates:
         self.offsets = np.concatenate([self.offsets, self.offsets[-1] + np.cumsum(lengths)])
 
     def _states(self, batch: Batch, at: tuple[Tensor, Tensor], sums: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; fills in ``sums``."""
+        """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; writes ``sums``."""
         row, slot = (x.to(self.device) for x in at)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
         with self._precision():
             embedded = self.model.embed(batch)
             sums[batch.target // 2] = embedded.reshape(-1, embedded.shape[-1])[batch.sum_index].float()
             cos, sin = backbone.decoder_of(self.model.lm).rotary_emb(embedded, position_ids=batch.position)
-
-            def watch(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: object) -> None:
-                taken = (unrotate(key, cos, sin).transpose(1, 2)[row, slot], value.transpose(1, 2)[row, slot])
-                found[module.layer_idx] = taken
-
-            self.model.states(embedded, batch.position, replace(self.model.view(batch, embedded), watch=watch))
-        return found
+            attention = self.model.batch_attention(batch, embedded)
+            keeping = _Keeping(attention.backend, row, slot, cos, sin)
+            self.model.states(embedded, batch.position, replace(attention, backend=keeping))
+        return keeping.found
 
     @torch.no_grad()
     def score(
         self, text: NDArray[np.int64], label: NDArray[np.int8], is_target: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """(T,) probabilities. ``text`` (index of its states) and ``label`` (m,) are the interactions of all targets'
-        prompts, one prompt after another, each closed by its target. Cost: one token a target through the network, and
-        a read of its history's keys and values."""
+        """P(label = 1) of T targets, (T,).
+
+        ``text`` (index of its states) and ``label`` (m,) are the interactions of the targets' prompts, one prompt after
+        another, each ending with its target. Cost: one token through the network for each target, and a read of its
+        history's keys and values.
+        """
         state = 2 * text + np.where(is_target, 0, label)
-        lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target's own label is not there
+        lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target has no label token
         sizes = np.diff(np.cumsum(lengths)[is_target], prepend=0)  # keys of each target
         ends = np.cumsum(lengths)
-        bank = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
+        cached = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
         first = np.cumsum(sizes) - sizes
         own = text[is_target]
         logits = []
@@ -135,45 +136,79 @@ class ItemStates:
             here = slice(begin, begin + step)
             at = np.arange(int(sizes[here].max()))
             valid = at < sizes[here, None]
-            index = bank[np.where(valid, first[here, None] + at, 0)]
+            index = cached[np.where(valid, first[here, None] + at, 0)]
             logits.append(
                 self._logits(*(torch.from_numpy(x).to(self.device) for x in (own[here], sizes[here], index, valid)))
             )
         return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
 
     def _logits(self, own: Tensor, size: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-        """(T,) logits of targets with texts ``own`` (T,), whose ``size`` (T,) keys are ``index`` (T, S) of the bank."""
+        """(T,) logits of targets with texts ``own`` (T,), whose ``size`` (T,) cached keys are at ``index`` (T, S)."""
         assert self.sums is not None
         model, rotary = self.model, backbone.decoder_of(self.model.lm).rotary_emb
         embedded = self.sums[own][:, None]
         place = torch.arange(index.shape[1], device=self.device)
         cos, sin = rotary(embedded, position_ids=place[None])
         own_cos, own_sin = rotary(embedded, position_ids=size[:, None])
-        rotated = model.settings.sum_position != "nope_alibi"
         seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
         mask = seen
         if model.settings.sum_position != "rope":
             back = torch.cat([size[:, None] - place, size.new_zeros(len(own), 1)], 1)[:, None, None]
             mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))
-
-        def recall(module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-            past = self.keys[module.layer_idx][index].transpose(1, 2)
-            if rotated:
-                past = rotate(past, cos, sin).to(key.dtype)
-            else:
-                query, key = (unrotate(x, own_cos, own_sin).to(past.dtype) for x in (query, key))
-            return scaled_dot_product_attention(
-                query,
-                torch.cat([past, key], 2),
-                torch.cat([self.values[module.layer_idx][index].transpose(1, 2), value], 2),
-                attn_mask=mask if mask.dtype == torch.bool else mask.to(query.dtype),
-                scale=scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-
+        unrotated = (own_cos, own_sin) if model.settings.sum_position == "nope_alibi" else None
         with self._precision():
-            hidden = model.states(embedded, size[:, None], View(recall=recall))
+            recalling = _Recalling(self, index, mask, (cos, sin), unrotated)
+            hidden = model.states(embedded, size[:, None], BatchAttention(recalling))
             return model.logits(hidden[:, 0])
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+
+@dataclass
+class _Keeping:
+    """An attention backend that keeps, un-rotated, the keys and values of some tokens in every layer."""
+
+    inner: Backend
+    row: Tensor  # (tokens,) which are kept
+    slot: Tensor
+    cos: Tensor
+    sin: Tensor
+    found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
+    ) -> Tensor:
+        at = (self.row, self.slot)
+        plain = unrotate(key, self.cos, self.sin)
+        self.found[module.layer_idx] = (plain.transpose(1, 2)[at], value.transpose(1, 2)[at])
+        return self.inner.attend(module, query, key, value, scale, layer)
+
+
+@dataclass(frozen=True)
+class _Recalling:
+    """An attention backend of one [SUM] a row: it reads kept keys and values, and its own."""
+
+    states: ItemStates
+    index: Tensor  # (T, S) of the bank
+    mask: Tensor  # bool, or a bias
+    places: tuple[Tensor, Tensor]  # rotary embedding of the keys
+    own: tuple[Tensor, Tensor] | None  # of the [SUM], where neither query nor keys carry positions
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
+    ) -> Tensor:
+        number = module.layer_idx
+        past = self.states.keys[number][self.index].transpose(1, 2)
+        if self.own is None:
+            past = rotate(past, *self.places).to(key.dtype)
+        else:
+            query, key = (unrotate(x, *self.own).to(past.dtype) for x in (query, key))
+        return scaled_dot_product_attention(
+            query,
+            torch.cat([past, key], 2),
+            torch.cat([self.states.values[number][self.index].transpose(1, 2), value], 2),
+            attn_mask=self.mask if self.mask.dtype == torch.bool else self.mask.to(query.dtype),
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )

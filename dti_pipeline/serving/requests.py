@@ -1,4 +1,4 @@
-"""What is asked of a model: users' histories and the items to score for them.
+"""Requests to a model: users' histories and candidate items, parsed from JSONL, Parquet or plain values.
 
 One request a line (JSONL) or a row (Parquet)::
 
@@ -7,7 +7,7 @@ One request a line (JSONL) or a row (Parquet)::
      "candidates": [{"item_id": "3"}, {"item_text": "Great dragon spell river"}]}
 
 ``history`` is oldest first; ``label`` is what the user did (1 or 0). An item is named by ``item_id``, ``item_text`` or
-both. ``user_id`` may be left out: it is handed back with the answer and not used.
+both. ``user_id`` is optional: it is returned with the answer and not used.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 
 from dti_pipeline.errors import InputError
 
-#: Rows of a Parquet file held at a time.
+#: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
 
 
 class Item(NamedTuple):
-    """At least one of the two is there."""
+    """An item by id, text or both."""
 
     item_id: str | None
     item_text: str | None
@@ -81,7 +81,7 @@ def _item(entry: Any, where: str, key: str, place: int) -> Item:
     if not isinstance(entry, (dict, Mapping)):
         raise InputError(f"{where} key {key}[{place}] must be an object with item_id or item_text, not {_shown(entry)}")
     item_id, text = entry.get("item_id"), entry.get("item_text")
-    if type(item_id) is str and (text is None or type(text) is str):  # as nearly all are
+    if type(item_id) is str and (text is None or type(text) is str):  # the usual case, without slow checks
         return Item(item_id, text)
     if isinstance(item_id, bool) or not isinstance(item_id, (str, Integral, type(None))):
         raise InputError(f"{where} key {key}[{place}].item_id must be text or a whole number, not {_shown(item_id)}")
@@ -107,7 +107,7 @@ def _shown(value: Any) -> str:
 
 
 def read(path: Path) -> Iterator[Request]:
-    """The requests of a file, as they are needed: Parquet by its ending, else JSONL; ``-`` is standard input.
+    """The requests of a file, lazily: Parquet by its ending, else JSONL; ``-`` is standard input.
 
     Raises InputError that names the file, the line (of Parquet: the row, from 1) and the key.
     """
@@ -153,7 +153,7 @@ def _rows(handle: IO[bytes], name: str) -> Iterator[Request]:
 
 
 def chunks(requests: Iterable[Request], prompts: int) -> Iterator[list[Request]]:
-    """Requests in lists of about ``prompts`` candidates; a single request is never parted."""
+    """Requests in lists of about ``prompts`` candidates; a request is never split."""
     chunk: list[Request] = []
     count = 0
     for request in requests:

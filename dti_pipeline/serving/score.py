@@ -1,4 +1,4 @@
-"""``dti score``: a file of requests to a file of probabilities, or lines in and lines out."""
+"""``dti score``: probabilities for a file of requests, or for a stream of them line by line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dti_pipeline.serving import requests
 from dti_pipeline.serving.requests import Request
 from dti_pipeline.serving.scorer import Scorer
 
-#: Candidates scored together: enough to fill rows and batches, few enough to hold.
+#: Candidates scored together: enough for full rows and batches, few enough for memory.
 CHUNK = 4096
 ANSWERS = pa.schema([("user_id", pa.string()), ("probabilities", pa.list_(pa.float64()))])
 
@@ -26,11 +26,11 @@ Write = Callable[[Sequence[Request], Sequence[Sequence[float]]], None]
 
 
 def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]) -> dict[str, Any]:
-    """Answer every request of a file, in order; ``out`` None: onto ``stdout``, as they are made.
+    """Score every request of a file, in order; answers go to ``out``, or to ``stdout`` as they are made.
 
-    An answer is ``{"user_id": .., "probabilities": [..]}``, one probability for each candidate in the request's order;
+    An answer is ``{"user_id": .., "probabilities": [..]}``, one probability for each candidate in the request's order.
     ``out`` is Parquet by its ending, else JSONL, and is written whole or not at all. Raises InputError that names the
-    file, line and key. Memory: about 4,096 candidates at a time.
+    file, line and key. Memory: ``CHUNK`` candidates at a time.
     """
     start = time.perf_counter()
     answered = candidates = 0
@@ -53,8 +53,10 @@ def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]
 
 
 def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[str, Any]:
-    """Answer each line when it comes: a process to talk to. A line that is no request is answered by ``{"error": ..}``
-    and the next one is awaited; at the end they raise CheckFailed."""
+    """Score each line when it comes, as a service. A line that is no request is answered with ``{"error": ..}``.
+
+    Raises CheckFailed at the end of the stream where there were such lines.
+    """
     answered = refused = 0
     for number, line in enumerate(source, 1):
         try:
@@ -82,13 +84,13 @@ def _line(answer: dict[str, Any]) -> bytes:
 
 @contextmanager
 def _answers(out: Path | None, stdout: IO[bytes]) -> Iterator[Write]:
-    """Where answers go. A file is written aside and takes its name when everything is in it."""
+    """The function that writes answers. A file is written under a temporary name and renamed when it is complete."""
     if out is None:
         yield _lines_to(stdout)
         stdout.flush()
         return
     if not out.parent.is_dir():
-        raise InputError(f"{out.parent}, where {out.name} shall be written, is no folder")
+        raise InputError(f"{out} cannot be written: {out.parent} is no folder")
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         if out.suffix == ".parquet":

@@ -1,7 +1,7 @@
-"""A trained model that answers: histories and candidates in, probabilities out.
+"""Scoring with a trained model: histories and candidates in, probabilities out.
 
-Prompts are cut, packed and laid out by the code that made the training rows, and scored by the code that judges models,
-so that what a server answers is what the evaluation measured.
+Prompts are cut, packed and laid out by the code that makes training rows, and scored by the code that evaluates models,
+so that served scores equal evaluated ones.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import ctr_model
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedTokenizerBase
 
-#: Rows of fewer tokens than the training's are used for small requests, never below this: the width of a mask's band.
+#: Shortest row, in tokens: small requests use rows shorter than training's, in multiples of a mask's block.
 SHORTEST_ROW = 128
 
 
 @dataclass(frozen=True)
 class _Log:
-    """Requests as histories of a log, one for each candidate: its context, then itself. ``m`` rows."""
+    """Requests as a log of ``m`` rows: for each candidate its context, then itself."""
 
     texts: dict[str, int]  # distinct texts and their indices
     text: NDArray[np.int32]  # (m,)
@@ -50,22 +50,22 @@ class _Log:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model folder, ready to score. Not safe for two threads at once: give each its own."""
+    """A trained model, loaded for scoring. Not thread-safe: one for each thread."""
 
     manifest: Manifest
     model: CTRModel
     tokenizer: PreTrainedTokenizerBase
-    titles: Mapping[str, str]  # item text by id, of the log that the model was trained on
+    titles: Mapping[str, str]  # item text by id, from the training log
     device: torch.device
     states: ItemStates | None = None
-    known: dict[str, int] = field(default_factory=dict)  # texts that have states
+    known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
-        """Read a folder that ``dti train`` published. Raises InputError where it is not one.
+        """Load a folder that ``dti train`` published. Raises InputError for any other folder.
 
-        ``cache_items`` keeps the states of every item met (``dti_isolated`` only): the same scores for a small part of
-        the work, at the price of memory that grows with the items.
+        ``cache_items`` caches the states of every item (``dti_isolated`` only): equal scores for less work, in memory
+        that grows with the items.
         """
         folder = Path(folder)
         manifest = artifacts.read(folder, "train")
@@ -74,23 +74,23 @@ class Scorer:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
-        scorer = cls(manifest, ctr_model.load(folder, chosen), load_tokenizer(folder), titles, chosen)
+        scorer = cls(manifest, load(folder, chosen), load_tokenizer(folder), titles, chosen)
         if not cache_items:
             return scorer
         return replace(scorer, states=ItemStates(scorer.model, chosen, scorer._autocast))
 
     @property
     def context(self) -> int:
-        """How many interactions of a history count: the last n."""
+        """n: the number of a history's last interactions that the model sees."""
         return self.model.context
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order.
 
         ``requests``: parsed, or plain mappings, or a frame with their keys as columns; see
-        :mod:`dti_pipeline.serving.requests`. A candidate's score depends on its own request's history and on nothing
-        else. Cost: a prompt of n + 1 interactions for each candidate; with item states one token, and the items that
-        were never met. Raises InputError that names the request and key.
+        :mod:`dti_pipeline.serving.requests`. A candidate's score depends on its own request's history only. Cost: a
+        prompt of n + 1 interactions for each candidate; with cached items one token, and a pass over each new item.
+        Raises InputError that names the request and key.
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
@@ -104,7 +104,7 @@ class Scorer:
 
     def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
         rows = self._rows(self._store(list(log.texts), log), log.is_target)
-        # Targets come back in the order of the store's rows, which is that of requests and their candidates.
+        # Scores are in the order of the store's rows: that of requests and their candidates.
         return score(self.model, rows, np.arange(len(rows)), self._tokens_per_batch, self.device, self._autocast)[1]
 
     def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
@@ -139,7 +139,7 @@ class Scorer:
             text = np.empty((count, length), np.int32)
             text[:, :-1] = [text_of(item) for item in history]
             text[:, -1] = [text_of(item) for item in request.candidates]
-            label = np.zeros((count, length), np.int8)  # a candidate's own is never seen: any value will do
+            label = np.zeros((count, length), np.int8)  # no query sees a candidate's own label
             label[:, :-1] = request.labels[len(request.history) - len(history) :]
             texts.append(text.reshape(-1))
             labels.append(label.reshape(-1))
@@ -148,7 +148,7 @@ class Scorer:
         return _Log(index, *(np.concatenate(x) for x in (texts, labels, positions, targets)))
 
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
-        """A log in memory, as ``dti tokenize`` would have stored it; text i of the store is ``texts[i]``."""
+        """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
         facts = self.manifest.report
         tokens, offsets, _ = encode(self.tokenizer, texts, facts["texts"]["max_text_tokens"])
         return TokenStore(
@@ -172,8 +172,8 @@ class Scorer:
         return render(template, item_id or "", known)
 
     def _rows(self, store: TokenStore, is_target: NDArray[np.bool_]) -> Rows:
-        """One prompt for each target, packed as the training's are."""
-        unlimited = int(np.iinfo(np.int32).max)  # a row as long as it must be: a request is never refused for its size
+        """One prompt for each target, packed as in training."""
+        unlimited = int(np.iinfo(np.int32).max)  # no prompt is too long
         cut = prompts.cut(is_target, store.position, store.lengths(), self.context, 1, unlimited, len(store.prefix))
         row_length = self._row_length(cut.length)
         packed = best_fit.pack(cut.length, row_length, seed=0)

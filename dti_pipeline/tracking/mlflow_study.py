@@ -1,7 +1,7 @@
 """The study in MLflow: an experiment for each log, a run for each group, its runs under it.
 
-Only what the results file says is recorded, so that runs made on a machine without MLflow are recorded all the same. A
-row that has its record already gets what is new in it: a speed-up, a difference.
+Rows of the results file alone are recorded, so that runs made on a machine without MLflow are recorded all the same. A
+row that has its record gets its new figures: a speed-up, a difference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METRICS = {
     "tokens_per_second": "perf/tokens_per_second", "speedup": "comparison/speedup", "tokens": "tokens",
     "fewer_tokens": "comparison/fewer_tokens", "peak_memory_gib": "mem/peak_gib",
 }  # fmt: skip
-PARAMS = ("paradigm", "k", "n", "fixes", "model", "epochs", "seed", "max_targets", "split")
+PARAMS = ("paradigm", "k", "n", "fixes", "model", "epochs", "seed", "split")
 TAGS = ("hardware", "commit", "workers", "data", "command")
 
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.training.loader import Work
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,13 @@ class GraphedPasses:
     def _key(self, batch: Batch) -> object:
         """All that decides which kernels a pass is."""
         shapes = tuple(x.shape for x in batch.tensors())
-        return self._model.training, shapes, self._model.sizes(batch) if self._model.sums_differ else None
+        return (
+            self._model.training,
+            shapes,
+            self._model.attention.sizes(batch, self._model.paradigm)
+            if self._model.attention.sums_have_own_rule
+            else None,
+        )
 
     def _record(self, batch: Batch) -> None:
         """Record a pass of the shape of ``batch``. Random state is then what it was, and there are no gradients."""

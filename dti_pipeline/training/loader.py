@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dti_pipeline.modeling.batch import Batch, Room
+from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
@@ -74,11 +74,11 @@ class Loader:
         passes, tokens = [], 0
         for index in range(most):
             rows = mine[index] if index < len(mine) else step.rows[:1]
-            room = None
+            buffer = None
             if self.filled and self.device.type == "cuda":
-                room = Room.of(self.height, self.rows.row_length, self._sums)
-            layout = self.rows.assemble(rows, self.height, room.layout if room else None)
-            batch = Batch.of(layout, self.rows.store.label, self._sums, room)
+                buffer = PinnedBuffer.of(self.height, self.rows.row_length, self._sums)
+            layout = self.rows.assemble(rows, self.height, buffer.layout if buffer else None)
+            batch = Batch.of(layout, self.rows.store.label, self._sums, buffer)
             if index < len(mine):
                 tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
             else:

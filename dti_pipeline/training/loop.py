@@ -19,8 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils import get_total_norm
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import GraphedPasses, GraphedUpdate
@@ -200,8 +200,7 @@ class Trainer:
     def _graph(self) -> None:
         """From here on passes and updates are CUDA graphs, where asked for and nothing but this process takes part."""
         model = self.model
-        alone = self.accelerator.num_processes == 1 and not isinstance(model, FSDPModule)
-        if self.config.cuda_graph and alone and isinstance(model, CTRModel) and model.waits_for_launches:
+        if isinstance(model, CTRModel) and model.plan.cuda_graph:
             self.loader = replace(self.loader, filled=True)
             self._graphed = GraphedPasses(model, self._add_gradients)
             self._graphed_update = GraphedUpdate(self.optimizer, self._update)

@@ -15,8 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dti_pipeline.modeling import backbone, compiler
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.speed import compiler
 
 
 def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> None:

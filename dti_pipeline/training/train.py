@@ -24,10 +24,13 @@ from dti_pipeline import artifacts, lineage
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
-from dti_pipeline.modeling.ctr_model import CTRModel, network_facts
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.compilation import compile_parts
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
+from dti_pipeline.modeling.network.storage import network_facts, save
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
+from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding
 from dti_pipeline.training.average import Average
@@ -68,11 +71,15 @@ def train(
     set_seed(settings.seed)
     model = _model(config, paradigm, store, manifest.report["row_length"])
     sharded = settings.sharding == "full"
+    compute = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    processes = accelerator.num_processes
+    plan = model.make_plan(device, compute, cuda_graph=settings.cuda_graph, processes=processes, sharded=sharded)
     if sharded:
         mesh = init_device_mesh(device.type, (accelerator.num_processes,))
         sharding.shard(model, mesh, torch.bfloat16 if settings.dtype == "bfloat16" else None)
+        model.plan = plan
     else:
-        model.freeze(device)
+        model.place(plan)
     optimizer = optimizer_for(model, settings)
     steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
     digest = artifacts.folder_digest(manifest.path)
@@ -85,7 +92,7 @@ def train(
         for listener in listeners:
             listener(event)
 
-    def save() -> None:  # by all processes together
+    def save_state() -> None:  # by all processes together
         own = checkpoint.random_state()
         random = {name: accelerator.gather(state[None].to(device)) for name, state in own.items()}
         if accelerator.is_main_process:
@@ -108,7 +115,7 @@ def train(
             )
         )
     if device.type == "cuda" and not sharded:
-        model.compile_layers()
+        compile_parts(model)
     # What is shared out is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
     # scaled: wrapped, each of its steps would search sys.path for a package that is not there.
     prepared = model if sharded else accelerator.prepare(model)
@@ -123,7 +130,7 @@ def train(
         progress=progress,
         emit=emit,
         evaluate=lambda: _validate(model, store, manifest.path, settings, device),
-        checkpoint=save,
+        checkpoint=save_state,
         average=average,
     )
     with _interruptible() as interrupted:
@@ -170,7 +177,7 @@ def _accelerator(settings: TrainingConfig) -> Accelerator:
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int) -> CTRModel:
     return CTRModel(
         config.model,
-        paradigm,
+        named(paradigm),
         config.packing.context,
         store.vocabulary,
         row_length,
@@ -229,7 +236,8 @@ def _report(
     progress, accelerator = trainer.progress, trainer.accelerator
     scores = [row for row in progress.history if "val_auc" in row]
     return {
-        "paradigm": model.paradigm,
+        "paradigm": model.paradigm.name,
+        "execution": model.plan.plain(),
         "train_seconds": round(progress.train_seconds, 3),
         "targets": progress.targets_seen,
         "targets_unique": plan["targets"],
@@ -279,7 +287,7 @@ def _publish(
         config.sections("model", "training"),
         {"tokens": paths.tokens, "shards": paths.shards(paradigm)},
     ) as draft:
-        model.save(draft.path, weights)
+        save(model, draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
         if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
             shutil.copy(paths.tokens / ITEMS, draft.path / ITEMS)
@@ -307,5 +315,5 @@ P(click) of a target item given a user's previous {config.packing.context} inter
 | training time | {report["train_seconds"]:,.1f} s on {report["hardware"]} |
 | validation AUC, streaming | {"not measured" if auc is None else f"{auc:.4f}"} |
 
-Load it with `dti_pipeline.modeling.ctr_model.load(folder)`; score a candidates file with `dti score`.
+Load it with `dti_pipeline.modeling.network.ctr_model.load(folder)`; score a candidates file with `dti score`.
 """

@@ -3,57 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks import packing
+from benchmarks.lib import harness, timing
+
 ROOT = Path(__file__).resolve().parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 #: What `make bench` runs; docs/benchmark.md has a table of each.
 ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "orchestration", "float8_quality")
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
-    "attention": "attention",
-    "products": "products",
     "train_step": "train_step",
     "train_step_long": "train_step",
     "train_step_float8": "train_step",
+    "train_step_profile": "train_step",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},
     "epoch": "epoch",
     "epoch_home": "epoch",
 }
-MEASURED = (*ON_CPU, *(name for name in ON_GPU if (BENCHMARKS / "results" / f"{name}.json").is_file()))
+MEASURED = (*ON_CPU, *(name for name in ON_GPU if (harness.RESULTS / f"{name}.json").is_file()))
 
 
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import harness
-
-    return harness
-
-
-@pytest.fixture
-def packing(harness: ModuleType) -> ModuleType:
-    import packing
-
-    return packing
-
-
-def bench(name: str, results: Path, *options: str) -> tuple[list[dict], str]:
+def bench(
+    name: str, results: Path, *options: str, launcher: tuple[str, ...] = (), result: str | None = None
+) -> tuple[list[dict], str]:
+    """The rows of a benchmark, or of its ``result`` of another name, and its output."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--results", str(results), *options],
+        [sys.executable, *launcher, "-m", f"benchmarks.{name}", "--results", str(results), *options],
         capture_output=True,
         text=True,
         check=False,
-        cwd=results,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((results / f"{name}.json").read_text()), done.stdout
+    return json.loads((results / f"{result or name}.json").read_text()), done.stdout
 
 
 def test_make_bench_runs_them() -> None:
@@ -63,43 +53,46 @@ def test_make_bench_runs_them() -> None:
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_the_document_holds_the_committed_figures(harness: ModuleType, name: str) -> None:
+def test_the_document_holds_the_committed_figures(name: str) -> None:
     rows = json.loads((harness.RESULTS / f"{name}.json").read_text())
     for row in rows:
         assert all(row[fact] for fact in harness.FACTS)
-        assert f" benchmarks/{ON_GPU.get(name, name)}.py" in row["command"]
+        script = ON_GPU.get(name, name)
+        assert {f"benchmarks.{script}", f"benchmarks/{script}.py"} & set(row["command"].split())  # as it was typed then
     measured = [{key: value for key, value in row.items() if key not in harness.FACTS} for row in rows]
     assert harness.table(measured) in (ROOT / "docs" / "benchmark.md").read_text()
 
 
 def test_a_result_says_what_it_was_made_by_and_not_where(
-    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "ml-1m"
     home.mkdir()
     monkeypatch.setattr(sys, "argv", ["x/loader.py", "--home", str(home), "--results", str(tmp_path), "--rows", "7"])
-    harness.publish("loader", [{"a_b": 1234567, "c": 0.25}, {"a_b": 2, "d": None}], tmp_path)
-    first, second = json.loads((tmp_path / "loader.json").read_text())
-    assert first["command"] == second["command"] == "python benchmarks/loader.py --home ml-1m --rows 7"
+    options = harness.parser("", home=True)
+    options.add_argument("--rows")
+    harness.publish("loader", [{"a_b": 1234567, "c": 0.25}, {"a_b": 2, "d": None}], options.parse_args())
+    first, second = json.loads((tmp_path / "loader_home.json").read_text())
+    assert first["command"] == second["command"] == "python -m benchmarks.loader --home ml-1m --rows 7"
     assert (first["a_b"], first["c"]) == (1234567, 0.25)
     said = capsys.readouterr().out
-    assert "| a b | c | d |\n|---|---|---|\n| 1,234,567 | 0.25 |  |\n| 2 |  |  |" in said
+    assert "| a b | c | d |\n| --- | ---: | ---: |\n| 1,234,567 | 0.25 |  |\n| 2 |  |  |" in said
     assert str(tmp_path) not in said
 
 
-def test_calls_are_timed_in_turn_and_the_first_turn_is_not_kept(harness: ModuleType) -> None:
+def test_calls_are_timed_in_turn_and_the_first_turn_is_not_kept() -> None:
     order: list[str] = []
-    seconds = harness.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    seconds = timing.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
 
 
-def test_a_command_that_fails_ends_the_benchmark_with_its_words(harness: ModuleType, tmp_path: Path) -> None:
+def test_a_command_that_fails_ends_the_benchmark_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such thing"):
         harness.run([sys.executable, "-c", "raise ValueError('no such thing')"], tmp_path)
 
 
-def test_peak_memory_is_the_commands_own(harness: ModuleType, tmp_path: Path) -> None:
+def test_peak_memory_is_the_commands_own(tmp_path: Path) -> None:
     mine = np.ones(60_000_000)  # 0.45 GiB that the command has no part in
     small = harness.run([sys.executable, "-c", "pass"], tmp_path)[2]
     large = harness.run([sys.executable, "-c", "x = bytearray(300_000_000)"], tmp_path)[2]
@@ -107,7 +100,7 @@ def test_peak_memory_is_the_commands_own(harness: ModuleType, tmp_path: Path) ->
     assert len(mine)
 
 
-def test_a_generated_log_is_a_log(harness: ModuleType) -> None:
+def test_a_generated_log_is_a_log() -> None:
     store = harness.token_store(20, 1000)
     starts = np.flatnonzero(store.position == 0)
     assert len(starts) == 20
@@ -116,7 +109,7 @@ def test_a_generated_log_is_a_log(harness: ModuleType) -> None:
     assert store.lengths().min() >= 2
 
 
-def test_first_fit_is_first_fit(packing: ModuleType) -> None:
+def test_first_fit_is_first_fit() -> None:
     assert packing.first_fit(np.array([6, 5, 4, 5, 10, 1]), 10) == 4  # 6 4 | 5 5 | 10 | 1
     assert packing.padding(np.array([6, 5, 4, 5, 10, 1]), 4, 10) == pytest.approx(1 - 31 / 40)
 

@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dti_pipeline.config import LoraConfig, ModelConfig
-from tests.code.test_benchmarks import BENCHMARKS, ROOT
+from benchmarks import train_step
+from benchmarks.lib import kernels, llama, timing
+from dti_pipeline.paradigms import DTI, SLIDING_WINDOW
+from tests.code.test_benchmarks import bench
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-@pytest.fixture
-def llama(scripts: None) -> ModuleType:
-    import llama
-
-    return llama
-
-
-def started(*command: str, folder: Path) -> str:
-    """What a benchmark printed; everything it needs comes with the checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command, "--tiny", "--results", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def test_both_forms_of_the_sliding_window_are_the_same_model(llama: ModuleType) -> None:
+def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
     """The baseline may use the fastest causal kernel only because it gives every target the same logit."""
     context, c, prompts = 5, 4, 3
     length = (context + 1) * c + 1
-    settings = ModelConfig(name_or_path="tiny", lora=LoraConfig(rank=4, alpha=8), head="verbaliser")
+    settings = llama.lora(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, context, 128, CPU, torch.float32).eval()
     store = llama.log(prompts, context + 1, c, llama.TINY.vocabulary)
@@ -61,7 +33,7 @@ def test_both_forms_of_the_sliding_window_are_the_same_model(llama: ModuleType) 
     gradients = []
     logits = []
     for work, is_dense in ((packed, False), (dense, True)):
-        model.switch("sliding_window", is_dense, "rope", "none")
+        model.switch(SLIDING_WINDOW, is_dense, "rope", "none")
         model.zero_grad()
         logits.append(model(work.passes[0]))
         logits[-1].square().sum().backward()
@@ -72,20 +44,20 @@ def test_both_forms_of_the_sliding_window_are_the_same_model(llama: ModuleType) 
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_that_forgets_is_one_switch_away(llama: ModuleType) -> None:
-    settings = ModelConfig(name_or_path="tiny", lora=LoraConfig(rank=4, alpha=8), head="verbaliser")
+def test_a_model_that_forgets_is_one_switch_away() -> None:
+    settings = llama.lora(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, 3, 128, CPU, torch.float32).eval()
     batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).passes[0]
     said = []
     for forgetting in ("none", "linear", "none"):
-        model.switch("dti", False, "rope", forgetting)
+        model.switch(DTI, False, "rope", forgetting)
         said.append(model(batch).detach())
     assert torch.equal(said[0], said[2])
     assert not torch.allclose(said[0], said[1], atol=1e-4)
 
 
-def test_texts_repeat_themselves_as_real_ones_do_and_no_more(llama: ModuleType) -> None:
+def test_texts_repeat_themselves_as_real_ones_do_and_no_more() -> None:
     def share(texts: str) -> float:
         plan = llama.rows(llama.log(5, 70, 30, 128_256, texts=texts), 20, 50, 5, 10768)
         layout = plan.assemble(np.arange(1))
@@ -95,21 +67,20 @@ def test_texts_repeat_themselves_as_real_ones_do_and_no_more(llama: ModuleType) 
     assert share("random") > 0.8
 
 
-def test_rows_have_the_length_that_their_prompts_fill(llama: ModuleType) -> None:
-    assert llama.filled(631, 10768) == (17, 10768)  # the sliding window, n = 20, c = 30
-    assert llama.filled(2150, 10768) == (5, 10768)  # k = 50: the same row, so the same compiled graph
-    assert llama.filled(6180, 10768) == (2, 12432)  # k = 180
-    assert llama.filled(6180, 8192) == (1, 6288)  # on a smaller card
-    assert llama.filled(910, 10768) == (10, 9104)  # k = 10: nearly no padding
-    assert llama.filled(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
+def test_rows_have_the_length_that_their_prompts_fill() -> None:
+    assert llama.row_shape(631, 10768) == (17, 10768)  # the sliding window, n = 20, c = 30
+    assert llama.row_shape(2150, 10768) == (5, 10768)  # k = 50: the same row, so the same compiled graph
+    assert llama.row_shape(6180, 10768) == (2, 12432)  # k = 180
+    assert llama.row_shape(6180, 8192) == (1, 6288)  # on a smaller card
+    assert llama.row_shape(910, 10768) == (10, 9104)  # k = 10: nearly no padding
+    assert llama.row_shape(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
 
 
 @pytest.mark.slow
 def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "step.png"
-    options = ("--steps", "2", "--commit", "abc", "--profile", str(picture))
-    said = started(str(BENCHMARKS / "train_step.py"), *options, folder=tmp_path)
-    rows = json.loads((tmp_path / "train_step.json").read_text())
+    options = ("--steps", "2", "--tiny", "--commit", "abc", "--profile", str(picture))
+    rows, said = bench("train_step", tmp_path, *options)
     assert len(rows) == 13
     assert {(row["paradigm"], row["form"]) for row in rows[:2]} == {
         ("sliding_window", "dense"),
@@ -117,7 +88,7 @@ def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
     }
     assert max(row["speedup"] for row in rows[:2]) == 1, "speed-ups are over the faster form"
     for row in rows:
-        assert row["command"] == "python benchmarks/train_step.py --steps 2 --tiny"
+        assert row["command"] == "python -m benchmarks.train_step --steps 2 --tiny"
         assert row["pass_ms_min"] <= row["pass_ms"] <= row["pass_ms_max"]
         assert row["targets_per_second"] > 0
         assert 3 < row["distinct_tokens_per_pass"] < row["tokens_per_pass"]
@@ -127,22 +98,21 @@ def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
     assert sorted(bounds) == bounds[::-1], "more targets a prompt, a higher bound"
     assert "| dti | packed |" in said
     assert picture.stat().st_size > 10_000
-    steps = json.loads(picture.with_suffix(".json").read_text())
-    assert len(steps) == 2
-    assert all(step["matrix products"] > 0 and step["clipping and optimizer"] > 0 for step in steps.values())
+    steps = json.loads((tmp_path / "train_step_profile.json").read_text())
+    assert len(steps) == 13
+    assert all(step["matrix products ms"] > 0 and step["clipping and optimizer ms"] > 0 for step in steps)
 
 
-def test_no_variant_is_begun_when_time_is_up(scripts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import train_step
-
+def test_no_variant_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, clock = [], [0]
-    monkeypatch.setattr(train_step, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    bench = SimpleNamespace(
-        prepare=lambda variant: begun.append(variant) or SimpleNamespace(passes=[1.0], updates=[1.0]),
+    for module in (train_step, timing):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    timed = SimpleNamespace(
+        prepare=lambda variant: begun.append(variant) or train_step.Measured(variant, [], 0.0, [1.0], [1.0]),
         step=lambda one: clock.append(clock.pop() + 1),
     )
     # A second to prepare each, then two to measure each: three variants need 9, four 12.
-    measured = train_step.warmed_up(bench, train_step.VARIANTS, 9, steps=2)
+    measured = train_step.warmed_up(timed, train_step.VARIANTS, 9, steps=2)
     assert begun == list(train_step.VARIANTS[:3])
     assert len(measured) == 3
     assert all(one.passes == one.updates == [] for one in measured)
@@ -151,8 +121,7 @@ def test_no_variant_is_begun_when_time_is_up(scripts: None, monkeypatch: pytest.
 @pytest.mark.slow
 def test_scaling_is_measured_in_two_processes(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    started(*launcher, str(BENCHMARKS / "scaling.py"), "--steps", "2", folder=tmp_path)
-    rows = json.loads((tmp_path / "scaling_2.json").read_text())
+    rows, _ = bench("scaling", tmp_path, "--steps", "2", "--tiny", launcher=launcher, result="scaling_2")
     found = [(row["trained"], row["sharding"], row["paradigm"], row["processes"]) for row in rows]
     assert found == [
         ("lora", "none", "dti", 1),
@@ -164,7 +133,7 @@ def test_scaling_is_measured_in_two_processes(tmp_path: Path) -> None:
         ("lora", "full", "dti", 2),
     ]
     for row in rows:
-        assert row["command"] == "torchrun --nproc-per-node 2 benchmarks/scaling.py --steps 2 --tiny"
+        assert row["command"] == "torchrun --nproc-per-node 2 -m benchmarks.scaling --steps 2 --tiny"
         assert row["efficiency"] > 0
         each = row["targets_per_second_and_process"]
         assert row["targets_per_second"] == pytest.approx(row["processes"] * each, rel=1e-2)
@@ -176,9 +145,7 @@ def test_scaling_is_measured_in_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
-    options = ("--seconds", "0.2", "--only", "1", "50")
-    started(str(BENCHMARKS / "epoch.py"), *options, folder=tmp_path)
-    rows = json.loads((tmp_path / "epoch.json").read_text())
+    rows, _ = bench("epoch", tmp_path, "--seconds", "0.2", "--only", "1", "50", "--tiny")
     assert [(row["paradigm"], row["k"]) for row in rows] == [("sliding_window", 1), ("dti", 50)]
     assert rows[0]["speedup"] == 1
     for row in rows:
@@ -192,11 +159,10 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_float8_is_judged_by_what_is_trained_on_top(tmp_path: Path) -> None:
-    started(str(BENCHMARKS / "float8_quality.py"), "--seeds", "1", "2", folder=tmp_path)
-    rows = json.loads((tmp_path / "float8_quality.json").read_text())
+    rows, _ = bench("float8_quality", tmp_path, "--seeds", "1", "2", "--tiny")
     assert [row["seed"] for row in rows] == [1, 2, "all"]
     for row in rows:
-        assert row["command"] == "python benchmarks/float8_quality.py --seeds 1 2 --tiny"
+        assert row["command"] == "python -m benchmarks.float8_quality --seeds 1 2 --tiny"
         assert row["layers_rounded"] == 2 * 7, "every linear layer of both decoder layers"
         assert row["difference"] == pytest.approx(row["auc_float8"] - row["auc_plain"], abs=1.1e-4)
         assert row["low"] < row["high"]
@@ -209,9 +175,7 @@ def test_float8_is_judged_by_what_is_trained_on_top(tmp_path: Path) -> None:
         assert rows[2][figure] == pytest.approx((rows[0][figure] + rows[1][figure]) / 2, abs=2e-5)
 
 
-def test_kernels_are_told_apart(scripts: None) -> None:
-    import kernels
-
+def test_kernels_are_told_apart() -> None:
     def event(name: str, start: float, duration: float, category: str = "kernel") -> dict:
         return {"name": name, "ts": start, "dur": duration, "cat": category}
 

@@ -19,7 +19,8 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import tables, verdict
 from dti_pipeline.evaluation.compare import compare
 from dti_pipeline.evaluation.evaluate import judge
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import names
+from dti_pipeline.paths import Paths
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ CONFIG = configuration.load(Path("no such file"), ["evaluation.bootstrap_samples
 def project(home: Paths) -> Paths:
     """A home with events, and the manifests of everything that stands between them and an evaluation."""
     write_events(home, CONFIG, seed=0)
-    for paradigm in PARADIGMS:
+    for paradigm in names():
         k = 1 if paradigm == "sliding_window" else 50
         with artifacts.publish(home.shards(paradigm), "pack", CONFIG.sections("packing", "split")) as draft:
             draft.report |= {"context": 20, "targets_per_prompt": k}
@@ -283,13 +284,13 @@ def test_unequal_trainings_are_pointed_out(project: Paths) -> None:
 
 
 def test_tables_fit_and_show_every_row(project: Paths) -> None:
-    for seed, paradigm in enumerate(PARADIGMS):
+    for seed, paradigm in enumerate(names()):
         evaluated(project, paradigm, seed=seed)
     found = compare(CONFIG, project)
     text = tables.render_text(found)
     assert max(len(line) for line in text.splitlines()) <= 110
     markdown = project.comparison_file("md").read_text()
-    for name in (*PARADIGMS, "item rate", "best possible"):
+    for name in (*names(), "item rate", "best possible"):
         assert name in text
         assert name in markdown
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
@@ -297,7 +298,7 @@ def test_tables_fit_and_show_every_row(project: Paths) -> None:
     header, *lines = (project.comparison / "roc.csv").read_text().splitlines()
     assert header == "paradigm,fpr,tpr"
     assert len(lines) <= 4 * 200
-    assert {line.split(",")[0] for line in lines} == set(PARADIGMS)
+    assert {line.split(",")[0] for line in lines} == set(names())
 
 
 def test_the_page_needs_nothing_else(project: Paths) -> None:

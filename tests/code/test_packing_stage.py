@@ -16,7 +16,8 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.pack import PLANS, pack
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import SPLITS, TokenStore
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import names
+from dti_pipeline.paths import Paths
 from tests.code.token_stores import random_users, write_store
 
 
@@ -85,7 +86,7 @@ def test_the_manifest_counts_what_the_plans_hold(
         assert said["prompts_cut_by_row"] == cut
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_packing_again_gives_the_same_bytes_and_another_seed_other_rows(home: Paths, paradigm: str) -> None:
     write_store(home, random_users(20, 0))
 
@@ -102,7 +103,7 @@ def test_streaming_paradigms_share_their_plans(home: Paths) -> None:
     """They differ by mask alone, so that a comparison compares masks."""
     write_store(home, random_users(20, 0))
     files = {}
-    for paradigm in PARADIGMS:
+    for paradigm in names():
         pack(config(), home, paradigm)
         files[paradigm] = artifacts.read(home.shards(paradigm), "pack").files
     assert files["dti"] == files["dti_growing"] == files["dti_isolated"]
@@ -167,8 +168,8 @@ def test_histories_too_short_for_any_target_are_one_sentence(home: Paths) -> Non
     [
         ({"packing": {"context": -1}}, r"`packing\.context` must be 0 or more, not -1"),
         ({"packing": {"context": 2.5}}, r"`packing\.context` must be a whole number, not 2\.5"),
-        ({"packing": {"targets": 0}}, r"`packing\.targets` must be a whole number from 1, or `all`, not 0"),
-        ({"packing": {"targets": "many"}}, r"`packing\.targets` must be a whole number or 'all', not 'many'"),
+        ({"packing": {"targets": 0}}, r"`packing\.targets` must be a whole number from 1 or 'all', not 0"),
+        ({"packing": {"targets": "many"}}, r"`packing\.targets` must be a whole number from 1 or 'all', not 'many'"),
         ({"packing": {"row_length": 8}}, r"`packing\.row_length` must be at least 16, not 8"),
         ({"packing": {"contxt": 3}}, r"unknown params key `packing\.contxt`: did you mean `context`\?"),
         (

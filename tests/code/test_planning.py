@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 
 from dti_pipeline import artifacts, config
 from dti_pipeline.cli import app
+from dti_pipeline.config import CLONE
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.packing.store import write_columns
 from dti_pipeline.packing.uniform import uniform_store
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import named, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.plan import plan
 from dti_pipeline.planning.shape import SHAPES, shape_of
@@ -37,7 +39,7 @@ def flop(paradigm: str, k: int, c: int) -> float:
     """FLOP of one prompt of n context interactions and k targets, no padding."""
     store = uniform_store(users=1, interactions=N + k, tokens=c)
     cut = prompts.cut(store.position >= N, store.position, store.lengths(), N, k, row_length=10**6)
-    pairs = cost.visible_pairs(paradigm, cut, store.lengths(), store.position, N)
+    pairs = cost.visible_pairs(named(paradigm), cut, store.lengths(), store.position, N)
     head = LLAMA.vocabulary * LLAMA.hidden
     return cost.training_flop(LLAMA, int(cut.length.sum()), pairs, k, adapters=0, head=head)
 
@@ -62,7 +64,12 @@ def test_formulas_count_what_the_packer_lays_out(n: int, c: int, k: int) -> None
 
 @pytest.mark.parametrize(
     ("name", "parameters"),  # as the makers' model cards and checkpoints have them
-    [("llama-3.1-8b", 8_030_261_248), ("llama-3.2-1b", 1_235_814_400), ("mistral-7b", 7_248_023_552)],
+    [
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("mistral-7b", 7_248_023_552),
+        ("smollm2-135m", 134_515_008),
+    ],
 )
 def test_weights_are_those_of_the_checkpoints(name: str, parameters: int) -> None:
     assert SHAPES[name].parameters == parameters
@@ -84,7 +91,7 @@ SETTINGS = config.from_plain(
 )
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_the_plan_counts_what_dti_pack_then_makes(home: Paths, paradigm: str) -> None:
     store_on_disk(home)
     planned = plan(SETTINGS, home)["paradigms"][paradigm]
@@ -135,9 +142,9 @@ def test_shape_comes_from_a_folder_s_config(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     shape = shape_of(config.ModelConfig(), 1, str(tmp_path))
     assert (shape.head_dim, shape.body) == (16, 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96))
-    for wrong, named in (({}, r"config\.json"), ({**content, "num_local_experts": 4}, "mixture of experts")):
+    for wrong, message in (({}, r"config\.json"), ({**content, "num_local_experts": 4}, "mixture of experts")):
         (tmp_path / "config.json").write_text(json.dumps(wrong))
-        with pytest.raises(InputError, match=named):
+        with pytest.raises(InputError, match=message):
             shape_of(config.ModelConfig(), 1, str(tmp_path))
 
 
@@ -169,7 +176,7 @@ def test_measured_runs_stand_beside_their_own_formula(home: Paths) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--gpu", "H1000"], "did you mean H100"),
+        (["--gpu", "H1000"], "did you mean `H100`"),
         (["--model", "no-such-model"], "llama-3.1-8b"),
         (["--users", "0"], "--users"),
         (["--tokens", "1"], "--tokens"),
@@ -184,6 +191,19 @@ def test_what_cannot_be_planned_is_refused_in_one_sentence(home: Paths, argument
     assert (done.exit_code, done.stdout) == (2, "")
     assert named in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CLONE.glob("recipes/*.yaml")))
+def test_every_recipe_can_be_planned_and_fits_an_h100(home: Paths, recipe: str) -> None:
+    arguments = ["--params", f"recipes/{recipe}.yaml", "--users", "90", "--interactions", "60", "--json"]
+    report = json.loads(CliRunner().invoke(app, ["plan", *arguments]).stdout)
+    assert report["memory"]["fits"]
+    assert report["paradigms"]["dti"]["padding_share"] < 0.2
+
+
+def test_names_of_the_hub_have_the_shapes_of_their_models() -> None:
+    for name, shape in (("meta-llama/Llama-3.1-8B", LLAMA), ("x/SmolLM2-135M-Instruct", SHAPES["smollm2-135m"])):
+        assert shape_of(config.ModelConfig(name_or_path=name), 1) == shape
 
 
 def test_json_and_page_tell_the_same(home: Paths) -> None:

@@ -23,7 +23,7 @@ from dti_pipeline import pipeline
 from dti_pipeline.cli import app
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import CheckFailed, InputError
-from dti_pipeline.modeling.scoring import filled_height
+from dti_pipeline.modeling.network.scoring import padded_height
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Item, Request
@@ -51,7 +51,7 @@ PARAMS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    """A home with a small trained and judged model of two paradigms."""
+    """A home with small models of two paradigms, trained and evaluated."""
     paths = Paths(tmp_path_factory.mktemp("home"))
     config: Config = from_plain(Config, PARAMS)
     for stage, paradigm in pipeline.plan(replace(config, paradigms=("sliding_window", "dti_isolated"))):
@@ -87,8 +87,8 @@ def test_the_test_splits_scores_come_out_of_dti_score(
 ) -> None:
     monkeypatch.setenv("DTI_HOME", str(trained.home))
     log = pq.read_table(trained.events / "interactions.parquet").to_pydict()
-    judged = pq.read_table(trained.evaluation(paradigm) / "predictions.parquet").to_pydict()
-    asked = [request_of_target(log, row, with_text) for row in judged["row"]]
+    evaluated = pq.read_table(trained.evaluation(paradigm) / "predictions.parquet").to_pydict()
+    asked = [request_of_target(log, row, with_text) for row in evaluated["row"]]
     source, out = tmp_path / f"requests.{ending}", tmp_path / f"answers.{ending}"
     if ending == "jsonl":
         source.write_text("".join(json.dumps(request) + "\n" for request in asked))
@@ -107,14 +107,14 @@ def test_the_test_splits_scores_come_out_of_dti_score(
     )
     assert [answer["user_id"] for answer in answers] == [request["user_id"] for request in asked]
     np.testing.assert_allclose(
-        [answer["probabilities"][0] for answer in answers], judged["probability"], rtol=0, atol=1e-6
+        [answer["probabilities"][0] for answer in answers], evaluated["probability"], rtol=0, atol=1e-6
     )
 
 
-def test_kept_item_states_give_the_same_answers(trained: Paths) -> None:
-    """Also when items come up that were never met, and come up again."""
-    plainly = Scorer.load(trained.model("dti_isolated"))
-    kept = Scorer.load(trained.model("dti_isolated"), cache_items=True)
+def test_cached_item_states_give_the_same_answers(trained: Paths) -> None:
+    """Also for new items, and for items that come again."""
+    uncached = Scorer.load(trained.model("dti_isolated"))
+    cached = Scorer.load(trained.model("dti_isolated"), cache_items=True)
     draw = np.random.default_rng(1)
     for _ in range(3):
         asked = [
@@ -124,11 +124,11 @@ def test_kept_item_states_give_the_same_answers(trained: Paths) -> None:
             }
             for length in (0, 3, 40)
         ]
-        for one, other in zip(plainly.score(asked), kept.score(asked), strict=True):
+        for one, other in zip(uncached.score(asked), cached.score(asked), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
-def test_states_are_kept_for_no_other_paradigm(trained: Paths, tmp_path: Path) -> None:
+def test_states_are_cached_for_no_other_paradigm(trained: Paths, tmp_path: Path) -> None:
     model = str(trained.model("sliding_window"))
     done = CliRunner().invoke(app, ["score", str(tmp_path / "r.jsonl"), "--model", model, "--cache-items"])
     assert done.exit_code == 2
@@ -163,7 +163,7 @@ def test_only_the_last_n_interactions_count_and_they_do(scorer: Scorer) -> None:
     assert other != pytest.approx(score_, abs=1e-7)
 
 
-def test_items_are_told_apart_and_called_as_the_training_called_them(scorer: Scorer, trained: Paths) -> None:
+def test_items_are_told_apart_and_named_as_in_training(scorer: Scorer, trained: Paths) -> None:
     log = pq.read_table(trained.events / "interactions.parquet").to_pydict()
     title = dict(zip(log["item_id"], log["item_text"], strict=True))["7"]
     history = [plain("3", label=1)]
@@ -183,11 +183,11 @@ def test_items_are_told_apart_and_called_as_the_training_called_them(scorer: Sco
 def test_requests_of_all_sizes_have_few_shapes_on_a_gpu() -> None:
     """Each is a compilation there, of 64 at most."""
     for most in (1, 25, 128):
-        heights = [filled_height(wanted, most) for wanted in range(1, 500)]
+        heights = [padded_height(wanted, most) for wanted in range(1, 500)]
         assert len(set(heights)) <= 9
         assert all(min(wanted, most) <= height <= most for wanted, height in enumerate(heights, 1))
         assert all(height < 2 * wanted for wanted, height in enumerate(heights, 1))
-    assert filled_height(0, 8) == 0
+    assert padded_height(0, 8) == 0
 
 
 def test_a_prompt_longer_than_the_trainings_rows_is_scored(trained: Paths) -> None:

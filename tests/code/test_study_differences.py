@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from dti_pipeline.evaluation import metrics
-from dti_pipeline.study import rows
-from dti_pipeline.study.grid import DataSet, Grid, Group
-from dti_pipeline.study.one import keep_predictions
+from experiments import analyse
+from experiments.analyse import Line
+from experiments.grid import DataSet, Grid, Group
+from experiments.run import keep_predictions
 
 USERS, EACH = 40, 12
 COLUMN = "auc_difference_unfixed"
@@ -28,7 +29,7 @@ def row(work: Path, fixes: str, seed: int, skill: float) -> dict[str, Any]:
     keep_predictions(work / "log" / "runs" / config, np.arange(len(user)), user, label, score)
     return {
         "config": config, "dataset": "log", "paradigm": "dti", "k": 5, "n": 3, "fixes": fixes, "model": "",
-        "epochs": 1.0, "max_targets": None, "seed": seed, "auc": metrics.auc(label, score),
+        "epochs": 1.0, "seed": seed, "auc": metrics.auc(label, score),
     }  # fmt: skip
 
 
@@ -42,12 +43,12 @@ def at(work: Path, rows_of: Any) -> Callable[[str], Any]:
     """Scores of all rows of the pairs, where they lie."""
     fixed, plain = rows_of
     known = {one["config"]: one for one in (*fixed, *plain.values())}
-    return lambda config: rows._resampled(known[config], work)
+    return lambda config: analyse.resampled(known[config], work)
 
 
 def test_a_line_has_the_interval_of_its_mean_beside_each_seed_s(pairs: Any, tmp_path: Path) -> None:
     fixed, plain = pairs
-    rows._differences(fixed, COLUMN, plain, at(tmp_path, pairs))
+    analyse.differences(Line(tuple(fixed)), COLUMN, plain, at(tmp_path, pairs))
     found = [one[COLUMN] for one in fixed]
     for one, difference in zip(fixed, found, strict=True):
         other = plain[one["config"]]
@@ -61,9 +62,9 @@ def test_a_line_has_the_interval_of_its_mean_beside_each_seed_s(pairs: Any, tmp_
 
 def test_a_seed_more_makes_the_line_s_interval_anew(pairs: Any, tmp_path: Path) -> None:
     fixed, plain = pairs
-    rows._differences(fixed[:2], COLUMN, plain, at(tmp_path, pairs))
+    analyse.differences(Line(tuple(fixed[:2])), COLUMN, plain, at(tmp_path, pairs))
     before = fixed[0][COLUMN]
-    rows._differences(fixed, COLUMN, plain, at(tmp_path, pairs))
+    analyse.differences(Line(tuple(fixed)), COLUMN, plain, at(tmp_path, pairs))
     assert fixed[0][COLUMN]["seeds_low"] != before["seeds_low"]
     assert {key: fixed[0][COLUMN][key] for key in ("mean", "low", "high")} == {
         key: before[key] for key in ("mean", "low", "high")
@@ -72,32 +73,32 @@ def test_a_seed_more_makes_the_line_s_interval_anew(pairs: Any, tmp_path: Path) 
 
 def test_what_was_found_stands_where_the_scores_are_gone(pairs: Any, tmp_path: Path) -> None:
     fixed, plain = pairs
-    rows._differences(fixed, COLUMN, plain, at(tmp_path, pairs))
+    analyse.differences(Line(tuple(fixed)), COLUMN, plain, at(tmp_path, pairs))
     before = [dict(one[COLUMN]) for one in fixed]
-    rows._differences(fixed, COLUMN, plain, at(tmp_path / "elsewhere", pairs))
+    analyse.differences(Line(tuple(fixed)), COLUMN, plain, at(tmp_path / "elsewhere", pairs))
     assert [one[COLUMN] for one in fixed] == before
     fixed[0][COLUMN] = None  # one is new: without scores there is no interval, and none is made up
-    rows._differences(fixed, COLUMN, plain, at(tmp_path / "elsewhere", pairs))
+    analyse.differences(Line(tuple(fixed)), COLUMN, plain, at(tmp_path / "elsewhere", pairs))
     assert fixed[0][COLUMN]["low"] is None
     assert fixed[0][COLUMN]["mean"] == before[0]["mean"]
     assert fixed[1][COLUMN] == before[1] | {"seeds_low": None, "seeds_high": None}
 
 
 def test_a_row_is_held_against_the_same_without_fixes() -> None:
-    same = {"dataset": "log", "paradigm": "dti", "k": 5, "n": 3, "model": "", "epochs": 1.0, "max_targets": None}
+    same = {"dataset": "log", "paradigm": "dti", "k": 5, "n": 3, "model": "", "epochs": 1.0}
     fixed, plain = ({**same, "fixes": fixes, "seed": 1} for fixes in ("fix", ""))
-    assert rows._but(fixed, "fixes") == rows._but(plain, "fixes")
+    assert analyse.identity(fixed, "fixes") == analyse.identity(plain, "fixes")
     for change in ({"seed": 2}, {"k": 10}, {"paradigm": "dti_isolated"}, {"epochs": 2.0}):
-        assert rows._but(fixed, "fixes") != rows._but(plain | change, "fixes")
+        assert analyse.identity(fixed, "fixes") != analyse.identity(plain | change, "fixes")
 
 
 def test_a_model_of_another_kind_is_held_against_the_recipe_s_sliding_window() -> None:
     grid = Grid(data_sets={"demo": DataSet()}, groups=(Group("main", ("demo",), n=(5,)),))
     base = grid.runs[0].facts()
-    other = {"dataset": "demo", "paradigm": "gbdt", "n": 5, "max_targets": None, "seed": 2}
+    other = {"dataset": "demo", "paradigm": "gbdt", "n": 5, "seed": 2}
     longer = base | {"epochs": 3.0, "config": "longer", "seed": 2}
     wider = base | {"row_length": 2048, "config": "wider", "seed": 2}
-    assert rows._usual(grid, other, [longer, wider, base]) == base["config"]
-    assert rows._usual(grid, other, [longer, base, base | {"config": "second", "seed": 2}]) == "second"
-    assert rows._usual(grid, other, [longer, wider]) is None
-    assert rows._usual(grid, other | {"dataset": "elsewhere"}, [base]) is None
+    assert analyse.window_of_recipe(grid, other, [longer, wider, base]) == base["config"]
+    assert analyse.window_of_recipe(grid, other, [longer, base, base | {"config": "second", "seed": 2}]) == "second"
+    assert analyse.window_of_recipe(grid, other, [longer, wider]) is None
+    assert analyse.window_of_recipe(grid, other | {"dataset": "elsewhere"}, [base]) is None

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study.grid import Grid, Run
+from experiments import grid as grids
+from experiments.grid import Grid, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +58,9 @@ def test_what_is_wrong_is_named_with_what_is_right(tmp_path: Path, group: dict[s
 
 
 def test_a_figure_of_a_group_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"figures\.leak_k: no group is named 'group1': did you mean `group0`"):
+    with pytest.raises(
+        InputError, match=r"figures\.leak_k: it draws 'group1', none of 'group0': did you mean `group0`"
+    ):
         load(tmp_path, {}, figures={"leak_k": ["group1"]})
 
 
@@ -83,15 +85,15 @@ def test_a_group_is_every_combination_and_k_of_one_is_the_sliding_window(tmp_pat
 
 
 def test_what_a_group_does_not_say_is_the_recipe_s(tmp_path: Path) -> None:
-    params = {"events": {"source": "synthetic"}, "packing": {"context": 7, "targets": 9, "max_targets": 500}}
+    params = {"events": {"source": "synthetic"}, "packing": {"context": 7, "targets": 9}}
     demo = {"demo": {"params": params | {"training": {"epochs": 3}}}}
     unsaid, said = load(
-        tmp_path, {"paradigms": ["dti"]}, {"paradigms": ["dti"], "n": [5], "k": [4], "epochs": [1], "max_targets": 50},
+        tmp_path, {"paradigms": ["dti"]}, {"paradigms": ["dti"], "n": [5], "k": [4], "epochs": [1]},
         data_sets=demo,
     ).runs  # fmt: skip
-    facts = ("n", "k", "max_targets", "epochs")
-    assert [unsaid.facts()[fact] for fact in facts] == [7, 9, 500, 3.0]
-    assert [said.facts()[fact] for fact in facts] == [5, 4, 50, 1.0]
+    facts = ("n", "k", "epochs")
+    assert [unsaid.facts()[fact] for fact in facts] == [7, 9, 3.0]
+    assert [said.facts()[fact] for fact in facts] == [5, 4, 1.0]
 
 
 def test_a_run_that_two_groups_ask_for_is_one_run(tmp_path: Path) -> None:
@@ -103,7 +105,8 @@ def test_a_run_that_two_groups_ask_for_is_one_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"seeds": [2]}, {"k": [10]}, {"n": [5]}, {"epochs": [1]}, {"max_targets": 100}, {"fixes": ["alibi"]},
+        {"seeds": [2]}, {"k": [10]}, {"n": [5]}, {"epochs": [1]}, {"fixes": ["alibi"]},
+        {"params": {"packing": {"max_targets": 100}}},
         {"models": ["wide"]}, {"measure": "speed"}, {"data_sets": ["other"]}, {"params": {"packing": {"seed": 1}}},
     ],
 )  # fmt: skip
@@ -141,14 +144,14 @@ def test_where_a_log_lies_does_not(tmp_path: Path) -> None:
 
 
 def test_a_run_is_held_against_the_sliding_window_that_differs_in_nothing_but_the_method(tmp_path: Path) -> None:
-    group = {"k": [5, 10], "seeds": [1, 2], "fixes": ["", "alibi"], "epochs": [1, 2], "max_targets": 500}
+    group = {"k": [5, 10], "seeds": [1, 2], "fixes": ["", "alibi"], "epochs": [1, 2]}
     grid = load(tmp_path, group | {"paradigms": ["sliding_window", "dti"]}, {"paradigms": ["sliding_window"]})
     for run in grid.runs:
         facts = run.facts()
-        same = {key: facts[key] for key in ("seed", "epochs", "max_targets", "n", "model")}
+        same = {key: facts[key] for key in ("seed", "epochs", "n", "model")}
         if run.paradigm == "dti":
             assert run.against == one(grid, "sliding_window", fixes="", **same).digest
-    assert one(grid, "sliding_window", fixes="", max_targets=None).against is None
+    assert all(run.against is None for run in grid.runs if (run.paradigm, run.fixes) == ("sliding_window", ""))
 
 
 def test_equal_seconds_are_the_groups_own_sliding_window(tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_equal_seconds_are_the_groups_own_sliding_window(tmp_path: Path) -> None
 
 
 def test_the_committed_study_covers_what_it_is_for() -> None:
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     facts = [run.facts() for run in grid.runs]
     assert {"ml-1m", "ml-latest-small", "movietweetings-100k"} <= {row["dataset"] for row in facts}
     assert {row["k"] for row in facts if row["paradigm"] == "dti_isolated"} >= {1, 5, 10, 20, 50, "all"}

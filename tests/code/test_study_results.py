@@ -1,8 +1,9 @@
-"""docs/results.md says what benchmarks/results/study.json says; the usual models beside the study see no answer."""
+"""docs/results.md holds the rows of benchmarks/results; the usual models beside the study see no answer."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +12,31 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks import conventional
+from benchmarks.lib import din
+from benchmarks.lib.boosted import NAMES, features
 from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study import report, rows
+from experiments import analyse, write
+from experiments import grid as grids
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Columns of study.json that other work reads.
+CONTRACT = {
+    "dataset", "split", "paradigm", "k", "n", "fixes", "epochs", "seed", "auc", "auc_streaming", "log_loss",
+    "train_seconds", "targets_per_second", "hardware", "commit", "command",
+}  # fmt: skip
 USERS, LENGTH, ITEMS = 12, 15, 30
 LAST = np.arange(LENGTH - 1, USERS * LENGTH, LENGTH)  # each user's last row, which is no other row's context
 
 
 def test_the_document_holds_the_committed_rows() -> None:
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     text = (ROOT / "docs" / "results.md").read_text()
-    assert report.document(grid, rows.read(grid), text) == text
+    assert write.document(grid, analyse.read(grid), text) == text
 
 
 def test_the_readme_s_headline_is_the_document_s_rows() -> None:
@@ -39,16 +48,29 @@ def test_the_readme_s_headline_is_the_document_s_rows() -> None:
 
 
 def test_the_document_shows_every_group() -> None:
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
     assert sorted(shown) == sorted([*grid.group_names, *grid.others])
 
 
+def test_the_committed_summary_is_of_the_committed_rows_and_both_are_small() -> None:
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
+    results = grid.beside(grid.results)
+    summary = json.loads((results / analyse.SUMMARY).read_text())
+    assert summary == list(analyse.summary(analyse.read(grid)))
+    for row in summary:
+        assert row.keys() >= CONTRACT
+        assert row["hardware"]
+        assert row["commit"]
+        assert row["command"]
+    assert all(path.stat().st_size < 100_000 for path in results.iterdir())
+
+
 def test_every_committed_row_says_where_it_comes_from() -> None:
-    committed = rows.read(grids.load(ROOT / "benchmarks" / "study.yaml"))
+    committed = analyse.read(grids.load(ROOT / "experiments" / "study.yaml"))
     assert committed
     for row in committed:
-        assert row["command"].startswith(("dti study", "python benchmarks/"))
+        assert row["command"].startswith(("dti study", "python benchmarks/", "python -m benchmarks."))
         assert "error" in row or (row["hardware"] and row["commit"] and "dirty" not in row["commit"] and row["data"])
 
 
@@ -84,12 +106,7 @@ def trained(log: Interactions, user: int, label: int) -> list[int]:
     return found
 
 
-def test_no_counted_feature_of_a_target_knows_its_label(
-    log: tuple[Interactions, TokenStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from counted_features import NAMES, features
-
+def test_no_counted_feature_of_a_target_knows_its_label(log: tuple[Interactions, TokenStore]) -> None:
     before = features(*log, 5)
     assert before.shape == (USERS * LENGTH, len(NAMES))
     # Users 0 and 10 are of one fold. Two labels at once, so that the overall rate stays.
@@ -100,12 +117,7 @@ def test_no_counted_feature_of_a_target_knows_its_label(
     np.testing.assert_array_equal(features(flipped(log[0], LAST), log[1], 5), before)
 
 
-def test_the_interest_network_does_not_see_the_label_it_predicts(
-    log: tuple[Interactions, TokenStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import din
-
+def test_the_interest_network_does_not_see_the_label_it_predicts(log: tuple[Interactions, TokenStore]) -> None:
     held = np.flatnonzero(log[1].split == 2)
     targets = {"train": np.flatnonzero(log[0].train), "validation": held, "test": held}
     settings = din.Settings(epochs=1, batch=32)
@@ -114,19 +126,16 @@ def test_the_interest_network_does_not_see_the_label_it_predicts(
     earlier = din.fit(flipped(log[0], LAST - 1), log[1], targets, 5, 1, settings).probability
     assert (earlier != scores[0]).any()  # it does read the labels before
     ended = din.fit(log[0], log[1], targets, 5, 1, din.Settings(epochs=8, batch=32))
-    assert ended.trained == min(8, ended.kept + 2)  # two epochs that are no better end it, and take time
+    assert ended.passes == min(8, ended.kept + 2)  # two epochs that are no better end it, and take time
 
 
 def test_a_usual_model_of_other_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import conventional
-
-    grid = grids.load(ROOT / "benchmarks" / "study.yaml")
+    grid = grids.load(ROOT / "experiments" / "study.yaml")
     monkeypatch.setattr(conventional.logs, "digest", lambda home: "now")
     with pytest.raises(InputError, match="run `dti ingest` first"):  # it is not there: it would be made
         conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)
     sought = {"dataset": "ml-1m", "paradigm": "gbdt", "n": 20}
-    config = next(row["config"] for row in rows.read(grid) if sought.items() <= row.items())
+    config = next(row["config"] for row in analyse.read(grid) if sought.items() <= row.items())
     kept = tmp_path / "ml-1m" / "runs" / config / conventional.ROW
     artifacts.write_json(kept, {"data": "now", "auc": 0.5})
     assert conventional.run(grid, tmp_path, "ml-1m", "gbdt", 1, 20)["auc"] == 0.5

@@ -13,12 +13,12 @@ import yaml
 from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics
-from dti_pipeline.evaluation.floors import FLOORS
+from dti_pipeline.evaluation.floors import FLOORS, floors
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study import rows, tables
-from dti_pipeline.study.grid import Grid
-from dti_pipeline.study.rehearsal import rehearse
+from experiments import analyse, write
+from experiments import grid as grids
+from experiments.grid import Grid
+from experiments.logs import rehearse
 
 LENGTHS = [10, 20, 7]
 TRIALS = {"name": "trials", "data_sets": ["past"], "paradigms": ["dti"], "measure": "validation"}
@@ -87,7 +87,7 @@ def test_how_a_rehearsal_is_made_and_a_free_parameter_make_other_runs(tmp_path: 
     ("rehearsal", "said"),
     [
         ({"rehearsal": {"of": "dem"}}, r"data set past: `rehearsal\.of` is 'dem', none of .*did you mean `demo`\?"),
-        ({"rehearsal": {"of": "past"}}, r"data set past: `rehearsal\.of` is 'past', none of clock, demo, last"),
+        ({"rehearsal": {"of": "past"}}, r"data set past: `rehearsal\.of` is 'past', none of 'clock', 'demo', 'last'"),
         ({"rehearsal": {"of": "demo", "train": 1.5}}, r"data set past: `rehearsal\.train` must be between 0 and 1"),
         ({"rehearsal": {"of": "clock"}}, r"needs a log split by user_order, and clock is split by global_time"),
         ({"params": {"split": {"min_history": 3}}}, r"a rehearsal has `synth`, `events`, `split` of demo: leave them"),
@@ -120,7 +120,7 @@ def test_trials_and_judged_runs_share_no_table(tmp_path: Path) -> None:
         grids.load(Path(grid.path))
 
 
-def trial(run: grids.Run, *aucs: float) -> rows.Row:
+def trial(run: grids.Run, *aucs: float) -> analyse.Row:
     learning = [[float(place), auc] for place, auc in enumerate(aucs, 1)]
     return run.facts() | {
         "workers": 4, "commit": "0123456789abcdef", "hardware": "card", "train_seconds": 3.0, "targets": 10,
@@ -134,7 +134,7 @@ def test_the_table_of_trials_shows_the_curve_s_end_and_best_point_and_nothing_of
     curves = [(0.7, 0.76, 0.74), (0.7, 0.78, 0.76), (0.6, 0.65, 0.7), (0.6, 0.65, 0.7)]
     found = [trial(run, *curve) for run, curve in zip(grid.runs, curves, strict=True)]
     found[0]["floors"] = {"item_rate": 0.61}
-    shown = tables.group_tables(grid, found, "trials")
+    shown = write.group_tables(grid, found, "trials")
     assert "|  | model | seeds | validation AUC | best | curve |" in shown
     assert "| `dti` |  | 2 | 0.7500 (0.7400 to 0.7600) | 0.7700 | 0.7000 0.7700 0.7500 |" in shown
     assert "| `dti` | eps4 | 2 | 0.7000 (0.7000 to 0.7000) | 0.7000 | 0.6000 0.6500 0.7000 |" in shown
@@ -149,10 +149,10 @@ def test_the_floors_of_a_trial_are_those_of_its_validation_targets(tmp_path: Pat
     events(log)
     rehearse(log, Paths(tmp_path / "past"), 0.6)
     (row,) = (trial(run, 0.7) for run in grid.runs)
-    rows.derive(grid, [row], tmp_path)
+    analyse.derive(grid, [row], tmp_path)
     past = interactions.read(Paths(tmp_path / "past"), 2)
     held = [place for place, split in enumerate(past.table["split"].to_pylist()) if split == "validation"]
-    expected = metrics.auc(past.label[held], rows.floors(past, held, row["n"])["item_rate"])
+    expected = metrics.auc(past.label[held], floors(past, held, row["n"])["item_rate"])
     assert row["floors"].keys() == set(FLOORS)
     assert row["floors"]["item_rate"] == pytest.approx(expected, abs=1e-6)
     assert row["auc_difference"] is None

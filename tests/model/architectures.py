@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gptj": ({"rotary_dim": 4}, "no causal language model that can take our mask"),
     "gemma2": ({}, "soft-caps attention scores"),
     "gpt_oss": ({"sliding_window": 512}, "s_aux"),
-    "nemotron": ({}, "without a view"),
+    "nemotron": ({}, "without its batch"),
     "minimax": ({}, "mixes tokens in layers that our mask does not reach"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "mixes tokens in layers that our mask does not reach"),
     "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, "absolute positions"),

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from dti_pipeline.config import Config, ModelConfig
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.attention.interface import Backend
+from dti_pipeline.modeling.attention.sums.rows import SumRows
+from dti_pipeline.modeling.masks.visibility import intervals
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.compilation import compile_parts
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.execution import Choice
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME
 from dti_pipeline.plain import from_plain
@@ -86,7 +95,7 @@ class Log:
 
 
 def k_of(paradigm: str) -> int:
-    return 1 if paradigm == "sliding_window" else 4
+    return named(paradigm).targets(4) or 4
 
 
 def filled(log: Log, rows: Rows) -> Batch:
@@ -107,8 +116,43 @@ def small_model(paradigm: str, context: int, layers: int = 2, row_length: int = 
         "intermediate_size": 48,
         "initial_std": 0.15,
     }
-    model = CTRModel(ModelConfig(**{**shape, **settings}), paradigm, context, VOCABULARY, row_length, SPECIAL, prefix)
+    model = CTRModel(
+        ModelConfig(**{**shape, **settings}), named(paradigm), context, VOCABULARY, row_length, SPECIAL, prefix
+    )
     return speaking(model, seed)
+
+
+def planned(model: CTRModel, **choices: bool) -> CTRModel:
+    """The model with some choices of its plan made otherwise."""
+    made: dict[str, Any] = {name: Choice(on, "a test's") for name, on in choices.items()}
+    model.plan = dataclasses.replace(model.plan, **made)
+    return model
+
+
+@dataclass
+class Watching:
+    """A backend that keeps every call."""
+
+    inner: Backend
+    calls: list[tuple[Any, ...]] = field(default_factory=list)  # module, query, key, value, scale, layer
+
+    def attend(self, *call: Any) -> Tensor:
+        self.calls.append(call)
+        return self.inner.attend(*call)
+
+
+def placed(model: CTRModel, device: str = "cuda", compute: torch.dtype = torch.float32) -> CTRModel:
+    """The model on a device and compiled, as a training has it."""
+    model.place(model.make_plan(torch.device(device), compute))
+    compile_parts(model)
+    return model
+
+
+def sums_of(model: CTRModel, batch: Batch, embedded: Tensor | None = None) -> SumRows:
+    """The [SUM] rows of a batch."""
+    spans = intervals(batch.tokens, model.paradigm, model.context)
+    embedded = model.embed(batch) if embedded is None else embedded
+    return model.attention.sums(batch, spans, embedded, model.paradigm, model.trained_tokens, model.slopes)
 
 
 def speaking(model: CTRModel, seed: int = 0) -> CTRModel:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from dti_pipeline.modeling.attention import View, _flex
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.attention import backends
+from dti_pipeline.modeling.attention.backends import Flex, ReorderedFlex
+from dti_pipeline.modeling.attention.interface import Backend
+from dti_pipeline.modeling.attention.sums.rows import SumRows
+from dti_pipeline.modeling.masks.blocks import BlockMasks
+from dti_pipeline.modeling.masks.reordered_blocks import ReorderedBlockMasks
+from dti_pipeline.modeling.masks.visibility import Intervals
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.batch_attention import BatchAttentionBuilder
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 
 
 def plain_flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float, enable_gqa: bool,
@@ -42,9 +50,32 @@ def pairs_of_blocks(mask: BlockMask) -> tuple[Tensor, Tensor]:
     return spread(mask.kv_num_blocks, mask.kv_indices), spread(mask.full_kv_num_blocks, mask.full_kv_indices)
 
 
-def attended(view: View) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A function of queries, keys and values (B, H, L, D): what FlexAttention makes of them under ``view``."""
-    return lambda query, key, value: _flex(query, key, value, view, query.shape[-1] ** -0.5)[0]
+def attended(backend: Backend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A function of queries, keys and values (B, H, L, D): what ``backend`` makes of them."""
+    return lambda query, key, value: backend.attend(nn.Identity(), query, key, value, query.shape[-1] ** -0.5, None)
+
+
+def flex_on_a_cpu(monkeypatch: pytest.MonkeyPatch, reordered: bool, heads: int = 1) -> None:
+    """Let models on a CPU attend as they would on CUDA, with FlexAttention written out."""
+    kind = ReorderedBlockMasks if reordered else BlockMasks
+    made: dict[tuple[int, ...], BlockMasks] = {}
+
+    def backend(
+        self: BatchAttentionBuilder, batch: Batch, spans: Intervals, sums: SumRows | None, embedded: Tensor
+    ) -> Backend:
+        shape = tuple(batch.token.shape)
+        if shape not in made:
+            made[shape] = kind(*shape, torch.device("cpu"), self.has_prefix, 32, heads)
+        masks = made[shape]
+        block_mask = masks.build(spans)
+        if isinstance(masks, ReorderedBlockMasks):
+            assert sums is not None
+            return ReorderedFlex(block_mask, {}, masks.keys, sums)
+        return Flex(block_mask, {})
+
+    monkeypatch.setattr(BatchAttentionBuilder, "backend", backend)
+    monkeypatch.setattr(backends, "compiled_flex_attention", lambda: plain_flex)
+    monkeypatch.setattr(backends, "flex_attention", plain_flex)
 
 
 def with_gradients(attend: Callable[..., Tensor], given: Sequence[Tensor], direction: Tensor) -> list[Tensor]:

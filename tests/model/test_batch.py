@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dti_pipeline.modeling.batch import Batch, Room
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
+from dti_pipeline.paradigms import names
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps
 from tests.model.conftest import RULES, Log, filled, k_of, small_model
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @RULES
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str, fixes: dict[str, str]) -> None:
     log = Log.random(users=5, seed=3)
     rows = log.rows(3, k_of(paradigm), 128)
@@ -69,7 +69,7 @@ def test_a_batch_written_where_it_stays_is_the_same_batch(monkeypatch: pytest.Mo
     expected = filled(log, rows)
     full = torch.full
     monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: full((size,), 0xA5, dtype=dtype))
-    room = Room.of(*expected.token.shape, expected.sum_slot.shape[1])
+    room = PinnedBuffer.of(*expected.token.shape, expected.sum_slot.shape[1])
     layout = rows.assemble(np.arange(len(rows)), len(rows) + 1, room.layout)
     batch = Batch.of(layout, log.store.label, expected.sum_slot.shape[1], room)
     assert batch.memory is room.memory

@@ -16,13 +16,14 @@ from torch import distributed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.compiler import allow_graphs
-from dti_pipeline.modeling.masks import block_lists, intervals
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.masks.blocks import block_lists
+from dti_pipeline.modeling.masks.visibility import intervals
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.speed.compiler import allow_graphs
+from dti_pipeline.paradigms import DTI, names
 from tests.model.architectures import write
-from tests.model.conftest import TOLERANCE, Log, small_model
+from tests.model.conftest import TOLERANCE, Log, k_of, placed, small_model
 from tests.model.test_precision import adapted, assert_near, outcome
 
 
@@ -46,17 +47,16 @@ def test_layers_share_one_graph_without_a_break(tmp_path: Path, fixes: dict[str,
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tuple[int, ...]) -> None:
     cuda = torch.device("cuda")
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
-    batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=256)
+    batch = log.batch(3, k_of(paradigm), row_length=256)
     model = small_model(paradigm, 3, prefix=len(prefix), hidden_size=64)
     assert model.pooled
     exact = outcome(model, batch)
-    model.freeze(cuda)
-    model.compile_layers()
+    placed(model)
     for _ in range(2):
         assert_near(outcome(model, batch.to(cuda)), exact, logits=1e-3, gradients=1e-3)
 
@@ -108,11 +108,11 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
     with torch.no_grad():
         expected = [model(batch) for batch in batches]
         compiler = CompileCounterWithBackend("eager")
-        model._fused = cache(partial(torch.compile, fullgraph=True, backend=compiler))
+        model.fused = cache(partial(torch.compile, fullgraph=True, backend=compiler))
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(model(batch), logits, atol=TOLERANCE, rtol=0)
-            spans = intervals(batch.tokens, "dti", 3)
-            found = model._fused(block_lists, dynamic=False)(spans, 16, 32, model.has_prefix)
+            spans = intervals(batch.tokens, DTI, 3)
+            found = model.fused(block_lists, dynamic=False)(spans, 16, 32, model.has_prefix)
             assert all(map(torch.equal, found, block_lists(spans, 16, 32, model.has_prefix)))
             assert all(x.is_contiguous() for x in found)
     assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, its blocks, the logits"

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import backbone
-from dti_pipeline.modeling.masks import visible
+from dti_pipeline.modeling.masks.visibility import visible
+from dti_pipeline.modeling.network import backbone
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import named, names
 from dti_pipeline.planning import cost
 from dti_pipeline.planning.shape import shape_of
 from tests.model import architectures
 from tests.model.conftest import Log
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @given(
     log=st.builds(Log.random, users=st.integers(1, 4), seed=st.integers(0, 10**6), longest=st.integers(3, 15),
                   prefix=st.sampled_from([(), (9, 8)])),
@@ -38,10 +38,10 @@ def test_pairs_are_the_ones_that_the_masks_show(
     cut = prompts.cut(
         store.position >= min_history, store.position, store.lengths(), context, k, 256, len(store.prefix)
     )  # fmt: skip
-    counted = cost.visible_pairs(paradigm, cut, store.lengths(), store.position, context, len(store.prefix))
+    counted = cost.visible_pairs(named(paradigm), cut, store.lengths(), store.position, context, len(store.prefix))
     batch = log.batch(context, k, row_length=256, min_history=min_history)
     not_padding = batch.kind != Kind.PAD
-    assert counted == int(visible(batch.tokens, paradigm, context)[not_padding].sum())
+    assert counted == int(visible(batch.tokens, named(paradigm), context)[not_padding].sum())
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import attention, sum_rows
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distinct import Distinct, sum_by_token
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.network import execution
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.speed.distinct import Distinct, sum_by_token
+from dti_pipeline.paradigms import DTI
 from tests.model.architectures import write
-from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, small_model, speaking
+from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, placed, planned, small_model, speaking
 from tests.model.test_sum_kernels import interpreted
 
 CUDA = torch.device("cuda")
@@ -65,7 +68,7 @@ def model_of(folder: Path, kind: str, rank: int, position: str = "rope", **chang
     path = write(folder, kind, **changes)
     config = ModelConfig(name_or_path=path, lora=lora, forgetting="linear", sum_position=position)
     torch.manual_seed(2)
-    model = speaking(CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL))
+    model = speaking(CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL))
     with torch.no_grad():
         for name, parameter in model.lm.named_parameters():
             if "lora_B" in name:
@@ -114,13 +117,12 @@ def test_a_model_is_the_same(
     assert (batch.token == SPECIAL["pad"]).any()
     if filled:
         monkeypatch.setattr(sum_rows, "TOKENS", 64)
-        monkeypatch.setattr(CTRModel, "_sizes", lambda self, batch, spans: self.sizes(batch))
+        batch = dataclasses.replace(batch, host=batch)  # as that of a GPU
     rows = projected_rows(model, monkeypatch)
     found = outcome(model, batch)
     assert rows == [batch.token.numel(), 64 if filled else len(batch.token.unique())]
-    monkeypatch.setattr(CTRModel, "projects_distinct_tokens", False)
-    model._largest.clear()
-    expected = outcome(model, batch)
+    batch = dataclasses.replace(batch, host=None)
+    expected = outcome(planned(model, distinct_tokens=False), batch)
     assert rows[2:] == [batch.token.numel()] * 2
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
     # A bias of all keys alike moves no softmax: without positions it has no gradient.
@@ -143,24 +145,20 @@ def test_what_is_given_to_the_sum_rows_kernels_is_the_same(tmp_path: Path, monke
     model = model_of(tmp_path, "llama", 4)
     batch = Log.random(users=3, seed=5, shortest=6).batch(3, 4, row_length=128)
     expected = outcome(model, batch)
-    monkeypatch.setattr(attention, "FUSED", ("cpu",))
-    found = outcome(model, batch)
+    found = outcome(planned(model, sum_kernel=True), batch)
     torch.testing.assert_close(found[0], expected[0], atol=TOLERANCE, rtol=1e-4)
     for name, gradient in expected[1].items():
         assert (found[1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_only_where_it_is_a_function_of_the_token_and_saves_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not small_model("dti", 3, forgetting="linear").projects_distinct_tokens
+def test_only_where_it_is_a_function_of_the_token_and_saves_time(tmp_path: Path) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not small_model("dti", 3, forgetting="linear").plan.distinct_tokens
     model = model_of(tmp_path, "llama", 0)
-    assert model.projects_distinct_tokens
+    assert model.plan.distinct_tokens
+    assert not model.make_plan(cuda).distinct_tokens, "a small model there is launch-bound"
     model.pooled = True
-    assert not model.projects_distinct_tokens
-    model.pooled = False
-    monkeypatch.setattr(CTRModel, "waits_for_launches", True)
-    assert not model.projects_distinct_tokens
+    assert not model.make_plan(cpu).distinct_tokens
 
 
 def test_shapes_grow_in_few_steps_and_never_shrink(tmp_path: Path) -> None:
@@ -170,13 +168,13 @@ def test_shapes_grow_in_few_steps_and_never_shrink(tmp_path: Path) -> None:
     sizes = []
     for vocabulary in (600, 100, 1000, 1500):
         batch.token.copy_(draw(*batch.token.shape, vocabulary))
-        sizes.append(model.sizes(batch).tokens)
+        sizes.append(model.attention.sizes(batch, DTI).tokens)
     assert sizes == [768, 768, 1024, 1280]
 
 
 def assert_kernel_sums(device: str, dtype: torch.dtype, width: int, runs: list[int]) -> None:
     """Of tokens that stand in so many slots each, anywhere."""
-    from dti_pipeline.modeling.distinct_kernel import launch
+    from dti_pipeline.modeling.speed.distinct_kernel import launch
 
     token = torch.arange(len(runs)).repeat_interleave(torch.tensor(runs))
     token = token[torch.randperm(len(token), generator=torch.Generator().manual_seed(2))][None]
@@ -249,17 +247,18 @@ def test_on_cuda_nothing_waits_and_everything_can_be_recorded() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("rank", [4, 0], ids=["lora", "full"])
-def test_on_cuda_a_wide_model_is_that_of_the_cpu(tmp_path: Path, kind: str, rank: int) -> None:
+def test_on_cuda_a_wide_model_is_that_of_the_cpu(
+    tmp_path: Path, kind: str, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compiled, with its kernels; and the same to the last bit when asked again."""
     model = model_of(tmp_path, kind, rank, "nope_alibi", hidden_size=64, intermediate_size=96, head_dim=16)
-    model.wide = True
+    monkeypatch.setattr(execution, "WIDE", 1)
     batch = Log.random(users=3, seed=5, shortest=8).batch(3, 4, row_length=128)
     logits, gradients = outcome(model, batch)
-    model.freeze(CUDA)
-    assert model.projects_distinct_tokens
-    model.compile_layers()
+    placed(model)
+    assert model.plan.distinct_tokens
     found, again = (outcome(model, batch.to(CUDA)) for _ in range(2))
-    assert model.sizes(batch).tokens == sum_rows.TOKENS
+    assert model.attention.sizes(batch, DTI).tokens == sum_rows.TOKENS
     assert torch.equal(found[0], again[0])
     torch.testing.assert_close(found[0].cpu(), logits, atol=1e-3, rtol=1e-3)
     for name, gradient in gradients.items():

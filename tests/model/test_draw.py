@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from dti_pipeline.cli import app
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import draw
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.masks import draw
+from dti_pipeline.paradigms import DTI, named, names
 from tests.model import oracle
 from tests.model.conftest import SPECIAL
 
@@ -30,12 +30,14 @@ def expected(paradigm: str, context: int, targets: int, tokens: int) -> dict[str
 
 
 @given(
-    paradigm=st.sampled_from(PARADIGMS), context=st.integers(0, 6), targets=st.integers(1, 6), tokens=st.integers(2, 6)
+    paradigm=st.sampled_from(names()), context=st.integers(0, 6), targets=st.integers(1, 6), tokens=st.integers(2, 6)
 )
 @settings(max_examples=80, deadline=None)
 def test_the_mask_is_the_oracle_s_pair_by_pair(paradigm: str, context: int, targets: int, tokens: int) -> None:
     targets = 1 if paradigm == "sliding_window" else targets
-    assert draw.prompt_mask(paradigm, context, targets, tokens).plain() == expected(paradigm, context, targets, tokens)
+    assert draw.prompt_mask(named(paradigm), context, targets, tokens).plain() == expected(
+        paradigm, context, targets, tokens
+    )
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -43,7 +45,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_json_is_the_contract_s(paradigm: str) -> None:
     targets = "1" if paradigm == "sliding_window" else "3"
     code, out, _ = run(
@@ -55,7 +57,7 @@ def test_json_is_the_contract_s(paradigm: str) -> None:
 
 def test_json_of_all_paradigms_is_keyed_by_name() -> None:
     found = json.loads(run("--json", "--targets", "3")[1])
-    assert tuple(found) == PARADIGMS
+    assert tuple(found) == names()
     assert found["dti"]["kind"].count("sum") == 3
     assert found["sliding_window"]["kind"].count("sum") == 1
 
@@ -80,9 +82,9 @@ def test_a_prompt_that_cannot_be_is_refused_in_one_sentence(arguments: tuple[str
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_the_drawing_can_be_read_back_without_its_colours(paradigm: str) -> None:
-    mask = draw.prompt_mask(paradigm)
+    mask = draw.prompt_mask(named(paradigm))
     lines = draw.text(mask).plain.splitlines()[2:-1]
     blocks = {block: kind for kind, (_, block) in draw.STYLES.items()}
     assert len(lines) == len(mask.kind)
@@ -94,7 +96,7 @@ def test_the_drawing_can_be_read_back_without_its_colours(paradigm: str) -> None
 
 def test_a_terminal_that_is_too_narrow_is_told_the_way_out() -> None:
     with pytest.raises(InputError, match="--out"):
-        draw.text(draw.prompt_mask("dti", context=20, targets=10), columns=80)
+        draw.text(draw.prompt_mask(DTI, context=20, targets=10), columns=80)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -105,5 +107,5 @@ def test_pictures_are_the_same_bytes_each_time(tmp_path: Path, ending: str) -> N
     assert files[0].read_bytes() == files[1].read_bytes()
     if ending == "svg":
         drawing = files[0].read_text()
-        assert all(paradigm in drawing for paradigm in PARADIGMS)
+        assert all(paradigm in drawing for paradigm in names())
         assert all(colour.lower() in drawing for colour, _ in draw.STYLES.values())

@@ -12,26 +12,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import sum_rows
-from dti_pipeline.modeling.attention import View, bands
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.distance import alibi_slopes, forgetting
-from dti_pipeline.modeling.masks import intervals
-from dti_pipeline.modeling.masks import visible as visible_pairs
-from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Initial
+from dti_pipeline.modeling.attention.backends import Banded
+from dti_pipeline.modeling.attention.distance import alibi_slopes, forgetting
+from dti_pipeline.modeling.attention.interface import BatchAttention
+from dti_pipeline.modeling.attention.layers import LayerInput
+from dti_pipeline.modeling.attention.reordered import with_rows
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
+from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
+from dti_pipeline.modeling.attention.sums.rows import Initial, SumRows
+from dti_pipeline.modeling.masks.visibility import intervals
+from dti_pipeline.modeling.masks.visibility import visible as visible_pairs
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.paradigms import DTI
 from tests.model.architectures import write
 from tests.model.conftest import (
     SPECIAL,
     TOLERANCE,
     VOCABULARY,
     Log,
+    Watching,
     differences,
     histories,
+    k_of,
     logits_by_target,
+    planned,
     small_model,
     speaking,
+    sums_of,
 )
 
 CUDA_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
@@ -40,26 +49,27 @@ FAMILIES = ("linear", "quadratic", "square_root")
 
 def calls_of(model: CTRModel, batch: Any) -> tuple[torch.Tensor, list[tuple[Any, ...]], Any]:
     """What each layer hands to attention in a forward pass that can be differentiated; and what entered the first."""
-    decoder = decoder_of(model.lm)
-    embedded = decoder.get_input_embeddings()(batch.token)
-    sums = model.view(batch, embedded, narrow=True).sums
-    calls: list[tuple[Any, ...]] = []
+    embedded = decoder_of(model.lm).get_input_embeddings()(batch.token)
+    sums = sums_of(model, batch, embedded)
     # The CPU's form of the mask, on a GPU too: nothing has to be compiled.
-    cuts = bands(intervals(batch.tokens, model.paradigm, model.context))
-    watching = View(bands=cuts, sums=sums, watch=lambda *given: calls.append(given))
-    decoder(inputs_embeds=embedded, position_ids=batch.position, use_cache=False, dti=watching)
-    return embedded, calls, sums
+    watching = Watching(Banded.of(intervals(batch.tokens, model.paradigm, model.context)))
+    model.states(embedded, batch.position, BatchAttention(watching, sums))
+    return embedded, watching.calls, sums
+
+
+def at_sums(query: torch.Tensor, key: torch.Tensor, sums: SumRows, layer: LayerInput) -> tuple[torch.Tensor, ...]:
+    """The [SUM] rows' queries and all keys, as their rule has them."""
+    query = with_rows(query, sums.slot)[1]
+    return (query, key) if sums.keep_rotation else (layer.unrotated(query, sums.slot), layer.unrotated(key))
 
 
 def both_forms(call: tuple[Any, ...], sums: Any) -> list[torch.Tensor]:
-    module, query, key, value, scale, kwargs = call
-    query = sums.take(query)
-    if not sums.keep_rotation:
-        query, key = kwargs["layer"].unrotated(query, sums.slot), kwargs["layer"].unrotated(key)
+    module, query, key, value, scale, layer = call
+    query, key = at_sums(query, key, sums, layer)
     valid = sums.valid[:, None, :, None]
     return [
-        form(module, query, key, value, sums, scale, kwargs["layer"]) * valid
-        for form in (sum_attention, sum_attention_reference)
+        form(module, query, key, value, sums, scale, layer) * valid
+        for form in (blocked_sum_attention, naive_sum_attention)
     ]
 
 
@@ -110,17 +120,20 @@ def assert_compiled_form_is_the_plain_one(
 ) -> None:
     """Relative to the norm of each output and gradient; both fixes on. Keys and values have no gradients of their own:
     the plain form makes them from the layer's input."""
-    model = small_model(paradigm, 4, forgetting="linear", sum_position="nope_alibi", hidden_size=64).to(device, dtype)
+    model = small_model(paradigm, 4, forgetting="linear", sum_position="nope_alibi", hidden_size=64).to(dtype)
     model.slopes = model.slopes.float()
+    model.place(model.make_plan(torch.device(device), dtype))
     log = Log.random(users=12, seed=7, shortest=10, longest=20)
     batch = log.batch(4, 1 if paradigm == "sliding_window" else 6, row_length=512).to(torch.device(device))
     embedded, calls, sums = calls_of(model, batch)
-    module, query, key, value, scale, kwargs = calls[1]
-    memory = kwargs["layer"]
-    query, key = memory.unrotated(sums.take(query), sums.slot), memory.unrotated(key)
+    module, query, key, value, scale, layer = calls[1]
+    query, key = at_sums(query, key, sums, layer)
     results = []
-    for form in (torch.compile(sum_attention, dynamic=False, fullgraph=True, backend=backend), sum_attention_reference):
-        out = form(module, query, key, value, sums, scale, memory) * sums.valid[:, None, :, None]
+    for form in (
+        torch.compile(blocked_sum_attention, dynamic=False, fullgraph=True, backend=backend),
+        naive_sum_attention,
+    ):
+        out = form(module, query, key, value, sums, scale, layer) * sums.valid[:, None, :, None]
         direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
         gradients = torch.autograd.grad((out * direction).sum(), (query, embedded), retain_graph=True)
         results.append([x.float() for x in (out, *gradients)])
@@ -147,7 +160,7 @@ def test_the_compiled_fast_form_is_the_plain_one() -> None:
 def test_the_fast_form_is_the_plain_one_with_biases_and_other_norms(tmp_path: Path, kind: str, position: str) -> None:
     path = write(tmp_path, kind)
     config = ModelConfig(name_or_path=path, lora=LoraConfig(rank=0), forgetting="linear", sum_position=position)
-    model = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL)
+    model = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL)
     with torch.no_grad():  # checkpoints come with biases of zero and norms of one: no test of either
         for name, parameter in model.lm.named_parameters():
             if name.endswith("bias") or "norm" in name:
@@ -162,7 +175,7 @@ def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one
     lora = LoraConfig(rank=4, target_modules=("q_proj", "k_proj", "v_proj"))
     config = ModelConfig(name_or_path=write(tmp_path, "llama"), lora=lora, forgetting="linear", sum_position=position)
     torch.manual_seed(2)
-    model = speaking(CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL))
+    model = speaking(CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL))
     for name, parameter in model.trained().items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -175,7 +188,9 @@ def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one
         return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items()}
 
     found = outcome()
-    monkeypatch.setattr(CTRModel, "_initial", lambda self, batch, embedded, distinct: Initial(embedded))
+    plain = staticmethod(lambda state, *_: Initial(state))
+    monkeypatch.setattr(Initial, "of", plain)
+    planned(model, distinct_tokens=False)
     expected = outcome()
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
     assert min(float(gradient.norm()) for gradient in expected[1].values()) > 1e-4
@@ -184,7 +199,7 @@ def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one
 @pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
 @pytest.mark.parametrize("paradigm", ["sliding_window", "dti"])
 def test_forgetting_nothing_is_no_forgetting(paradigm: str, position: str) -> None:
-    batch = Log.random(users=4, seed=2).batch(3, 1 if paradigm == "sliding_window" else 4)
+    batch = Log.random(users=4, seed=2).batch(3, k_of(paradigm))
     scores = [
         logits_by_target(small_model(paradigm, 3, sum_position=position, **fix), batch)
         for fix in ({"forgetting": "none"}, {"forgetting": "linear", "forgetting_max": 0.0}, {"forgetting": "linear"})
@@ -199,16 +214,16 @@ def test_what_is_forgotten_completely_is_read_as_its_initial_embedding() -> None
     model = small_model("dti", n, forgetting="linear", forgetting_max=1.0, initial_std=0.1)
     batch = Log.random(users=2, seed=3, shortest=8).batch(n, None, row_length=128)
     _, calls, sums = calls_of(model, batch)
-    module, query, key, value, scale, kwargs = calls[1]
-    memory = kwargs["layer"]
-    hidden = memory.hidden.detach().requires_grad_()
+    module, query, key, value, scale, layer = calls[1]
+    hidden = layer.hidden.detach().requires_grad_()
     key, value = (x.detach().requires_grad_() for x in (key, value))
-    out = sum_attention(module, sums.take(query), key, value, sums, scale, dataclasses.replace(memory, hidden=hidden))
+    query = with_rows(query, sums.slot)[1]
+    out = blocked_sum_attention(module, query, key, value, sums, scale, dataclasses.replace(layer, hidden=hidden))
     sum_of_last = int(sums.valid[0].sum()) - 1
     gradients = torch.autograd.grad(out[0, :, sum_of_last].sum(), (hidden, key, value))
     moved = [gradients[0][0].abs().sum(-1) > 0, *(g[0].abs().sum((0, 2)) > 0 for g in gradients[1:])]
     back = batch.interaction[0, sums.slot[0, sum_of_last]] - batch.interaction[0]
-    visible = visible_pairs(batch.tokens, "dti", n)[0, sums.slot[0, sum_of_last]]
+    visible = visible_pairs(batch.tokens, DTI, n)[0, sums.slot[0, sum_of_last]]
     # With key and value held a state only counts in the norm of mixtures, and at d = 0 nothing is mixed.
     for touched, nearest in zip(moved, (1, 0, 0), strict=True):
         assert not touched[visible & (back >= n)].any()
@@ -219,8 +234,7 @@ def test_the_instruction_is_never_forgotten_and_distance_counts_interactions() -
     log = Log.random(users=1, seed=3, shortest=6, prefix=(9, 8))
     batch = log.batch(4, None, row_length=128)
     model = small_model("dti", 4, prefix=2, forgetting="linear", forgetting_max=0.8)
-    sums = model.view(batch, decoder_of(model.lm).get_input_embeddings()(batch.token)).sums
-    assert sums is not None
+    sums = sums_of(model, batch)
     for slot in sums.slot[0].tolist():
         for key in range(slot + 1):
             interaction = int(batch.interaction[0, key])

@@ -13,13 +13,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling import attention, ctr_model
-from dti_pipeline.modeling.masks import BlockMasks, Intervals
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.masks.blocks import BlockMasks
+from dti_pipeline.modeling.masks.visibility import Intervals
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.compilation import compile_parts
+from dti_pipeline.paradigms import named, names
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate
 from dti_pipeline.training.loader import Loader
@@ -36,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 @RULES
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 def test_no_shape_of_a_pass_depends_on_what_it_computes(
     paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -46,18 +49,18 @@ def test_no_shape_of_a_pass_depends_on_what_it_computes(
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
     host = filled(log, log.rows(3, k_of(paradigm), 256))
     model = small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes).train()
-    sizes = model.sizes(host)
-    monkeypatch.setattr(model, "sizes", lambda batch: sizes)
+    sizes = model.attention.sizes(host, named(paradigm))
+    monkeypatch.setattr(model.attention, "sizes", lambda batch, paradigm: sizes)
 
-    def masked(spans: Intervals) -> tuple[()]:
+    class Causal:
+        def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: Any) -> Tensor:
+            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+
+    def backend(batch: Batch, spans: Intervals, *_: Any) -> Causal:
         BlockMasks(*spans.first.shape, CPU, bool(prefix)).build(spans)
-        return ()
+        return Causal()
 
-    def unmasked(query: Any, key: Any, value: Any, cuts: Any, scale: float) -> Any:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-
-    monkeypatch.setattr(ctr_model, "bands", masked)
-    monkeypatch.setattr(attention, "_banded", unmasked)
+    monkeypatch.setattr(model.attention, "backend", backend)
     mode = FakeTensorMode()
     parameters = {name: torch.nn.Parameter(mode.from_tensor(p.detach())) for name, p in model.named_parameters()}
     buffers = {name: mode.from_tensor(b) for name, b in model.named_buffers()}
@@ -89,8 +92,8 @@ def trainer(accelerator: Accelerator, log: Log, paradigm: str, **settings: Any) 
     cuda = accelerator.device
     rows = log.rows(3, k_of(paradigm), 256)
     model = small_model(paradigm, 3, hidden_size=64, **settings)
-    model.freeze(cuda)
-    model.compile_layers()
+    model.place(model.make_plan(cuda, cuda_graph=True))
+    compile_parts(model)
     config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3, cuda_graph=True)
     optimizer = optimizer_for(model, config)
     model = accelerator.prepare(model)
@@ -117,7 +120,7 @@ def outcome(made: Trainer, step: int) -> tuple[torch.Tensor, dict[str, torch.Ten
 
 @pytest.mark.gpu
 @RULES
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_gradients_of_steps_are_the_same_as_a_graph(
     accelerator: Accelerator, paradigm: str, fixes: dict[str, str]
 ) -> None:

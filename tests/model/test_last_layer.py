@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import sum_rows
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.paradigms import DTI, names
 from tests.model.architectures import ACCEPTED, write
-from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, small_model, speaking
+from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, k_of, planned, small_model, speaking
 
 #: Architectures that compute it at all rows: their layers have no k and v projection of their own, or another norm.
 PLAIN = {"phi3", "gpt_neox"}
@@ -29,20 +29,19 @@ def outcome(model: CTRModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torc
     return logits.detach(), gradients
 
 
-def assert_narrow_is_plain(model: CTRModel, batch: Batch) -> None:
-    assert model.narrows
+def assert_last_layer_at_sums_is_exact(model: CTRModel, batch: Batch) -> None:
+    assert model.plan.last_layer_at_sums
     rows: list[int] = []
     last = decoder_of(model.lm).layers[-1]
     hook = last.mlp.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
-    narrow = outcome(model, batch)
-    model.narrows = False
-    plain = outcome(model, batch)
+    at_sums = outcome(model, batch)
+    plain = outcome(planned(model, last_layer_at_sums=False), batch)
     hook.remove()
     assert rows == [batch.sum_slot.shape[1], batch.token.shape[1]]
-    torch.testing.assert_close(narrow, plain, atol=TOLERANCE, rtol=1e-4)
+    torch.testing.assert_close(at_sums, plain, atol=TOLERANCE, rtol=1e-4)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 @pytest.mark.parametrize("forgetting", ["none", "linear"])
 @pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
@@ -53,7 +52,7 @@ def test_it_is_exact(
     monkeypatch.setattr(sum_rows, "KEYS", keys)
     log = Log.random(users=5, seed=3, shortest=5, prefix=prefix)
     model = small_model(paradigm, 3, prefix=len(prefix), forgetting=forgetting, sum_position=position)
-    assert_narrow_is_plain(model, log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=120))
+    assert_last_layer_at_sums_is_exact(model, log.batch(3, k_of(paradigm), row_length=120))
 
 
 @pytest.mark.parametrize("kind", ACCEPTED)
@@ -62,10 +61,10 @@ def test_it_is_exact_in_every_architecture_that_can_or_is_left_out(tmp_path: Pat
     config = ModelConfig(name_or_path=write(tmp_path, kind), lora=LoraConfig(rank=rank, target_modules=("o_proj",)))
     if kind in PLAIN:
         config = ModelConfig(name_or_path=config.name_or_path, lora=LoraConfig(rank=0))
-        assert not CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL).narrows
+        assert not CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL).plan.last_layer_at_sums
         return
-    model = speaking(CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL))
-    assert_narrow_is_plain(model, Log.random(users=3, seed=5).batch(3, 4, row_length=128))
+    model = speaking(CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL))
+    assert_last_layer_at_sums_is_exact(model, Log.random(users=3, seed=5).batch(3, 4, row_length=128))
 
 
 def test_rows_with_fewer_sums_than_others_lose_and_repeat_no_gradient() -> None:

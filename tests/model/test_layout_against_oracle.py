@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.masks import dense, intervals, visible
+from dti_pipeline.modeling.masks.visibility import dense, intervals, visible
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing import reader
 from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import named, names
 from tests.model import oracle
 from tests.model.conftest import SPECIAL, Log
 
@@ -75,12 +75,12 @@ def test_rows_hold_exactly_the_prompts_of_the_oracle(log: Log, context: int, k: 
         assert found[first][1] == [t["row"] for t in tokens if t["kind"] == "sum"]
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @given(log=logs, context=st.integers(0, 5), k=st.sampled_from([1, 3, None]))
 @settings(max_examples=25, deadline=None)
 def test_masks_are_the_oracle_s_pair_by_pair(paradigm: str, log: Log, context: int, k: int | None) -> None:
     batch = log.batch(context, k, row_length=192)
-    mask = visible(batch.tokens, paradigm, context)
+    mask = visible(batch.tokens, named(paradigm), context)
     for r in range(batch.kind.shape[0]):
         expected = torch.eye(batch.kind.shape[1], dtype=torch.bool)
         for document in batch.document[r][batch.kind[r] != Kind.PAD].unique():
@@ -94,12 +94,14 @@ def test_masks_are_the_oracle_s_pair_by_pair(paradigm: str, log: Log, context: i
         assert torch.equal(mask[r], expected)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @given(log=logs, context=st.integers(0, 6), k=st.sampled_from([1, 2, 5, None]))
 @settings(max_examples=40, deadline=None)
 def test_intervals_say_the_same_as_the_dense_mask(paradigm: str, log: Log, context: int, k: int | None) -> None:
     batch: Batch = log.batch(context, k, row_length=256)
-    assert torch.equal(dense(intervals(batch.tokens, paradigm, context)), visible(batch.tokens, paradigm, context))
+    assert torch.equal(
+        dense(intervals(batch.tokens, named(paradigm), context)), visible(batch.tokens, named(paradigm), context)
+    )
 
 
 def test_rows_are_the_same_from_memory_that_cannot_be_written_to_and_integers_of_any_size() -> None:

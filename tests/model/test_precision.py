@@ -13,17 +13,19 @@ from transformers import LlamaConfig
 
 from dti_pipeline.config import Config, LoraConfig, ModelConfig, TrainingConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import backbone, float8
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.speed import float8
+from dti_pipeline.paradigms import DTI
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.steps import Steps
 from tests.model.architectures import ACCEPTED, write
-from tests.model.conftest import SPECIAL, VOCABULARY, Log, small_model, speaking
+from tests.model.conftest import SPECIAL, VOCABULARY, Log, placed, small_model, speaking
 
 Outcome = tuple[torch.Tensor, dict[str, torch.Tensor]]
 LORA = LoraConfig(rank=4, target_modules=("q_proj", "v_proj"))
@@ -34,7 +36,7 @@ def adapted(path: str, dtype: torch.dtype, kind: str = "llama", **settings: obje
     lora = LoraConfig(rank=4, target_modules=MODULES.get(kind, ("q_proj", "v_proj")))
     config = ModelConfig(**{"name_or_path": path, "lora": lora, **settings})
     torch.manual_seed(3)
-    model = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL, frozen_dtype=dtype)
+    model = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL, frozen_dtype=dtype)
     for name, parameter in model.trained().items():
         if "lora_B" in name:  # zeros at first: nothing would come of them
             nn.init.normal_(parameter, std=0.1)
@@ -76,9 +78,9 @@ def test_under_adapters_frozen_weights_are_bfloat16_and_trained_ones_fp32(tmp_pa
 
 
 def test_what_is_trained_whole_is_fp32(tmp_path: Path) -> None:
-    scratch = CTRModel(ModelConfig(), "dti", 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16)
+    scratch = CTRModel(ModelConfig(), DTI, 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16)
     config = ModelConfig(name_or_path=write(tmp_path, "llama"), lora=LoraConfig(rank=0))
-    full = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16)
+    full = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16)
     assert {p.dtype for model in (scratch, full) for p in model.parameters()} == {torch.float32}
 
 
@@ -105,7 +107,7 @@ def test_autocast_rounds_neither_logits_nor_their_gradients(head: str) -> None:
         plain = model.logits
         patch.setattr(model, "logits", lambda at_sum: states.append(at_sum) or plain(at_sum))
         with half.autocast():
-            logits = model(log.batch_of(rows))[0]
+            logits = model(log.batch_of(rows))
     assert torch.equal(logits, model.logits(states[0]))
     config = TrainingConfig(device="cpu")
     loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 10**9, half.device)
@@ -140,8 +142,8 @@ def test_a_model_of_a_shape_is_made_without_a_checkpoint_where_it_shall_be(tmp_p
     lm = backbone.random_weights(shape, torch.device("cpu"), torch.bfloat16)
     before = {name: p.clone() for name, p in lm.named_parameters()}
     config = ModelConfig(name_or_path="none", lora=LORA)
-    model = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16, lm=lm)
-    assert model.narrows
+    model = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16, lm=lm)
+    assert model.plan.last_layer_at_sums
     logits, gradients = outcome(speaking(model), Log.random(users=3, seed=5).batch(3, 4, row_length=128))
     assert logits.abs().max() > 0
     assert len(gradients) > 4
@@ -204,9 +206,9 @@ def test_float8_is_refused_in_one_sentence_where_it_cannot_work(
     config = ModelConfig(name_or_path=write(tmp_path, "llama"), lora=LORA, frozen_weights="float8")
     with pytest.raises(InputError, match=r"plain where training\.dtype is not bfloat16"):
         Config(model=config)
-    model = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16)
+    model = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL, frozen_dtype=torch.bfloat16)
     with pytest.raises(InputError, match=r"needs a CUDA device of compute capability 8\.9 or newer"):
-        model.freeze(torch.device("cpu"))
+        model.place(model.plan)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     layer = nn.ModuleList([nn.Sequential(nn.Linear(32, 24).requires_grad_(False))])
     with pytest.raises(InputError, match=r"multiples of 16, and 0\.0 is 24 x 32"):
@@ -238,8 +240,7 @@ def test_a_compiled_step_of_adapters_on_cuda_is_nearly_the_cpu_s_in_fp32(
     batch = Log.random(users=12, seed=7, shortest=6, longest=20).batch(3, 6, row_length=512)
     exact = outcome(adapted(path, torch.float32, **fixes), batch)
     model = adapted(path, torch.bfloat16, frozen_weights=weights, **fixes)
-    model.freeze(cuda)
-    model.compile_layers()
+    placed(model)
     found = outcome(model, batch.to(cuda))
     assert_near(found, exact, *((0.05, 0.1) if weights == "plain" else (0.3, 0.4)))
 
@@ -250,7 +251,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: Path, fixes: dict[str, str]) -
     cuda = torch.device("cuda")
     path = write(tmp_path, "llama", hidden_size=64, intermediate_size=96, head_dim=16)
     model = adapted(path, torch.bfloat16, **fixes).train()
-    model.freeze(cuda)
+    model.place(model.make_plan(cuda, torch.bfloat16))
     optimizer = optimizer_for(model, TrainingConfig())
     waiting = Log.random(users=12, seed=7, shortest=6, longest=20).batch(3, 6, row_length=512).pin()
     try:

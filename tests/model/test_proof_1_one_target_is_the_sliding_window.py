@@ -14,7 +14,8 @@ from dti_pipeline.config import Config
 from dti_pipeline.packing.pack import PLANS, pack, targets_per_prompt
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import named, names
+from dti_pipeline.paths import Paths
 from tests.model import oracle
 from tests.model.conftest import SPECIAL, Log, histories
 
@@ -26,7 +27,7 @@ def packed(config: Config, paths: Paths, targets: int | str, paradigm: str) -> d
     return {plan: (paths.shards(paradigm) / f"{plan}.arrow").read_bytes() for plan in PLANS}
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_every_paradigm_with_one_target_packs_the_sliding_window_s_bytes(
     token_home: tuple[Config, Paths], tmp_path: Path, paradigm: str
 ) -> None:
@@ -55,8 +56,8 @@ def test_a_streaming_plan_is_another_plan(token_home: tuple[Config, Paths]) -> N
 
 def test_only_training_and_streaming_plans_have_more_than_one_target_a_prompt() -> None:
     config = Config()
-    k = {p: {plan: targets_per_prompt(config, plan, p) for plan in PLANS} for p in PARADIGMS}
-    assert {p: k[p]["train"] for p in PARADIGMS} == {"sliding_window": 1, **dict.fromkeys(PARADIGMS[1:], 50)}
+    k = {p: {plan: targets_per_prompt(config, plan, named(p)) for plan in PLANS} for p in names()}
+    assert {p: k[p]["train"] for p in names()} == {"sliding_window": 1, **dict.fromkeys(names()[1:], 50)}
     assert {plan: k["dti"][plan] for plan in PLANS[1:]} == {
         "validation": 1,
         "validation_streaming": 50,

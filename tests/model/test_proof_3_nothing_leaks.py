@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from tests.model import oracle
 from tests.model.conftest import VOCABULARY, Log, histories, small_model
 
@@ -67,7 +67,7 @@ def logits(model: CTRModel, batch: Batch) -> torch.Tensor:
         return model(batch)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @networks
 @given(log=logs, n=st.integers(0, 3), k=st.sampled_from([1, 3, None]), layers=st.integers(1, 3), data=st.data())
 @settings(max_examples=5, deadline=None)
@@ -87,7 +87,7 @@ def test_gradients_are_zero_at_what_a_target_may_not_see_and_nowhere_else(
     assert torch.equal(touched, reach_of_targets(batch, paradigm, n, layers, summaries == "pooled")[t])
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @networks
 @given(log=logs, n=st.integers(0, 3), k=st.sampled_from([1, 3, None]), layers=st.integers(1, 3), data=st.data())
 @settings(max_examples=5, deadline=None)
@@ -105,7 +105,7 @@ def test_another_token_changes_no_logit_that_may_not_see_it_by_a_single_bit(
     assert not (moved & ~may).any()
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_a_label_changes_later_targets_that_see_it_and_never_its_own(paradigm: str) -> None:
     n, layers = 2, 2
     log = Log.random(users=3, seed=4, shortest=9)
@@ -121,7 +121,7 @@ def test_a_label_changes_later_targets_that_see_it_and_never_its_own(paradigm: s
     assert moved == set(later[:farthest])
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_a_text_changes_its_own_target_and_later_ones(paradigm: str) -> None:
     n = 2
     log = Log.random(users=3, seed=4, shortest=9)
@@ -136,7 +136,7 @@ def test_a_text_changes_its_own_target_and_later_ones(paradigm: str) -> None:
     assert moved == set(later[: n + 1] if paradigm in ("dti", "dti_isolated") else later)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_one_prompt_s_prefix_is_seen_by_all_of_it_and_by_no_other_prompt(paradigm: str) -> None:
     log = Log.random(users=4, seed=5, prefix=PREFIX)
     model = network(paradigm, 2, 2, log, "pooled", "rope", "none")

@@ -20,13 +20,21 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import HOPPER, TRITON, View, _banded, bands, heads_together, kernel_options
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.batch import Batch
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.masks import BlockMasks, Tokens, intervals, visible
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.modeling.attention import backends
+from dti_pipeline.modeling.attention.backends import (
+    HOPPER,
+    TRITON,
+    Banded,
+    Flex,
+    gqa_packing,
+    kernel_options,
+)
+from dti_pipeline.modeling.masks.blocks import BlockMasks
+from dti_pipeline.modeling.masks.visibility import Tokens, intervals, visible
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, named, names
 from tests.model.conftest import TOLERANCE, Log, histories, small_model
 from tests.model.flex import attended, with_gradients
 
@@ -43,8 +51,8 @@ def random_heads(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torc
     return tuple(torch.randn(rows, heads, LENGTH, 16, generator=draw) for heads in (4, 2, 2))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
-@pytest.mark.parametrize("heads", [1, 2], ids=["head by head", "heads of a group together"])
+@pytest.mark.parametrize("paradigm", names())
+@pytest.mark.parametrize("heads", [1, 2], ids=["head by head", "GQA packing"])
 @given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), seed=st.integers(0, 100))
 @settings(max_examples=8, deadline=None)
 def test_both_fast_forms_equal_the_dense_mask_on_the_cpu(
@@ -52,20 +60,20 @@ def test_both_fast_forms_equal_the_dense_mask_on_the_cpu(
 ) -> None:
     batch = log.batch(n, k, row_length=LENGTH)
     query, key, value = random_heads(len(batch.token), seed)
-    dense = visible(batch.tokens, paradigm, n)[:, None]
+    dense = visible(batch.tokens, named(paradigm), n)[:, None]
     expected = scaled_dot_product_attention(query, key, value, attn_mask=dense, enable_gqa=True)
-    spans = intervals(batch.tokens, paradigm, n)
-    banded = _banded(query, key, value, bands(spans), 16**-0.5)
+    spans = intervals(batch.tokens, named(paradigm), n)
+    banded = attended(Banded.of(spans))(query, key, value)
     torch.testing.assert_close(banded, expected, atol=TOLERANCE, rtol=0)
     # A block smaller than the row, so that whole blocks are skipped and taken without looking.
     masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=64, heads=heads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
-        flex = attended(View(block_mask=masks.build(spans)))(query, key, value)
+        patch.setattr(backends, "compiled_flex_attention", lambda: flex_attention)
+        flex = attended(Flex(masks.build(spans), TRITON))(query, key, value)
     torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 def test_a_block_mask_can_be_built_again_for_the_next_batch(paradigm: str) -> None:
     """Its buffers are overwritten in place: nothing of the batch before may stay."""
     logs = [Log.random(users=3, seed=seed, shortest=8) for seed in (1, 2)]
@@ -75,14 +83,14 @@ def test_a_block_mask_can_be_built_again_for_the_next_batch(paradigm: str) -> No
     query, key, value = random_heads(rows, 0)
     for batch in batches:
         some = Tokens(*(part[:rows] for part in (batch.document, batch.interaction, batch.kind)))
-        dense = visible(some, paradigm, 3)[:, None]
+        dense = visible(some, named(paradigm), 3)[:, None]
         expected = scaled_dot_product_attention(query, key, value, attn_mask=dense, enable_gqa=True)
-        mask = masks.build(intervals(some, paradigm, 3))
+        mask = masks.build(intervals(some, named(paradigm), 3))
         flex = flex_attention(query, key, value, block_mask=mask, enable_gqa=True)
         torch.testing.assert_close(flex, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("heads", [1, 4])
 @given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]), size=st.sampled_from([8, 32, 96]))
 @settings(max_examples=8, deadline=None)
@@ -90,8 +98,8 @@ def test_blocks_are_those_of_the_mask(paradigm: str, heads: int, log: Log, n: in
     """What is visible is looked at, what is full is not evaluated, and hardly a block is looked at for nothing."""
     batch = log.batch(n, k, row_length=LENGTH)
     masks = BlockMasks(*batch.token.shape, torch.device("cpu"), len(log.store.prefix) > 0, block_size=size, heads=heads)
-    mask = masks.build(intervals(batch.tokens, paradigm, n))
-    seen, queries = visible(batch.tokens, paradigm, n), size // heads
+    mask = masks.build(intervals(batch.tokens, named(paradigm), n))
+    seen, queries = visible(batch.tokens, named(paradigm), n), size // heads
     seen = torch.nn.functional.pad(seen, (0, -LENGTH % size, 0, -LENGTH % size))
     blocks = seen.unflatten(1, (-1, queries)).unflatten(3, (-1, size))
     some, rows = blocks.any(4).any(2), blocks.all(4)
@@ -121,18 +129,18 @@ def test_as_many_heads_are_together_as_share_their_keys_in_all_layers_and_divide
     def layer(groups: int) -> Any:
         return SimpleNamespace(self_attn=SimpleNamespace(num_key_value_groups=groups))
 
-    assert heads_together([layer(4), layer(4)]) == 4
-    assert heads_together([layer(8), layer(12)]) == 4
-    assert heads_together([layer(7)]) == 1
-    assert heads_together([layer(4), SimpleNamespace()]) == 1
-    assert heads_together(decoder_of(small_model("dti", 3).lm).layers) == 2
+    assert gqa_packing([layer(4), layer(4)]) == 4
+    assert gqa_packing([layer(8), layer(12)]) == 4
+    assert gqa_packing([layer(7)]) == 1
+    assert gqa_packing([layer(4), SimpleNamespace()]) == 1
+    assert gqa_packing(decoder_of(small_model("dti", 3).lm).layers) == 2
 
 
 def test_a_long_prompt_has_full_blocks_where_no_sum_stands() -> None:
     histories = [[([5, 6, 7, 8], 1) for _ in range(40)]]
     batch = Log.of(histories).batch(39, 1, row_length=LENGTH, min_history=39)
     masks = BlockMasks(*batch.token.shape, torch.device("cpu"), has_prefix=False, block_size=32)
-    mask = masks.build(intervals(batch.tokens, "sliding_window", 39))
+    mask = masks.build(intervals(batch.tokens, SLIDING_WINDOW, 39))
     assert mask.full_kv_num_blocks.sum() == 15, "200 tokens: six whole blocks, below the diagonal"
 
 
@@ -157,17 +165,17 @@ def test_on_cuda_the_kernels_have_the_dense_mask_s_output_and_gradients(
     log, cuda = Log.of(histories), torch.device("cuda")
     batch = log.batch(length, 2, row_length=length, min_history=length // 9 - 2).to(cuda)
     masks = BlockMasks(*batch.token.shape, cuda, has_prefix=False, heads=together)
-    block_mask = masks.build(intervals(batch.tokens, "dti", length))
+    block_mask = masks.build(intervals(batch.tokens, DTI, length))
     assert length < 512 or int(block_mask.full_kv_num_blocks.sum()) > 2
     draw = torch.Generator().manual_seed(0)
     given = [torch.randn(*batch.token.shape, heads, width, generator=draw).to(cuda, dtype) for heads in (4, 2, 2)]
     direction = torch.randn(given[0].shape, generator=draw).to(cuda, dtype)
-    view = View(block_mask=block_mask, options=kernel_options(cuda, dtype, width))
-    seen = visible(batch.tokens, "dti", length)[:, None]
+    flex = Flex(block_mask, kernel_options(cuda, dtype, width))
+    seen = visible(batch.tokens, DTI, length)[:, None]
     given, direction = [x.transpose(1, 2) for x in given], direction.transpose(1, 2)
     exact = partial(scaled_dot_product_attention, attn_mask=seen, enable_gqa=True)
     results = (
-        with_gradients(attended(view), given, direction),
+        with_gradients(attended(flex), given, direction),
         with_gradients(exact, [x.float() for x in given], direction),
     )
     for found, expected in zip(*results, strict=True):
@@ -189,7 +197,7 @@ def logits_and_gradients(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("prefix", [(), (9, 8, 7)], ids=["bare", "prefix"])
 @pytest.mark.parametrize(
     ("position", "forgetting"), [("rope", "none"), ("rope_alibi", "linear"), ("nope_alibi", "none")]
@@ -211,7 +219,8 @@ def test_on_cuda_the_model_has_the_cpu_s_logits_and_gradients(
     batch = log.batch(4, 6, row_length=512)
     expected, expected_gradients = logits_and_gradients(model, batch)
     cuda = torch.device("cuda")
-    logits, gradients = logits_and_gradients(model.to(cuda), batch.to(cuda), dtype)
+    model.place(model.make_plan(cuda, dtype or torch.float32))
+    logits, gradients = logits_and_gradients(model, batch.to(cuda), dtype)
     assert (logits - expected).abs().max() <= logit_tolerance * expected.abs().max()
     assert gradients.keys() == expected_gradients.keys()
     size = {name: gradient.norm() for name, gradient in expected_gradients.items()}

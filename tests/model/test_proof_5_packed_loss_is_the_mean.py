@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.reader import Rows
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
@@ -83,7 +83,7 @@ def assert_same(found: tuple[float, Gradients], expected: tuple[float, Gradients
         torch.testing.assert_close(gradient, expected[1][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @given(
     log=logs,
     n=st.integers(0, 4),

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dti_pipeline.modeling.distance import rotate, unrotate
+from dti_pipeline.modeling.attention.distance import rotate, unrotate
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from tests.model.conftest import TOLERANCE, Log, differences, histories, logits_by_target, small_model
 
 logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), **histories)
 
 
-@pytest.mark.parametrize("paradigm", PARADIGMS)
+@pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
 @given(log=logs, n=st.integers(0, 4), k=st.sampled_from([1, 3, None]), forgetting=st.sampled_from(["none", "linear"]),
        data=st.data())  # fmt: skip

@@ -6,6 +6,7 @@ plain causal attention. Each test here walks one way into that and must meet an 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,21 @@ from transformers import AttentionInterface
 
 from dti_pipeline.config import LoraConfig, ModelConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.attention import View, attend
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
+from dti_pipeline.modeling.attention import interface
+from dti_pipeline.modeling.attention.backends import Banded
+from dti_pipeline.modeling.attention.interface import BatchAttention, attend
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.paradigms import named
 from tests.model.architectures import REFUSED, write
-from tests.model.conftest import SPECIAL, VOCABULARY, Log, logits_by_target, small_model, speaking
+from tests.model.conftest import SPECIAL, VOCABULARY, Log, Watching, logits_by_target, small_model, speaking
 
 ROW = 256
 
 
 def pretrained(path: str, paradigm: str = "dti_isolated", row_length: int = ROW, **settings: Any) -> CTRModel:
     settings = {"lora": LoraConfig(rank=0), **settings}
-    model = CTRModel(ModelConfig(name_or_path=path, **settings), paradigm, 2, VOCABULARY, row_length, SPECIAL)
+    model = CTRModel(ModelConfig(name_or_path=path, **settings), named(paradigm), 2, VOCABULARY, row_length, SPECIAL)
     return speaking(model)
 
 
@@ -41,30 +44,31 @@ def batch() -> Any:
     return Log.random(users=3, seed=0).batch(2, 3)
 
 
-def test_a_forward_pass_without_a_view_of_the_batch(model: CTRModel, batch: Any) -> None:
-    with pytest.raises(RuntimeError, match="without a view"):
+def test_a_forward_pass_without_its_batch(model: CTRModel, batch: Any) -> None:
+    with pytest.raises(RuntimeError, match="without its batch"):
         model.lm(input_ids=batch.token)
 
 
-def test_a_view_without_a_mask(model: CTRModel, batch: Any) -> None:
-    with pytest.raises(RuntimeError, match="no mask"):
-        model.lm(input_ids=batch.token, dti=View())
+def test_a_model_that_was_moved_without_its_plan(model: CTRModel, batch: Any) -> None:
+    model.plan = model.make_plan(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="the plan is for cuda, and the batch is on cpu"):
+        model(batch)
 
 
-def test_a_mask_beside_the_view(model: CTRModel, batch: Any) -> None:
+def test_a_mask_beside_that_of_the_batch(model: CTRModel, batch: Any) -> None:
     decoder = decoder_of(model.lm)
     embedded = decoder.get_input_embeddings()(batch.token)
-    view = model.view(batch, embedded)
+    own = model.batch_attention(batch, embedded)
     four = torch.zeros(len(batch.token), 1, ROW, ROW)
-    with pytest.raises(RuntimeError, match="a mask beside the view"):
-        decoder(inputs_embeds=embedded, position_ids=batch.position, attention_mask=four, use_cache=False, dti=view)
+    with pytest.raises(RuntimeError, match="a mask beside that of its batch"):
+        decoder(inputs_embeds=embedded, position_ids=batch.position, attention_mask=four, use_cache=False, dti=own)
 
 
 def test_an_attention_name_that_is_not_registered(
     model: CTRModel, batch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     checkpoint = write(tmp_path, "llama")
-    monkeypatch.delitem(AttentionInterface._global_mapping, attention.NAME)
+    monkeypatch.delitem(AttentionInterface._global_mapping, interface.NAME)
     with pytest.raises(KeyError, match="dti"):
         model(batch)
     with pytest.raises(InputError, match="no causal language model that can take our mask"):
@@ -84,8 +88,10 @@ def test_another_attention_set_after_the_model_was_built(model: CTRModel, batch:
     # What the error prevents: transformers itself has no objection, and computes something else.
     decoder = decoder_of(model.lm)
     embedded = decoder.get_input_embeddings()(batch.token)
-    decoder(inputs_embeds=embedded, position_ids=batch.position, use_cache=False, dti=model.view(batch, embedded))
-    model.lm.set_attn_implementation(attention.NAME)
+    decoder(
+        inputs_embeds=embedded, position_ids=batch.position, use_cache=False, dti=model.batch_attention(batch, embedded)
+    )
+    model.lm.set_attn_implementation(interface.NAME)
     assert logits_by_target(model, batch) == before
 
 
@@ -100,11 +106,10 @@ def test_our_attention_is_called_once_a_layer_and_nothing_else_is(tmp_path: Path
     model = pretrained(write(tmp_path, "llama", num_hidden_layers=3), lora=LoraConfig(rank=lora))
     decoder = decoder_of(model.lm)
     embedded = decoder.get_input_embeddings()(batch.token)
-    seen: list[Any] = []
-    view = model.view(batch, embedded)
-    watching = View(bands=view.bands, sums=view.sums, watch=lambda module, *rest: seen.append(module))
-    decoder(inputs_embeds=embedded, position_ids=batch.position, use_cache=False, dti=watching)
-    assert seen == [layer.self_attn for layer in decoder.layers]
+    own = model.batch_attention(batch, embedded)
+    watching = Watching(own.backend)
+    model.states(embedded, batch.position, dataclasses.replace(own, backend=watching))
+    assert [module for module, *_ in watching.calls] == [layer.self_attn for layer in decoder.layers]
 
 
 def test_attention_dropout_of_a_checkpoint_is_taken_out_and_any_other_is_an_error(tmp_path: Path, batch: Any) -> None:
@@ -135,10 +140,10 @@ def heads() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     ],
 )
 def test_a_wish_that_the_attention_does_not_know(wish: dict[str, Any], sentence: str) -> None:
-    cut = ((0, 0, torch.ones(1, 1, 8, 8, dtype=torch.bool)),)
+    batch = BatchAttention(Banded(((0, 0, torch.ones(1, 1, 8, 8, dtype=torch.bool)),)))
     with pytest.raises(RuntimeError, match=sentence):
-        attend(torch.nn.Identity(), *heads(), None, dti=View(bands=cut), **wish)
-    out, _ = attend(torch.nn.Identity(), *heads(), None, dti=View(bands=cut), sliding_window=8, softcap=None)
+        attend(torch.nn.Identity(), *heads(), None, dti=batch, **wish)
+    out, _ = attend(torch.nn.Identity(), *heads(), None, dti=batch, sliding_window=8, softcap=None)
     assert out.shape == (1, 8, 2, 4)
 
 

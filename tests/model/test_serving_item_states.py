@@ -1,4 +1,4 @@
-"""Scores from kept item states are the scores of whole prompts."""
+"""Scores from cached item states equal the scores of whole prompts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.scoring import score
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.serving import item_states
@@ -74,7 +74,7 @@ def test_streaming_scores_come_from_the_same_states(log: Log) -> None:
     np.testing.assert_allclose(kept, [streaming[t] for t in targets], rtol=0, atol=1e-5)
 
 
-def test_texts_that_come_later_get_states_of_their_own(log: Log) -> None:
+def test_texts_added_later_get_states_of_their_own(log: Log) -> None:
     model = isolated()
     rows = log.rows(CONTEXT, 1, 128)
     targets, expected = from_prompts(model, rows)

@@ -16,23 +16,25 @@ import torch
 from torch import Tensor
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling import attention
-from dti_pipeline.modeling.backbone import decoder_of
-from dti_pipeline.modeling.ctr_model import CTRModel
-from dti_pipeline.modeling.sum_attention import sum_attention, sum_attention_reference
-from dti_pipeline.modeling.sum_rows import Initial
+from dti_pipeline.modeling.attention import backends as attention
+from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
+from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
+from dti_pipeline.modeling.attention.sums.rows import Initial
+from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.paradigms import DTI, names
 from tests.model.architectures import write
-from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, small_model
-from tests.model.test_forgetting import CUDA_TOLERANCE, FAMILIES, calls_of
+from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, k_of, small_model
+from tests.model.test_forgetting import CUDA_TOLERANCE, FAMILIES, at_sums, calls_of
 
 INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="no Triton, or TRITON_INTERPRET=1 is not set")
 DEVICES = [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=pytest.mark.gpu)]
-PARADIGMS = ("sliding_window", "dti", "dti_growing", "dti_isolated")
+PARADIGMS = names()
 
 
 def fused(*arguments: Any) -> Tensor:
-    from dti_pipeline.modeling.sum_fused import fused_sum_attention
+    from dti_pipeline.modeling.attention.sums.fused import fused_sum_attention
 
     return fused_sum_attention(*arguments)
 
@@ -40,12 +42,9 @@ def fused(*arguments: Any) -> Tensor:
 def arguments_of(model: CTRModel, batch: Any) -> tuple[Tensor, list[Any]]:
     """What entered the first layer, and what the second asks of the [SUM] rows' attention."""
     embedded, calls, sums = calls_of(model, batch)
-    module, query, key, value, scale, kwargs = calls[1]
-    memory = kwargs["layer"]
-    query = sums.take(query)
-    if not sums.keep_rotation:
-        query, key = memory.unrotated(query, sums.slot), memory.unrotated(key)
-    return embedded, [module, query, key, value, sums, scale, memory]
+    module, query, key, value, scale, layer = calls[1]
+    query, key = at_sums(query, key, sums, layer)
+    return embedded, [module, query, key, value, sums, scale, layer]
 
 
 def direction_of(like: Tensor) -> Tensor:
@@ -64,11 +63,12 @@ def outcome(form: Any, arguments: list[Any], wanted: list[Tensor]) -> list[Tenso
 
 def assert_same(model: CTRModel, batch: Any, device: str) -> None:
     """The kernels' outcome is that of the portable and of the plain form."""
-    embedded, arguments = arguments_of(model.to(device), batch.to(torch.device(device)))
+    model.place(model.make_plan(torch.device(device)))
+    embedded, arguments = arguments_of(model, batch.to(torch.device(device)))
     wanted = [embedded, *(p for name, p in model.lm.named_parameters() if "layers" in name)]
-    found, portable = (outcome(form, arguments, wanted) for form in (fused, sum_attention))
+    found, portable = (outcome(form, arguments, wanted) for form in (fused, blocked_sum_attention))
     assert len(found) > 10
-    plain = sum_attention_reference(*arguments)
+    plain = naive_sum_attention(*arguments)
     for one, other in zip([*found, found[0]], [*portable, plain], strict=True):
         if device == "cpu":
             torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=1e-4)
@@ -82,7 +82,7 @@ def assert_same(model: CTRModel, batch: Any, device: str) -> None:
 @pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
 def test_kernels_are_the_plain_form(position: str, paradigm: str, prefix: tuple[int, ...], device: str) -> None:
     log = Log.random(users=5, seed=5, shortest=6, prefix=prefix)
-    batch = log.batch(3, 1 if paradigm == "sliding_window" else 4, row_length=100)
+    batch = log.batch(3, k_of(paradigm), row_length=100)
     assert 1 < len(batch.token) < 10
     for family in ("none", "linear"):
         model = small_model(paradigm, 3, prefix=len(prefix), sum_position=position, forgetting=family)
@@ -142,7 +142,7 @@ def test_what_is_forgotten_completely_has_no_gradient() -> None:
 
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every kernel that is run, by name."""
-    from dti_pipeline.modeling import sum_fused
+    from dti_pipeline.modeling.attention.sums import fused as sum_fused
 
     names: list[str] = []
     launch = sum_fused.launch
@@ -195,7 +195,7 @@ def test_states_with_biases_are_mixed_without_the_kernels(
     config = ModelConfig(
         name_or_path=write(tmp_path, "qwen2"), lora=lora, forgetting=forgetting, sum_position="rope_alibi"
     )
-    model = CTRModel(config, "dti", 3, VOCABULARY, 128, SPECIAL)
+    model = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL)
     monkeypatch.setattr(attention, "FUSED", ("cpu",))
     names = launches(monkeypatch)
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_on_cuda_compiled_kernels_are_the_portable_form(dtype: torch.dtype, fami
     """Relative to the norm of each output and gradient; and the same to the last bit when asked again."""
     leaves, arguments = on_cuda(dtype, family, width)
     form = torch.compile(fused, dynamic=False, fullgraph=True)
-    found, again, expected = (outcome(f, arguments, leaves) for f in (form, form, sum_attention))
+    found, again, expected = (outcome(f, arguments, leaves) for f in (form, form, blocked_sum_attention))
     for one, two, other in zip(found, again, expected, strict=True):
         assert torch.equal(one, two)
         assert (one - other).float().norm() <= CUDA_TOLERANCE[dtype] * other.float().norm()
@@ -258,7 +258,7 @@ def test_on_cuda_a_model_has_the_kernels_without_asking(monkeypatch: pytest.Monk
     batch = Log.random(users=3, seed=5, shortest=8).batch(3, 4, row_length=128)
     exact = logits_and_gradients(model, batch)
     assert not names
-    model.freeze(torch.device("cuda"))
+    model.place(model.make_plan(torch.device("cuda")))
     found = logits_and_gradients(model, batch.to(torch.device("cuda")))
     assert sorted(names) == ["forward", "forward", "keys", "keys", "queries", "queries"]
     for one, other in zip(found, exact, strict=True):

@@ -15,7 +15,8 @@ from dti_pipeline.defs import processes
 from dti_pipeline.defs.automation import SENSORS, new_log_files, nightly
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.jobs import SHARED, prepare_log
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.paradigms import names
+from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES
 
 TRAINED = ("sliding_window", "dti")
@@ -197,7 +198,7 @@ def test_the_first_model_of_a_paradigm_is_evaluated_too(graph: Graph) -> None:
 def test_a_paradigm_that_nobody_asked_for_is_not_packed(graph: Graph) -> None:
     graph.made("tokens")
     assert graph.wanted() == {f"shards@{paradigm}" for paradigm in TRAINED}
-    assert set(TRAINED) < set(PARADIGMS)
+    assert set(TRAINED) < set(names())
 
 
 def test_a_failed_validation_holds_the_refresh_back(graph: Graph) -> None:

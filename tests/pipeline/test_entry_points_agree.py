@@ -14,7 +14,7 @@ import yaml
 
 from dti_pipeline import config, dvc
 from dti_pipeline.definitions import defs
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import names
 from dti_pipeline.pipeline import STAGES
 from dti_pipeline.plain import to_plain
 
@@ -61,7 +61,7 @@ def test_asset_depends_on_what_its_stage_reads(stage) -> None:
 def test_paradigms_are_partitions_and_a_matrix_exactly_where_the_table_says(stage) -> None:
     node = GRAPH.get(dg.AssetKey(stage.asset))
     keys = node.partitions_def.get_partition_keys() if node.partitions_def else None
-    assert keys == (list(PARADIGMS) if stage.per_paradigm else None)
+    assert keys == (list(names()) if stage.per_paradigm else None)
     assert ("matrix" in yaml.safe_load(dvc.render())["stages"][stage.name]) == stage.per_paradigm
 
 

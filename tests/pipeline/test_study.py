@@ -23,10 +23,11 @@ from dti_pipeline import config, tracking
 from dti_pipeline.cli import app
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
-from dti_pipeline.study import door, execution, log, one, rows, tables
-from dti_pipeline.study import grid as grids
-from dti_pipeline.study import report as reports
-from dti_pipeline.study.grid import Grid
+from experiments import analyse, command, schedule, write
+from experiments import grid as grids
+from experiments.grid import Grid
+from experiments.logs import prepare
+from experiments.run import ROW, execute, folder
 from tests.project import TINY
 
 CONTRACT = {
@@ -35,7 +36,7 @@ CONTRACT = {
     "hardware", "commit", "command", "config",
 }  # fmt: skip
 STUDY: dict[str, Any] = {
-    "results": "study.json",
+    "results": ".",
     "document": "results.md",
     "pictures": "img",
     "data_sets": {"demo": {"note": "made here", "params": {"events": {"source": "synthetic"}, **TINY}}},
@@ -60,14 +61,19 @@ What we learned.
 """
 
 
-def study(folder: Path, **training: Any) -> Grid:
+def study(home: Path, **training: Any) -> Grid:
     """The small study, written into a folder with a document that asks for its table."""
     content = json.loads(json.dumps(STUDY))
     content["data_sets"]["demo"]["params"]["training"] |= training
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(content))
-    (folder / "results.md").write_text(DOCUMENT)
-    return grids.load(folder / "study.yaml")
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "study.yaml").write_text(yaml.safe_dump(content))
+    (home / "results.md").write_text(DOCUMENT)
+    return grids.load(home / "study.yaml")
+
+
+def rows_of(home: Path) -> list[analyse.Row]:
+    """The rows of the results in the study's folder."""
+    return analyse.read(grids.load(home / "study.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder in which the log is prepared and nothing was run."""
     work = tmp_path_factory.mktemp("logs")
     grid = study(work / "file")
-    execution.prepare(grid, work / "study", grid.runs, {}, Paths(work))
+    schedule.prepare(grid, work / "study", grid.runs, {}, Paths(work))
     return work / "study"
 
 
@@ -85,12 +91,12 @@ def finished(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("finished")
     shutil.copytree(logs, home / "study", symlinks=True)
     study(home)
-    task = door.Task(home / "study.yaml", home / "study", workers=2)
+    task = command.Task(home / "study.yaml", home / "study", workers=2)
     untracked = config.load(Path("none"), ["tracking.enabled=false"])
-    report = door.make(task, untracked, Paths(home), None, lambda text: None)
+    report = command.make(task, untracked, Paths(home), None, lambda text: None)
     assert report == {
-        "results": "study.json", "rows": 2, "errors": 0, "missing": 0, "failed": 0, "pictures": ["study_leak_k"],
-    }, (home / "study.json").read_text()  # fmt: skip
+        "results": ".", "rows": 2, "errors": 0, "missing": 0, "failed": 0, "pictures": ["study_leak_k"],
+    }, rows_of(home)  # fmt: skip
     return home
 
 
@@ -102,7 +108,7 @@ def home(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_rows_say_what_was_run_and_what_came_of_it(finished: Path) -> None:
-    base, dti = json.loads((finished / "study.json").read_text())
+    base, dti = rows_of(finished)
     assert (base["paradigm"], base["k"], dti["paradigm"], dti["k"]) == ("sliding_window", 1, "dti", 10)
     for row in (base, dti):
         assert set(row) >= CONTRACT
@@ -120,21 +126,21 @@ def test_rows_say_what_was_run_and_what_came_of_it(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution.subprocess, "Popen", None)
-    before = (home / "study.json").read_bytes()
+    monkeypatch.setattr(schedule.subprocess, "Popen", None)
+    before = (home / analyse.ROWS).read_bytes()
     shutil.rmtree(home / "study" / "demo" / "runs")  # the results file alone is enough
     grid = grids.load(home / "study.yaml")
-    assert execution.execute(grid, home / "study", grid.runs) == 0
-    assert (home / "study.json").read_bytes() == before
+    assert schedule.execute(grid, home / "study", grid.runs) == 0
+    assert (home / analyse.ROWS).read_bytes() == before
 
 
 @pytest.mark.slow
 def test_another_configuration_is_another_run_and_never_takes_the_others_place(home: Path) -> None:
     grid = study(home, learning_rate=0.5)
-    assert [row["state"] for row in execution.listing(grid, home / "study", grid.runs)] == ["to do", "to do"]
-    assert rows.gather(grid, home / "study") == []
+    assert [row["state"] for row in schedule.listing(grid, home / "study", grid.runs)] == ["to do", "to do"]
+    assert analyse.gather(grid, home / "study") == []
     grid = study(home)
-    assert [row["state"] for row in execution.listing(grid, home / "study", grid.runs)] == ["done", "done"]
+    assert [row["state"] for row in schedule.listing(grid, home / "study", grid.runs)] == ["done", "done"]
 
 
 @pytest.mark.slow
@@ -142,16 +148,16 @@ def test_what_a_process_of_an_earlier_call_has_just_finished_stands(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = grids.load(home / "study.yaml")
-    run, own = grid.runs[1], one.folder(home / "study", grid.runs[1])
-    before = (own / one.ROW).read_bytes()
-    gather, looks = rows.gather, iter([lambda *given: []])  # at the first look there was no row
+    run, own = grid.runs[1], folder(home / "study", grid.runs[1])
+    before = (own / ROW).read_bytes()
+    gather, looks = analyse.gather, iter([lambda *given: []])  # at the first look there was no row
 
-    def look(*given: Any) -> list[rows.Row]:
+    def look(*given: Any) -> list[analyse.Row]:
         return next(looks, gather)(*given)
 
-    monkeypatch.setattr(rows, "gather", look)
-    assert execution.execute(grid, home / "study", [run]) == 0
-    assert (own / one.ROW).read_bytes() == before
+    monkeypatch.setattr(analyse, "gather", look)
+    assert schedule.execute(grid, home / "study", [run]) == 0
+    assert (own / ROW).read_bytes() == before
 
 
 @pytest.mark.slow
@@ -161,37 +167,39 @@ def test_a_row_is_called_what_the_grid_calls_it_today(home: Path) -> None:
     content["figures"] = {}
     (home / "study.yaml").write_text(yaml.safe_dump(content))
     grid = grids.load(home / "study.yaml")
-    assert {row["group"] for row in rows.gather(grid, home / "study")} == {"other"}
-    assert tables.of_group(grid, rows.read(grid), "main") == []
+    assert {row["group"] for row in analyse.gather(grid, home / "study")} == {"other"}
+    assert analyse.of_group(grid, analyse.read(grid), "main") == []
 
 
 @pytest.mark.slow
 def test_an_interval_that_could_not_be_made_is_made_once_the_predictions_are_there(home: Path) -> None:
     grid, work = grids.load(home / "study.yaml"), home / "study"
-    gathered = rows.gather(grid, work)
+    gathered = analyse.gather(grid, work)
     expected = gathered[1]["auc_difference"]
     gathered[1]["auc_difference"] = None
     away = (work / "demo" / "runs").rename(work / "demo" / "away")
-    rows.derive(grid, gathered, work)
+    analyse.derive(grid, gathered, work)
     assert gathered[1]["auc_difference"] == expected | {"low": None, "high": None}
     away.rename(work / "demo" / "runs")
-    rows.derive(grid, gathered, work)
+    analyse.derive(grid, gathered, work)
     assert gathered[1]["auc_difference"] == expected
 
 
 @pytest.mark.slow
 def test_rows_of_other_data_are_refused(home: Path) -> None:
     grid = grids.load(home / "study.yaml")
-    content = json.loads((home / "study.json").read_text())
+    content = rows_of(home)
     for row in content:
         row["data"] = "0123456789ab"
-    (home / "study.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"study\.json holds rows of demo that come from other data \(0123456789ab\)"):
-        execution.prepare(grid, home / "study", grid.runs, {}, Paths(home))
+    analyse.save(grid, content)
+    with pytest.raises(
+        InputError, match=r"study_rows\.jsonl\.xz holds rows of demo that come from other data \(0123456789ab\)"
+    ):
+        schedule.prepare(grid, home / "study", grid.runs, {}, Paths(home))
     content[0]["data"] = "ba9876543210"
-    (home / "study.json").write_text(json.dumps(content))
+    analyse.save(grid, content)
     with pytest.raises(InputError, match="rows of demo come from different data"):
-        rows.gather(grid, home / "study")
+        analyse.gather(grid, home / "study")
 
 
 @pytest.mark.slow
@@ -199,7 +207,7 @@ def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures
     grid = study(tmp_path, epochs=1.0, targets_per_step=32, checkpoint_seconds=0)  # steps enough to be stopped among
     run = next(run for run in grid.runs if run.paradigm == "dti")
     work, alone = (shutil.copytree(logs, tmp_path / name, symlinks=True) for name in ("study", "alone"))
-    expected = one.execute(run, alone)
+    expected = execute(run, alone)
     content = yaml.safe_load((tmp_path / "study.yaml").read_text())
     content["groups"][0]["paradigms"] = ["dti"]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
@@ -207,7 +215,7 @@ def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures
     words = [sys.executable, "-m", "dti_pipeline.cli", "study", str(tmp_path / "study.yaml"), "--no-report"]
     words += ["--workers", "2"]
     command = subprocess.Popen(words, env=os.environ | {"DTI_HOME": str(tmp_path)}, stderr=subprocess.DEVNULL)
-    checkpoints = one.folder(work, run) / "home" / "models" / ".checkpoints"
+    checkpoints = folder(work, run) / "home" / "models" / ".checkpoints"
     until = time.monotonic() + 300
     while not list(checkpoints.glob("*/*/step-*")) and time.monotonic() < until:
         time.sleep(0.01)
@@ -216,13 +224,13 @@ def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"{work} {run.digest}" not in running
     assert list(checkpoints.glob("*/*/step-*"))
-    assert not (tmp_path / "study.json").exists()
+    assert not rows_of(tmp_path)
 
     said: list[str] = []
-    assert execution.execute(grid, work, [run], budget=1e-9, say=said.append) == 0
+    assert schedule.execute(grid, work, [run], budget=1e-9, say=said.append) == 0
     assert said == ["1 runs are left: the same command goes on with them"]
-    assert execution.execute(grid, work, [run], say=said.append) == 0
-    (row,) = json.loads((tmp_path / "study.json").read_text())
+    assert schedule.execute(grid, work, [run], say=said.append) == 0
+    (row,) = rows_of(tmp_path)
     figures = ("auc", "auc_streaming", "log_loss", "loss", "targets", "steps")
     assert {key: row[key] for key in figures} == {key: expected[key] for key in figures}
     assert (expected["workers"], row["workers"]) == (1, 2)  # a part of it did not have the machine to itself
@@ -234,9 +242,9 @@ def test_the_row_of_a_run_that_was_killed_says_by_what(
     grid, work = study(tmp_path), shutil.copytree(logs, tmp_path / "study", symlinks=True)
     begin = subprocess.Popen
     words = ["sh", "-c", "echo step 7; kill -KILL $$"]
-    monkeypatch.setattr(execution.subprocess, "Popen", lambda given, **options: begin(words, **options))
-    assert execution.execute(grid, work, grid.runs[:1], say=lambda text: None) == 1
-    (row,) = json.loads((tmp_path / "study.json").read_text())
+    monkeypatch.setattr(schedule.subprocess, "Popen", lambda given, **options: begin(words, **options))
+    assert schedule.execute(grid, work, grid.runs[:1], say=lambda text: None) == 1
+    (row,) = rows_of(tmp_path)
     assert row["error"] == "killed by SIGKILL: step 7"
 
 
@@ -246,15 +254,15 @@ def test_a_run_that_fails_has_a_row_with_its_error_and_is_tried_again(logs: Path
     run = next(run for run in grid.runs if run.paradigm == "dti")
     (work / "demo" / "packed").write_text("in the way")
     said: list[str] = []
-    assert execution.execute(grid, work, [run], say=said.append) == 1
-    (row,) = json.loads((tmp_path / "study.json").read_text())
+    assert schedule.execute(grid, work, [run], say=said.append) == 1
+    (row,) = rows_of(tmp_path)
     assert row["error"] in said[0]
     assert "packed" in row["error"]
     assert row["paradigm"] == "dti"
-    assert next(execution.listing(grid, work, [run]))["state"] == "failed"
+    assert next(schedule.listing(grid, work, [run]))["state"] == "failed"
     (work / "demo" / "packed").unlink()
-    assert execution.execute(grid, work, [run], say=said.append) == 0
-    (row,) = json.loads((tmp_path / "study.json").read_text())
+    assert schedule.execute(grid, work, [run], say=said.append) == 0
+    (row,) = rows_of(tmp_path)
     assert "error" not in row
     assert row["auc"] > 0
 
@@ -262,14 +270,14 @@ def test_a_run_that_fails_has_a_row_with_its_error_and_is_tried_again(logs: Path
 @pytest.mark.slow
 def test_the_report_is_made_from_the_rows_and_making_it_again_changes_nothing(home: Path) -> None:
     def files() -> dict[str, bytes]:
-        found = [home / "study.json", home / "results.md", *(home / "img").iterdir()]
+        found = [home / analyse.ROWS, home / "study.json", home / "results.md", *(home / "img").iterdir()]
         return {path.name: path.read_bytes() for path in found}
 
     before = files()
     assert "study_leak_k.svg" in before
     assert "study_leak_k.png" in before
     text = before["results.md"].decode()
-    row = json.loads(before["study.json"])[1]
+    row = rows_of(home)[1]
     assert text.startswith("# Results\n")
     assert text.endswith("What we learned.\n")
     assert "**demo** (made here)" in text
@@ -281,7 +289,7 @@ def test_the_report_is_made_from_the_rows_and_making_it_again_changes_nothing(ho
     assert f"| `dti` | {' | '.join(f'{auc:.4f}' if auc is not None else '–' for _, auc in by_history)} |" in text
     shutil.rmtree(home / "study")  # a clone has the results file alone
     untracked = config.load(Path("none"), ["tracking.enabled=false"])
-    reports.report(grids.load(home / "study.yaml"), home / "study", untracked, Paths(home))
+    write.report(grids.load(home / "study.yaml"), home / "study", untracked, Paths(home))
     assert files() == before
 
 
@@ -290,7 +298,7 @@ def test_the_report_is_made_from_the_rows_and_making_it_again_changes_nothing(ho
 def test_a_marker_that_asks_for_nothing_of_the_study_is_an_error(home: Path, marker: str, near: str) -> None:
     grid = grids.load(home / "study.yaml")
     with pytest.raises(InputError, match=f"did you mean `{near}`"):
-        reports.document(grid, rows.read(grid), f"<!-- {marker} -->\n<!-- end -->\n")
+        write.document(grid, analyse.read(grid), f"<!-- {marker} -->\n<!-- end -->\n")
 
 
 @pytest.mark.slow
@@ -311,14 +319,23 @@ def test_the_command_lists_what_is_left(home: Path, monkeypatch: pytest.MonkeyPa
     assert "did you mean `main`?" in wrong.stderr
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_command_is_there_where_experiments_is(there: bool) -> None:
+    code = "import dti_pipeline.cli as cli; print(*(command.name for command in cli.app.registered_commands))"
+    without = "" if there else "import sys; sys.modules['experiments'] = None; "
+    done = subprocess.run([sys.executable, "-c", without + code], capture_output=True, text=True, check=True)
+    assert ("study" in done.stdout.split()) == there
+    assert "compare" in done.stdout.split()
+
+
 def test_a_prepared_log_needs_no_duckdb(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = study(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "duckdb" else find(name))
-    log.prepare(grid, "demo", logs, {}, Paths(tmp_path))
+    prepare(grid, "demo", logs, {}, Paths(tmp_path))
     grid.data_sets["demo"].params["split"] = {"min_history": 6}
     with pytest.raises(InputError, match="duckdb is not installed here: run `dti study --prepare` where it is"):
-        log.prepare(grid, "demo", logs, {}, Paths(tmp_path))
+        prepare(grid, "demo", logs, {}, Paths(tmp_path))
 
 
 @pytest.mark.slow
@@ -334,11 +351,11 @@ def test_trials_on_a_rehearsal_are_prepared_trained_and_never_judged(
         {"name": "trials", "data_sets": ["past"], "paradigms": ["dti"], "models": ["", "dry"], "measure": "validation"}
     ]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    task = door.Task(tmp_path / "study.yaml", tmp_path / "study", workers=2)
+    task = command.Task(tmp_path / "study.yaml", tmp_path / "study", workers=2)
     untracked = config.load(Path("none"), ["tracking.enabled=false"])
-    report = door.make(task, untracked, Paths(tmp_path), None, lambda text: None)
-    assert (report["rows"], report["errors"], report["missing"]) == (2, 0, 0), (tmp_path / "study.json").read_text()
-    for row in json.loads((tmp_path / "study.json").read_text()):
+    report = command.make(task, untracked, Paths(tmp_path), None, lambda text: None)
+    assert (report["rows"], report["errors"], report["missing"]) == (2, 0, 0), rows_of(tmp_path)
+    for row in rows_of(tmp_path):
         assert row["learning"][-1][1] == pytest.approx(row["validation_auc"], abs=1e-6)
         assert row["floors"]
         assert not [key for key in row if key.startswith(("auc", "test")) and row[key] is not None]
@@ -347,7 +364,7 @@ def test_trials_on_a_rehearsal_are_prepared_trained_and_never_judged(
     # Brought along, a rehearsal needs neither duckdb nor the log that it was made of.
     shutil.rmtree(tmp_path / "study" / "demo")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    log.prepare(grids.load(task.grid), "past", task.work, {}, Paths(tmp_path))
+    prepare(grids.load(task.grid), "past", task.work, {}, Paths(tmp_path))
 
 
 def recorded(home: Path) -> tuple[MlflowClient, Run, dict[str, Run]]:
@@ -364,8 +381,8 @@ def recorded(home: Path) -> tuple[MlflowClient, Run, dict[str, Run]]:
 def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_runs_under_it(home: Path) -> None:
     grid, paths = grids.load(home / "study.yaml"), Paths(home)
     settings = config.load(Path("none"))
-    reports.report(grid, home / "study", settings, paths)
-    gathered = rows.gather(grid, home / "study")
+    write.report(grid, home / "study", settings, paths)
+    gathered = analyse.gather(grid, home / "study")
     gathered[1]["speedup"] = 9.5  # found later
     tracking.record_study(settings, paths, gathered, lambda own, group: f"{len(own)} of {group}", {})
     store, parent, children = recorded(home)
@@ -374,7 +391,7 @@ def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_r
     assert {run.data.metrics["test/auc"] for run in children.values()} == {row["auc"] for row in gathered}
     assert children["dti"].data.metrics["comparison/speedup"] == 9.5
     assert parent.data.tags["mlflow.note.content"] == "2 of main"
-    assert "study.json" in [item.path for item in store.list_artifacts(parent.info.run_id)]
+    assert analyse.ROWS in [item.path for item in store.list_artifacts(parent.info.run_id)]
     pictures = [item.path for item in store.list_artifacts(parent.info.run_id, "pictures")]
     assert "pictures/study_leak_k.svg" in pictures
 
@@ -384,13 +401,13 @@ def test_mlflow_has_seconds_of_trainings_that_had_their_machine_to_themselves_al
     grid, timed = grids.load(home / "study.yaml"), {"time/train_seconds", "perf/targets_per_second"}
 
     def metrics() -> dict[str, dict[str, float]]:
-        reports.report(grid, home / "study", config.load(Path("none")), Paths(home))
+        write.report(grid, home / "study", config.load(Path("none")), Paths(home))
         return {paradigm: run.data.metrics for paradigm, run in recorded(home)[2].items()}
 
     assert not any(timed & found.keys() for found in metrics().values())  # they were two at a time
-    content = json.loads((home / "study.json").read_text())
+    content = rows_of(home)
     content[0]["workers"] = 1
-    (home / "study.json").write_text(json.dumps(content))
+    analyse.save(grid, content)
     found = metrics()
     assert found["sliding_window"]["time/train_seconds"] == content[0]["train_seconds"]
     assert found["sliding_window"].keys() > timed

@@ -1,0 +1,72 @@
+"""The project's own training loop by itself: benchmarks time it, and score the outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from dti_pipeline.config import Config, TrainingConfig
+from dti_pipeline.modeling.network.compilation import compile_parts
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.packing.pack import plan_rows
+from dti_pipeline.packing.reader import Rows, bounds
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paradigms import Paradigm
+from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.loader import Loader
+from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.steps import Steps
+
+
+def rows_of(
+    settings: Config, store: TokenStore, paradigm: Paradigm, plan: str = "train"
+) -> tuple[Rows, dict[str, Any]]:
+    """A plan's rows, made in memory, and its counts."""
+    counts, cut, row = plan_rows(settings, store, paradigm, plan)
+    return Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row)), counts
+
+
+def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: Any) -> CTRModel:
+    """The model of a configuration, untrained."""
+    packing = settings.packing
+    return CTRModel(
+        settings.model, paradigm, packing.context, store.vocabulary, packing.row_length, store.special, **more
+    )
+
+
+def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> Optimizer:
+    """Place and compile a model as a training of one process does; return its optimizer."""
+    compute = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
+    model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph))
+    optimizer = optimizer_for(model, training)
+    if device.type == "cuda":
+        compile_parts(model)
+    return optimizer
+
+
+def trainer_of(
+    prepared: nn.Module,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    rows: Rows,
+    progress: Progress | None = None,
+) -> Trainer:
+    """A training that tells nobody, evaluates nothing and saves nothing."""
+    steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
+    return Trainer(
+        model=prepared,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        config=config,
+        loader=Loader(rows, steps, config.tokens_per_batch, accelerator.device),
+        progress=progress or Progress(),
+        emit=lambda event: None,
+        evaluate=dict,
+        checkpoint=lambda: None,
+    )

@@ -1,0 +1,66 @@
+"""Sections of params.yaml about the log: the synthetic one, where any log is and how it is read, its splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from dti_pipeline.plain import Finite, NonNegativeInt, PositiveInt, Range, require
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """The demo's log: planted tastes, planted defects, a known best possible AUC."""
+
+    seed: NonNegativeInt = 7  # of the generator
+    users: PositiveInt = 400  # people in the log
+    items: Annotated[int, Range(1, 100_000)] = 600  # items to rate; there are no more titles than the upper bound
+    interactions_per_user: PositiveInt = 80  # mean; single users vary around it
+    defects: NonNegativeInt = 25  # bad rows planted in the log, every kind in turn
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """Names of the columns of a CSV, Parquet or JSONL table (`events.source: table`)."""
+
+    user_id: str = "user_id"  # column of the users
+    item_id: str = "item_id"  # column of the items
+    rating: str = "rating"  # a number; compared with split.label_threshold
+    timestamp: str | None = "timestamp"  # Unix seconds (or milli-, microseconds), or ISO 8601; null: order but no clock
+    item_text: str | None = None  # null: titles come from events.items_path, else the item id is the text
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """Where the log is and how it is read."""
+
+    source: Literal["synthetic", "movielens", "movietweetings", "amazon", "table"] = "synthetic"  # format of the log
+    path: str = "data/raw/synthetic"  # a file or a folder; relative paths start at the project's home
+    items_path: str | None = None  # table, amazon: titles in a file of their own, when not found beside the log
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # table only
+    item_columns: tuple[str, str] = ("item_id", "item_text")  # table only: id and text columns of items_path
+    max_users: PositiveInt | None = None  # keep whole histories of this many users, by hash of their id; null: all
+    # Ratings below it are quarantined. null: the source's scale (movielens 0.5 to 5, movietweetings 0 to 10, amazon and
+    # synthetic 1 to 5, table unbounded).
+    min_rating: Finite | None = None
+    max_rating: Finite | None = None  # ratings above it are quarantined; null: as for min_rating
+    memory_limit: str = "2GB"  # of DuckDB, in its notation; beyond it, DuckDB spills to disk
+
+    def __post_init__(self) -> None:
+        ordered = self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating
+        require(ordered, "events.min_rating", "below events.max_rating", self.min_rating)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which interactions train, validate and test, and which of them count as clicks."""
+
+    # global_time: the earliest 80 % of eligible rows train, the next 10 % validate, the last 10 % test, by one clock
+    # for all users. user_order: the same shares within each user's history, for logs with an order but no clock.
+    rule: Literal["global_time", "user_order"] = "global_time"
+    # 0: no validation rows, and everything before the test rows trains. That is the last fit of a recipe that was
+    # chosen with validation rows; its floors are fitted on the same rows.
+    validation_share: Annotated[float, Range(0, 0.5, "[)")] = 0.1
+    test_share: Annotated[float, Range(0, 0.5, "()")] = 0.1  # of the eligible rows
+    label_threshold: Finite = 3.0  # label = 1 where rating > threshold
+    min_history: NonNegativeInt = 5  # a target has at least this many earlier rows of its user; others are context only

@@ -1,0 +1,122 @@
+"""Who sees whom: each paradigm as a dense, readable mask (the specification), and as one interval a query (its twin).
+
+The dense form, :func:`visible`, reads like the table in :mod:`dti_pipeline.paradigms`. The interval form,
+:func:`intervals`, says the same in a few numbers a query: attention kernels evaluate them and skip blocks by them.
+Tests hold the two equal. Attention is causal and within one prompt; a [SUM] is seen by itself only; a prefix is seen by
+its whole prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dti_pipeline.packing.layout import Kind
+from dti_pipeline.paradigms import Paradigm, Reach
+
+#: As plain numbers: torch's compiler takes `tensor == Kind.SUM` for False.
+PAD, PREFIX, TEXT, SUM, LABEL = (int(kind) for kind in (Kind.PAD, Kind.PREFIX, Kind.TEXT, Kind.SUM, Kind.LABEL))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The layout of a batch as tensors of shape (B, L); see :class:`dti_pipeline.packing.layout.Layout`."""
+
+    document: Tensor
+    interaction: Tensor
+    kind: Tensor
+
+
+def visible(tokens: Tokens, paradigm: Paradigm, context: int) -> Tensor:
+    """Dense mask (B, L, L), True where query (dim 1) sees key (dim 2). Padding sees itself only. Memory: B L² bytes."""
+    slot = torch.arange(tokens.kind.shape[1], device=tokens.kind.device)
+    itself = slot[:, None] == slot[None, :]
+    causal = slot[:, None] >= slot[None, :]
+    query, key = _pairs(tokens.document)
+    same_prompt = (query == key) & (_query(tokens.kind) != Kind.PAD)
+    query_is_sum = _query(tokens.kind) == Kind.SUM
+    key_is_sum = _key(tokens.kind) == Kind.SUM
+    key_is_prefix = _key(tokens.kind) == Kind.PREFIX
+    query, key = _pairs(tokens.interaction)
+    within = {
+        Reach.ITEM: key == query,
+        Reach.WINDOW: key >= query - context,
+        Reach.PROMPT: torch.ones_like(causal),
+    }
+    reach = torch.where(query_is_sum, within[paradigm.sums], within[paradigm.text])
+    return (same_prompt & causal & (reach | key_is_prefix) & ~key_is_sum) | itself
+
+
+def _query(x: Tensor) -> Tensor:
+    return x[:, :, None]
+
+
+def _key(x: Tensor) -> Tensor:
+    return x[:, None, :]
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _query(x), _key(x)
+
+
+class Intervals(NamedTuple):
+    """A mask as numbers a query: it sees slots ``first .. itself`` and ``prompt .. prompt_text`` (the prefix), less
+    every [SUM] but itself. All (B, L)."""
+
+    first: Tensor
+    prompt: Tensor  # first slot of the prompt
+    prompt_text: Tensor  # first slot after the prefix
+    is_sum: Tensor
+
+    def reach(self) -> Tensor:
+        """(B, L) the earliest slot each query can see."""
+        has_prefix = self.prompt_text > self.prompt
+        return torch.where(has_prefix, self.prompt, self.first)
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast."""
+        first, prompt, prompt_text = (at(x, query) for x in (self.first, self.prompt, self.prompt_text))
+        window = (key <= query) & (key >= first)
+        prefix = (key <= query) & (key >= prompt) & (key < prompt_text)
+        return (window | prefix) & (~at(self.is_sum, key) | (key == query))
+
+
+def at(x: Tensor, slots: Tensor) -> Tensor:
+    """``x`` (B, L) at ``slots`` (B, ..)."""
+    return x.gather(1, slots.reshape(len(slots), -1)).view(slots.shape)
+
+
+def intervals(tokens: Tokens, paradigm: Paradigm, context: int) -> Intervals:
+    """The mask of ``paradigm`` as intervals. Cost: some binary searches a token; no L x L matrix is made."""
+    document, interaction = tokens.document.long(), tokens.interaction.long()
+    slot = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    is_sum, is_pad = tokens.kind == SUM, tokens.kind == PAD
+    # (document, interaction) ascends along a row, so the first slot of any interaction is a binary search away.
+    width = document.shape[1] + 2
+    key = (document * width + interaction + 1).contiguous()
+
+    def start_of(target: Tensor) -> Tensor:
+        return torch.searchsorted(key, (document * width + target + 1).contiguous())
+
+    prompt, prompt_text = start_of(torch.full_like(interaction, -1)), start_of(torch.zeros_like(interaction))
+
+    def first_seen(reach: Reach) -> Tensor:
+        if reach is Reach.PROMPT:
+            return prompt
+        return start_of(interaction if reach is Reach.ITEM else (interaction - context).clamp(min=0))
+
+    first = first_seen(paradigm.text)
+    if paradigm.sums is not paradigm.text:
+        first = torch.where(is_sum, first_seen(paradigm.sums), first)
+    first = torch.where(tokens.kind == PREFIX, prompt, first)
+    first, prompt, prompt_text = (torch.where(is_pad, slot, x) for x in (first, prompt, prompt_text))
+    return Intervals(first, prompt, prompt_text, is_sum)
+
+
+def dense(i: Intervals) -> Tensor:
+    """The intervals written out: the twin of :func:`visible`, (B, L, L)."""
+    slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)
+    return i.sees(_query(slot), _key(slot))

@@ -1,0 +1,248 @@
+"""The conformance probe: does a language model obey our attention? It is asked before anything is trained on it.
+
+An architecture's own word is not enough. Some that take an attention function also have layers that mix tokens in
+another way (linear attention, convolutions), or absolute positions, or keys rotated in another order than we un-rotate
+them. Each would train without an error and be wrong. So every model is given a few rows of six tokens, and its outputs
+are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dti_pipeline.errors import InputError
+from dti_pipeline.modeling.attention.backends import Banded
+from dti_pipeline.modeling.attention.interface import BatchAttention
+from dti_pipeline.modeling.attention.layers import LayerInput
+from dti_pipeline.modeling.attention.reordered import with_rows
+from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
+from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
+from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.masks.visibility import Intervals, Tokens, intervals
+from dti_pipeline.packing.layout import Kind
+from dti_pipeline.paradigms import DTI_GROWING, SLIDING_WINDOW
+
+#: Relative change of a state that counts as one. fp32 noise is about 1e-6; what one token does to another is above 1e-3
+#: even in the flattest random model.
+MOVED = 1e-4
+#: Rows of the probe: as it is; its first token changed; its second, which nobody sees; shifted; all at position 0.
+SAME, FIRST, UNSEEN, SHIFTED, AT_ZERO = range(5)
+#: What is raised where an architecture does not call its parts by the names we know, or has none of the kind.
+_FOREIGN = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the attention function was given by one layer."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    layer: Any  # LayerInput, of an architecture that hands it over
+
+
+class _Probing:
+    """A backend that keeps every call, and scales scores down to 1 at most: a trained model may attend so sharply that
+    a token it sees does not move it."""
+
+    def __init__(self, spans: Intervals) -> None:
+        self.calls: list[_Call] = []
+        self._banded = Banded.of(spans)
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
+    ) -> Tensor:
+        scale = min(scale, 1 / float(query.norm(dim=-1).max() * key.norm(dim=-1).max()))
+        self.calls.append(_Call(module, query, key, value, scale, layer))
+        return self._banded.attend(module, query, key, value, scale, layer)
+
+
+@torch.no_grad()
+def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
+    """Raise InputError where ``lm`` does not obey the mask, knows absolute positions, or cannot take the fixes asked
+    for. Leaves the model and the random generators as they were. Cost: one forward pass of 30 tokens, in fp32."""
+    name = type(lm).__name__
+    with _exact(lm):
+        decoder = lm.get_decoder()
+        embedded, positions = _rows(lm)
+        probing = _Probing(_two_prompts(positions.device))
+        try:
+            states = decoder(
+                inputs_embeds=embedded,
+                position_ids=positions,
+                attention_mask=None,
+                use_cache=False,
+                dti=BatchAttention(probing),
+            ).last_hidden_state
+        except Exception as error:  # whatever foreign code raises means the same: it cannot be used
+            raise InputError(f"{name} cannot take our mask: use another model.name_or_path ({_line(error)})") from error
+        _check_states(name, states)
+        if sum_position == "nope_alibi":
+            _check_rotation(name, decoder, probing.calls[0], embedded, positions)
+        if forgetting:
+            _check_forgetting(name, probing.calls, embedded, positions)
+
+
+@torch.no_grad()
+def last_layer_at_sums_is_exact(lm: PreTrainedModel) -> bool:
+    """Whether a model whose last layer works at [SUM] rows only gives there what it gives at all rows. Cost: two
+    forward passes of 30 tokens, in fp32."""
+    decoder = lm.get_decoder()
+    with _exact(lm):
+        embedded, positions = _rows(lm)
+        rows = _sum_rows(positions, None)
+        inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": None, "use_cache": False}
+        try:
+            of_all_rows, at_sums = (
+                decoder(**inputs, dti=BatchAttention(Banded.of(rows.rule.spans), rows, only)).last_hidden_state
+                for only in (False, True)
+            )
+        except _FOREIGN:
+            return False
+        return _close(at_sums, of_all_rows)
+
+
+@contextmanager
+def _exact(lm: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and in fp32 whatever the weights are: each module widens its own while it works, and has them
+    back, untouched, when it is done. Memory: one module's weights in fp32."""
+    training, precision = lm.training, torch.get_float32_matmul_precision()
+    own: dict[Tensor, Tensor] = {}
+
+    def widen(module: nn.Module, inputs: Any) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point() and tensor.dtype != torch.float32 and tensor not in own:
+                own[tensor] = tensor.data
+                tensor.data = tensor.data.float()
+
+    def give_back(module: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor in own:
+                tensor.data = own.pop(tensor)
+
+    modules = list(lm.get_decoder().modules())
+    hooks = [module.register_forward_pre_hook(widen) for module in modules]
+    hooks += [module.register_forward_hook(give_back) for module in modules]
+    lm.eval()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for hook in hooks:
+            hook.remove()
+        for tensor, data in own.items():  # of modules that an error left at work
+            tensor.data = data
+        lm.train(training)
+
+
+def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Embeddings (5, 6, E) of the size that the model's own have, and positions (5, 6)."""
+    weight = lm.get_input_embeddings().weight
+    some = lm.get_input_embeddings()(torch.arange(min(64, weight.shape[0]), device=weight.device)).float()
+    draw = torch.randn(2, 6, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(some)
+    draw = draw * some.std()
+    embedded = draw[0].repeat(5, 1, 1)
+    embedded[FIRST, 0] = draw[1, 0]
+    embedded[UNSEEN, 1] = draw[1, 1]
+    positions = torch.tensor([[0, 1, 1, 0, 1, 2]], device=weight.device).repeat(5, 1)
+    positions[SHIFTED] += 7
+    positions[AT_ZERO] = 0
+    return embedded, positions
+
+
+def _two_prompts(device: torch.device) -> Intervals:
+    """Two prompts, of which the first has a [SUM] between two texts."""
+    kind = torch.full((5, 6), int(Kind.TEXT), dtype=torch.int8, device=device)
+    kind[:, 1] = Kind.SUM
+    document = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32, device=device).repeat(5, 1)
+    tokens = Tokens(document, torch.zeros_like(document), kind)
+    return intervals(tokens, SLIDING_WINDOW, 1)
+
+
+def _check_states(name: str, states: Tensor) -> None:
+    moved = (states - states[SAME]).norm(dim=-1) / states[SAME].norm(dim=-1) > MOVED  # (5, 6)
+    if moved[FIRST, 3:].any() or moved[UNSEEN, 2:].any() or not moved[FIRST, 2]:
+        raise InputError(
+            f"{name} mixes tokens in layers that our mask does not reach: use another model.name_or_path, whose every"
+            " layer is softmax attention"
+        )
+    if moved[SHIFTED].any():
+        raise InputError(
+            f"{name} knows absolute positions, so that a score would depend on where a target stands in its prompt:"
+            " use another model.name_or_path, with rotary positions"
+        )
+
+
+def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, positions: Tensor) -> None:
+    """Un-rotated keys of the first layer must be its keys at position 0."""
+    try:
+        decoder.rotary_emb(embedded, position_ids=positions)  # one for all layers
+        undone = first.layer.unrotated(first.key)
+        agrees = _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
+    except _FOREIGN:  # no rotary embedding, one for each kind of layer, a partial one
+        agrees = False
+    if not agrees:
+        raise InputError(
+            f"{name} rotates its keys in a way that cannot be undone here: set model.sum_position to rope or rope_alibi"
+        )
+
+
+def _check_forgetting(name: str, calls: list[_Call], embedded: Tensor, positions: Tensor) -> None:
+    """In every layer, keys rebuilt from its input must be its keys, and both forms of forgetting must agree."""
+    try:
+        rows = _sum_rows(positions, embedded)
+        agrees = _close(calls[0].layer.hidden, embedded) and all(_forgets(call, rows) for call in calls)
+    except _FOREIGN:
+        agrees = False
+    if not agrees:
+        raise InputError(
+            f"{name} makes its keys or states in a way that forgetting cannot follow: set model.forgetting to none"
+        )
+
+
+def _forgets(call: _Call, rows: SumRows) -> bool:
+    layer = call.layer
+    key, value = layer.project(call.module, layer.hidden, rows.keep_rotation)
+    query = with_rows(call.query, rows.slot)[1]
+    arguments = (call.module, query, call.key, call.value, rows, call.scale, layer)
+    return (
+        _close(key, call.key)
+        and _close(value, call.value)
+        and _close(blocked_sum_attention(*arguments), naive_sum_attention(*arguments))
+    )
+
+
+def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
+    """Every token of the probe as if it were a [SUM], in interactions of one token, three amounts to forget."""
+    kind = torch.full(positions.shape, int(Kind.TEXT), dtype=torch.int8, device=positions.device)
+    slot = torch.arange(positions.shape[1], device=positions.device).expand_as(positions).contiguous()
+    spans = intervals(Tokens(torch.zeros_like(slot), slot, kind), DTI_GROWING, 2)
+    valid = torch.ones_like(slot, dtype=torch.bool)
+    rule = Rule(spans, positions, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7)
+    return sum_rows(
+        slot,
+        valid,
+        rule,
+        torch.zeros(1, device=slot.device),
+        needed(slot, valid, spans),
+        blocked_sum_attention,
+        initial=None if initial is None else Initial(initial),
+    )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= MOVED * b.norm())
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__

@@ -1,0 +1,51 @@
+"""Scores of a plan's targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.packing.reader import Rows, split
+from dti_pipeline.paradigms import Paradigm
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    rows: Rows,
+    wanted: NDArray[np.int64],
+    tokens_per_batch: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    paradigm: Paradigm | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Log rows of the targets in the ``wanted`` rows of a plan, ascending, and their probabilities.
+
+    ``paradigm``: that of the rows, where it is not the model's own. ``model`` is left in the mode it is in; put it in
+    ``eval`` first. Cost: one forward pass over those rows.
+    """
+    targets, logits = [], []
+    cuda = device.type == "cuda"
+    # On a GPU every batch is padded to one shape: one compilation. None is waited for while the next is assembled.
+    most = rows.height(tokens_per_batch)
+    height = padded_height(len(wanted), most) if cuda else 0
+    for part in split(wanted, most):
+        batch = Batch.of(rows.assemble(part, height), rows.store.label)
+        targets.append(batch.target)
+        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            logits.append(model((batch.pin() if cuda else batch).to(device), paradigm).float())
+    if not targets:
+        return np.zeros(0, np.int64), np.zeros(0)
+    target = torch.cat(targets).numpy()
+    probability = torch.sigmoid(torch.cat(logits).cpu().double()).numpy()
+    order = np.argsort(target)
+    return target[order], probability[order]
+
+
+def padded_height(wanted: int, most: int) -> int:
+    """Rows that the batches of ``wanted`` rows are padded to, ``most`` at most: the next power of two, since a server
+    would otherwise compile for requests of every size, seconds each, until it reaches the compiler's limit."""
+    return min(most, 1 << (wanted - 1).bit_length()) if wanted else 0

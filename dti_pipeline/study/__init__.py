@@ -1,1 +1,0 @@
-"""The study: a declared grid of trainings over several logs, run, resumed, paired and reported by one command."""

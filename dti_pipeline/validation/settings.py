@@ -1,0 +1,27 @@
+"""The section of params.yaml about validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dti_pipeline.plain import NonNegativeFloat, NonNegativeInt, Share, require
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Checks that a batch must pass before it is tokenised."""
+
+    required: bool = True  # tokenising refuses events that did not pass; false: they are used at your own risk
+    max_quarantined_share: Share = 0.05  # of rows read
+    max_untitled_share: Share = 0.05  # of kept rows: items without a title of their own
+    min_rows: NonNegativeInt = 1000  # kept rows
+    min_users: NonNegativeInt = 20  # users of the kept rows
+    min_targets: NonNegativeInt = 10  # in each split: below it no metric of that split means anything
+    label_rate: tuple[Share, Share] = (0.02, 0.98)  # range in which the share of clicks must lie
+    max_label_rate_drift: Share = 0.1  # absolute change of that share against the previous accepted batch
+    min_volume_ratio: NonNegativeFloat = 0.5  # rows against the previous accepted batch
+    max_shown_rows: NonNegativeInt = 20  # failing rows shown for each failed expectation
+
+    def __post_init__(self) -> None:
+        low, high = self.label_rate
+        require(low < high, "validation.label_rate", "two shares, the lower one first", self.label_rate)

@@ -1,0 +1,373 @@
+"""The grid of a study: a YAML file of logs and groups of runs, expanded into single runs.
+
+A run is identified by the digest of everything that shapes its figures. Two runs of one digest are one run, whichever
+group asks for them; a run of another configuration never takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dti_pipeline import paradigms
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.plain import from_plain, nearest
+
+BASELINE = paradigms.BASELINE.name
+#: Sections of params.yaml that shape a log's events, those that shape its tokens, and those of a run beside them.
+LOG_SECTIONS = ("synth", "events", "split")
+DATA_SECTIONS = (*LOG_SECTIONS, "tokens")
+RUN_SECTIONS = ("packing", "model", "training", "evaluation")
+#: Keys that say where and how work is done: they leave a run's figures, and its digest, as they are.
+CIRCUMSTANCES = {
+    "events": ("path", "items_path", "memory_limit"),
+    "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
+    "evaluation": ("tokens_per_batch",),
+}
+#: Columns that tell the lines of one log's table apart, beside the paradigm.
+FACTS = ("k", "n", "fixes", "model", "epochs")
+#: Columns that tell runs apart in tables and pictures.
+SHOWN = ("dataset", "paradigm", *FACTS, "seed")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Makes a log from the past of another log, to choose that log's recipe without its test targets."""
+
+    of: str = ""
+    train: float = 0.6  # the first share of every user's rows
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A log, its split, and the one recipe that trains every paradigm on it."""
+
+    params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml
+    note: str = ""  # for the reader of its figures
+    rehearsal: Rehearsal | None = None  # the log then has LOG_SECTIONS of the log it is made from
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that belong in one table: every combination of the lists. An empty list of k, n or epochs: the recipe's."""
+
+    name: str = ""
+    data_sets: tuple[str, ...] = ()
+    paradigms: tuple[str, ...] = paradigms.names()
+    k: tuple[int | Literal["all"], ...] = ()
+    n: tuple[int, ...] = ()
+    fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
+    models: tuple[str, ...] = ("",)  # names of `models`; "": the recipe's
+    epochs: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (1,)
+    # quality: evaluated on the test targets. validation: a trial of a recipe, scored on the validation targets while it
+    # trains, never on test targets. speed: trained alone on its machine and not evaluated, so that its seconds count.
+    measure: Literal["quality", "validation", "speed"] = "quality"
+    # The sliding window that a run is compared with. epochs: the one of as many epochs; seconds: the group's own, whose
+    # epochs the grid chose to take as long.
+    equal: Literal["epochs", "seconds"] = "epochs"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The file. Its paths are relative to its own folder."""
+
+    results: str = "results"  # folder: see experiments/analyse.py
+    document: str | None = None  # Markdown in which the tables stand between markers
+    pictures: str | None = None  # folder
+    figures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # picture -> the groups it draws
+    speed: tuple[str, ...] = ()  # results of training-step benchmarks, drawn beside the study's own speed-ups
+    data_sets: dict[str, DataSet] = field(default_factory=dict)
+    fixes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    others: tuple[str, ...] = ()  # groups of other kinds of models, whose rows their own scripts make
+    path: str = ""  # where it was read from
+
+    def beside(self, name: str) -> Path:
+        """A path named in the file, resolved against the file's folder."""
+        return Path(self.path).parent / name
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run once, in the order of the file; a run of several groups has the names of all."""
+        found: dict[str, Run] = {}
+        for group in self.groups:
+            for run in self._expand(group):
+                known = found.setdefault(run.digest, run)
+                if group.name not in known.groups:
+                    found[run.digest] = replace(known, groups=(*known.groups, group.name))
+        windows = {
+            key: run.digest for run in found.values() if run.paradigm == BASELINE for key in self._equal_seconds(run)
+        }
+        for run in found.values():
+            if run.paradigm != BASELINE and (keys := self._equal_seconds(run)):
+                found[run.digest] = replace(run, against_seconds=windows.get(keys[0]))
+        return tuple(found.values())
+
+    def _equal_seconds(self, run: Run) -> list[tuple[Any, ...]]:
+        """A key for each of a run's groups of equal seconds; the group's sliding window has the same key."""
+        facts = run.facts()
+        same = tuple(facts[key] for key in ("dataset", "n", "model", "seed"))
+        return [(name, *same) for name in run.groups if any(part.equal == "seconds" for part in self.group(name))]
+
+    def group(self, name: str) -> tuple[Group, ...]:
+        """The entries of a group: it may be written in several parts."""
+        return tuple(group for group in self.groups if group.name == name)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(group.name for group in self.groups))
+
+    def chosen(self, only: Iterable[str] = ()) -> tuple[Run, ...]:
+        """All runs, or those of the named groups. InputError names the nearest group."""
+        wanted = set(only)
+        for name in wanted:
+            known(f"{self.path}: asked for group", name, self.group_names)
+        return tuple(run for run in self.runs if not wanted or wanted & set(run.groups))
+
+    def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
+        """The parameters of a log with changes on top; InputError names the wrong key and the file."""
+        own = self.data_sets[data_set]
+        merged: dict[str, Any] = {}
+        if own.rehearsal:
+            params = self.data_sets[own.rehearsal.of].params
+            merged = {section: params[section] for section in LOG_SECTIONS if section in params}
+        for change in (own.params, *changes):
+            merged = _merge(merged, change)
+        try:
+            return from_plain(Config, merged)
+        except InputError as error:
+            raise InputError(f"{self.path}, data set {data_set}: {error}") from error
+
+    def _expand(self, group: Group) -> Iterator[Run]:
+        everything = itertools.product(
+            group.data_sets, group.models, group.n or (None,), group.fixes, group.epochs or (None,), group.k or (None,),
+            group.paradigms, group.seeds,
+        )  # fmt: skip
+        for data_set, model, n, fixes, epochs, k, paradigm, seed in everything:
+            changes = (
+                self.models.get(model, {}),
+                group.params,
+                {"packing": _given(context=n), "training": _given(seed=seed, epochs=epochs)},
+                {"tracking": {"enabled": False}},
+            )
+            # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
+            base = Run(
+                (group.name,), data_set, BASELINE, "", model, group.measure, self.config(data_set, *changes),
+                rehearsal=self.data_sets[data_set].rehearsal,
+            )  # fmt: skip
+            if paradigm == BASELINE and not fixes:
+                yield base
+                continue
+            own = {} if paradigm == BASELINE else {"packing": _given(targets=k)}
+            config = self.config(data_set, *changes, self.fixes.get(fixes, {}), own)
+            if config.packing.targets == 1 and paradigm in ("dti", "dti_growing"):
+                continue  # the sliding window itself: tests/model/test_proof_1_one_target_is_the_sliding_window.py
+            yield replace(base, paradigm=paradigm, fixes=fixes, config=config, against=base.digest)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation."""
+
+    groups: tuple[str, ...]
+    data_set: str
+    paradigm: str
+    fixes: str
+    model: str
+    measure: str
+    config: Config
+    against: str | None = None  # digest of the sliding window of equal epochs
+    against_seconds: str | None = None  # digest of the one that takes as long, where a group asks for it
+    rehearsal: Rehearsal | None = None  # its log's
+
+    @property
+    def k(self) -> int | str:
+        return 1 if self.paradigm == BASELINE else self.config.packing.targets
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hexadecimal characters of everything that shapes the figures."""
+        sections = settings(self.config, (*DATA_SECTIONS, *RUN_SECTIONS))
+        made = [asdict(self.rehearsal)] if self.rehearsal else []
+        return _digest([self.data_set, self.paradigm, self.measure, sections, *made])
+
+    @property
+    def packing_digest(self) -> str:
+        """12 hexadecimal characters of everything that shapes its row plans."""
+        return _digest([settings(self.config, ("packing",)), self.config.split.min_history])
+
+    def facts(self) -> dict[str, Any]:
+        """The columns that identify the run in the results."""
+        training = self.config.training
+        return {
+            "dataset": self.data_set,
+            "split": self.config.split.rule,
+            "group": self.groups[0],
+            "paradigm": self.paradigm,
+            "k": self.k,
+            "n": self.config.packing.context,
+            "fixes": self.fixes,
+            "model": self.model,
+            "epochs": training.epochs,
+            "seed": training.seed,
+            "row_length": self.config.packing.row_length,
+            "measure": self.measure,
+            "config": self.digest,
+            "command": f"dti study --only {self.groups[0]}",
+        }
+
+    def label(self) -> str:
+        """For a line of a terminal."""
+        training = self.config.training
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={self.config.packing.context}", self.fixes]
+        parts += [self.model, f"{training.epochs:g} epochs", f"seed {training.seed}"]
+        return " ".join(part for part in parts if part)
+
+
+def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters of sections that differ from the defaults, less :data:`CIRCUMSTANCES`.
+
+    Defaults are left out so that a parameter added tomorrow does not make other runs of today's.
+    """
+    own, default = config.sections(*sections), Config().sections(*sections)
+    return {
+        section: {
+            key: value
+            for key, value in values.items()
+            if value != default[section][key] and key not in CIRCUMSTANCES.get(section, ())
+        }
+        for section, values in own.items()
+    }
+
+
+def load(path: Path) -> Grid:
+    """Read a study's file. InputError names the error in it, and the right name where one is near."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: name the study's file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    try:
+        grid = replace(from_plain(Grid, raw), path=str(path))
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
+    _check_names(grid)
+    _check_rehearsals(grid)
+    _check_measures(grid)
+    _check_told_apart(grid)
+    return grid
+
+
+def known(where: str, name: str, names: Iterable[str]) -> None:
+    """InputError where a name is none of ``names``, with the nearest of them."""
+    names = list(names)
+    if name not in names:
+        raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
+
+
+def _check_names(grid: Grid) -> None:
+    for figure, names in grid.figures.items():
+        for name in names:
+            known(f"{grid.path}, figures.{figure}: it draws", name, grid.group_names)
+    variants = {f"fixes.{name}": params for name, params in grid.fixes.items()}
+    variants |= {f"models.{name}": params for name, params in grid.models.items()}
+    variants |= {f"group {group.name}, params": group.params for group in grid.groups}
+    for where, params in variants.items():
+        if wrong := set(params) & {*DATA_SECTIONS, "validation"}:
+            raise InputError(
+                f"{grid.path}, {where}: `{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
+            )
+    options = {
+        "data_sets": list(grid.data_sets),
+        "paradigms": list(paradigms.names()),
+        "fixes": ["", *grid.fixes],
+        "models": ["", *grid.models],
+    }
+    for group in grid.groups:
+        if not group.name:
+            raise InputError(f"{grid.path}: every group needs a name")
+        where = f"{grid.path}, group {group.name}:"
+        for key, allowed in options.items():
+            for name in getattr(group, key):
+                known(f"{where} `{key}` has", name, allowed)
+        for key in (f.name for f in fields(Group)):
+            if getattr(group, key) == () and key not in ("k", "n", "epochs"):
+                raise InputError(f"{where} `{key}` is empty")
+
+
+def _check_rehearsals(grid: Grid) -> None:
+    logs = [name for name, data_set in grid.data_sets.items() if not data_set.rehearsal]
+    for name, data_set in grid.data_sets.items():
+        if data_set.rehearsal is None:
+            continue
+        where, of, train = f"{grid.path}, data set {name}:", data_set.rehearsal.of, data_set.rehearsal.train
+        known(f"{where} `rehearsal.of` is", of, logs)
+        if not 0 < train < 1:
+            raise InputError(f"{where} `rehearsal.train` must be between 0 and 1, not {train}")
+        if (rule := grid.config(of).split.rule) != "user_order":
+            raise InputError(f"{where} `rehearsal` needs a log split by user_order, and {of} is split by {rule}")
+        if settings(grid.config(name), LOG_SECTIONS) != settings(grid.config(of), LOG_SECTIONS):
+            raise InputError(f"{where} a rehearsal has `{'`, `'.join(LOG_SECTIONS)}` of {of}: leave them out")
+
+
+def _check_measures(grid: Grid) -> None:
+    """Trials are scored on validation targets that exist, and stand in tables of their own."""
+    for group in grid.groups:
+        where, trial = f"{grid.path}, group {group.name}:", group.measure == "validation"
+        if any((other.measure == "validation") != trial for other in grid.group(group.name)):
+            raise InputError(f"{where} `measure` is validation in one part and not in another: name them apart")
+        for name in group.data_sets:
+            if grid.data_sets[name].rehearsal and not trial:
+                raise InputError(f"{where} {name} is a rehearsal, without test targets: say `measure: validation`")
+            if trial and not grid.config(name).split.validation_share:
+                raise InputError(f"{where} {name} has no validation targets: `split.validation_share` is 0")
+    for run in grid.runs:
+        if run.measure == "validation" and run.config.training.evaluations < 1:
+            raise InputError(f"{grid.path}, group {run.groups[0]}: a trial needs `training.evaluations` of at least 1")
+
+
+def _check_told_apart(grid: Grid) -> None:
+    """Two runs of a table or a picture differ in a column that it shows: else they would pass for seeds of one run."""
+    together = {f"group {name}": {name} for name in grid.group_names}
+    together |= {f"figures.{name}": set(groups) for name, groups in grid.figures.items()}
+    for where, groups in together.items():
+        seen: dict[tuple[Any, ...], Run] = {}
+        for run in grid.runs:
+            if groups & set(run.groups):
+                facts = run.facts()
+                if seen.setdefault(tuple(facts[fact] for fact in SHOWN), run) is not run:
+                    raise InputError(
+                        f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a"
+                        " model, a fix or a data set of the difference, which tables name"
+                    )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _digest(content: Any) -> str:
+    return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

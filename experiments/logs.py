@@ -1,0 +1,122 @@
+"""The logs of a study: read, checked and tokenised once in a home of their own, packed once for each form of prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dti_pipeline import artifacts, pipeline
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.paths import Paths
+from experiments.grid import DATA_SECTIONS, Grid, Run, settings
+
+#: Columns that make a log the log it is.
+CONTENT = ("user_id", "item_id", "item_text", "label", "split", "position")
+
+
+def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: Paths) -> None:
+    """Publish events and tokens of a log in ``work / name``; what stands there under the same parameters is kept.
+
+    A rehearsal has the log it is made from prepared first. A second call for the same log waits for the first. ``logs``
+    says where raw logs lie that are not where the grid says, in ``home``. Raises InputError where events must be made
+    and DuckDB, which makes them, is not installed.
+    """
+    config, paths = grid.config(name), Paths(work / name)
+    rehearsal = grid.data_sets[name].rehearsal
+    shape = settings(config, DATA_SECTIONS) | ({"rehearsal": asdict(rehearsal)} if rehearsal else {})
+    note = paths.tokens.parent / "study.json"
+    with artifacts.alone(note.parent):
+        made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+        if made == shape and (paths.tokens / artifacts.MANIFEST).is_file():
+            return
+        if rehearsal:
+            prepare(grid, rehearsal.of, work, logs, home)
+            rehearse(Paths(work / rehearsal.of), paths, rehearsal.train)
+            # The rows passed their checks in the log that they come from.
+            config = replace(config, validation=replace(config.validation, required=False))
+            pipeline.BY_NAME["tokenize"].run(config, paths)
+        else:
+            _make(name, config, paths, logs.get(name) or home.resolve(config.events.path))
+        artifacts.write_json(note, shape)
+
+
+def _make(name: str, config: Config, paths: Paths, log: Path) -> None:
+    if importlib.util.find_spec("duckdb") is None:
+        raise InputError(
+            f"{paths.home} holds no tokens of {name} made with these parameters, and duckdb is not installed here: run"
+            " `dti study --prepare` where it is, and bring the folder along"
+        )
+    if config.events.source == "synthetic":
+        pipeline.BY_NAME["synth"].run(config, paths)
+    else:
+        config = replace(config, events=replace(config.events, path=str(log)))
+    for stage in ("ingest", "validate", "tokenize"):
+        pipeline.BY_NAME[stage].run(config, paths)
+
+
+def rehearse(log: Paths, past: Paths, train: float) -> None:
+    """Publish the events of ``past``: the log less its test rows, with less of every user's rows to train on.
+
+    For choosing a recipe where a log is split by its order and items age, so that test targets ask for items that
+    training hardly showed, and the log's own validation targets do not. The first ``train`` of every user's rows train
+    and the log's validation targets are the validation targets. The rows between get the test split, which nobody
+    scores: they are context only. ``log`` must be split by ``user_order``. Cost: one read of the events, in memory.
+    """
+    manifest = artifacts.read(log.events, "ingest")
+    table = pq.read_table(log.events / "interactions.parquet")
+    user = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    share = table["position"].to_numpy() / np.bincount(user)[user]
+    validation = pc.equal(table["split"], "validation").to_numpy()
+    split = np.where(validation, "validation", np.where(share < train, "train", "test"))
+    kept = pc.not_equal(table["split"], "test")
+    table = table.set_column(table.schema.get_field_index("split"), "split", pa.array(split)).filter(kept)
+    with artifacts.publish(past.events, "ingest", manifest.config, {"events": log.events}) as draft:
+        pq.write_table(table, draft.path / "interactions.parquet", compression="zstd")
+        draft.report |= manifest.report
+
+
+def digest(home: Path) -> str:
+    """12 hexadecimal characters of a log's content: users, items, texts, labels and split, in order.
+
+    It does not depend on the library that wrote the file, nor on how texts become tokens.
+    """
+    table = pq.read_table(Paths(home).events / "interactions.parquet", columns=list(CONTENT))
+    found = hashlib.md5()
+    for name in CONTENT:
+        codes = table[name].combine_chunks().dictionary_encode()
+        found.update(codes.indices.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        found.update("\0".join(map(str, codes.dictionary.to_pylist())).encode())
+    return found.hexdigest()[:12]
+
+
+def packed(run: Run, home: Path) -> Path:
+    """The folder of a run's row plans, made where there are none of these tokens. Safe in many processes."""
+    paths = Paths(home / "packed" / run.packing_digest)
+    folder = paths.shards(run.paradigm)
+    with artifacts.alone(folder):
+        link(home / "data" / "tokens", paths.tokens)
+        tokens = artifacts.folder_digest(paths.tokens)
+        made = (folder / artifacts.MANIFEST).is_file()
+        if not made or artifacts.read(folder, "pack").inputs["tokens"] != tokens:
+            pipeline.BY_NAME["pack"].run(run.config, paths, run.paradigm)
+    return folder
+
+
+def link(target: Path, at: Path) -> None:
+    """Put a link to a folder in place of an older one. By rename: two runs of one packing may do this at once."""
+    at.parent.mkdir(parents=True, exist_ok=True)
+    aside = at.with_name(f".{at.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target.resolve())
+    aside.replace(at)
