@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from dti_pipeline.evaluation.metrics import Bin
+from dti_pipeline.evaluation.metrics import Bin, Rates
 
 
 @dataclass(frozen=True)
@@ -17,64 +17,49 @@ class LearningPoint:
 
     train_seconds: float  # without warm-up, evaluation and checkpoints
     targets_seen: int
-    auc: float
+    val_auc: float
+
+
+#: The files of an evaluation folder, and the class of their lines; its fields are the columns.
+FILES: dict[str, type[Any]] = {"roc.csv": Rates, "calibration.csv": Bin, "learning_curve.csv": LearningPoint}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of one paradigm, or of a floor (which has no learning curve)."""
+    """What is drawn of one paradigm."""
 
-    roc: list[tuple[float, float]]  # false and true positive rate
+    roc: list[Rates]
     calibration: list[Bin]
-    learning: list[LearningPoint] = field(default_factory=list)
-    train_seconds: float | None = None  # at the end
-    auc: float | None = None  # of the evaluated targets
+    learning: list[LearningPoint]
+    train_seconds: float  # at the end
+    auc: float | None  # of the evaluated targets
 
-    def tables(self) -> dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
-        """File name to header and lines."""
-        return {
-            "roc.csv": (("fpr", "tpr"), list(self.roc)),
-            "calibration.csv": (
-                ("predicted", "observed", "count"),
-                [(b.predicted, b.observed, b.count) for b in self.calibration],
-            ),
-            "learning_curve.csv": (
-                ("train_seconds", "targets_seen", "val_auc"),
-                [(p.train_seconds, p.targets_seen, p.auc) for p in self.learning],
-            ),
-        }
+    def lines(self) -> dict[str, list[tuple[Any, ...]]]:
+        """The lines of each of ``FILES``."""
+        drawn: tuple[list[Any], ...] = (self.roc, self.calibration, self.learning)
+        return {name: [astuple(point) for point in points] for name, points in zip(FILES, drawn, strict=True)}
 
     def write(self, folder: Path) -> None:
-        """roc.csv, calibration.csv and learning_curve.csv."""
-        for name, (header, lines) in self.tables().items():
-            write_csv(folder / name, header, lines)
+        """One CSV file for each of ``FILES``."""
+        for name, lines in self.lines().items():
+            write_csv(folder / name, _columns(name), lines)
 
 
 def read(folder: Path, train_seconds: float, auc: float | None) -> Curves:
     """The curves that :meth:`Curves.write` wrote into ``folder``."""
-    return Curves(
-        roc=[(float(p["fpr"]), float(p["tpr"])) for p in _lines(folder / "roc.csv")],
-        calibration=[
-            Bin(float(p["predicted"]), float(p["observed"]), int(p["count"]))
-            for p in _lines(folder / "calibration.csv")
-        ],
-        learning=[
-            LearningPoint(float(p["train_seconds"]), int(p["targets_seen"]), float(p["val_auc"]))
-            for p in _lines(folder / "learning_curve.csv")
-        ],
-        train_seconds=train_seconds,
-        auc=auc,
-    )
+    roc, calibration, learning = (read_csv(folder / name, kind) for name, kind in FILES.items())
+    return Curves(roc, calibration, learning, train_seconds, auc)
 
 
-def write_joined(folder: Path, curves: dict[str, Curves]) -> None:
+def write_joined(folder: Path, curves: Mapping[str, Curves]) -> None:
     """The curves of several paradigms side by side: the same files with the paradigm as first column."""
-    joined: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {}
-    for paradigm, one in curves.items():
-        for name, (header, lines) in one.tables().items():
-            joined.setdefault(name, (("paradigm", *header), []))[1].extend((paradigm, *line) for line in lines)
-    for name, (header, lines) in joined.items():
-        write_csv(folder / name, header, lines)
+    for name in FILES:
+        lines = [(paradigm, *line) for paradigm, one in curves.items() for line in one.lines()[name]]
+        write_csv(folder / name, ("paradigm", *_columns(name)), lines)
+
+
+def _columns(name: str) -> list[str]:
+    return [field.name for field in fields(FILES[name])]
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
@@ -85,6 +70,12 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in line] for line in lines)
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, kind: type[Any]) -> list[Any]:
+    """The lines as objects of ``kind``, from the columns of its names; lines where one is empty are left out."""
+    columns = get_type_hints(kind)
     with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
+        return [
+            kind(*(convert(line[name]) for name, convert in columns.items()))
+            for line in csv.DictReader(handle)
+            if all(line[name] for name in columns)
+        ]

@@ -1,15 +1,13 @@
 """Evaluate one paradigm: score the held-out targets, in single and in streaming prompts, and measure the scores.
 
-Files of an evaluation folder: ``metrics.json`` (every figure), ``predictions.parquet`` (every score, so that anybody
-can measure something else), ``roc.csv``, ``calibration.csv`` and ``learning_curve.csv`` with their plots.
+Files of an evaluation folder: ``metrics.json`` (every figure), ``predictions.parquet`` (every score), ``roc.csv``,
+``calibration.csv`` and ``learning_curve.csv`` with their plots.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +16,8 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation import interactions, metrics, plots
-from dti_pipeline.evaluation.curves import Curves, LearningPoint
-from dti_pipeline.evaluation.interactions import Interactions
+from dti_pipeline.evaluation import curves, interactions, metrics, plots
+from dti_pipeline.evaluation.interactions import Array, Interactions
 from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Slices
 from dti_pipeline.evaluation.scoreboard import Scoreboard
 from dti_pipeline.packing.report import PackReport
@@ -34,9 +31,7 @@ FORMS = {"sliding_window": "probability", "streaming": "probability_streaming"}
 
 def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
     """Score the paradigm's model and publish its evaluation. InputError where a stage before has not run."""
-    from dti_pipeline.evaluation.predict import (
-        predict,  # torch: only where a model is run, not where scores are measured
-    )
+    from dti_pipeline.evaluation.predict import predict  # imports torch, which measuring scores does not need
 
     predictions, seconds = predict(config, paths, paradigm, config.evaluation.split)
     return measure(config, paths, paradigm, predictions, seconds)
@@ -49,22 +44,18 @@ def measure(
 
     ``predictions`` has a line for each target, ordered by row: ``row`` (index into the interactions), ``label``,
     ``probability`` and ``probability_streaming``; ``seconds`` are facts on how long scoring took. Raises InputError
-    where the predictions do not belong to the events (another label at a row), or a score is no probability.
+    where the predictions are of other events, or a score is no probability.
     """
     model = artifacts.read(paths.model(paradigm), "train", TrainReport)
     shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
-    min_history = artifacts.read(paths.events, "ingest").config["split"]["min_history"]
-    log = interactions.read(paths, min_history)
+    log = interactions.read(paths, artifacts.read(paths.events, "ingest").config["split"]["min_history"])
     rows = _checked_rows(paradigm, predictions, log)
-    label, user = log.label[rows], log.user[rows]
-    scores = {form: predictions[column].to_numpy() for form, column in FORMS.items()}
-    settings = config.evaluation
+    label, user, settings = log.label[rows], log.user[rows], config.evaluation
     board = Scoreboard(label, user, settings)
-    for form, score in scores.items():
-        board.add(form, score)
+    for form, column in FORMS.items():
+        board.add(form, predictions[column].to_numpy())
     forms = Forms(**{form: board.figures(form) for form in FORMS})
-    figures = forms.sliding_window
-    served = scores["sliding_window"]
+    figures, served = forms.sliding_window, predictions[FORMS["sliding_window"]].to_numpy()
     report = Evaluation(
         paradigm=paradigm,
         split=settings.split,
@@ -89,10 +80,10 @@ def measure(
         training=TrainingSummary(**{f.name: getattr(model.report, f.name) for f in fields(TrainingSummary)}),
         prompts=PromptShape(shards.report.context, shards.report.targets_per_prompt),
     )
-    curves = Curves(
+    drawn = curves.Curves(
         roc=metrics.roc(label, served),
         calibration=metrics.calibration(label, served, settings.calibration_bins),
-        learning=learning_curve(model.path),
+        learning=curves.read_csv(model.path / "history.csv", curves.LearningPoint),
         train_seconds=model.report.train_seconds,
         auc=report.auc,
     )
@@ -100,13 +91,13 @@ def measure(
     with artifacts.publish(paths.evaluation(paradigm), "evaluate", config.sections("evaluation"), inputs) as draft:
         artifacts.write_json(draft.path / "metrics.json", to_plain(report))
         pq.write_table(_described(predictions, rows, log), draft.path / "predictions.parquet")
-        curves.write(draft.path)
-        plots.draw_all({paradigm: curves}, draft.path)
+        drawn.write(draft.path)
+        plots.draw_all({paradigm: drawn}, draft.path)
         draft.report = report
     return report
 
 
-def _checked_rows(paradigm: str, predictions: pa.Table, log: Interactions) -> interactions.Array:
+def _checked_rows(paradigm: str, predictions: pa.Table, log: Interactions) -> Array:
     rows = predictions["row"].to_numpy()
     if len(rows) == 0:
         raise InputError(f"{paradigm}: the evaluated split has no target; use a longer log or another split")
@@ -125,17 +116,7 @@ def _checked_rows(paradigm: str, predictions: pa.Table, log: Interactions) -> in
     return rows
 
 
-def _described(predictions: pa.Table, rows: interactions.Array, log: Interactions) -> pa.Table:
+def _described(predictions: pa.Table, rows: Array, log: Interactions) -> pa.Table:
     own = log.table.select(["user_id", "item_id", "position"]).take(rows)
-    columns = {"row": predictions["row"], **{name: own[name] for name in own.column_names}}
-    return pa.table(columns | {name: predictions[name] for name in ("label", *FORMS.values())})
-
-
-def learning_curve(model: Path) -> list[LearningPoint]:
-    """The points of a model folder's history.csv at which the validation targets were scored, in order."""
-    with (model / "history.csv").open(newline="", encoding="utf-8") as handle:
-        return [
-            LearningPoint(float(line["train_seconds"]), int(line["targets_seen"]), float(line["val_auc"]))
-            for line in csv.DictReader(handle)
-            if line["val_auc"]
-        ]
+    scores = {name: predictions[name] for name in ("label", *FORMS.values())}
+    return pa.table({"row": predictions["row"], **dict(zip(own.column_names, own.columns, strict=True)), **scores})

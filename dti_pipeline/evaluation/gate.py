@@ -1,8 +1,7 @@
 """Promotion gate: the rule that gives the alias `champion`, from a comparison's figures alone.
 
 A paradigm passes when its AUC is above every cost-free floor and not worse than the sliding window's by more than
-``comparison.margin``. Both are asked of the interval, not of the mean (a test of non-inferiority): too few test users
-to tell is a failure, not a pass.
+``comparison.margin``. The interval decides, not the mean (a test of non-inferiority): too few test users is a failure.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ def decide(comparison: Comparison) -> dict[str, Decision]:
 
 
 def champion(comparison: Comparison) -> str | None:
-    """Of the paradigms that passed the one with the highest AUC; the sliding window, which costs many times the
-    training, only where no other passed. None where none did. Reads ``gate``, as :func:`decide` made it."""
+    """Of the paradigms that passed ``comparison.gate`` the one with the highest AUC; the sliding window, which costs
+    many times the training, only where no other passed. None where none did."""
     passed = {name: comparison.paradigms[name].auc or 0.0 for name, found in comparison.gate.items() if found.passed}
     others = [name for name in passed if name != BASE]
     return max(others or passed, key=passed.__getitem__, default=None)

@@ -38,7 +38,7 @@ class Interactions:
 def read(paths: Paths, min_history: int) -> Interactions:
     """Read data/events/interactions.parquet. InputError where it is missing. Memory: about 60 bytes a row.
 
-    ``min_history`` is what makes a row of the training split a target rather than context only: its position from 0.
+    ``min_history``: position from which on a row of the training split is a target rather than context only.
     """
     path = paths.events / "interactions.parquet"
     if not path.is_file():

@@ -1,14 +1,13 @@
-"""Metrics of click-through predictions: pure functions of labels and probabilities, NumPy in, numbers out.
+"""Metrics of click-through predictions: pure functions of labels and probabilities.
 
-Shapes everywhere: ``label`` (N,) of 0 and 1, ``score`` or ``probability`` (N,) of floats, ``user`` (N,) of whole
-numbers. A figure that is not defined (an AUC over one class, a mean over nothing) is None, which JSON writes as null;
-no function returns NaN. Cost is that of one sort, O(N log N), unless a docstring says otherwise.
+Shapes: ``label`` (N,) of 0 and 1, ``score`` or ``probability`` (N,) of floats, ``user`` (N,) of whole numbers. A figure
+that is not defined (an AUC over one class, a mean over nothing) is None, never NaN. Cost: one sort at most.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ from dti_pipeline.evaluation.report import Figures, Slice
 
 Array = NDArray[Any]
 
-#: Probabilities are kept this far from 0 and 1 in the log loss: one certain mistake must not make the mean infinite.
-#: It is about the resolution of float32, in which models answer.
+#: Distance from 0 and 1 to which the log loss clips probabilities: about the resolution of float32.
 CLIP = 1e-7
 #: A target counts as a predicted click from this probability on (F1, accuracy).
 THRESHOLD = 0.5
@@ -27,8 +25,7 @@ HISTORY_BUCKETS = (0, 10, 20, 50, 100, 200)
 POPULARITY_BUCKETS = (0, 1, 5, 20, 100, 500)
 
 
-@dataclass(frozen=True)
-class GroupedAuc:
+class GroupedAuc(NamedTuple):
     """gAUC with what it rests on."""
 
     value: float | None
@@ -46,6 +43,14 @@ class Bin:
     count: int
 
 
+@dataclass(frozen=True)
+class Rates:
+    """One point of a ROC curve."""
+
+    fpr: float  # false positive rate
+    tpr: float
+
+
 def auc(label: Array, score: Array) -> float | None:
     """Area under the ROC curve: P(score of a click > score of a non-click), ties counting one half.
 
@@ -57,7 +62,7 @@ def auc(label: Array, score: Array) -> float | None:
 def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
     """gAUC: each user's own AUC, averaged with the user's number of targets as weight (Zhu et al. 2017).
 
-    It asks what a ranking within one user's list asks; a user's general inclination to click adds nothing to it.
+    A user's general inclination to click adds nothing to it.
     """
     if len(label) == 0:
         return GroupedAuc(None, 0, 0, 0)
@@ -79,13 +84,13 @@ def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
 
 
 def log_losses(label: Array, probability: Array) -> Array:
-    """(N,) cross entropy of each target in nats, probabilities clipped by ``CLIP``. Cost O(N)."""
+    """(N,) cross entropy of each target in nats, probabilities clipped by ``CLIP``."""
     p = np.clip(np.asarray(probability, dtype=np.float64), CLIP, 1 - CLIP)
     return -np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p))
 
 
 def log_loss(label: Array, probability: Array) -> float | None:
-    """Mean cross entropy in nats: lower is better. Cost O(N)."""
+    """Mean cross entropy in nats: lower is better."""
     return float(log_losses(label, probability).mean()) if len(label) else None
 
 
@@ -101,7 +106,7 @@ def normalised_entropy(label: Array, probability: Array) -> float | None:
 
 
 def f1(label: Array, probability: Array) -> float | None:
-    """Harmonic mean of precision and recall of "probability >= THRESHOLD"; 0.0 where no click was found. O(N)."""
+    """Harmonic mean of precision and recall of "probability >= THRESHOLD"; 0.0 where no click was found."""
     if len(label) == 0:
         return None
     predicted, clicked = np.asarray(probability) >= THRESHOLD, np.asarray(label) == 1
@@ -110,20 +115,20 @@ def f1(label: Array, probability: Array) -> float | None:
 
 
 def accuracy(label: Array, probability: Array) -> float | None:
-    """Share of targets on the right side of THRESHOLD. Cost O(N)."""
+    """Share of targets on the right side of THRESHOLD."""
     return float(np.mean((np.asarray(probability) >= THRESHOLD) == (np.asarray(label) == 1))) if len(label) else None
 
 
 def brier(label: Array, probability: Array) -> float | None:
-    """Mean squared error of the probabilities (Brier 1950): lower is better. Cost O(N)."""
+    """Mean squared error of the probabilities (Brier 1950): lower is better."""
     return float(np.mean((np.asarray(probability) - np.asarray(label)) ** 2)) if len(label) else None
 
 
 def calibration(label: Array, probability: Array, bins: int) -> list[Bin]:
     """Reliability curve: mean prediction, observed click rate and count in bins of equal mass, lowest first.
 
-    Equal mass rather than equal width, so that every point rests on as many targets (Nguyen and O'Connor 2015). Equal
-    predictions share a bin, so that the curve does not depend on row order; bins left empty by that are not listed.
+    Equal mass, so that every point rests on as many targets (Nguyen and O'Connor 2015). Equal predictions share a bin;
+    bins left empty by that are not listed.
     """
     if len(label) == 0:
         return []
@@ -138,15 +143,14 @@ def calibration(label: Array, probability: Array, bins: int) -> list[Bin]:
 
 
 def expected_calibration_error(curve: list[Bin]) -> float | None:
-    """ECE: mean distance between prediction and observation over the bins of :func:`calibration`, weighted by count
-    (Naeini et al. 2015, with bins of equal mass)."""
+    """ECE: mean distance of prediction and observation over the bins, weighted by count (Naeini et al. 2015)."""
     total = sum(one.count for one in curve)
     return sum(abs(one.predicted - one.observed) * one.count for one in curve) / total if total else None
 
 
-def roc(label: Array, score: Array, points: int = 200) -> list[tuple[float, float]]:
-    """ROC curve as (false positive rate, true positive rate) from (0, 0) to (1, 1), thinned evenly along its length to
-    at most ``points``. Empty over one class. For drawing: :func:`auc` is computed from all scores, not from these."""
+def roc(label: Array, score: Array, points: int = 200) -> list[Rates]:
+    """ROC curve from (0, 0) to (1, 1), thinned evenly along its length to at most ``points``, for drawing. Empty over
+    one class."""
     label = np.asarray(label)
     clicks = int(label.sum())
     if clicks in (0, len(label)):
@@ -157,7 +161,7 @@ def roc(label: Array, score: Array, points: int = 200) -> list[tuple[float, floa
     fpr = np.r_[0.0, (end + 1 - true) / (len(label) - clicks)]
     tpr = np.r_[0.0, true / clicks]
     keep = np.unique(np.searchsorted(fpr + tpr, np.linspace(0, 2, points)).clip(max=len(fpr) - 1))
-    return [(float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True)]
+    return [Rates(float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True)]
 
 
 def summary(label: Array, probability: Array, user: Array, bins: int) -> Figures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
@@ -38,17 +38,20 @@ figure img { width: 100%; height: auto; display: block; }
 """
 
 
+#: An interval goes under its figure: the table stays narrow enough to read on one screen.
 INTERVAL, SMALL = re.compile(r" (\[.*\])"), r"<small>\1</small>"
 
 
 def render(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     """The page. ``pictures`` are SVG files by name, written into it as base64."""
     title = f"Comparison: {comparison.dataset}"
-    header = list(tables.COLUMNS)
+    rows = list(tables.rows(comparison))
+    before = ["paradigm", *(row.kind for row in rows)]
+    classes = [f"{row.kind} first" if row.kind != kind else row.kind for row, kind in zip(rows, before, strict=False)]
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="facts">{_inline(tables.facts(comparison))}</p>',
-        _main_table(header, tables.rows(comparison)),
+        _table(tables.COLUMNS, [row.cells for row in rows], [f' class="{name}"' for name in classes]),
         "<h2>Verdict</h2>",
         '<dl class="verdict">',
         *(f"<div><dt>{name}</dt><dd>{_inline(comparison.verdict[name])}</dd></div>" for name, _ in comparison.each()),
@@ -59,7 +62,7 @@ def render(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         *(_figure(name, data) for name, data in pictures.items()),
         "</div>",
         *(
-            f'<h2>{_inline(heading)}</h2><div class="scroll">{_table(columns, lines)}</div>'
+            f"<h2>{_inline(heading)}</h2>{_table(columns, lines, [''] * len(lines))}"
             for heading, columns, lines in tables.side_tables(comparison)
         ),
         "<h2>Where to look next</h2>",
@@ -74,23 +77,15 @@ def render(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _main_table(header: Sequence[str], rows: Iterable[tables.Row]) -> str:
-    lines, kind = [], "paradigm"
-    for row in rows:
-        # An interval goes under its figure: the table stays narrow enough to read on one screen.
-        cells = "".join(f"<td>{INTERVAL.sub(SMALL, _inline(cell))}</td>" for cell in row.cells)
-        lines.append(f'<tr class="{row.kind}{" first" if row.kind != kind else ""}">{cells}</tr>')
-        kind = row.kind
-    return f'<div class="scroll"><table><thead>{_header(header)}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], attributes: Sequence[str]) -> str:
+    """``attributes``: those of each line's element, such as its class."""
+    body = "".join(_line("td", cells, own) for cells, own in zip(lines, attributes, strict=True))
+    return f'<div class="scroll"><table><thead>{_line("th", header)}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{_inline(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table><thead>{_header(header)}</thead><tbody>{body}</tbody></table>"
-
-
-def _header(cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<th>{_inline(cell)}</th>' for cell in cells)}</tr>"
+def _line(element: str, cells: Sequence[str], attributes: str = "") -> str:
+    inner = "".join(f"<{element}>{INTERVAL.sub(SMALL, _inline(cell))}</{element}>" for cell in cells)
+    return f"<tr{attributes}>{inner}</tr>"
 
 
 def _figure(name: str, svg: bytes) -> str:

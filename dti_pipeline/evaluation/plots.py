@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,59 +20,47 @@ WIDE = 5.0
 
 def draw_all(curves: Mapping[str, Curves], folder: Path, speedup: Mapping[str, float] | None = None) -> list[str]:
     """Draw every picture there are figures for, as NAME.png and NAME.svg into ``folder``; return the names."""
-    drawings = {
-        "auc_time": draw_auc_time if any(c.train_seconds for c in curves.values()) else None,
-        "roc": draw_roc if any(c.roc for c in curves.values()) else None,
-        "calibration": draw_calibration,
+    drawings: dict[str, tuple[Callable[[Axes, Any], None], Any]] = {
+        "auc_time": (_draw_auc_time, curves),
+        "roc": (_draw_roc, curves if any(one.roc for one in curves.values()) else None),
+        "calibration": (_draw_calibration, curves),
+        "speedup": (_draw_speedup, speedup),
     }
-    names = []
-    for name, draw in drawings.items():
-        if draw is not None:
-            figure, axes = new_figure()
-            draw(axes, curves)
-            save(figure, folder, name)
-            names.append(name)
-    if speedup:
+    drawn = [name for name, (_, figures) in drawings.items() if figures]
+    for name in drawn:
+        draw, figures = drawings[name]
         figure, axes = new_figure()
-        draw_speedup(axes, speedup)
-        save(figure, folder, "speedup")
-        names.append("speedup")
-    return names
+        draw(axes, figures)
+        save(figure, folder, name)
+    return drawn
 
 
-def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
+def _draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        style = named(name).style
-        label = f"{name} ({one.auc:.3f})" if one.auc is not None else name
-        axes.plot(*_xy(one.roc), color=style.colour, linestyle=style.line, label=label)
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-    axes.set(title="ROC of the evaluated targets", xlim=(0, 1), ylim=(0, 1))
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+        points = [(p.fpr, p.tpr) for p in one.roc]
+        _plot(axes, name, points, label=name if one.auc is None else f"{name} ({one.auc:.3f})")
+    _square(axes, "ROC of the evaluated targets", "false positive rate", "true positive rate")
     axes.legend(title="paradigm (AUC)", loc="lower right")
 
 
-def draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
+def _draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        style = named(name).style
         points = [(b.predicted, b.observed) for b in one.calibration]
-        axes.plot(*_xy(points), color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, label=name)
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-    axes.set(title="Calibration (bins of equal mass)", xlim=(0, 1), ylim=(0, 1))
-    axes.set(xlabel="mean predicted probability", ylabel="observed click rate", aspect="equal")
+        _plot(axes, name, points, marker=named(name).style.marker, markersize=5, label=name)
+    _square(axes, "Calibration (bins of equal mass)", "mean predicted probability", "observed click rate")
     axes.legend(loc="upper left")
 
 
-def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
+def _draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
     """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the evaluated targets."""
     seconds = []
     for name, one in curves.items():
-        style = named(name).style
-        points = [(p.train_seconds, p.auc) for p in one.learning]
-        axes.plot(*_xy(points), color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, label=name)
-        if one.train_seconds is not None and one.auc is not None:
+        points = [(p.train_seconds, p.val_auc) for p in one.learning]
+        _plot(axes, name, points, marker=named(name).style.marker, markersize=5, label=name)
+        if one.auc is not None:
             end = (one.train_seconds, one.auc)
-            axes.plot(*_xy([*points[-1:], end]), color=style.colour, linestyle=style.line, linewidth=0.6)
-            axes.plot(*_xy([end]), color=style.colour, marker="*", markersize=13, linestyle="none")
+            _plot(axes, name, [*points[-1:], end], linewidth=0.6)
+            _plot(axes, name, [end], marker="*", markersize=13, linestyle="none")
             points.append(end)
         seconds += [x for x, _ in points if x > 0]
     axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="evaluated targets, at the end")
@@ -81,11 +70,7 @@ def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3, frameon=False, columnspacing=1.2)
 
 
-def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def draw_speedup(axes: Axes, speedup: Mapping[str, float]) -> None:
+def _draw_speedup(axes: Axes, speedup: Mapping[str, float]) -> None:
     names = list(speedup)
     for place, name in enumerate(names):
         style = named(name).style
@@ -97,6 +82,20 @@ def draw_speedup(axes: Axes, speedup: Mapping[str, float]) -> None:
     axes.set(title="Training speed per target", xlabel=f"times the targets per second of {BASELINE}")
     axes.set_xlim(0, 1.15 * max(1.0, *speedup.values()))
     axes.grid(visible=False, axis="y")
+
+
+def _plot(axes: Axes, paradigm: str, points: Sequence[tuple[float, float]], **changed: Any) -> None:
+    """A line through points (x, y) in the paradigm's style."""
+    style = named(paradigm).style
+    axes.plot(
+        [x for x, _ in points], [y for _, y in points], **{"color": style.colour, "linestyle": style.line, **changed}
+    )
+
+
+def _square(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Both axes from 0 to 1, with the diagonal."""
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
+    axes.set(title=title, xlim=(0, 1), ylim=(0, 1), xlabel=xlabel, ylabel=ylabel, aspect="equal")
 
 
 def new_figure() -> tuple[Figure, Axes]:

@@ -11,7 +11,6 @@ import torch
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing.reader import Rows
@@ -26,8 +25,7 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
     Raises InputError where the model was trained on other tokens than are there now.
     """
     manifest = artifacts.read(paths.model(paradigm), "train")
-    tokens = artifacts.folder_digest(paths.tokens)
-    if manifest.inputs["tokens"] != tokens:
+    if manifest.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
         raise InputError(
             f"{manifest.path} was trained on other tokens than {paths.tokens} holds: run `dti train` again"
         )
@@ -38,32 +36,18 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
     store = TokenStore.open(paths.tokens)
     columns: dict[str, np.ndarray] = {}
     facts: dict[str, float] = {}
-    for plan, name in ((split, "probability"), (f"{split}_streaming", "probability_streaming")):
-        row, columns[name], seconds = _score(config, paths, paradigm, plan, model, store, device, autocast)
-        form = "streaming" if plan.endswith("_streaming") else "sliding_window"
+    for form, plan, column, mask in (
+        ("sliding_window", split, "probability", model.paradigm),
+        ("streaming", f"{split}_streaming", "probability_streaming", model.paradigm.in_streams()),
+    ):
+        rows = Rows.open(store, paths.shards(paradigm), plan)
+        if not len(rows):
+            raise InputError(f"the {split} split has no targets: check split and split.min_history")
+        start = time.perf_counter()
+        row, columns[column] = score(
+            model, rows, np.arange(len(rows)), config.evaluation.tokens_per_batch, device, autocast, mask
+        )
+        seconds = time.perf_counter() - start
         facts[f"seconds_{form}"] = round(seconds, 3)
         facts[f"targets_per_second_{form}"] = round(len(row) / max(seconds, 1e-9), 1)
     return pa.table({"row": row, "label": store.label[row], **columns}), facts
-
-
-def _score(
-    config: Config,
-    paths: Paths,
-    paradigm: str,
-    plan: str,
-    model: CTRModel,
-    store: TokenStore,
-    device: torch.device,
-    autocast: torch.dtype | None,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    rows = Rows.open(store, paths.shards(paradigm), plan)
-    if not len(rows):
-        raise InputError(
-            f"the {plan.removesuffix('_streaming')} split has no targets: check split and split.min_history"
-        )
-    mask = model.paradigm.in_streams() if plan.endswith("_streaming") else model.paradigm
-    start = time.perf_counter()
-    row, probability = score(
-        model, rows, np.arange(len(rows)), config.evaluation.tokens_per_batch, device, autocast, mask
-    )
-    return row, probability, time.perf_counter() - start

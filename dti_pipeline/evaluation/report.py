@@ -1,7 +1,4 @@
-"""Reports of evaluation: the figures of one paradigm, and the paradigms side by side.
-
-A figure that is not defined (an AUC over one class) is None, null in JSON.
-"""
+"""Reports of evaluation and comparison. A figure that is not defined (an AUC over one class) is None, null in JSON."""
 
 from __future__ import annotations
 

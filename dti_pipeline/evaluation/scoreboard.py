@@ -11,10 +11,7 @@ from dti_pipeline.evaluation.report import Delta, Figures
 
 
 class Scoreboard:
-    """``label`` (N,), ``user`` (N,), and any number of named probabilities (N,) beside them.
-
-    Cost of a name: one sort and ``bootstrap_samples`` passes over the targets, once.
-    """
+    """``label`` (N,), ``user`` (N,) and named probabilities (N,). Cost of a name: ``bootstrap_samples`` resamples."""
 
     def __init__(self, label: Array, user: Array, settings: EvaluationConfig) -> None:
         self.label, self.user = label, user
@@ -32,14 +29,12 @@ class Scoreboard:
 
     def figures(self, name: str) -> Figures:
         """Every metric of one set of scores."""
-        found = bootstrap.interval(self._samples[name], self._settings.confidence)
         measured = metrics.summary(self.label, self._probabilities[name], self.user, self._settings.calibration_bins)
-        return replace(measured, auc_interval=(found.low, found.high) if found else None)
+        return replace(measured, auc_interval=bootstrap.interval(self._samples[name], self._settings.confidence))
 
     def delta(self, name: str, against: str) -> Delta:
-        """AUC of ``name`` less that of ``against`` over all targets (``mean``), with the interval of the paired
-        resamples. All None over one class."""
+        """AUC of ``name`` less that of ``against``, with the interval of the paired resamples. All None over one
+        class."""
         x, y = self.auc(name), self.auc(against)
         found = bootstrap.interval(self._samples[name] - self._samples[against], self._settings.confidence)
-        mean = x - y if x is not None and y is not None else None
-        return Delta(mean, found.low if found else None, found.high if found else None)
+        return Delta(x - y if x is not None and y is not None else None, *(found or (None, None)))

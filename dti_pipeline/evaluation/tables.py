@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def render_markdown(comparison: Comparison, pictures: Iterable[str] = ()) -> str
         facts(comparison),
         markdown_table(header, [row.cells for row in rows(comparison)]),
         "## Verdict",
-        "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name, _ in comparison.each()),
+        verdicts(comparison),
         *(f"> {note}" for note in comparison.notes),
     ]
     for title, table_header, lines in side_tables(comparison):
@@ -54,18 +55,19 @@ def render_text(comparison: Comparison) -> str:
     width = sum(WIDTHS) + 2 * (len(WIDTHS) - 1)
     header = ("", f"AUC [{percent(comparison)}]", "stream", *COLUMNS[3:])
     lines = [*textwrap.wrap(facts(comparison), width), "", _fixed(header)]
-    kind = None
-    for row in rows(comparison):
-        if row.kind != kind:
-            lines.append("-" * width)
-            kind = row.kind
-        lines.append(_fixed(row.short))
+    for _, group in itertools.groupby(rows(comparison), key=lambda row: row.kind):
+        lines += ["-" * width, *(_fixed(row.short) for row in group)]
     lines.append("")
     sentences = [f"{name}: {comparison.verdict[name]}" for name, _ in comparison.each()]
     for text in sentences + [f"Note: {note}" for note in comparison.notes]:
         lines += textwrap.wrap(text, width, subsequent_indent="  ")
     lines += ["", "Where to look next:", *(f"  {line}" for line in where_next())]
     return "\n".join(lines).replace("`", "") + "\n"
+
+
+def verdicts(comparison: Comparison) -> str:
+    """The verdict on each paradigm, as a list in Markdown."""
+    return "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name, _ in comparison.each())
 
 
 def facts(comparison: Comparison) -> str:
@@ -91,25 +93,24 @@ def rows(comparison: Comparison) -> Iterator[Row]:
         speedup = comparison.speedup.get(name)
         change = signed(delta.mean)
         wide = f"{change} {_interval((delta.ci_low, delta.ci_high), '+.4f')}".strip()
-        tail = (
-            number(figures.auc_streaming), *_quality(figures), _amount(figures.train_seconds),
-            _amount(figures.targets_per_second), f"{speedup:.1f}x" if speedup else MISSING,
-        )  # fmt: skip
+        times = (_amount(figures.train_seconds), _amount(figures.targets_per_second))
+        faster = f"{speedup:.1f}x" if speedup else MISSING
+        tail = (number(figures.auc_streaming), *_quality(figures), *times, faster)
         yield Row("paradigm", (f"`{name}`", _auc(figures), *tail, wide), (name, _short_auc(figures), *tail, change))
-    context = comparison.protocol.context
-    named = [
-        ("floor", f"floor: {floor_label(name, context)}", SHORT_FLOORS[name].format(context), figures)
-        for name, figures in comparison.floors.items()
-    ]
+    for name, label in _floor_labels(comparison).items():
+        short = SHORT_FLOORS[name].format(comparison.protocol.context)
+        yield _untrained("floor", label, short, comparison.floors[name])
     if comparison.best_possible:
-        named.append(("best", "best possible", "best possible", comparison.best_possible))
-    for kind, name, short, of in named:
-        blank = (MISSING,) * 4
-        yield Row(
-            kind,
-            (name, _auc(of), MISSING, *_quality(of), *blank),
-            (short, _short_auc(of), MISSING, *_quality(of), *blank),
-        )
+        yield _untrained("best", "best possible", "best possible", comparison.best_possible)
+
+
+def _untrained(kind: str, name: str, short: str, figures: Figures) -> Row:
+    tail = (MISSING, *_quality(figures), *[MISSING] * 4)
+    return Row(kind, (name, _auc(figures), *tail), (short, _short_auc(figures), *tail))
+
+
+def _floor_labels(comparison: Comparison) -> dict[str, str]:
+    return {name: f"floor: {floor_label(name, comparison.protocol.context)}" for name in comparison.floors}
 
 
 def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -120,13 +121,12 @@ def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
         "item_popularity": "AUC by item popularity (training targets of the item)",
     }
     for key, title in titles.items():
-        lines = []
-        for slices in zip(*(getattr(figures.slices, key) for figures in compared.values()), strict=True):
-            lines.append([slices[0].bucket, f"{slices[0].count:,}", *(number(one.auc) for one in slices)])
+        buckets = zip(*(getattr(figures.slices, key) for figures in compared.values()), strict=True)
+        lines = [[same[0].bucket, f"{same[0].count:,}", *(number(one.auc) for one in same)] for same in buckets]
         yield title, ["", "targets", *(f"`{name}`" for name in compared)], lines
-    threshold, context = comparison.protocol.threshold, comparison.protocol.context
+    threshold = comparison.protocol.threshold
     named: dict[str, Figures] = {f"`{name}`": figures for name, figures in compared.items()}
-    named |= {f"floor: {floor_label(name, context)}": figures for name, figures in comparison.floors.items()}
+    named |= {label: comparison.floors[name] for name, label in _floor_labels(comparison).items()}
     keys = ("f1", "accuracy", "brier", "ece", "predicted_over_observed")
     yield (
         "Decisions and calibration",

@@ -13,8 +13,7 @@ from dti_pipeline.paths import Paths
 def best_possible(paths: Paths, log: Interactions, rows: Array) -> Array | None:
     """(N,) true click probabilities of the targets at ``rows``, from data/raw/synthetic/truth.csv.
 
-    None where the file is missing or does not know every target: a best possible AUC of some of the targets would not
-    be comparable with the models' AUC of all of them.
+    None where the file is missing or does not know every target.
     """
     path = paths.synthetic / "truth.csv"
     if not path.is_file():

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dti_pipeline.evaluation.gate import BASE
 from dti_pipeline.evaluation.report import Comparison
 
-#: A difference within an interval wider than this to either side is not evidence of equality; the verdict says so.
-BLUNT = 0.01
-#: Speed-ups closer to 1 than this are called the same.
-SAME_SPEED = 0.05
-#: Percentiles over the draws of fewer users than this are rough, and rather too narrow than too wide.
-FEW_USERS = 100
+BLUNT = 0.01  # half an interval: the verdict says that a wider one is no evidence of equality
+SAME_SPEED = 0.05  # speed-ups closer to 1 than this are called the same
+FEW_USERS = 100  # intervals over fewer are called rough
 
 
 def floor_label(name: str, context: int) -> str:
@@ -57,11 +54,8 @@ def _difference(paradigm: str, comparison: Comparison) -> str:
 def _speed(speedup: float) -> str:
     if abs(speedup - 1) < SAME_SPEED:
         return "the same training time per target"
-    return (
-        f"{speedup:.1f}x less training time per target"
-        if speedup > 1
-        else f"{1 / speedup:.1f}x more training time per target"
-    )
+    amount = f"{speedup:.1f}x less" if speedup > 1 else f"{1 / speedup:.1f}x more"
+    return f"{amount} training time per target"
 
 
 def _floors(paradigm: str, comparison: Comparison) -> str:

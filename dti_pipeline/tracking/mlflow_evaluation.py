@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
+from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
@@ -103,8 +104,7 @@ def _headline(comparison: Comparison) -> dict[str, float]:
 def _note(comparison: Comparison, page: str) -> str:
     """The verdict first, since MLflow folds a description after four lines; then the part of comparison.md before its
     own: the conditions and the table."""
-    verdict = "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name, _ in comparison.each())
-    return f"{verdict}\n\n{page.partition('## Verdict')[0]}"
+    return f"{tables.verdicts(comparison)}\n\n{page.partition('## Verdict')[0]}"
 
 
 def _against_baseline(comparison: Comparison, paradigm: str) -> dict[str, float]:
