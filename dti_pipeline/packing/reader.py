@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
+from dti_pipeline.packing import best_fit
 from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import DTYPES, NO_DOCUMENT, Kind, Layout
+from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore, read_columns
 
@@ -46,6 +48,14 @@ class Rows:
             stop=columns["stop"],
             bounds=bounds(columns["row"]),
         )
+
+    @classmethod
+    def pack(cls, store: TokenStore, prompts: Prompts, row_length: int, seed: int = 0) -> Rows:
+        """Rows of ``prompts``, packed by best fit."""
+        row = best_fit.pack(prompts.length, row_length, seed).row
+        order = np.argsort(row, kind="stable")
+        prompts = prompts.take(order)
+        return cls(store, row_length, prompts.start, prompts.first_target, prompts.stop, bounds(row[order]))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

@@ -3,10 +3,9 @@
 Symbols: n context interactions, k targets a prompt, c tokens of an interaction (text and label; a target has one [SUM]
 besides), E hidden size. A FLOP is one addition or one multiplication.
 
-Sources: 2 FLOP per weight and token forward, 4 backward (Kaplan et al., arXiv 2001.08361); backward attention is 2.5
-times forward, since scores are computed again and not stored (Dao, arXiv 2307.08691); activations kept for the
-backward pass are counted tensor by tensor after Korthikanti et al., arXiv 2205.05198. [SUM] rows' own attention
-(``model.sum_position``, ``model.forgetting``) is not counted: S = L / (c + 1) of L rows, a few percent at most.
+Sources: 2 FLOP per weight and token forward, 4 backward (Kaplan et al., arXiv 2001.08361); backward attention 2.5 times
+forward (Dao, arXiv 2307.08691); activations after Korthikanti et al., arXiv 2205.05198. [SUM] rows' own attention
+(``model.sum_position``, ``model.forgetting``), a few percent at most, is not counted.
 """
 
 from __future__ import annotations
@@ -34,10 +33,8 @@ def streaming_tokens(n: float, c: float, k: float) -> float:
 
 
 def token_speedup(n: float, c: float, k: float) -> float:
-    """Ratio of a target's tokens in the sliding window to those in a streaming prompt.
-
-    The speed-up where time is proportional to tokens. Bounded by (n + 1) c / (c + 1) + 1 / (c + 1) for any k.
-    """
+    """A target's tokens in the sliding window over those in a streaming prompt: the speed-up where time is proportional
+    to tokens. Bounded by (n + 1) c / (c + 1) + 1 / (c + 1) for any k."""
     return sliding_window_tokens(n, c) / streaming_tokens(n, c, k)
 
 
@@ -49,11 +46,10 @@ def visible_pairs(
     context: int,
     prefix: int = 0,
 ) -> int:
-    """Pairs (query, key) that attention computes for these prompts, by the paradigm's mask.
+    """Pairs (query, key) that attention computes for these prompts: the ones of the paradigm's mask.
 
     ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
-    history. Exactly the number of ones in :func:`dti_pipeline.modeling.masks.visibility.visible`; a kernel that
-    works in blocks computes more. Cost: O(m + prompts).
+    history. A kernel that works in blocks computes more. Cost: O(m + prompts).
     """
     length = lengths.astype(np.int64)
     m = len(length)
@@ -62,7 +58,6 @@ def visible_pairs(
     in_window = before[:m] - before[window_start]  # tokens of the n interactions before i
 
     start, first, stop = prompts.start, prompts.first_target, prompts.stop
-    targets = prompts.targets
     own = _between(_sums(length * (length + 1) // 2), start, stop)  # every token but [SUM] in its own interaction
     own += _between(before, first, stop)  # [SUM]: its text and itself, as many as text and label
 
@@ -82,7 +77,7 @@ def visible_pairs(
         return whole_prompt(weight, begin, first) + _between(_sums(weight * in_window), first, stop)
 
     earlier = past(paradigm.text, length, start) + past(paradigm.sums, np.ones(m, np.int64), first)
-    tokens = _between(before, start, stop) + targets
+    tokens = _between(before, start, stop) + prompts.targets
     return own + earlier + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
 
 
@@ -99,9 +94,8 @@ def training_flop(
 ) -> float:
     """FLOP of one pass over the data, forward and backward.
 
-    ``adapters`` are trained weights beside a frozen body: 4 FLOP a frozen weight and token (no gradient of its own),
-    6 a trained one. None: the body itself is trained. ``head`` weights work at [SUM]s only: this project's two label
-    rows by default.
+    ``adapters`` are trained weights beside a frozen body: 4 FLOP a frozen weight and token, 6 a trained one. None: the
+    body itself is trained. ``head`` weights work at [SUM]s only: the two label rows by default.
     """
     head = 2 * shape.hidden if head is None else head
     body = 6 * shape.body if adapters is None else 4 * shape.body + 6 * adapters
@@ -122,8 +116,8 @@ def optimizer_bytes(trained: int) -> int:
 def activation_bytes(shape: Shape, tokens: int) -> int:
     """Activations kept for the backward pass over ``tokens`` tokens, in bfloat16, without checkpointing.
 
-    A layer keeps its input, two normed states and the middle of the residual stream (4 E), queries and attention
-    output, keys and values, and three inner states of the gated MLP. An upper bound: frozen weights need less.
+    A layer keeps four states of width E, queries and attention output, keys and values, and three inner states of the
+    gated MLP. An upper bound: frozen weights need less.
     """
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     states = 4 * shape.hidden + attention + 3 * shape.intermediate

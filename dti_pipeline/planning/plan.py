@@ -16,8 +16,7 @@ from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
 from dti_pipeline.training.report import TrainReport
 
-#: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
-#: shape of an 8B model on an H100. A model of a few million weights is launch-bound and reaches a small part of it.
+#: Share of a GPU's peak that training reaches by default: that of an 8B model on an H100 in benchmarks/train_step.py.
 UTILISATION = 0.55
 #: Tokens of an interaction (a title and a label) where there is no token store yet.
 TOKENS = 20
@@ -36,9 +35,8 @@ def plan(
     """Targets, tokens, padding, FLOP, memory and hours of every paradigm, and the speed of measured runs.
 
     The log is data/tokens, packed by the packer itself. With ``users`` and ``interactions`` (of each), or for a
-    synthetic log that is not tokenised yet, it is a uniform log of ``tokens`` tokens an interaction. The training is
-    assumed to use ``training.dtype: bfloat16`` on ``training.processes`` GPUs; memory is that of one GPU. Cost: one
-    packing, seconds for a million targets; torch is not imported.
+    synthetic log that is not tokenised yet, it is a uniform log of ``tokens`` tokens an interaction. Training is in
+    bfloat16 on ``training.processes`` GPUs; memory is that of one GPU. Cost: one packing; torch is not imported.
     """
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
@@ -59,18 +57,16 @@ def plan(
     paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
     base = paradigms[BASELINE.name]
     speed = card.teraflops * 1e12 * utilisation * config.training.processes
+    n, c = config.packing.context, log["tokens_per_interaction"]
     for name, row in paradigms.items():
         row["hours"] = row["flop"] / speed / 3600
-        k = config.packing.targets if name != BASELINE.name else 1
-        k = row["targets"] / row["prompts"] if k == "all" else k
-        row["speedup_formula"] = cost.token_speedup(config.packing.context, log["tokens_per_interaction"], k)
-        if name == BASELINE.name:
-            row["speedup_formula"] = 1.0
+        k = row["targets"] / row["prompts"] if config.packing.targets == "all" else config.packing.targets
+        row["speedup_formula"] = 1.0 if name == BASELINE.name else cost.token_speedup(n, c, k)
         row["speedup_tokens"] = base["tokens_per_target"] / row["tokens_per_target"]
         row["speedup_flop"] = base["flop"] / row["flop"]
     return {
         "log": log,
-        "context": config.packing.context,
+        "context": n,
         "targets_per_prompt": targets_per_prompt(config, "train_streaming", BASELINE) or "all",
         "row_length": config.packing.row_length,
         "epochs": config.training.epochs,
@@ -89,7 +85,7 @@ def plan(
         },
         "memory": {**memory, "total_gb": total, "micro_batch_tokens": batch, "fits": total <= card.memory_gb},
         "paradigms": paradigms,
-        "measured": measured(paths),
+        "measured": _measured(paths),
     }
 
 
@@ -100,8 +96,7 @@ def _log(
     for name, value, least in (("users", users, 1), ("interactions", interactions, 1), ("tokens", tokens, 2)):
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")
-    asked = users is not None or interactions is not None or tokens is not None
-    if not asked and (paths.tokens / artifacts.MANIFEST).is_file():
+    if users is interactions is tokens is None and (paths.tokens / artifacts.MANIFEST).is_file():
         store, source = TokenStore.open(paths.tokens), "data/tokens"
     else:
         if config.events.source == "synthetic":
@@ -125,29 +120,24 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
     """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included."""
     paradigm = named(name)
     counts, prompts, _ = plan_rows(config, store, paradigm, "train")
-    pairs = cost.visible_pairs(
-        paradigm, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
-    )
-    slots = counts.rows * config.packing.row_length
-    flop = cost.training_flop(shape, slots, pairs, counts.targets, adapters)
+    n, prefix = config.packing.context, len(store.prefix)
+    pairs = cost.visible_pairs(paradigm, prompts, store.lengths(), store.position, n, prefix)
+    flop = cost.training_flop(shape, counts.rows * config.packing.row_length, pairs, counts.targets, adapters)
     kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
     return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
 
 
-def measured(paths: Paths) -> dict[str, dict[str, Any]]:
-    """Speed of this home's trained models, and their speed-up over a sliding window trained on the same hardware.
-
-    ``off_formula`` = measured speed-up / ratio of tokens a target - 1.
-    """
+def _measured(paths: Paths) -> dict[str, dict[str, Any]]:
+    """Speed of this home's trained models, and their speed-up over a sliding window trained on the same hardware."""
     runs = {
         name: artifacts.read(paths.model(name), "train", TrainReport).report
         for name in names()
         if (paths.model(name) / artifacts.MANIFEST).is_file()
     }
     base = runs.get(BASELINE.name)
+    keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
     found = {}
     for name, run in runs.items():
-        keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
         row = {key: getattr(run, key) for key in keys}
         if base is not None and name != BASELINE.name and base.hardware == run.hardware:
             row["speedup"] = run.targets_per_second / base.targets_per_second

@@ -75,25 +75,17 @@ def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Sh
     name = name or model.name_or_path
     if name is None:
         return Shape(
-            "from scratch",
-            model.layers,
-            model.hidden_size,
-            model.heads,
-            model.kv_heads,
-            model.hidden_size // model.heads,
-            model.intermediate_size,
-            vocabulary,
-            model.tie_embeddings,
-        )
-    file = Path(name).expanduser() / "config.json"
-    if file.is_file():
-        return _from_file(name, file)
+            "from scratch", model.layers, model.hidden_size, model.heads, model.kv_heads,
+            model.hidden_size // model.heads, model.intermediate_size, vocabulary, model.tie_embeddings,
+        )  # fmt: skip
+    file: Path | None = Path(name).expanduser() / "config.json"
     known = Path(name).name.lower().removesuffix("-instruct")
-    if known in SHAPES:
-        return SHAPES[known]
-    cached = _cached(name)
-    if cached is not None:
-        return _from_file(name, cached)
+    if not file.is_file():
+        if known in SHAPES:
+            return SHAPES[known]
+        file = _cached(name)
+    if file is not None:
+        return _from_file(name, file)
     raise InputError(
         f"no model shape for {name!r}: name one of {', '.join(SHAPES)}, or a folder that holds a config.json"
     )

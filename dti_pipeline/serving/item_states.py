@@ -1,11 +1,8 @@
 """Cache of item states of a `dti_isolated` model: keys and values of an item's tokens, computed once.
 
-Under `dti_isolated` a text or label token sees only its own interaction. Its keys and values in every layer depend on
-the item, the label and the position. The position is rotary and can be undone: keys are cached un-rotated and rotated
-when they are read. So the states of an item, with either label, serve every history it occurs in, and a target costs
-one token, its [SUM].
-
-The model's own forward pass over prompts of one interaction computes the states, and its own layers read them.
+Under `dti_isolated` a text or label token sees only its own interaction, so its keys and values in every layer depend
+on the item, the label and the position. Keys are cached un-rotated and rotated when they are read, which leaves the
+position out. So an item's states serve every history it occurs in, and a target costs one token, its [SUM].
 """
 
 from __future__ import annotations
@@ -26,9 +23,9 @@ from dti_pipeline.modeling.attention.layers import LayerInput
 from dti_pipeline.modeling.network import backbone
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
-from dti_pipeline.packing import best_fit
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.packing.reader import Rows, bounds, split
+from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.packing.store import TokenStore
 
 #: Keys that one scoring pass reads, over all its targets: bounds memory, and fits a CPU's cache.
@@ -41,8 +38,7 @@ ROW = 512
 class ItemStates:
     """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i followed by that label.
 
-    Memory: keys and values of every layer for each token, with either label. Raises InputError for a model whose item
-    states depend on more than the item.
+    Raises InputError for a model whose item states depend on more than the item.
     """
 
     model: CTRModel
@@ -64,10 +60,8 @@ class ItemStates:
 
     @torch.no_grad()
     def add(self, store: TokenStore, tokens_per_batch: int) -> None:
-        """Compute and append the states of every text of ``store``; its interactions are not used.
-
-        Cost: one forward pass over each text with either label.
-        """
+        """Compute and append the states of every text of ``store``; its interactions are not used. Cost: one forward
+        pass over each text with either label."""
         texts = len(store.offsets) - 1
         store = replace(  # a log in which every text occurs with label 0 and with label 1
             store,
@@ -78,11 +72,9 @@ class ItemStates:
         lengths = store.lengths().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         row_length = max(ROW, int(lengths.max()) + 1)
-        packed = best_fit.pack(lengths + 1, row_length, seed=0)  # each a prompt of its own: a target without context
-        order = np.argsort(packed.row, kind="stable")
-        rows = Rows(store, row_length, order, order, order + 1, bounds(packed.row[order]))
+        each = np.arange(2 * texts)  # a prompt of its own: a target without context
+        rows = Rows.pack(store, Prompts(each, each, each + 1, lengths + 1), row_length)
         height = rows.height(tokens_per_batch)
-
         places, parts = [], []
         width = backbone.decoder_of(self.model.lm).config.get_text_config().hidden_size
         sums = torch.empty(texts, width, device=self.device)
@@ -90,7 +82,7 @@ class ItemStates:
             layout = rows.assemble(part, height if self.device.type == "cuda" else 0)
             batch = Batch.of(layout, store.label).to(self.device)
             row, slot = np.nonzero((layout.kind == Kind.TEXT) | (layout.kind == Kind.LABEL))
-            state = order[rows.bounds[part[row]] + layout.document[row, slot]]
+            state = rows.start[rows.bounds[part[row]] + layout.document[row, slot]]
             places.append(starts[state] + layout.position[row, slot])
             parts.append(self._states(batch, (torch.from_numpy(row), torch.from_numpy(slot)), sums))
         back = torch.from_numpy(np.argsort(np.concatenate(places))).to(self.device)
@@ -120,8 +112,7 @@ class ItemStates:
         """P(label = 1) of T targets, (T,).
 
         ``text`` (index of its states) and ``label`` (m,) are the interactions of the targets' prompts, one prompt after
-        another, each ending with its target. Cost: one token through the network for each target, and a read of its
-        history's keys and values.
+        another, each ending with its target. Cost: one token through the network for each target.
         """
         state = 2 * text + np.where(is_target, 0, label)
         lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target has no label token
@@ -131,15 +122,12 @@ class ItemStates:
         first = np.cumsum(sizes) - sizes
         own = text[is_target]
         logits = []
-        step = max(1, KEYS // int(sizes.max()))
-        for begin in range(0, len(sizes), step):
-            here = slice(begin, begin + step)
+        for here in split(np.arange(len(sizes)), max(1, KEYS // int(sizes.max()))):
             at = np.arange(int(sizes[here].max()))
             valid = at < sizes[here, None]
             index = cached[np.where(valid, first[here, None] + at, 0)]
-            logits.append(
-                self._logits(*(torch.from_numpy(x).to(self.device) for x in (own[here], sizes[here], index, valid)))
-            )
+            arrays = (own[here], sizes[here], index, valid)
+            logits.append(self._logits(*(torch.from_numpy(x).to(self.device) for x in arrays)))
         return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
 
     def _logits(self, own: Tensor, size: Tensor, index: Tensor, valid: Tensor) -> Tensor:
@@ -150,8 +138,7 @@ class ItemStates:
         place = torch.arange(index.shape[1], device=self.device)
         cos, sin = rotary(embedded, position_ids=place[None])
         own_cos, own_sin = rotary(embedded, position_ids=size[:, None])
-        seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
-        mask = seen
+        mask = seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
         if model.settings.sum_position != "rope":
             back = torch.cat([size[:, None] - place, size.new_zeros(len(own), 1)], 1)[:, None, None]
             mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))

@@ -56,17 +56,17 @@ def parse(raw: Any, where: str) -> Request:
     user_id = raw.get("user_id")
     if isinstance(user_id, bool) or not isinstance(user_id, (str, int, type(None))):
         raise InputError(f"{where} key user_id must be text or a whole number, not {_shown(user_id)}")
-    history = _list(raw, "history", where)
-    candidates = _list(raw, "candidates", where)
+    history, candidates = _entries(raw, "history", where), _entries(raw, "candidates", where)
     return Request(
         user_id=user_id,
-        history=tuple([_item(entry, where, "history", i) for i, entry in enumerate(history)]),
-        labels=tuple([_label(entry, where, "history", i) for i, entry in enumerate(history)]),
-        candidates=tuple([_item(entry, where, "candidates", i) for i, entry in enumerate(candidates)]),
+        history=tuple([_item(entry, place) for place, entry in history]),
+        labels=tuple([_label(entry, place) for place, entry in history]),
+        candidates=tuple([_item(entry, place) for place, entry in candidates]),
     )
 
 
-def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:
+def _entries(raw: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
+    """The entries of a list, each behind the words that an error about it begins with."""
     value = raw.get(key)
     if value is None:
         raise InputError(f"{where} key {key} is missing")
@@ -74,30 +74,30 @@ def _list(raw: Mapping[str, Any], key: str, where: str) -> list[Any]:
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{where} key {key} must be a list, not {_shown(value)}")
-    return list(value)
+    return [(f"{where} key {key}[{i}]", entry) for i, entry in enumerate(value)]
 
 
-def _item(entry: Any, where: str, key: str, place: int) -> Item:
+def _item(entry: Any, where: str) -> Item:
     if not isinstance(entry, (dict, Mapping)):
-        raise InputError(f"{where} key {key}[{place}] must be an object with item_id or item_text, not {_shown(entry)}")
+        raise InputError(f"{where} must be an object with item_id or item_text, not {_shown(entry)}")
     item_id, text = entry.get("item_id"), entry.get("item_text")
     if type(item_id) is str and (text is None or type(text) is str):  # the usual case, without slow checks
         return Item(item_id, text)
     if isinstance(item_id, bool) or not isinstance(item_id, (str, Integral, type(None))):
-        raise InputError(f"{where} key {key}[{place}].item_id must be text or a whole number, not {_shown(item_id)}")
+        raise InputError(f"{where}.item_id must be text or a whole number, not {_shown(item_id)}")
     if not isinstance(text, (str, type(None))):
-        raise InputError(f"{where} key {key}[{place}].item_text must be text, not {_shown(text)}")
+        raise InputError(f"{where}.item_text must be text, not {_shown(text)}")
     if item_id is None and not (text or "").strip():
-        raise InputError(f"{where} key {key}[{place}] names no item: it has neither item_id nor item_text")
+        raise InputError(f"{where} names no item: it has neither item_id nor item_text")
     return Item(None if item_id is None else str(item_id), text)
 
 
-def _label(entry: Mapping[str, Any], where: str, key: str, place: int) -> int:
+def _label(entry: Mapping[str, Any], where: str) -> int:
     label = entry.get("label")
     if label is None:
-        raise InputError(f"{where} key {key}[{place}].label is missing: it says what the user did, 0 or 1")
+        raise InputError(f"{where}.label is missing: it says what the user did, 0 or 1")
     if not isinstance(label, Real) or label not in (0, 1):
-        raise InputError(f"{where} key {key}[{place}].label must be 0 or 1, not {_shown(label)}")
+        raise InputError(f"{where}.label must be 0 or 1, not {_shown(label)}")
     return int(label == 1)
 
 

@@ -21,23 +21,21 @@ from dti_pipeline.serving.scorer import Scorer
 #: Candidates scored together: enough for full rows and batches, few enough for memory.
 CHUNK = 4096
 ANSWERS = pa.schema([("user_id", pa.string()), ("probabilities", pa.list_(pa.float64()))])
-
-Write = Callable[[Sequence[Request], Sequence[Sequence[float]]], None]
+Answer = dict[str, Any]
 
 
 def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]) -> dict[str, Any]:
     """Score every request of a file, in order; answers go to ``out``, or to ``stdout`` as they are made.
 
-    An answer is ``{"user_id": .., "probabilities": [..]}``, one probability for each candidate in the request's order.
-    ``out`` is Parquet by its ending, else JSONL, and is written whole or not at all. Raises InputError that names the
-    file, line and key. Memory: ``CHUNK`` candidates at a time.
+    An answer is ``{"user_id": .., "probabilities": [..]}``, in the order of its candidates. ``out`` is Parquet by its
+    ending, else JSONL, and is written whole or not at all. Raises InputError that names the file, line and key.
     """
     start = time.perf_counter()
     answered = candidates = 0
     with _answers(out, stdout) as write:
         for chunk in requests.chunks(requests.read(source), CHUNK):
             scores = scorer.score(chunk)
-            write(chunk, scores)
+            write([_answer(*pair) for pair in zip(chunk, scores, strict=True)])
             answered += len(chunk)
             candidates += sum(map(len, scores))
     seconds = time.perf_counter() - start
@@ -73,20 +71,25 @@ def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[s
     return {"model": str(scorer.manifest.path), "paradigm": scorer.model.paradigm, "requests": answered}
 
 
-def _answer(request: Request, probabilities: Sequence[float]) -> dict[str, Any]:
+def _answer(request: Request, probabilities: Sequence[float]) -> Answer:
     user = {} if request.user_id is None else {"user_id": request.user_id}
     return user | {"probabilities": list(probabilities)}
 
 
-def _line(answer: dict[str, Any]) -> bytes:
+def _line(answer: Answer) -> bytes:
     return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
 
 
+def _table(answers: list[Answer]) -> pa.Table:
+    users = [str(answer["user_id"]) if "user_id" in answer else None for answer in answers]
+    return pa.table({"user_id": users, "probabilities": [a["probabilities"] for a in answers]}, schema=ANSWERS)
+
+
 @contextmanager
-def _answers(out: Path | None, stdout: IO[bytes]) -> Iterator[Write]:
+def _answers(out: Path | None, stdout: IO[bytes]) -> Iterator[Callable[[list[Answer]], None]]:
     """The function that writes answers. A file is written under a temporary name and renamed when it is complete."""
     if out is None:
-        yield _lines_to(stdout)
+        yield lambda answers: stdout.writelines(map(_line, answers))
         stdout.flush()
         return
     if not out.parent.is_dir():
@@ -95,25 +98,10 @@ def _answers(out: Path | None, stdout: IO[bytes]) -> Iterator[Write]:
     try:
         if out.suffix == ".parquet":
             with pq.ParquetWriter(aside, ANSWERS) as writer:
-                yield _rows_to(writer)
+                yield lambda answers: writer.write_table(_table(answers))
         else:
             with aside.open("wb") as handle:
-                yield _lines_to(handle)
+                yield lambda answers: handle.writelines(map(_line, answers))
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _lines_to(handle: IO[bytes]) -> Write:
-    def write(chunk: Sequence[Request], scores: Sequence[Sequence[float]]) -> None:
-        handle.writelines(_line(_answer(*pair)) for pair in zip(chunk, scores, strict=True))
-
-    return write
-
-
-def _rows_to(writer: pq.ParquetWriter) -> Write:
-    def write(chunk: Sequence[Request], scores: Sequence[Sequence[float]]) -> None:
-        users = [None if r.user_id is None else str(r.user_id) for r in chunk]
-        writer.write_table(pa.table({"user_id": users, "probabilities": scores}, schema=ANSWERS))
-
-    return write

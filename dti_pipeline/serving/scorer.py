@@ -1,8 +1,4 @@
-"""Scoring with a trained model: histories and candidates in, probabilities out.
-
-Prompts are cut, packed and laid out by the code that makes training rows, and scored by the code that evaluates models,
-so that served scores equal evaluated ones.
-"""
+"""Scoring with a trained model, by the code that makes training rows and evaluates: served scores equal evaluated."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import load
-from dti_pipeline.packing import best_fit, prompts
+from dti_pipeline.packing import prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
@@ -65,8 +61,7 @@ class Scorer:
     def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
         """Load a folder that ``dti train`` published. Raises InputError for any other folder.
 
-        ``cache_items`` caches the states of every item (``dti_isolated`` only): equal scores for less work, in memory
-        that grows with the items.
+        ``cache_items`` caches the states of every item (``dti_isolated`` only), in memory that grows with the items.
         """
         folder = Path(folder)
         manifest = artifacts.read(folder, "train", TrainReport)
@@ -78,18 +73,12 @@ class Scorer:
             return scorer
         return replace(scorer, states=ItemStates(scorer.model, chosen, scorer._autocast))
 
-    @property
-    def context(self) -> int:
-        """n: the number of a history's last interactions that the model sees."""
-        return self.model.context
-
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order.
 
         ``requests``: parsed, or plain mappings, or a frame with their keys as columns; see
-        :mod:`dti_pipeline.serving.requests`. A candidate's score depends on its own request's history only. Cost: a
-        prompt of n + 1 interactions for each candidate; with cached items one token, and a pass over each new item.
-        Raises InputError that names the request and key.
+        :mod:`dti_pipeline.serving.requests`. Cost: a prompt of n + 1 interactions for each candidate; with cached items
+        one token, and a pass over each new item. Raises InputError that names the request and key.
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
@@ -102,7 +91,11 @@ class Scorer:
         return [probability[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
     def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
-        rows = self._rows(self._store(list(log.texts), log), log.is_target)
+        store = self._store(list(log.texts), log)
+        unlimited = int(np.iinfo(np.int32).max)  # no prompt is too long
+        n, prefix = self.model.context, len(store.prefix)
+        cut = prompts.cut(log.is_target, store.position, store.lengths(), n, 1, unlimited, prefix)
+        rows = Rows.pack(store, cut, self._row_length(cut.length))
         # Scores are in the order of the store's rows: that of requests and their candidates.
         return score(self.model, rows, np.arange(len(rows)), self._tokens_per_batch, self.device, self._autocast)[1]
 
@@ -133,7 +126,7 @@ class Scorer:
 
         texts, labels, positions, targets = [], [], [], []
         for request in requests:
-            history = request.history[max(0, len(request.history) - self.context) :]
+            history = request.history[max(0, len(request.history) - self.model.context) :]
             length, count = len(history) + 1, len(request.candidates)
             text = np.empty((count, length), np.int32)
             text[:, :-1] = [text_of(item) for item in history]
@@ -150,16 +143,9 @@ class Scorer:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
         facts = self.manifest.report
         tokens, offsets, _ = encode(self.tokenizer, texts, facts.texts.max_text_tokens)
-        return TokenStore(
-            tokens=tokens,
-            offsets=offsets,
-            text=log.text,
-            label=log.label,
-            split=np.zeros(len(log.text), np.int8),
-            position=log.position,
-            prefix=np.asarray(facts.texts.prefix_tokens, np.int32),
-            special=facts.network["special"],
-        )
+        split, prefix = np.zeros(len(log.text), np.int8), np.asarray(facts.texts.prefix_tokens, np.int32)
+        special = facts.network["special"]
+        return TokenStore(tokens, offsets, log.text, log.label, split, log.position, prefix, special)
 
     def _render(self, item: Item) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
@@ -169,17 +155,6 @@ class Scorer:
             raise InputError(f"the item {text!r} has no item_id, which the model's tokens.template {template!r} names")
         known = text if text is not None or item_id is None else self.titles.get(item_id)
         return render(template, item_id or "", known)
-
-    def _rows(self, store: TokenStore, is_target: NDArray[np.bool_]) -> Rows:
-        """One prompt for each target, packed as in training."""
-        unlimited = int(np.iinfo(np.int32).max)  # no prompt is too long
-        cut = prompts.cut(is_target, store.position, store.lengths(), self.context, 1, unlimited, len(store.prefix))
-        row_length = self._row_length(cut.length)
-        packed = best_fit.pack(cut.length, row_length, seed=0)
-        order = np.argsort(packed.row, kind="stable")
-        cut, row = cut.take(order), packed.row[order]
-        bounds = np.searchsorted(row, np.arange(packed.rows + 1))
-        return Rows(store, row_length, cut.start, cut.first_target, cut.stop, bounds)
 
     def _row_length(self, lengths: NDArray[np.int64]) -> int:
         """The training's row length; less, by halves, where all prompts fit one row; more where one prompt needs it."""

@@ -1,8 +1,4 @@
-"""Records of what was run, behind a few calls.
-
-The pipeline calls these and knows no tracker. With ``tracking.enabled: false`` they do nothing and MLflow is never
-imported; otherwise :mod:`dti_pipeline.tracking.mlflow_training` and its neighbours keep the records.
-"""
+"""Records of what was run, in MLflow. With ``tracking.enabled: false`` nothing is kept and MLflow is never imported."""
 
 from __future__ import annotations
 
@@ -34,25 +30,27 @@ ENVIRONMENT = {
 def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[Listener]:
     """A listener that keeps the record of a training, ``tags`` on it.
 
-    It answers ``Started`` with the record's id: that of the event, where the store knows it, or a new one. The record
-    ends FINISHED with the event ``Finished``; where an error leaves the block before, FAILED, or KILLED for an
-    interruption.
+    It answers ``Started`` with the record's id: that of the event, where the store knows it, or a new one. An error
+    that leaves the block ends the record FAILED, or KILLED for an interruption.
     """
     if not config.tracking.enabled:
         yield lambda event: None
         return
     with _mlflow():
-        from dti_pipeline.tracking import mlflow_training
+        from dti_pipeline.tracking.mlflow_training import TrainingRecord
 
-        with mlflow_training.listener(config, paths, tags) as listen:
-            yield listen
+        kept = TrainingRecord(config, paths, tags)
+        try:
+            yield kept
+        except BaseException as error:
+            kept.fail(error)
+            raise
 
 
 def record(config: Config, paths: Paths, report: object) -> None:
-    """Keep a stage's report where the records have a place for it.
+    """Keep an evaluation on the run that trained its model, a comparison as a run that groups the compared trainings.
 
-    An evaluation's figures and plots go onto the run that trained its model. A comparison becomes one run that groups
-    the compared trainings, and its champion is promoted, unless ``tracking.promote`` is false.
+    A comparison's champion is promoted, unless ``tracking.promote`` is false.
     """
     if not config.tracking.enabled or not isinstance(report, (Evaluation, Comparison)):
         return
@@ -61,10 +59,10 @@ def record(config: Config, paths: Paths, report: object) -> None:
 
         if isinstance(report, Evaluation):
             mlflow_evaluation.record_evaluation(config, paths, report)
-            return
-        mlflow_evaluation.record_comparison(config, paths, report)
-        if config.tracking.promote and report.champion is not None:
-            registry.promote(config, paths, report, report.champion)
+        else:
+            mlflow_evaluation.record_comparison(config, paths, report)
+            if config.tracking.promote and report.champion is not None:
+                registry.promote(config, paths, report, report.champion)
 
 
 def record_study(
@@ -86,11 +84,7 @@ def record_study(
 
 
 def model_folder(config: Config, paths: Paths, address: str) -> Path:
-    """The model folder behind ``models:/name@alias`` or ``models:/name/3`` of the registry, on this machine.
-
-    A model in a store on this machine is read where it lies; another is downloaded once. Raises InputError where the
-    registry does not have it.
-    """
+    """The model folder behind ``models:/name@alias`` or ``models:/name/3``, see :func:`registry.folder`."""
     with _mlflow():
         from dti_pipeline.tracking import registry
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 
@@ -17,7 +16,7 @@ from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import connect, dataset
+from dti_pipeline.tracking.mlflow_store import author, connect, dataset, tagged
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +26,7 @@ COMPARISON = "comparison.digest"
 
 
 def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
-    """``<split>/auc``, ``<split>/auc_streaming``, ... and the evaluation's files onto the run that trained the model.
-
-    A model that was trained without a record is left without one; the log says so.
-    """
+    """Figures (``<split>/auc``, ...) and files of an evaluation onto the run that trained its model, where one did."""
     store, _ = connect(config, paths)
     run = _trained(store, report.training.mlflow_run_id, report.paradigm)
     if run is None:
@@ -49,45 +45,37 @@ def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
 
 
 def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> None:
-    """One run that is the parent of the compared trainings and holds the tables, plots, speed-ups and AUC differences.
+    """One run with the tables, plots, speed-ups and AUC differences, the parent of the compared trainings.
 
-    The same comparison recorded again finds its run; another one makes a new parent, to which the trainings move.
+    The same comparison recorded again finds its run; to another one's the trainings move.
     """
     store, experiment = connect(config, paths)
     trained = {name: _trained(store, row.mlflow_run_id, name) for name, row in comparison.each()}
     children = {name: run for name, run in trained.items() if run is not None}
     if not children:
         return
-    parent = _parent(store, experiment, artifacts.file_digest(paths.comparison_file("json")), comparison)
-    log_metrics(store, parent, _headline(comparison))
-    store.set_tag(parent.info.run_id, NOTE, _note(comparison, paths.comparison_file("md").read_text(encoding="utf-8")))
-    store.log_inputs(parent.info.run_id, [dataset("events", comparison.protocol.events, comparison.protocol.split)])
-    for suffix in ("json", "md", "html"):
-        store.log_artifact(parent.info.run_id, str(paths.comparison_file(suffix)))
-    store.log_artifacts(parent.info.run_id, str(paths.comparison), "plots")
-    for name, run in children.items():
-        store.set_tag(run.info.run_id, PARENT, parent.info.run_id)
-        store.set_tag(run.info.run_id, NOTE, comparison.verdict[name])
-        log_metrics(store, run, _against_baseline(comparison, name))
-    store.set_terminated(parent.info.run_id, "FINISHED")
-
-
-def _parent(store: MlflowClient, experiment: str, digest: str, comparison: Comparison) -> Run:
-    found = store.search_runs([experiment], f"tags.`{COMPARISON}` = '{digest}'", max_results=1)
-    if found:
-        return found[0]
     tags = {
-        COMPARISON: digest,
         "dataset": comparison.dataset,
         "champion": comparison.champion,
         "hardware": comparison.hardware,
         "mlflow.source.git.commit": comparison.commit,
-        "mlflow.user": os.environ.get("USER", ""),
-        "mlflow.source.name": "dti compare",
-        "mlflow.source.type": "LOCAL",
+        **author("dti compare"),
     }
-    name = "comparison of " + ", ".join(name for name, _ in comparison.each())
-    return store.create_run(experiment, run_name=name, tags={key: value for key, value in tags.items() if value})
+    digest = artifacts.file_digest(paths.comparison_file("json"))
+    name = f"comparison of {', '.join(trained)}"
+    parent = tagged(store, experiment, (COMPARISON, digest), name, {key: value for key, value in tags.items() if value})
+    run_id = parent.info.run_id
+    log_metrics(store, parent, _headline(comparison))
+    store.set_tag(run_id, NOTE, _note(comparison, paths.comparison_file("md").read_text(encoding="utf-8")))
+    store.log_inputs(run_id, [dataset("events", comparison.protocol.events, comparison.protocol.split)])
+    for suffix in ("json", "md", "html"):
+        store.log_artifact(run_id, str(paths.comparison_file(suffix)))
+    store.log_artifacts(run_id, str(paths.comparison), "plots")
+    for name, run in children.items():
+        store.set_tag(run.info.run_id, PARENT, run_id)
+        store.set_tag(run.info.run_id, NOTE, comparison.verdict[name])
+        log_metrics(store, run, _against_baseline(comparison, name))
+    store.set_terminated(run_id, "FINISHED")
 
 
 def _headline(comparison: Comparison) -> dict[str, float]:
@@ -102,13 +90,11 @@ def _headline(comparison: Comparison) -> dict[str, float]:
 
 
 def _note(comparison: Comparison, page: str) -> str:
-    """The verdict first, since MLflow folds a description after four lines; then the part of comparison.md before its
-    own: the conditions and the table."""
+    """The verdict first, since MLflow folds a description after four lines; then comparison.md up to its own."""
     return f"{tables.verdicts(comparison)}\n\n{page.partition('## Verdict')[0]}"
 
 
 def _against_baseline(comparison: Comparison, paradigm: str) -> dict[str, float]:
-    """How many times faster than the baseline a training was, and at what cost in AUC."""
     delta = comparison.auc_delta.get(paradigm)
     found = {"speedup": comparison.speedup.get(paradigm), "auc_delta": delta.mean if delta else None}
     return {f"comparison/{name}": round(value, 6) for name, value in found.items() if value is not None}  # a column
@@ -132,10 +118,7 @@ def log_metrics(
     model_id: str | None = None,
     data: tuple[str | None, str | None] = (None, None),
 ) -> None:
-    """Log what differs from the run's last values, so that a repeated evaluation leaves no second point.
-
-    ``model_id`` and ``data`` (name, digest) say of which model and on what they hold, for MLflow's page of models.
-    """
+    """Log figures that differ from the run's last ones; ``model_id`` and ``data`` (name, digest): what they are of."""
     now, run_id = int(time.time() * 1000), run.info.run_id
     new = {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
     points = [Metric(name, float(value), now, 0, model_id, *data, run_id) for name, value in new.items()]

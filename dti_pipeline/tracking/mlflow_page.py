@@ -1,8 +1,7 @@
 """How MLflow's page shows the trainings: saved views with what the method is about, quality against time.
 
-MLflow's usual table has no metric. A view is a tag of the experiment, in the form that MLflow 3's own "Save as new
-view" writes; a version that does not know it shows its usual table. Whether the page opens on trainings or on traces of
-language models is a setting of the browser (its switch "Model training"), or of the address.
+A view is a tag of the experiment, in the form that MLflow 3's own "Save as new view" writes; a version that does not
+know it shows its usual table, which has no metric.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import zlib
 #: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
 URL = "http://127.0.0.1:5000"
 VIEW = "paradigms"
-#: Columns of the views and their widths in pixels, the claim first: how good, how long, how many times, how much worse.
+#: Columns of the views and their widths in pixels.
 COLUMNS = {
     "metrics.`test/auc`": 110,
     "metrics.`time/train_seconds`": 150,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline.config import Config
@@ -44,6 +45,17 @@ def dataset(name: str, digest: str, context: str) -> DatasetInput:
     """A folder of data/ as an input of a run; ``digest`` is DVC's and Dagster's name for the same bytes."""
     data = Dataset(name=name, digest=digest, source_type="local", source=json.dumps({"uri": f"data/{name}"}))
     return DatasetInput(data, [InputTag("mlflow.data.context", context)])
+
+
+def author(command: str) -> dict[str, str]:
+    """MLflow's own tags for who made a run, and by which command."""
+    return {"mlflow.user": os.environ.get("USER", ""), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+
+
+def tagged(store: MlflowClient, experiment: str, tag: tuple[str, str], name: str, more: Mapping[str, str]) -> Run:
+    """The experiment's run with ``tag`` (name, value); where there is none, a new one with ``more`` tags besides."""
+    found = store.search_runs([experiment], f"tags.`{tag[0]}` = '{tag[1]}'", max_results=1)
+    return found[0] if found else store.create_run(experiment, run_name=name, tags=dict([tag], **more))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
@@ -18,15 +16,13 @@ from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import connect, dataset, flatten
+from dti_pipeline.tracking.mlflow_store import author, connect, dataset, flatten
 from dti_pipeline.tracking.system_metrics import SystemMetrics
-from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Listener, Started, Stepped
+from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Started, Stepped
 
 log = logging.getLogger(__name__)
 
-#: MLflow writes 0.2 ms a value and its charts draw some 300 points: a training logs at most this many, evenly
-#: spaced in targets, so that the record costs about a second however long the training is.
-POINTS = 1000
+POINTS = 1000  # of a training's curves at most, evenly spaced in targets: MLflow writes about 0.2 ms a value
 FLUSH_SECONDS = 1.0  # a transaction costs 5-10 ms whatever it holds
 AWAY_SECONDS = 120.0  # until a store that did not answer is asked again: each time holds the training up
 BATCH = 1000  # values MLflow takes in one call
@@ -34,26 +30,16 @@ BATCH = 1000  # values MLflow takes in one call
 SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation")
 
 
-@contextmanager
-def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[Listener]:
-    """See :func:`dti_pipeline.tracking.listener`. Connects at once: a store that is not there costs no training."""
-    store, experiment = connect(config, paths)
-    record = TrainingRecord(store, experiment, config, paths, tags)
-    try:
-        yield record
-    except BaseException as error:
-        record.fail(error)
-        raise
-
-
 class TrainingRecord:
-    """Takes a training's events; writes them in batches, about once a second."""
+    """Takes a training's events; writes them in batches, about once a second.
 
-    def __init__(
-        self, store: MlflowClient, experiment: str, config: Config, paths: Paths, tags: Mapping[str, str]
-    ) -> None:
+    Connects at once: a store that is not there costs no training.
+    """
+
+    def __init__(self, config: Config, paths: Paths, tags: Mapping[str, str]) -> None:
         self.id: str | None = None  # None: nothing has started, or the record is closed
-        self._store, self._experiment, self._config, self._paths, self._tags = store, experiment, config, paths, tags
+        self._store, self._experiment = connect(config, paths)
+        self._config, self._paths, self._tags = config, paths, tags
         self._logged: dict[str, int] = {}  # metric -> targets seen at its last stored point
         self._pending: list[Metric] = []
         self._targets_total = 1
@@ -70,7 +56,7 @@ class TrainingRecord:
             scores = {f"eval/{name}": value for name, value in event.metrics.items()}
             self._add(event.targets_seen, scores | self._time(event))
         elif isinstance(event, Finished):
-            self._add(event.targets_seen, {"time/train_seconds": _milliseconds(event.train_seconds)})
+            self._add(event.targets_seen, {"time/train_seconds": round(event.train_seconds, 3)})
             self._close(event.report.paradigm)
         if isinstance(event, Checkpointing) or time.monotonic() >= self._flush_at:
             self.flush()  # a training that is resumed starts behind the points that are stored
@@ -92,12 +78,12 @@ class TrainingRecord:
         try:
             registry.register(self._store, self._config, self._paths.model(paradigm), self._store.get_run(self.id))
             self._store.set_terminated(self.id, "FINISHED")
-        except MlflowException as error:  # hours of training are published: a store that is away does not undo them
+        except MlflowException as error:  # the model is published, whether the store is there or not
             log.warning("run %s has no model yet, `dti evaluate` adds it: %s", self.id, error)
         self.id = None
 
     def flush(self) -> None:
-        """Write what is pending. A store that does not answer stops nothing and loses nothing: the next one retries."""
+        """Write what is pending; values that the store does not take are kept for the next time."""
         self._flush_at = time.monotonic() + FLUSH_SECONDS
         try:
             while self.id is not None and self._pending:
@@ -141,7 +127,7 @@ class TrainingRecord:
         """Seconds of training at this point; the end has its own event, with the whole time."""
         if event.targets_seen >= self._targets_total:
             return {}
-        return {"time/train_seconds": _milliseconds(event.train_seconds)}
+        return {"time/train_seconds": round(event.train_seconds, 3)}  # MLflow's table shows every digit
 
     def _add(self, targets_seen: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -167,9 +153,7 @@ class TrainingRecord:
     def _create(self, paradigm: str) -> str:
         config, code = self._config, lineage.commit()
         source = {
-            "mlflow.user": os.environ.get("USER", ""),
-            "mlflow.source.name": "dti train",
-            "mlflow.source.type": "LOCAL",
+            **author("dti train"),
             "mlflow.source.git.commit": code.sha if code else "",
             "mlflow.source.git.dirty": str(code.dirty).lower() if code else "",
             "paradigm": paradigm,
@@ -182,8 +166,3 @@ class TrainingRecord:
         params = {"paradigm": paradigm, **flatten(config.sections(*SECTIONS))}
         self._store.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return run_id
-
-
-def _milliseconds(seconds: float) -> float:
-    """MLflow's table shows every digit that it was given."""
-    return round(seconds, 3)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlflow
+import pandas
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
@@ -28,22 +28,14 @@ _EXAMPLE = {
 }
 
 
-def described(folder: Path) -> dict[str, Any]:
-    """Arguments for ``mlflow.pyfunc.save_model`` that make a model of a published model folder."""
-    import pandas
-
-    return {
-        "python_model": str(Path(__file__).with_name("served_model.py")),
-        "artifacts": {"model": str(folder)},
-        "signature": _SIGNATURE,
-        "input_example": pandas.DataFrame(_EXAMPLE),
-        "pip_requirements": ["dti-pipeline"],
-    }
-
-
-def save(folder: Path, target: Path, model_id: str | None = None) -> None:
-    """Write the model folder ``folder`` as an MLflow model into ``target``, which does not exist yet.
-
-    ``model_id`` is the store's name for the model, where a store is to hold it.
-    """
-    mlflow.pyfunc.save_model(target, mlflow_model=Model(model_id=model_id), **described(folder))
+def save(folder: Path, target: Path, model_id: str) -> None:
+    """Write a published model folder as the MLflow model ``model_id`` into ``target``, which does not exist yet."""
+    mlflow.pyfunc.save_model(
+        target,
+        mlflow_model=Model(model_id=model_id),
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"model": str(folder)},
+        signature=_SIGNATURE,
+        input_example=pandas.DataFrame(_EXAMPLE),
+        pip_requirements=["dti-pipeline"],
+    )

@@ -10,8 +10,6 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -51,26 +49,19 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
         store.create_registered_model(name, description="P(click) of candidates, given a user's history.")
     except MlflowException:  # it is there
         store.get_registered_model(name)
-    with _default_store(store.tracking_uri):
+    default = mlflow.get_tracking_uri()  # in which MLflow looks a version's model up, whatever store was asked
+    mlflow.set_tracking_uri(store.tracking_uri)
+    try:
         version = store.create_model_version(
             name, f"models:/{model_id}", run.info.run_id, tags={"paradigm": paradigm}, model_id=model_id
         )
+    finally:
+        mlflow.set_tracking_uri(default)
     store.set_registered_model_alias(name, paradigm, version.version)
     # What MLflow's own `register_model` leaves on the model, for the page of models and the table of runs.
     link = json.dumps([{"name": name, "version": version.version}])
     store.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return version
-
-
-@contextmanager
-def _default_store(uri: str) -> Iterator[None]:
-    """MLflow looks a version's model up in the process's default store, whatever store it was asked in."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
@@ -92,10 +83,9 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
 
 
 def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str) -> str | None:
-    """Give the alias ``champion`` to the registered model of a paradigm that was compared. A second call changes
-    nothing.
+    """Give the alias ``champion`` to the version of a compared paradigm; return its address (``models:/dti/3``).
 
-    Returns the version's address (``models:/dti/3``); None where the model was trained without a record.
+    None where the model was trained without a record.
     """
     store, _ = mlflow_store.connect(config, paths)
     name, run_id = model_name(config), comparison.paradigms[paradigm].mlflow_run_id
@@ -123,8 +113,7 @@ def folder(config: Config, paths: Paths, address: str) -> Path:
         if not root.is_dir():
             root.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=root.parent) as aside:
-                uri = mlflow_store.uri(config, paths)
-                Path(download_artifacts(location, dst_path=aside, tracking_uri=uri)).rename(root)
+                Path(download_artifacts(location, dst_path=aside, tracking_uri=store.tracking_uri)).rename(root)
     return _published(root, address)
 
 

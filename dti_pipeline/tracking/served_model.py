@@ -20,7 +20,6 @@ class CandidateScorer(PythonModel):
     """Histories and candidates, a row for each request, to a list of probabilities for each."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the model folder."""
         from dti_pipeline.serving.scorer import Scorer
 
         self._scorer = Scorer.load(Path(context.artifacts["model"]))
@@ -29,7 +28,6 @@ class CandidateScorer(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> list[list[float]]:
-        """Probabilities of every request's candidates, in order; a bad request is one sentence that names its key."""
         try:
             with self._turn:
                 return self._scorer.score(model_input)

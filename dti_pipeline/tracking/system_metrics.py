@@ -1,8 +1,7 @@
 """How busy the machine is while it trains: MLflow's own readings, under the names its page has a tab for.
 
-MLflow's thread samples every ten seconds, so that a short training has none, and counts samples from 0 again after a
-resume. Here they are read when the training reports a step, once a second at most, and belong to the targets seen by
-then: any training has some, none has more than its reports, and none has one twice.
+MLflow's own thread samples every ten seconds and counts from 0 again after a resume. Here the sensors are read when the
+training reports a step, once a second at most, and belong to the targets seen by then.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class SystemMetrics:
         self._monitors[0].clear_metrics()
 
     def read(self) -> dict[str, float]:
-        """Percentages, watts and megabytes; nothing within a second of the last reading, which CPU use counts from."""
+        """Percentages, watts and megabytes; nothing within a second of the last reading."""
         now = time.monotonic()
         if now - self._read_at < SECONDS:
             return {}
