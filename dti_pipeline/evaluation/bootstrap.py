@@ -39,11 +39,7 @@ class Users:
             yield np.bincount(drawn, minlength=self.count).astype(np.float64)
 
     def auc(self, label: Array, score: Array) -> Array:
-        """(samples,) AUC of each resample, NaN where it drew one class only.
-
-        Exact: :func:`dti_pipeline.evaluation.metrics.auc` with rows weighted by their user's draws. Cost: one sort of
-        the scores, then O(N) a sample.
-        """
+        """(samples,) AUC of each resample, exact; NaN where it drew one class only. Cost: one sort, O(N) a sample."""
         click = np.asarray(label) == 1
         order = np.argsort(score[~click], kind="stable")
         other_users, other_scores = self._index[~click][order], score[~click][order]
@@ -62,12 +58,6 @@ class Users:
                 lost = (weight[below] + weight[not_above]) / 2 if tied else weight[below]
                 result[sample] = clicks @ lost / pairs
         return result
-
-    def mean(self, values: Array) -> Array:
-        """(samples,) mean of per-target ``values`` (N,) in each resample. Cost O(users) a sample."""
-        total = np.bincount(self._index, weights=values, minlength=self.count)
-        size = np.bincount(self._index, minlength=self.count)
-        return np.array([(draw @ total) / (draw @ size) for draw in self.draws()])
 
 
 def over_seeds(samples: Array, seed: int) -> Array:

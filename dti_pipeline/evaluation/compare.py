@@ -29,8 +29,7 @@ HEADLINE = ("auc", "auc_streaming", "log_loss", "train_seconds", "targets_per_se
 def compare(config: Config, paths: Paths) -> Comparison:
     """Write reports/comparison.{json,md,html} and the folder of plots beside them; return the comparison.
 
-    Raises InputError where no paradigm was evaluated on the present events, or where two have different
-    targets. An evaluation of other events is left out with a note.
+    Raises InputError where no paradigm was evaluated on the present events, or where two have different targets.
     """
     evaluations, notes = _evaluations(paths)
     comparison = _comparison(config, paths, evaluations)

@@ -3,63 +3,53 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from dti_pipeline.evaluation.metrics import Bin, Rates
-
-
-@dataclass(frozen=True)
-class LearningPoint:
-    """One scoring of the validation targets during training."""
-
-    train_seconds: float  # without warm-up, evaluation and checkpoints
-    targets_seen: int
-    val_auc: float
-
-
-#: The files of an evaluation folder, and the class of their lines; its fields are the columns.
-FILES: dict[str, type[Any]] = {"roc.csv": Rates, "calibration.csv": Bin, "learning_curve.csv": LearningPoint}
+Columns = Mapping[str, Callable[[str], Any]]
+#: The columns of a learning curve: seconds without warm-up, evaluation and checkpoints.
+LEARNING: Columns = {"train_seconds": float, "targets_seen": int, "val_auc": float}
+#: Columns of the files of an evaluation folder, and the types of their values.
+FILES: dict[str, Columns] = {
+    "roc.csv": {"fpr": float, "tpr": float},
+    "calibration.csv": {"predicted": float, "observed": float, "count": int},
+    "learning_curve.csv": LEARNING,
+}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of one paradigm."""
+    """What is drawn of one paradigm; a point has the columns of its file."""
 
-    roc: list[Rates]
-    calibration: list[Bin]
-    learning: list[LearningPoint]
+    roc: list[tuple[Any, ...]]
+    calibration: list[tuple[Any, ...]]
+    learning: list[tuple[Any, ...]]
     train_seconds: float  # at the end
     auc: float | None  # of the evaluated targets
 
-    def lines(self) -> dict[str, list[tuple[Any, ...]]]:
-        """The lines of each of ``FILES``."""
-        drawn: tuple[list[Any], ...] = (self.roc, self.calibration, self.learning)
-        return {name: [astuple(point) for point in points] for name, points in zip(FILES, drawn, strict=True)}
+    def points(self) -> dict[str, list[tuple[Any, ...]]]:
+        """By file."""
+        return dict(zip(FILES, (self.roc, self.calibration, self.learning), strict=True))
 
     def write(self, folder: Path) -> None:
         """One CSV file for each of ``FILES``."""
-        for name, lines in self.lines().items():
-            write_csv(folder / name, _columns(name), lines)
+        for name, points in self.points().items():
+            write_csv(folder / name, list(FILES[name]), points)
 
 
 def read(folder: Path, train_seconds: float, auc: float | None) -> Curves:
     """The curves that :meth:`Curves.write` wrote into ``folder``."""
-    roc, calibration, learning = (read_csv(folder / name, kind) for name, kind in FILES.items())
+    roc, calibration, learning = (read_csv(folder / name, columns) for name, columns in FILES.items())
     return Curves(roc, calibration, learning, train_seconds, auc)
 
 
 def write_joined(folder: Path, curves: Mapping[str, Curves]) -> None:
     """The curves of several paradigms side by side: the same files with the paradigm as first column."""
-    for name in FILES:
-        lines = [(paradigm, *line) for paradigm, one in curves.items() for line in one.lines()[name]]
-        write_csv(folder / name, ("paradigm", *_columns(name)), lines)
-
-
-def _columns(name: str) -> list[str]:
-    return [field.name for field in fields(FILES[name])]
+    for name, columns in FILES.items():
+        lines = [(paradigm, *point) for paradigm, one in curves.items() for point in one.points()[name]]
+        write_csv(folder / name, ["paradigm", *columns], lines)
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
@@ -70,12 +60,8 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in line] for line in lines)
 
 
-def read_csv(path: Path, kind: type[Any]) -> list[Any]:
-    """The lines as objects of ``kind``, from the columns of its names; lines where one is empty are left out."""
-    columns = get_type_hints(kind)
+def read_csv(path: Path, columns: Columns) -> list[tuple[Any, ...]]:
+    """Those columns of every line; lines where one of them is empty are left out."""
     with path.open(newline="", encoding="utf-8") as handle:
-        return [
-            kind(*(convert(line[name]) for name, convert in columns.items()))
-            for line in csv.DictReader(handle)
-            if all(line[name] for name in columns)
-        ]
+        lines = [line for line in csv.DictReader(handle) if all(line[name] for name in columns)]
+    return [tuple(convert(line[name]) for name, convert in columns.items()) for line in lines]

@@ -1,13 +1,9 @@
-"""Evaluate one paradigm: score the held-out targets, in single and in streaming prompts, and measure the scores.
-
-Files of an evaluation folder: ``metrics.json`` (every figure), ``predictions.parquet`` (every score), ``roc.csv``,
-``calibration.csv`` and ``learning_curve.csv`` with their plots.
-"""
+"""Evaluate one paradigm: score the held-out targets, in single and in streaming prompts, and measure the scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import astuple, fields
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +23,8 @@ from dti_pipeline.training.report import TrainingSummary, TrainReport
 
 #: The two forms a target is scored in, by its column of scores. The first is what counts: a server sees one target.
 FORMS = {"sliding_window": "probability", "streaming": "probability_streaming"}
+#: Figures of the first form that stand at the top of the report.
+HEADLINE = ("auc", "log_loss", "gauc", "ne", "f1", "accuracy", "ece")
 
 
 def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
@@ -55,7 +53,7 @@ def measure(
     for form, column in FORMS.items():
         board.add(form, predictions[column].to_numpy())
     forms = Forms(**{form: board.figures(form) for form in FORMS})
-    figures, served = forms.sliding_window, predictions[FORMS["sliding_window"]].to_numpy()
+    served = predictions[FORMS["sliding_window"]].to_numpy()
     report = Evaluation(
         paradigm=paradigm,
         split=settings.split,
@@ -63,13 +61,7 @@ def measure(
         users=board.users.count,
         users_in_training=len(np.intersect1d(user, log.user[log.train])),
         click_rate=float(label.mean()),
-        auc=figures.auc,
-        log_loss=figures.log_loss,
-        gauc=figures.gauc,
-        ne=figures.ne,
-        f1=figures.f1,
-        accuracy=figures.accuracy,
-        ece=figures.ece,
+        **{name: getattr(forms.sliding_window, name) for name in HEADLINE},
         auc_streaming=forms.streaming.auc,
         forms=forms,
         slices=Slices(
@@ -81,9 +73,9 @@ def measure(
         prompts=PromptShape(shards.report.context, shards.report.targets_per_prompt),
     )
     drawn = curves.Curves(
-        roc=metrics.roc(label, served),
-        calibration=metrics.calibration(label, served, settings.calibration_bins),
-        learning=curves.read_csv(model.path / "history.csv", curves.LearningPoint),
+        roc=[*metrics.roc(label, served)],
+        calibration=[astuple(b) for b in metrics.calibration(label, served, settings.calibration_bins)],
+        learning=curves.read_csv(model.path / "history.csv", curves.LEARNING),
         train_seconds=model.report.train_seconds,
         auc=report.auc,
     )

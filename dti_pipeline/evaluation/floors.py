@@ -24,10 +24,8 @@ FLOORS = ("item_rate", "item_and_user_rate", "item_and_user_rate_all_rows")
 
 
 def floors(log: Interactions, rows: Array, context: int) -> dict[str, NDArray[np.float64]]:
-    """Each floor's probabilities for the targets at ``rows`` (N,), by name. Cost: O(rows of the log), no sort.
-
-    Raises InputError where the training targets are of one class, or there are none.
-    """
+    """Each floor's probabilities for the targets at ``rows`` (N,), by name. InputError without training targets of both
+    classes."""
     labels = log.label[log.train]
     if len(np.unique(labels)) < 2:
         raise InputError(f"the floors need training targets of both classes: all {len(labels)} are of one class")

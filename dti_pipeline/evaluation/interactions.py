@@ -36,10 +36,8 @@ class Interactions:
 
 
 def read(paths: Paths, min_history: int) -> Interactions:
-    """Read data/events/interactions.parquet. InputError where it is missing. Memory: about 60 bytes a row.
-
-    ``min_history``: position from which on a row of the training split is a target rather than context only.
-    """
+    """Read data/events/interactions.parquet; InputError where it is missing. A training row is a target from position
+    ``min_history`` on."""
     path = paths.events / "interactions.parquet"
     if not path.is_file():
         raise InputError(f"{path} does not exist: run `dti ingest` first")

@@ -43,27 +43,13 @@ class Bin:
     count: int
 
 
-@dataclass(frozen=True)
-class Rates:
-    """One point of a ROC curve."""
-
-    fpr: float  # false positive rate
-    tpr: float
-
-
 def auc(label: Array, score: Array) -> float | None:
-    """Area under the ROC curve: P(score of a click > score of a non-click), ties counting one half.
-
-    Exact, by the ranks of the scores: the Mann-Whitney statistic (Hanley and McNeil 1982). None over one class.
-    """
+    """Area under the ROC curve, ties counting one half: the Mann-Whitney statistic (Hanley and McNeil 1982)."""
     return group_auc(label, score, np.zeros(len(label), dtype=np.int64)).value
 
 
 def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
-    """gAUC: each user's own AUC, averaged with the user's number of targets as weight (Zhu et al. 2017).
-
-    A user's general inclination to click adds nothing to it.
-    """
+    """gAUC: each user's own AUC, averaged with the user's number of targets as weight (Zhu et al. 2017)."""
     if len(label) == 0:
         return GroupedAuc(None, 0, 0, 0)
     order = np.lexsort((score, user))
@@ -91,16 +77,18 @@ def log_losses(label: Array, probability: Array) -> Array:
 
 def log_loss(label: Array, probability: Array) -> float | None:
     """Mean cross entropy in nats: lower is better."""
-    return float(log_losses(label, probability).mean()) if len(label) else None
+    return _mean(log_losses(label, probability))
+
+
+def _mean(values: Array) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def normalised_entropy(label: Array, probability: Array) -> float | None:
-    """Log loss over the entropy of the evaluated targets' own click rate (He et al. 2014, section 3).
-
-    1.0 is what always answering that rate would score; lower is better. None over one class, whose entropy is 0.
-    """
-    loss, rate = log_loss(label, probability), float(np.mean(label)) if len(label) else 0.0
-    if loss is None or rate in (0.0, 1.0):
+    """Log loss over the entropy of the targets' own click rate (He et al. 2014, section 3): 1.0 is the score of always
+    answering that rate."""
+    loss, rate = log_loss(label, probability), _mean(label)
+    if loss is None or rate is None or rate in (0.0, 1.0):
         return None
     return loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
 
@@ -116,19 +104,18 @@ def f1(label: Array, probability: Array) -> float | None:
 
 def accuracy(label: Array, probability: Array) -> float | None:
     """Share of targets on the right side of THRESHOLD."""
-    return float(np.mean((np.asarray(probability) >= THRESHOLD) == (np.asarray(label) == 1))) if len(label) else None
+    return _mean((np.asarray(probability) >= THRESHOLD) == (np.asarray(label) == 1))
 
 
 def brier(label: Array, probability: Array) -> float | None:
     """Mean squared error of the probabilities (Brier 1950): lower is better."""
-    return float(np.mean((np.asarray(probability) - np.asarray(label)) ** 2)) if len(label) else None
+    return _mean((np.asarray(probability) - np.asarray(label)) ** 2)
 
 
 def calibration(label: Array, probability: Array, bins: int) -> list[Bin]:
-    """Reliability curve: mean prediction, observed click rate and count in bins of equal mass, lowest first.
+    """Reliability curve in bins of equal mass (Nguyen and O'Connor 2015), lowest first.
 
-    Equal mass, so that every point rests on as many targets (Nguyen and O'Connor 2015). Equal predictions share a bin;
-    bins left empty by that are not listed.
+    Equal predictions share a bin; bins left empty by that are not listed.
     """
     if len(label) == 0:
         return []
@@ -148,9 +135,9 @@ def expected_calibration_error(curve: list[Bin]) -> float | None:
     return sum(abs(one.predicted - one.observed) * one.count for one in curve) / total if total else None
 
 
-def roc(label: Array, score: Array, points: int = 200) -> list[Rates]:
-    """ROC curve from (0, 0) to (1, 1), thinned evenly along its length to at most ``points``, for drawing. Empty over
-    one class."""
+def roc(label: Array, score: Array, points: int = 200) -> list[tuple[float, float]]:
+    """Points (false positive rate, true positive rate) from (0, 0) to (1, 1), at most ``points``, evenly along the
+    curve. Empty over one class."""
     label = np.asarray(label)
     clicks = int(label.sum())
     if clicks in (0, len(label)):
@@ -161,14 +148,13 @@ def roc(label: Array, score: Array, points: int = 200) -> list[Rates]:
     fpr = np.r_[0.0, (end + 1 - true) / (len(label) - clicks)]
     tpr = np.r_[0.0, true / clicks]
     keep = np.unique(np.searchsorted(fpr + tpr, np.linspace(0, 2, points)).clip(max=len(fpr) - 1))
-    return [Rates(float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True)]
+    return [(float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True)]
 
 
 def summary(label: Array, probability: Array, user: Array, bins: int) -> Figures:
     """Every metric of one set of probabilities; without the interval, which needs resamples."""
     grouped = group_auc(label, probability, user)
-    rate = float(np.mean(label)) if len(label) else None
-    mean = float(np.mean(probability)) if len(label) else None
+    rate, mean = _mean(label), _mean(probability)
     return Figures(
         auc=auc(label, probability),
         log_loss=log_loss(label, probability),
@@ -186,10 +172,7 @@ def summary(label: Array, probability: Array, user: Array, bins: int) -> Figures
 
 
 def slices(label: Array, probability: Array, value: Array, starts: tuple[int, ...]) -> tuple[Slice, ...]:
-    """Count, AUC and log loss of the targets in each bucket of ``value`` (N,), buckets without targets left out.
-
-    ``starts`` are the buckets' first values; names read ``0-9``, a bucket of one value ``0``, the last one ``200+``.
-    """
+    """Count, AUC and log loss of the targets in each bucket of ``value`` (N,); ``starts``: the buckets' first values."""
     which = np.searchsorted(np.asarray(starts), value, side="right") - 1
     result = []
     for b, start in enumerate(starts):

@@ -37,15 +37,14 @@ def draw_all(curves: Mapping[str, Curves], folder: Path, speedup: Mapping[str, f
 
 def _draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        points = [(p.fpr, p.tpr) for p in one.roc]
-        _plot(axes, name, points, label=name if one.auc is None else f"{name} ({one.auc:.3f})")
+        _plot(axes, name, one.roc, label=name if one.auc is None else f"{name} ({one.auc:.3f})")
     _square(axes, "ROC of the evaluated targets", "false positive rate", "true positive rate")
     axes.legend(title="paradigm (AUC)", loc="lower right")
 
 
 def _draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        points = [(b.predicted, b.observed) for b in one.calibration]
+        points = [(predicted, observed) for predicted, observed, _ in one.calibration]
         _plot(axes, name, points, marker=named(name).style.marker, markersize=5, label=name)
     _square(axes, "Calibration (bins of equal mass)", "mean predicted probability", "observed click rate")
     axes.legend(loc="upper left")
@@ -55,7 +54,7 @@ def _draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
     """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the evaluated targets."""
     seconds = []
     for name, one in curves.items():
-        points = [(p.train_seconds, p.val_auc) for p in one.learning]
+        points = [(when, auc) for when, _, auc in one.learning]
         _plot(axes, name, points, marker=named(name).style.marker, markersize=5, label=name)
         if one.auc is not None:
             end = (one.train_seconds, one.auc)
@@ -84,7 +83,7 @@ def _draw_speedup(axes: Axes, speedup: Mapping[str, float]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _plot(axes: Axes, paradigm: str, points: Sequence[tuple[float, float]], **changed: Any) -> None:
+def _plot(axes: Axes, paradigm: str, points: Sequence[tuple[Any, ...]], **changed: Any) -> None:
     """A line through points (x, y) in the paradigm's style."""
     style = named(paradigm).style
     axes.plot(

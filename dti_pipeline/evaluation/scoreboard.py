@@ -33,8 +33,7 @@ class Scoreboard:
         return replace(measured, auc_interval=bootstrap.interval(self._samples[name], self._settings.confidence))
 
     def delta(self, name: str, against: str) -> Delta:
-        """AUC of ``name`` less that of ``against``, with the interval of the paired resamples. All None over one
-        class."""
+        """AUC of ``name`` less that of ``against``, with the interval of the paired resamples."""
         x, y = self.auc(name), self.auc(against)
         found = bootstrap.interval(self._samples[name] - self._samples[against], self._settings.confidence)
         return Delta(x - y if x is not None and y is not None else None, *(found or (None, None)))

@@ -11,10 +11,7 @@ from dti_pipeline.paths import Paths
 
 
 def best_possible(paths: Paths, log: Interactions, rows: Array) -> Array | None:
-    """(N,) true click probabilities of the targets at ``rows``, from data/raw/synthetic/truth.csv.
-
-    None where the file is missing or does not know every target.
-    """
+    """(N,) true click probabilities of the targets at ``rows``; None where truth.csv is missing or lacks any."""
     path = paths.synthetic / "truth.csv"
     if not path.is_file():
         return None

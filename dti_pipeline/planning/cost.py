@@ -46,10 +46,10 @@ def visible_pairs(
     context: int,
     prefix: int = 0,
 ) -> int:
-    """Pairs (query, key) that attention computes for these prompts: the ones of the paradigm's mask.
+    """Pairs (query, key) that attention computes for these prompts: the ones of the paradigm's mask. O(m + prompts).
 
     ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
-    history. A kernel that works in blocks computes more. Cost: O(m + prompts).
+    history.
     """
     length = lengths.astype(np.int64)
     m = len(length)

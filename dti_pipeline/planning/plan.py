@@ -96,7 +96,7 @@ def _log(
     for name, value, least in (("users", users, 1), ("interactions", interactions, 1), ("tokens", tokens, 2)):
         if value is not None and value < least:
             raise InputError(f"--{name} must be at least {least}, not {value}")
-    if users is interactions is tokens is None and (paths.tokens / artifacts.MANIFEST).is_file():
+    if not (users or interactions or tokens) and (paths.tokens / artifacts.MANIFEST).is_file():
         store, source = TokenStore.open(paths.tokens), "data/tokens"
     else:
         if config.events.source == "synthetic":

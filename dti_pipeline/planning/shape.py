@@ -78,17 +78,16 @@ def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Sh
             "from scratch", model.layers, model.hidden_size, model.heads, model.kv_heads,
             model.hidden_size // model.heads, model.intermediate_size, vocabulary, model.tie_embeddings,
         )  # fmt: skip
-    file: Path | None = Path(name).expanduser() / "config.json"
+    own = Path(name).expanduser() / "config.json"
     known = Path(name).name.lower().removesuffix("-instruct")
-    if not file.is_file():
-        if known in SHAPES:
-            return SHAPES[known]
-        file = _cached(name)
-    if file is not None:
-        return _from_file(name, file)
-    raise InputError(
-        f"no model shape for {name!r}: name one of {', '.join(SHAPES)}, or a folder that holds a config.json"
-    )
+    if known in SHAPES and not own.is_file():
+        return SHAPES[known]
+    file = own if own.is_file() else _cached(name)
+    if file is None:
+        raise InputError(
+            f"no model shape for {name!r}: name one of {', '.join(SHAPES)}, or a folder that holds a config.json"
+        )
+    return _from_file(name, file)
 
 
 def _cached(name: str) -> Path | None:

@@ -36,10 +36,8 @@ ROW = 512
 
 @dataclass
 class ItemStates:
-    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i followed by that label.
-
-    Raises InputError for a model whose item states depend on more than the item.
-    """
+    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i followed by that label. Raises
+    InputError for a model whose item states depend on more than the item."""
 
     model: CTRModel
     device: torch.device

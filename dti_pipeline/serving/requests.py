@@ -6,8 +6,8 @@ One request a line (JSONL) or a row (Parquet)::
      "history": [{"item_id": "12", "label": 1}, {"item_text": "Silent comet orbit night", "label": 0}],
      "candidates": [{"item_id": "3"}, {"item_text": "Great dragon spell river"}]}
 
-``history`` is oldest first; ``label`` is what the user did (1 or 0). An item is named by ``item_id``, ``item_text`` or
-both. ``user_id`` is optional: it is returned with the answer and not used.
+``history`` is oldest first; ``label`` is what the user did. An item is named by ``item_id``, ``item_text`` or both.
+``user_id`` is optional and returned with the answer.
 """
 
 from __future__ import annotations
@@ -107,10 +107,8 @@ def _shown(value: Any) -> str:
 
 
 def read(path: Path) -> Iterator[Request]:
-    """The requests of a file, lazily: Parquet by its ending, else JSONL; ``-`` is standard input.
-
-    Raises InputError that names the file, the line (of Parquet: the row, from 1) and the key.
-    """
+    """The requests of a file, lazily: Parquet by its ending, else JSONL; ``-`` is standard input. InputError names the
+    file, the line (of Parquet: the row) and the key."""
     if str(path) == "-":
         yield from _lines(sys.stdin.buffer, "standard input")
         return

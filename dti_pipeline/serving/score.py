@@ -51,10 +51,8 @@ def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]
 
 
 def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[str, Any]:
-    """Score each line when it comes, as a service. A line that is no request is answered with ``{"error": ..}``.
-
-    Raises CheckFailed at the end of the stream where there were such lines.
-    """
+    """Score each line when it comes, as a service. A line that is no request is answered with ``{"error": ..}``, and
+    raises CheckFailed at the end of the stream."""
     answered = refused = 0
     for number, line in enumerate(source, 1):
         try:

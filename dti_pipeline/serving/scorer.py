@@ -59,10 +59,8 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
-        """Load a folder that ``dti train`` published. Raises InputError for any other folder.
-
-        ``cache_items`` caches the states of every item (``dti_isolated`` only), in memory that grows with the items.
-        """
+        """Load a folder that ``dti train`` published; InputError for any other. ``cache_items`` caches the states of all
+        items (``dti_isolated`` only), in memory that grows with them."""
         folder = Path(folder)
         manifest = artifacts.read(folder, "train", TrainReport)
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

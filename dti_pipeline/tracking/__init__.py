@@ -28,10 +28,9 @@ ENVIRONMENT = {
 
 @contextmanager
 def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[Listener]:
-    """A listener that keeps the record of a training, ``tags`` on it.
+    """A listener that keeps the record of a training, ``tags`` on it, and answers ``Started`` with the record's id.
 
-    It answers ``Started`` with the record's id: that of the event, where the store knows it, or a new one. An error
-    that leaves the block ends the record FAILED, or KILLED for an interruption.
+    An error that leaves the block ends the record FAILED, or KILLED for an interruption.
     """
     if not config.tracking.enabled:
         yield lambda event: None
@@ -48,7 +47,7 @@ def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[
 
 
 def record(config: Config, paths: Paths, report: object) -> None:
-    """Keep an evaluation on the run that trained its model, a comparison as a run that groups the compared trainings.
+    """Keep an evaluation on the run that trained its model; a comparison as a run that groups the compared trainings.
 
     A comparison's champion is promoted, unless ``tracking.promote`` is false.
     """
@@ -72,10 +71,7 @@ def record_study(
     page: Callable[[list[dict[str, Any]], str], str],
     files: Mapping[str, Sequence[Path]],
 ) -> None:
-    """Record a study's rows: an experiment for each log, a run for each group, its runs under it.
-
-    ``page``: a group's tables in Markdown, of one log's rows; ``files``: what each group keeps, by folder.
-    """
+    """Record a study's rows, see :func:`mlflow_study.record_study`."""
     if config.tracking.enabled:
         with _mlflow():
             from dti_pipeline.tracking import mlflow_study

@@ -33,7 +33,7 @@ def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
         return
     paradigm, split = report.paradigm, report.split
     events = artifacts.read(paths.evaluation(paradigm), "evaluate").inputs["events"]
-    figures = {f"{split}/{name}": value for name, value in vars(report).items() if _is_figure(value)}
+    figures = {f"{split}/{name}": value for name, value in vars(report).items() if isinstance(value, (int, float))}
     version = registry.register(store, config, paths.model(paradigm), run)
     if run.info.status != "FINISHED":  # the store was away when the training ended
         store.set_terminated(run.info.run_id, "FINISHED")
@@ -45,10 +45,7 @@ def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
 
 
 def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> None:
-    """One run with the tables, plots, speed-ups and AUC differences, the parent of the compared trainings.
-
-    The same comparison recorded again finds its run; to another one's the trainings move.
-    """
+    """One run, made once, with tables, plots, speed-ups and AUC differences: the parent of the compared trainings."""
     store, experiment = connect(config, paths)
     trained = {name: _trained(store, row.mlflow_run_id, name) for name, row in comparison.each()}
     children = {name: run for name, run in trained.items() if run is not None}
@@ -74,30 +71,26 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
     for name, run in children.items():
         store.set_tag(run.info.run_id, PARENT, run_id)
         store.set_tag(run.info.run_id, NOTE, comparison.verdict[name])
-        log_metrics(store, run, _against_baseline(comparison, name))
+        delta = comparison.auc_delta.get(name)
+        against = {"speedup": comparison.speedup.get(name), "auc_delta": delta.mean if delta else None}
+        # Six digits: a column of MLflow's table shows every digit.
+        log_metrics(store, run, {f"comparison/{key}": value and round(value, 6) for key, value in against.items()})
     store.set_terminated(run_id, "FINISHED")
 
 
-def _headline(comparison: Comparison) -> dict[str, float]:
+def _headline(comparison: Comparison) -> dict[str, float | None]:
     parts: dict[str, Mapping[str, float | None]] = {
         "speedup": comparison.speedup,
         "auc_delta": {name: delta.mean for name, delta in comparison.auc_delta.items()},
         "baseline_auc": comparison.baselines,
         "auc": {name: row.auc for name, row in comparison.paradigms.items()},
     }
-    flat = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-    return {name: value for name, value in flat.items() if value is not None}
+    return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 def _note(comparison: Comparison, page: str) -> str:
     """The verdict first, since MLflow folds a description after four lines; then comparison.md up to its own."""
     return f"{tables.verdicts(comparison)}\n\n{page.partition('## Verdict')[0]}"
-
-
-def _against_baseline(comparison: Comparison, paradigm: str) -> dict[str, float]:
-    delta = comparison.auc_delta.get(paradigm)
-    found = {"speedup": comparison.speedup.get(paradigm), "auc_delta": delta.mean if delta else None}
-    return {f"comparison/{name}": round(value, 6) for name, value in found.items() if value is not None}  # a column
 
 
 def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:
@@ -114,20 +107,19 @@ def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | No
 def log_metrics(
     store: MlflowClient,
     run: Run,
-    figures: Mapping[str, float],
+    figures: Mapping[str, float | None],
     model_id: str | None = None,
     data: tuple[str | None, str | None] = (None, None),
 ) -> None:
     """Log figures that differ from the run's last ones; ``model_id`` and ``data`` (name, digest): what they are of."""
-    now, run_id = int(time.time() * 1000), run.info.run_id
-    new = {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
-    points = [Metric(name, float(value), now, 0, model_id, *data, run_id) for name, value in new.items()]
+    now, run_id, last = int(time.time() * 1000), run.info.run_id, run.data.metrics
+    points = [
+        Metric(name, float(value), now, 0, model_id, *data, run_id)
+        for name, value in figures.items()
+        if value is not None and value != last.get(name)
+    ]
     store.log_batch(run_id, points)
 
 
 def _four(auc: float | None) -> str:
     return "not defined" if auc is None else f"{auc:.4f}"
-
-
-def _is_figure(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

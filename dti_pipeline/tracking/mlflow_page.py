@@ -43,8 +43,7 @@ def run_address(run_id: str) -> str:
 
 
 def experiment_tags() -> dict[str, str]:
-    """Tags of a new experiment: the views ``paradigms``, every training by its AUC, and ``comparisons``, the newest
-    first, each with its trainings folded under it. Their charts draw against seconds of training."""
+    """Tags of a new experiment: a view of the trainings by AUC, and one of the comparisons, the newest first."""
     views = {
         VIEW: {
             "searchFilter": "tags.paradigm != ''",  # trainings; the comparisons that group them have none

@@ -1,7 +1,4 @@
-"""The study in MLflow: an experiment for each log, a run for each group, its runs under it.
-
-A row that has its record gets its new figures: a speed-up, a difference.
-"""
+"""The study in MLflow: an experiment for each log, a run for each group, its runs under it."""
 
 from __future__ import annotations
 
@@ -39,7 +36,8 @@ def record_study(
     page: Callable[[list[dict[str, Any]], str], str],
     files: Mapping[str, Sequence[Path]],
 ) -> None:
-    """Record the rows; refresh each group's page, ``page(rows of the log, group)``, and its ``files`` by folder."""
+    """Record the rows; refresh each group's page, ``page(rows of the log, group)``, and its ``files`` by folder. A row
+    that has its record gets its new figures."""
     for data_set in dict.fromkeys(row["dataset"] for row in rows):
         named = replace(config, tracking=replace(config.tracking, experiment=f"study: {data_set}"))
         store, experiment = connect(named, paths)
@@ -67,7 +65,6 @@ def _child(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, 
         curve = [Metric("eval/auc", auc, now, place) for place, (_, auc) in enumerate(row.get("learning") or [])]
         store.log_batch(run.info.run_id, metrics=curve, params=params)
         store.set_terminated(run.info.run_id, "FINISHED")
-    values = {METRICS[key]: row[key] for key in METRICS if row.get(key) is not None}
-    if (difference := row.get("auc_difference")) is not None:
-        values["comparison/auc_delta"] = difference["mean"]
+    difference = row.get("auc_difference") or {}
+    values = {name: row.get(key) for key, name in METRICS.items()} | {"comparison/auc_delta": difference.get("mean")}
     log_metrics(store, run, values)

@@ -31,10 +31,7 @@ SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "mode
 
 
 class TrainingRecord:
-    """Takes a training's events; writes them in batches, about once a second.
-
-    Connects at once: a store that is not there costs no training.
-    """
+    """Takes a training's events; connects at once, and writes them in batches, about once a second."""
 
     def __init__(self, config: Config, paths: Paths, tags: Mapping[str, str]) -> None:
         self.id: str | None = None  # None: nothing has started, or the record is closed
@@ -97,13 +94,8 @@ class TrainingRecord:
         self.id = (event.run_id and self._resume(event.run_id)) or self._create(event.paradigm)
         self._targets_total = max(1, event.targets_total)
         self._point = event.targets_seen * POINTS // self._targets_total
-        facts = {
-            "device": event.device,
-            "hardware": event.hardware,
-            "world_size": event.world_size,
-            "trainable_parameters": event.parameters,
-            "data.digest": event.dataset_digest,
-        }
+        facts = {name: getattr(event, name) for name in ("device", "hardware", "world_size")}
+        facts |= {"trainable_parameters": event.parameters, "data.digest": event.dataset_digest}
         self._store.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in facts.items()])
         self._store.log_inputs(self.id, [dataset(f"shards/{event.paradigm}", event.dataset_digest, "training")])
         return self.id

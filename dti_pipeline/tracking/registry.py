@@ -1,7 +1,6 @@
-"""MLflow's model registry: every training is a version of one registered model, and aliases say which one is meant.
+"""MLflow's model registry: every training is a version of one registered model, which has the experiment's name.
 
-The registered model has the experiment's name. A version's aliases: its paradigm, on the newest of each; ``champion``,
-on the one that may serve.
+A version's aliases: its paradigm, on the newest of each; ``champion``, on the one that may serve.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
 
 
 def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str) -> str | None:
-    """Give the alias ``champion`` to the version of a compared paradigm; return its address (``models:/dti/3``).
+    """Give the alias ``champion`` to the version of a compared paradigm; return its address, ``models:/dti/3``.
 
     None where the model was trained without a record.
     """

@@ -1,7 +1,6 @@
-"""What MLflow runs to build a served model ("models from code", so that nothing is pickled). Import nothing from here.
+"""Builds a served model when MLflow runs this file ("models from code": nothing is pickled). Import nothing from here.
 
-See :mod:`dti_pipeline.tracking.pyfunc`. Without ``from __future__ import annotations``: MLflow reads the annotations of
-``predict`` as they stand, and warns of what it cannot evaluate.
+Without ``from __future__ import annotations``: MLflow reads the annotations of ``predict`` as they stand.
 """
 
 from pathlib import Path
