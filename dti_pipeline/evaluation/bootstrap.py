@@ -7,12 +7,15 @@ bootstrap; Field and Welsh 2007). Every figure of one :class:`Users` sees the sa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dti_pipeline.config import EvaluationConfig
+from dti_pipeline.evaluation import metrics
+from dti_pipeline.evaluation.metrics import Array
+from dti_pipeline.evaluation.report import Delta, Figures
 
 
 class Interval(NamedTuple):
@@ -75,3 +78,35 @@ def interval(samples: Array, confidence: float) -> Interval | None:
         return None
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+class Scoreboard:
+    """Several sets of scores of the same targets, measured alike and on the same draws of users.
+
+    ``label`` (N,), ``user`` (N,), named probabilities (N,). Cost of a name: ``bootstrap_samples`` resamples.
+    """
+
+    def __init__(self, label: Array, user: Array, settings: EvaluationConfig) -> None:
+        self.label, self.user = label, user
+        self.users = Users(user, settings.bootstrap_samples, settings.seed)
+        self._settings = settings
+        self._probabilities: dict[str, Array] = {}
+        self._samples: dict[str, Array] = {}
+
+    def add(self, name: str, probability: Array) -> None:
+        self._probabilities[name] = probability
+        self._samples[name] = self.users.auc(self.label, probability)
+
+    def auc(self, name: str) -> float | None:
+        return metrics.auc(self.label, self._probabilities[name])
+
+    def figures(self, name: str) -> Figures:
+        """Every metric of one set of scores."""
+        measured = metrics.summary(self.label, self._probabilities[name], self.user, self._settings.calibration_bins)
+        return replace(measured, auc_interval=interval(self._samples[name], self._settings.confidence))
+
+    def delta(self, name: str, against: str) -> Delta:
+        """AUC of ``name`` less that of ``against``, with the interval of the paired resamples."""
+        x, y = self.auc(name), self.auc(against)
+        found = interval(self._samples[name] - self._samples[against], self._settings.confidence)
+        return Delta(x - y if x is not None and y is not None else None, *(found or (None, None)))

@@ -13,11 +13,11 @@ from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, tables, truth, verdict
+from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, tables, verdict
+from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.evaluate import FORMS
-from dti_pipeline.evaluation.floors import FLOORS, floors
+from dti_pipeline.evaluation.floors import FLOORS, best_possible, floors
 from dti_pipeline.evaluation.report import Compared, Comparison, Evaluation, Protocol
-from dti_pipeline.evaluation.scoreboard import Scoreboard
 from dti_pipeline.paradigms import BASELINE, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
@@ -116,7 +116,7 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
     for name, probability in floors(log, rows, context).items():
         board.add(name, probability)
     source = events.config["events"]["source"]
-    best = truth.best_possible(paths, log, rows) if source == "synthetic" else None
+    best = best_possible(paths, log, rows) if source == "synthetic" else None
     if best is not None:
         board.add("best_possible", best)
 

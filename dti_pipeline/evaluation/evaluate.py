@@ -13,9 +13,9 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import curves, interactions, metrics, plots
+from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.interactions import Array, Interactions
 from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Slices
-from dti_pipeline.evaluation.scoreboard import Scoreboard
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain

@@ -1,7 +1,8 @@
-"""Cost-free floors: logistic regression on smoothed like-rates. A model below these has learnt nothing of worth.
+"""What bounds a model's AUC: cost-free floors, and for a synthetic log the probabilities its labels were drawn from.
 
-Three floors, each on the logits of its rates: the item's like-rate alone; with the user's like-rate over the last n
-rows (n = the prompts' context); with the user's like-rate over all earlier rows. Fitted on the training targets.
+The floors are logistic regressions on smoothed like-rates: a model below them has learnt nothing of worth.
+Each is on the logits of its rates: the item's like-rate alone; with the user's like-rate over the last n rows (n = the
+prompts' context); with the user's like-rate over all earlier rows. Fitted on the training targets.
 
 - An item's rate counts training targets, without the row itself (leave one out): otherwise the regression learns to
   trust a rate that contains the answer.
@@ -11,11 +12,14 @@ rows (n = the prompts' context); with the user's like-rate over all earlier rows
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Array, Interactions
+from dti_pipeline.paths import Paths
 
 #: Rows at the training click rate that every rate starts from.
 SMOOTHING = 5.0
@@ -58,3 +62,19 @@ def _user_rate(log: Interactions, first: Array, prior: float) -> Array:
     here = np.arange(len(log.label))
     running = np.r_[0, np.cumsum(log.label, dtype=np.int64)]
     return (running[here] - running[first] + SMOOTHING * prior) / (here - first + SMOOTHING)
+
+
+def best_possible(paths: Paths, log: Interactions, rows: Array) -> Array | None:
+    """(N,) true click probabilities of the targets at ``rows``; None where truth.csv is missing or lacks any."""
+    path = paths.synthetic / "truth.csv"
+    if not path.is_file():
+        return None
+    types = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64(), "probability": pa.float64()}
+    table = pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=types))
+    known = dict(zip(_keys(table), table["probability"].to_pylist(), strict=True))
+    probability = [known.get(key) for key in _keys(log.table.take(rows))]
+    return None if any(p is None for p in probability) else np.array(probability, dtype=np.float64)
+
+
+def _keys(table: pa.Table) -> list[tuple[str, str, int]]:
+    return list(zip(*(table[name].to_pylist() for name in ("user_id", "item_id", "timestamp")), strict=True))

@@ -172,7 +172,7 @@ def summary(label: Array, probability: Array, user: Array, bins: int) -> Figures
 
 
 def slices(label: Array, probability: Array, value: Array, starts: tuple[int, ...]) -> tuple[Slice, ...]:
-    """Count, AUC and log loss of the targets in each bucket of ``value`` (N,); ``starts``: the buckets' first values."""
+    """Count, AUC and log loss of the targets in each bucket of ``value`` (N,), named by their ``starts``."""
     which = np.searchsorted(np.asarray(starts), value, side="right") - 1
     result = []
     for b, start in enumerate(starts):

@@ -82,7 +82,8 @@ class ItemStates:
             row, slot = np.nonzero((layout.kind == Kind.TEXT) | (layout.kind == Kind.LABEL))
             state = rows.start[rows.bounds[part[row]] + layout.document[row, slot]]
             places.append(starts[state] + layout.position[row, slot])
-            parts.append(self._states(batch, (torch.from_numpy(row), torch.from_numpy(slot)), sums))
+            at = (torch.from_numpy(row).to(self.device), torch.from_numpy(slot).to(self.device))
+            parts.append(self._states(batch, at, sums))
         back = torch.from_numpy(np.argsort(np.concatenate(places))).to(self.device)
         for layer in parts[0]:
             key, value = (torch.cat(x)[back] for x in zip(*(part[layer] for part in parts), strict=True))
@@ -93,13 +94,12 @@ class ItemStates:
 
     def _states(self, batch: Batch, at: tuple[Tensor, Tensor], sums: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; writes ``sums``."""
-        row, slot = (x.to(self.device) for x in at)
         with self._precision():
             embedded = self.model.embed(batch)
             sums[batch.target // 2] = embedded.reshape(-1, embedded.shape[-1])[batch.sum_index].float()
-            cos, sin = backbone.decoder_of(self.model.lm).rotary_emb(embedded, position_ids=batch.position)
+            rotary = backbone.decoder_of(self.model.lm).rotary_emb(embedded, position_ids=batch.position)
             attention = self.model.batch_attention(batch, embedded)
-            keeping = _Keeping(attention.backend, row, slot, cos, sin)
+            keeping = _Keeping(attention.backend, at, rotary)
             self.model.states(embedded, batch.position, replace(attention, backend=keeping))
         return keeping.found
 
@@ -134,15 +134,14 @@ class ItemStates:
         model, rotary = self.model, backbone.decoder_of(self.model.lm).rotary_emb
         embedded = self.sums[own][:, None]
         place = torch.arange(index.shape[1], device=self.device)
-        cos, sin = rotary(embedded, position_ids=place[None])
-        own_cos, own_sin = rotary(embedded, position_ids=size[:, None])
+        own_places = rotary(embedded, position_ids=size[:, None])
         mask = seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
         if model.settings.sum_position != "rope":
             back = torch.cat([size[:, None] - place, size.new_zeros(len(own), 1)], 1)[:, None, None]
             mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))
-        unrotated = (own_cos, own_sin) if model.settings.sum_position == "nope_alibi" else None
+        unrotated = own_places if model.settings.sum_position == "nope_alibi" else None
         with self._precision():
-            recalling = _Recalling(self, index, mask, (cos, sin), unrotated)
+            recalling = _Recalling(self, index, mask, rotary(embedded, position_ids=place[None]), unrotated)
             hidden = model.states(embedded, size[:, None], BatchAttention(recalling))
             return model.logits(hidden[:, 0])
 
@@ -155,18 +154,15 @@ class _Keeping:
     """An attention backend that keeps, un-rotated, the keys and values of some tokens in every layer."""
 
     inner: Backend
-    row: Tensor  # (tokens,) which are kept
-    slot: Tensor
-    cos: Tensor
-    sin: Tensor
+    at: tuple[Tensor, Tensor]  # (tokens,) row and slot of those that are kept
+    rotary: tuple[Tensor, Tensor]  # cos and sin
     found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
-        at = (self.row, self.slot)
-        plain = unrotate(key, self.cos, self.sin)
-        self.found[module.layer_idx] = (plain.transpose(1, 2)[at], value.transpose(1, 2)[at])
+        plain = unrotate(key, *self.rotary)
+        self.found[module.layer_idx] = (plain.transpose(1, 2)[self.at], value.transpose(1, 2)[self.at])
         return self.inner.attend(module, query, key, value, scale, layer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,22 +54,23 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     titles: Mapping[str, str]  # item text by id, from the training log
     device: torch.device
+    autocast: torch.dtype | None
     states: ItemStates | None = None
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
-        """Load a folder that ``dti train`` published; InputError for any other. ``cache_items`` caches the states of all
+        """Load a folder that ``dti train`` published; InputError for any other. ``cache_items`` caches the states of
         items (``dti_isolated`` only), in memory that grows with them."""
         folder = Path(folder)
         manifest = artifacts.read(folder, "train", TrainReport)
+        autocast = torch.bfloat16 if manifest.config["training"]["dtype"] == "bfloat16" else None
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        model = load(folder, chosen)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
-        scorer = cls(manifest, load(folder, chosen), load_tokenizer(folder), titles, chosen)
-        if not cache_items:
-            return scorer
-        return replace(scorer, states=ItemStates(scorer.model, chosen, scorer._autocast))
+        states = ItemStates(model, chosen, autocast) if cache_items else None
+        return cls(manifest, model, load_tokenizer(folder), titles, chosen, autocast, states)
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order.
@@ -95,7 +96,7 @@ class Scorer:
         cut = prompts.cut(log.is_target, store.position, store.lengths(), n, 1, unlimited, prefix)
         rows = Rows.pack(store, cut, self._row_length(cut.length))
         # Scores are in the order of the store's rows: that of requests and their candidates.
-        return score(self.model, rows, np.arange(len(rows)), self._tokens_per_batch, self.device, self._autocast)[1]
+        return score(self.model, rows, np.arange(len(rows)), self._tokens_per_batch, self.device, self.autocast)[1]
 
     def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
         new = [text for text in log.texts if text not in self.known]
@@ -109,10 +110,6 @@ class Scorer:
     def _tokens_per_batch(self) -> int:
         return int(self.manifest.config["training"]["tokens_per_batch"])
 
-    @property
-    def _autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.manifest.config["training"]["dtype"] == "bfloat16" else None
-
     def _log(self, requests: Sequence[Request]) -> _Log:
         index: dict[str, int] = {}
         seen: dict[Item, int] = {}
@@ -122,20 +119,19 @@ class Scorer:
                 seen[item] = index.setdefault(self._render(item), len(index))
             return seen[item]
 
-        texts, labels, positions, targets = [], [], [], []
+        text: list[int] = []
+        label: list[int] = []
+        position: list[int] = []
         for request in requests:
-            history = request.history[max(0, len(request.history) - self.model.context) :]
-            length, count = len(history) + 1, len(request.candidates)
-            text = np.empty((count, length), np.int32)
-            text[:, :-1] = [text_of(item) for item in history]
-            text[:, -1] = [text_of(item) for item in request.candidates]
-            label = np.zeros((count, length), np.int8)  # no query sees a candidate's own label
-            label[:, :-1] = request.labels[len(request.history) - len(history) :]
-            texts.append(text.reshape(-1))
-            labels.append(label.reshape(-1))
-            positions.append(np.tile(np.arange(length, dtype=np.int32), count))
-            targets.append(np.tile(np.arange(length) == length - 1, count))
-        return _Log(index, *(np.concatenate(x) for x in (texts, labels, positions, targets)))
+            first = max(0, len(request.history) - self.model.context)
+            context = [text_of(item) for item in request.history[first:]]
+            for candidate in request.candidates:
+                text += [*context, text_of(candidate)]
+                label += [*request.labels[first:], 0]  # no query sees a candidate's own label
+                position += range(len(context) + 1)
+        places = np.array(position, np.int32)
+        is_target = np.append(places[1:] == 0, True)  # the last of each prompt
+        return _Log(index, np.array(text, np.int32), np.array(label, np.int8), places, is_target)
 
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""

@@ -63,7 +63,9 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
     parent = tagged(store, experiment, (COMPARISON, digest), name, {key: value for key, value in tags.items() if value})
     run_id = parent.info.run_id
     log_metrics(store, parent, _headline(comparison))
-    store.set_tag(run_id, NOTE, _note(comparison, paths.comparison_file("md").read_text(encoding="utf-8")))
+    # The verdict first, since MLflow folds a description after four lines; then comparison.md up to its own.
+    page = paths.comparison_file("md").read_text(encoding="utf-8").partition("## Verdict")[0]
+    store.set_tag(run_id, NOTE, f"{tables.verdicts(comparison)}\n\n{page}")
     store.log_inputs(run_id, [dataset("events", comparison.protocol.events, comparison.protocol.split)])
     for suffix in ("json", "md", "html"):
         store.log_artifact(run_id, str(paths.comparison_file(suffix)))
@@ -86,11 +88,6 @@ def _headline(comparison: Comparison) -> dict[str, float | None]:
         "auc": {name: row.auc for name, row in comparison.paradigms.items()},
     }
     return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-
-
-def _note(comparison: Comparison, page: str) -> str:
-    """The verdict first, since MLflow folds a description after four lines; then comparison.md up to its own."""
-    return f"{tables.verdicts(comparison)}\n\n{page.partition('## Verdict')[0]}"
 
 
 def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:

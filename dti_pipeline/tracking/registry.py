@@ -12,21 +12,42 @@ import tempfile
 from pathlib import Path
 
 import mlflow
+import pandas
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelOutput, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.paths import Paths
-from dti_pipeline.tracking import mlflow_store, pyfunc
+from dti_pipeline.tracking import mlflow_store
 
 log = logging.getLogger(__name__)
+
+_ITEM = (
+    Property("item_id", DataType.string, required=False),
+    Property("item_text", DataType.string, required=False),
+)
+_SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(Array(Object([*_ITEM, Property("label", DataType.long)])), "history"),  # oldest first
+            ColSpec(Array(Object([*_ITEM])), "candidates"),
+        ]
+    ),
+    outputs=Schema([ColSpec(Array(DataType.double))]),  # one probability for each candidate
+)
+_EXAMPLE = {
+    "history": [[{"item_id": "1", "label": 1}, {"item_text": "A title", "label": 0}]],
+    "candidates": [[{"item_id": "2"}, {"item_text": "Another title"}]],
+}
 
 CHAMPION = "champion"
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -72,13 +93,26 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
     status = "FAILED"
     try:
         with tempfile.TemporaryDirectory() as aside:
-            pyfunc.save(folder, Path(aside) / "model", model.model_id)
+            _save(folder, Path(aside) / "model", model.model_id)
             store.log_model_artifacts(model.model_id, str(Path(aside) / "model"))
         status = "READY"
     finally:
         store.finalize_logged_model(model.model_id, status)
     store.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     return model.model_id
+
+
+def _save(folder: Path, target: Path, model_id: str) -> None:
+    """Write a published model folder as the MLflow model ``model_id`` into ``target``, which does not exist yet."""
+    mlflow.pyfunc.save_model(
+        target,
+        mlflow_model=Model(model_id=model_id),
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"model": str(folder)},
+        signature=_SIGNATURE,
+        input_example=pandas.DataFrame(_EXAMPLE),
+        pip_requirements=["dti-pipeline"],
+    )
 
 
 def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str) -> str | None:
