@@ -170,7 +170,7 @@ def fetch_log(
                 name,
                 Paths.from_env(),
                 category,
-                say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+                say=_say,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         if as_json:
@@ -265,9 +265,7 @@ def make_study(
         elif prepared:
             report = command.prepare(task, paths)
         else:
-            report = command.make(
-                task, settings, paths, reported, lambda text: console.print(text, highlight=False, soft_wrap=True)
-            )
+            report = command.make(task, settings, paths, reported, _say)
         print(json.dumps(report, ensure_ascii=False) if as_json else command.text(report))
         if report.get("failed"):
             raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
@@ -336,18 +334,17 @@ def score_requests(
             raise InputError("name the model by one of --paradigm and --model")
         if paradigm is not None:
             named(paradigm)  # or it is refused
-        from dti_pipeline.serving.score import score_file, score_stream
+        from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
         from dti_pipeline.serving.scorer import Scorer
 
         scorer, stdout = Scorer.load(_model_folder(paradigm, model), cache_items=cache_items), sys.stdout.buffer
         report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
         if as_json:
-            print(json.dumps(report, ensure_ascii=False))
-        elif not stream:
-            console.print(
-                f"{report['candidates']:,} candidates of {report['requests']:,} requests in {report['seconds']:,.1f} s,"
-                f" {report['candidates_per_second']:,.0f} a second",
-                highlight=False,
+            _print_json(report)
+        elif isinstance(report, ScoreReport):
+            _say(
+                f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
+                f" {report.candidates_per_second:,.0f} a second"
             )
 
 
