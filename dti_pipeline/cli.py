@@ -193,7 +193,7 @@ def plan_cost(
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.55,
     as_json: Json = False,
 ) -> None:
-    """What a training will cost, before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
+    """Cost of a training before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
@@ -349,7 +349,7 @@ def score_requests(
 
 
 def _model_folder(paradigm: str | None, model: str | None) -> Path:
-    """Where the model of ``dti score`` is: a paradigm's in the home, a folder, or a version of the registry."""
+    """The model of ``dti score``: a paradigm's in the home, a folder, or a version of the registry."""
     if paradigm is not None:
         return Paths.from_env().model(paradigm)
     assert model is not None
