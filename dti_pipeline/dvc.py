@@ -72,12 +72,12 @@ def render() -> str:
     return f"{HEADER}{yaml.safe_dump(content, sort_keys=False, width=120)}"
 
 
-def stage_name(stage: Stage, paradigm: str | None) -> str:
+def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
     """DVC's name of a stage, or of its part for one paradigm."""
     return f"{stage.name}@{paradigm}" if stage.per_paradigm else stage.name
 
 
-def _entry(stage: Stage) -> dict[str, Any]:
+def _entry(stage: Stage[Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"desc": stage.summary, "cmd": f"dti {stage.name}"}
     if stage.per_paradigm:
         # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.

@@ -11,7 +11,6 @@ import ctypes
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,11 +20,11 @@ from dti_pipeline import config, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_page
-from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Listener, Started, Stepped
+from dti_pipeline.training.lines import lines
+from dti_pipeline.training.progress import Event, FellBack, Listener, Started
 
 MODULE = "dti_pipeline.defs.train_process"
 FAILURE = "failure"  # key of the message that carries the sentence of a failure on purpose
-LOG_SECONDS = 5.0
 #: Time a cancelled training has to save its checkpoint: that of 8 billion trained weights is some 100 GB.
 SAVE_SECONDS = 600
 #: prctl(2): the signal that this process gets when the one that started it ends.
@@ -52,7 +51,7 @@ def main() -> None:
             paths = Paths.from_env()
             settings = config.load(paths.params, arguments.overrides)
             listeners = [report_to(pipes)] if pipes else []
-            pipeline.execute(pipeline.BY_NAME["train"], settings, paths, arguments.paradigm, listeners, tags)
+            pipeline.execute(pipeline.TRAIN, settings, paths, arguments.paradigm, listeners, tags)
         except (InputError, CheckFailed) as error:
             if pipes is None:
                 raise
@@ -92,43 +91,17 @@ def _pipes() -> Iterator[PipesContext | None]:
 
 
 def report_to(pipes: PipesContext) -> Listener:
-    """A listener that logs a training's beginning, its progress about every five seconds, its scores and its end."""
-    spoken_at = -LOG_SECONDS
-    total = 0
+    """A listener that tells a training's events in the run's log, with the address of its curves."""
+    tell = lines(pipes.log.info)
 
     def listen(event: Event) -> None:
-        nonlocal spoken_at, total
-        now = time.monotonic()
-        if isinstance(event, Started):
-            total = event.targets_total
-            again = f", going on after {event.targets_seen:,}" if event.targets_seen else ""
-            pipes.log.info(
-                f"{event.paradigm}: {total:,} targets to see, {event.parameters:,} weights to train"
-                f" on {event.world_size} x {event.device}{again}"
-            )
-            if event.run_id:
-                pipes.log.info(f"curves, as they grow: {mlflow_page.run_address(event.run_id)}")
-        elif isinstance(event, Stepped) and now - spoken_at >= LOG_SECONDS:
-            spoken_at = now
-            pipes.log.info(
-                f"{event.targets_seen:,} of {total:,} targets ({event.targets_seen / max(total, 1):.0%}),"
-                f" loss {event.loss:.4f}, {event.targets_per_second:,.0f} targets/s, {_clock(event.seconds_left)} left"
-            )
-        elif isinstance(event, Evaluated):
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-            pipes.log.info(f"validation after {event.targets_seen:,} targets: {scores}")
-        elif isinstance(event, Checkpointing):
-            pipes.log.info(f"saving a checkpoint after {event.targets_seen:,} targets")
-        elif isinstance(event, Finished):
-            pipes.log.info(f"{event.targets_seen:,} targets in {_clock(event.train_seconds)} of training")
+        tell(event)
+        if isinstance(event, Started) and event.run_id:
+            pipes.log.info(f"curves, as they grow: {mlflow_page.run_address(event.run_id)}")
+        elif isinstance(event, FellBack):
+            pipes.log.warning(event.line)
 
     return listen
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def progress_bar(console: Console) -> Listener:
     def listen(event: Event) -> None:
         nonlocal task
         if isinstance(event, Started):
+            for line in event.execution:
+                console.print(line, style="dim", markup=False, highlight=False)
             bar.start()
             task = bar.add_task(
                 f"train {event.paradigm}",

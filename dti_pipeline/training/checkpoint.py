@@ -1,11 +1,11 @@
-"""Resume state: everything the rest of a training depends on, written atomically, without pickle.
+"""Checkpoints: everything the rest of a training depends on, written atomically, without pickle.
 
 A checkpoint is a folder with the tensors in one safetensors file and the rest, their digest among it, in JSON. It is
-written aside and renamed; the newest one that is whole is continued, and one that a disk has damaged is passed over.
-Checkpoints lie under a fingerprint of what is being trained: one of another configuration or of other shards is never
-continued, and never in the way.
+written under another name and renamed. A training continues from the newest whole one and skips damaged ones.
+Checkpoints lie under a fingerprint of configuration and shards (:func:`folder`), so that no training continues
+another's; a note of the tracker's run lies beside them.
 
-Schedule and order of the rows need no place in it: both are pure functions of the number of the step.
+The learning rate and the order of the rows are pure functions of the step's number, and are not saved.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def save(
     """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights, four
     times with an average.
 
-    All processes call it together, and the one that is to ``write`` does: tensors that are shared out come to it whole.
+    All processes call it together, and the one that is to ``write`` does: sharded tensors come to it whole.
     ``random`` has the :func:`random_state` of every process, a row each; without, it is taken of this one.
     """
     target = folder / f"step-{progress.step:09d}"

@@ -1,17 +1,13 @@
-"""A step as CUDA graphs, one of a pass and one of the update: a small model waits for its launches, not for its
-arithmetic.
+"""The step of a small model as CUDA graphs, one of a micro-batch and one of the update.
 
-Forward, loss and backward of a model 128 wide are some 200 kernels of a few microseconds each, and a CPU needs ten
-times as long to launch them. They are launched once while CUDA records them, and from then on all together: a pass is
-the copy of its batch to where the recorded kernels read, and one call. So are clipping and the optimizer's step, which
-is compiled as well: torch's own code around its kernels took 2 ms of a step of 4.4 (H100, commit 303d0ab), and its
-fused one cuts tensors into too few pieces for a GPU (70 us of 2,300, H200, a93e74d).
+A small model is launch-bound: its kernels take microseconds, and a CPU needs longer to launch them. A CUDA graph
+records the launches once and replays them in one call. So a micro-batch is the copy of its tensors to where the
+recorded kernels read, and one replay; clipping and the optimizer's step, compiled, are another.
 
-What is recorded has fixed addresses and shapes. So the loader fills all batches up to the same shapes; every pass
-writes its gradients to where the last one did, and a step of several adds them up; and the number of the step's targets
-is read from the device, as is the learning rate. Nothing that is recorded may wait for the device: CUDA refuses that
-with an error, as it does all that it cannot record. Random numbers are new at each replay, since torch counts them on
-for a graph as for single kernels.
+Recorded kernels have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay
+writes its gradients over the last one's, and a step of several adds them up; the number of the step's targets and the
+learning rate are read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an
+error. Random numbers are new at each replay, as torch advances its generator for a graph as for single kernels.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,40 +24,64 @@ from torch.optim import Optimizer
 
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
-from dti_pipeline.training.loader import Work
+from dti_pipeline.training.loader import MicroBatches
+from dti_pipeline.training.runner import EagerRunner
 
 log = logging.getLogger(__name__)
-#: Passes taken before one is recorded: they compile, and load what is loaded when first used.
-WARM_UP_PASSES = 3
+#: Runs before a recording: they compile, and load what is loaded when first used.
+WARM_UP_RUNS = 3
 #: Recordings of one training. Sizes of [SUM] rows may grow a few times, each of which is one; more is a mistake.
 MOST_RECORDINGS = 64
 
 
-class GraphedPasses:
-    """The passes of ``model``, which ``add_gradients`` takes one by one: it is given a batch on the device and the
-    targets of the step, adds to the gradients, and returns the pass's summed loss.
+class GraphedRunner:
+    """Replays the steps of ``eager``, a runner of ``model`` in a single process on a GPU."""
 
-    One recording is kept, of passes as the last one was: another shape, another mode of the model, and it is made anew.
-    Memory: a pass's activations, for as long as this lives.
+    pads_targets = True
+
+    def __init__(self, model: CTRModel, eager: EagerRunner) -> None:
+        self._optimizer = eager.optimizer
+        self._micro_batches = GraphedMicroBatches(model, eager.add_gradients)
+        self._update = GraphedUpdate(eager.optimizer, eager.apply)
+
+    def gradients(self, share: MicroBatches) -> Tensor:
+        return self._micro_batches.gradients(share)
+
+    def update(self, rate: float) -> Tensor:
+        norm = self._update(rate)
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def try_out(self, share: MicroBatches) -> None:
+        self.gradients(share)
+        self._update.record()
+
+
+class GraphedMicroBatches:
+    """Forward, loss and backward of ``model`` as one CUDA graph. It records ``add_gradients``, a function of a batch on
+    the device and the step's number of targets, which adds to the gradients and returns the summed loss.
+
+    One recording is kept. A batch of other shapes, or another mode of the model, makes a new one. Memory: a
+    micro-batch's activations, for as long as this lives.
     """
 
     def __init__(self, model: CTRModel, add_gradients: Callable[[Batch, Tensor], Tensor]) -> None:
         self._model, self._add_gradients = model, add_gradients
-        self._device = model.slopes.device
+        self._device = next(model.parameters()).device
         self._stream = torch.cuda.Stream(self._device)
         self._step_targets = torch.ones((), device=self._device)
-        self._made: dict[nn.Parameter, Tensor] = {}  # what the last pass's gradients are written to
-        self._sums: dict[nn.Parameter, Tensor] = {}  # of the passes of a step that has several
-        self._recorded: object = None  # what was recorded: see _key
+        self._made: dict[nn.Parameter, Tensor] = {}  # gradients of the last replay
+        self._sums: dict[nn.Parameter, Tensor] = {}  # of a step of several micro-batches
+        self._recorded: object = None  # see _key
         self._recordings = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._input: Batch | None = None
         self._loss: Tensor | None = None
 
-    def gradients(self, work: Work) -> Tensor:
-        """Gradients of the mean loss over the step's targets; the summed loss. ``work`` is in page-locked memory."""
-        self._step_targets.fill_(work.step.targets)
-        first, *others = work.passes
+    def gradients(self, share: MicroBatches) -> Tensor:
+        """Gradients of the mean loss over the step's targets; the summed loss. Batches are in pinned memory."""
+        self._step_targets.fill_(share.step.targets)
+        first, *others = share.batches
         total = self._replay(first).clone()
         if others:
             self._add_up(first=True)
@@ -72,7 +93,7 @@ class GraphedPasses:
         return total
 
     def _replay(self, batch: Batch) -> Tensor:
-        """Make one pass's gradients; its summed loss. Both until the next replay."""
+        """Make one micro-batch's gradients; its summed loss. Both are valid until the next replay."""
         key = self._key(batch)
         if key != self._recorded:
             self._record(batch)
@@ -93,44 +114,39 @@ class GraphedPasses:
         add_or_copy(list(self._sums.values()), list(self._made.values()))
 
     def _key(self, batch: Batch) -> object:
-        """All that decides which kernels a pass is."""
-        shapes = tuple(x.shape for x in batch.tensors())
-        return (
-            self._model.training,
-            shapes,
-            self._model.attention.sizes(batch, self._model.paradigm)
-            if self._model.attention.sums_have_own_rule
-            else None,
-        )
+        """Everything that decides which kernels a micro-batch is."""
+        attention, shapes = self._model.attention, tuple(x.shape for x in batch.tensors())
+        sizes = attention.sizes(batch, self._model.paradigm) if attention.sums_have_own_rule else None
+        return self._model.training, shapes, sizes
 
     def _record(self, batch: Batch) -> None:
-        """Record a pass of the shape of ``batch``. Random state is then what it was, and there are no gradients."""
+        """Record a micro-batch of these shapes. Random state is then as before, and there are no gradients."""
         if self._recordings == MOST_RECORDINGS:
-            raise RuntimeError(f"passes have had {MOST_RECORDINGS} different shapes: they are not filled up to one")
+            raise RuntimeError(f"micro-batches have had {MOST_RECORDINGS} different shapes: they are not padded to one")
         self._recordings += 1
         torch.cuda.synchronize(self._device)  # the last recording may still be at work
-        self._graph = self._loss = None
+        self._graph = self._loss = self._recorded = None
         self._made = {}
-        gc.collect()  # what is dropped in the middle of a recording may end it: an earlier training's graph, say
+        gc.collect()  # a tensor or graph that is dropped in the middle of a recording may end it
         self._input = batch.to(self._device)
         with torch.random.fork_rng([self._device]):
             # On the stream of the recording: what autograd remembers of a parameter includes its stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UP_PASSES):
+                for _ in range(WARM_UP_RUNS):
                     self._add_gradients(self._input, self._step_targets)
                 self._drop_gradients()
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # The loader's thread goes on allocating page-locked memory: only this thread may not.
+            # The loader's thread goes on allocating pinned memory: only this thread may not.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._loss = self._add_gradients(self._input, self._step_targets)
         parameters = self._model.trained().values()
-        # Made in the recording, for want of any to add to: each replay writes them anew.
+        # Made in the recording, since there were none to add to: each replay writes them anew.
         self._made = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
         self._drop_gradients()
         self._graph = graph
-        log.info("recorded a pass of %s as a CUDA graph", tuple(batch.token.shape))
+        log.info("recorded a micro-batch of %s as a CUDA graph", tuple(batch.token.shape))
 
     def _drop_gradients(self) -> None:
         for parameter in self._model.trained().values():
@@ -138,9 +154,11 @@ class GraphedPasses:
 
 
 class GraphedUpdate:
-    """``update``, which takes a learning rate, clips the gradients and takes a step of ``optimizer`` with them, and
-    returns their norm before: recorded once for wherever gradients lie, which differs between steps of one pass and of
-    several."""
+    """Clipping and the step of ``optimizer`` as a CUDA graph. It records ``update``, a function of the learning rate
+    that returns the norm of the gradients.
+
+    One recording for each place where the gradients lie: steps of one and of several micro-batches differ in it.
+    """
 
     def __init__(self, optimizer: Optimizer, update: Callable[[Tensor], Tensor]) -> None:
         self._optimizer, self._update = optimizer, update
@@ -149,7 +167,7 @@ class GraphedUpdate:
         self._recorded: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by the gradients' addresses
 
     def __call__(self, rate: float) -> Tensor:
-        """The norm; until the next update."""
+        """The norm; valid until the next update."""
         graph, norm = self.record()
         self._rate.fill_(rate)
         graph.replay()
@@ -160,29 +178,32 @@ class GraphedUpdate:
         """The update of gradients where they lie now, recorded unless it is; and where it writes their norm."""
         key = tuple(0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters)
         if key not in self._recorded:
-            gc.collect()  # as for a pass
+            gc.collect()  # as for a micro-batch
             graph = torch.cuda.CUDAGraph()
-            with self._ways(fused=False, foreach=True, capturable=True):
-                self._rehearse()
+            with self._options(lr=self._rate, fused=False, foreach=True, capturable=True):
+                with self._undone():
+                    for _ in range(WARM_UP_RUNS):  # moments are made in the first, so that the second compiles anew
+                        self._update(self._rate)
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     norm = self._update(self._rate)
             self._recorded[key] = graph, norm
         return self._recorded[key]
 
-    def _rehearse(self) -> None:
-        """Take updates that compile, and put everything back. The optimizer makes its moments in the first, so that the
-        second compiles anew."""
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Put back everything that updates change, however they end. Memory: a copy of weights, gradients, moments."""
         before = {name: tensor.clone() for name, tensor in self._tensors().items()}
-        for _ in range(WARM_UP_PASSES):
-            self._update(self._rate)
-        for name, tensor in self._tensors().items():
-            if name in before:
-                tensor.copy_(before[name])
-            else:
-                tensor.zero_()  # as moments and their count begin
+        try:
+            yield
+        finally:
+            for name, tensor in self._tensors().items():
+                if name in before:
+                    tensor.copy_(before[name])
+                else:
+                    tensor.zero_()  # as moments and their count begin
 
     def _tensors(self) -> dict[tuple[int, str], Tensor]:
-        """All that an update changes, by the number of a parameter and what it is of it."""
+        """Everything that an update changes, by the number of a parameter and a name."""
         found = {}
         for number, parameter in enumerate(self._parameters):
             found[number, "weight"] = parameter
@@ -192,12 +213,12 @@ class GraphedUpdate:
         return found
 
     @contextmanager
-    def _ways(self, **ways: bool) -> Iterator[None]:
-        """How the optimizer goes about its step: the same numbers, but for rounding."""
+    def _options(self, **options: Any) -> Iterator[None]:
+        """Options of the optimizer for a while: the same numbers, but for rounding."""
         groups = self._optimizer.param_groups
-        before = [{name: group[name] for name in ways} for group in groups]
+        before = [{name: group[name] for name in options} for group in groups]
         for group in groups:
-            group.update(ways)
+            group.update(options)
         try:
             yield
         finally:

@@ -1,11 +1,11 @@
-"""Steps to batches, ahead of the model: a thread assembles the next steps while the device works on this one."""
+"""The data loader: assembles each step's micro-batches, on a GPU in a thread, ahead of the step that is computed."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,22 +21,25 @@ AHEAD = 6
 
 
 @dataclass(frozen=True)
-class Work:
-    """One process's share of a step."""
+class MicroBatches:
+    """One process's share of an optimizer step; gradients are added up over its micro-batches."""
 
     step: Step
-    passes: list[Batch]
-    tokens: int  # in the passes of rows of its own, padding left out; other passes only take part, and have no weight
+    batches: list[Batch]
+    tokens: int  # of this process's own rows, without padding
 
 
 @dataclass(frozen=True)
 class Loader:
-    """The steps of a training from any of them on, for process ``rank`` of ``world``.
+    """Micro-batches of a training's steps, for process ``rank`` of ``world``.
 
-    Rows of a step are dealt to the processes in turn, and all take as many passes as the one with most rows: where
-    weights are shared out, every pass needs all processes. A step is as few passes as ``tokens_per_batch`` allows, of
-    equal size. On a GPU every pass is filled up to it with rows of padding, so that a compiled model is compiled once.
-    ``filled``: and every row the same number of targets, so that a pass can be a CUDA graph.
+    The rows of a step are dealt to the processes in turn. All processes take as many micro-batches as the one with most
+    rows, since a sharded model needs all of them for each; one without rows left takes part with a micro-batch of
+    weight 0. A step is as few micro-batches as ``tokens_per_batch`` allows, of equal size.
+
+    On a GPU every micro-batch is padded to the same number of rows, so that a compiled model is compiled once.
+    ``pad_targets`` pads every row to the same number of targets as well: all tensors then have constant shapes, as a
+    CUDA graph needs them.
     """
 
     rows: Rows
@@ -45,68 +48,77 @@ class Loader:
     device: torch.device
     rank: int = 0
     world: int = 1
-    filled: bool = False
+    pad_targets: bool = False
 
     @cached_property
-    def size(self) -> int:
-        """Rows of a pass, at most."""
+    def rows_per_batch(self) -> int:
+        """Rows of a micro-batch, at most."""
         most = -(-self.steps.most_rows // self.world)
-        passes = -(-most // self.rows.height(self.tokens_per_batch))
-        return -(-most // passes)
+        batches = -(-most // self.rows.height(self.tokens_per_batch))
+        return -(-most // batches)
 
     @property
-    def height(self) -> int:
-        """Rows that every pass is filled up to; 0 where nothing is compiled."""
-        return self.size if self.device.type == "cuda" else 0
+    def padded_rows(self) -> int:
+        """Rows that every micro-batch is padded to; 0 on a CPU, where nothing is padded."""
+        return self.rows_per_batch if self.device.type == "cuda" else 0
 
     @cached_property
-    def _sums(self) -> int:
-        """Targets that every row is filled up to; 0 where they are as many as they are."""
-        return int(self.rows.targets().max()) if self.filled else 0
+    def padded_targets(self) -> int:
+        """Targets that every row is padded to; 0 without ``pad_targets``."""
+        return int(self.rows.targets().max()) if self.pad_targets else 0
 
-    def work(self, number: int) -> Work:
-        """What this process does in step ``number``."""
-        return self._assemble(self.steps[number])
+    def halved(self) -> Loader | None:
+        """The same steps in micro-batches of half as many rows; None where they have one row each."""
+        if self.rows_per_batch == 1:
+            return None
+        return replace(self, tokens_per_batch=self.rows_per_batch // 2 * self.rows.row_length)
 
-    def _assemble(self, step: Step) -> Work:
-        mine = split(step.rows[self.rank :: self.world], self.size)
-        most = len(split(step.rows[:: self.world], self.size))
-        passes, tokens = [], 0
+    def micro_batches(self, number: int) -> MicroBatches:
+        """This process's share of step ``number``."""
+        return self.assemble(self.steps[number])
+
+    def assemble(self, step: Step) -> MicroBatches:
+        """This process's share of ``step``; on a GPU in pinned memory."""
+        own = split(step.rows[self.rank :: self.world], self.rows_per_batch)
+        most = len(split(step.rows[:: self.world], self.rows_per_batch))
+        batches, tokens = [], 0
         for index in range(most):
-            rows = mine[index] if index < len(mine) else step.rows[:1]
+            rows = own[index] if index < len(own) else step.rows[:1]
             buffer = None
-            if self.filled and self.device.type == "cuda":
-                buffer = PinnedBuffer.of(self.height, self.rows.row_length, self._sums)
-            layout = self.rows.assemble(rows, self.height, buffer.layout if buffer else None)
-            batch = Batch.of(layout, self.rows.store.label, self._sums, buffer)
-            if index < len(mine):
+            if self.pad_targets and self.device.type == "cuda":
+                buffer = PinnedBuffer.of(self.padded_rows, self.rows.row_length, self.padded_targets)
+            layout = self.rows.assemble(rows, self.padded_rows, buffer.layout if buffer else None)
+            batch = Batch.of(layout, self.rows.store.label, self.padded_targets, buffer)
+            if index < len(own):
                 tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
             else:
                 batch = batch.without_weight()
             if self.device.type == "cuda" and batch.memory is None:
                 batch = batch.pin()
-            passes.append(batch)
-        return Work(step, passes, tokens)
+            batches.append(batch)
+        return MicroBatches(step, batches, tokens)
 
-    def start(self, first: int) -> Iterator[Work]:
-        """Steps ``first``, ``first + 1``, .. to the last. On the CPU they are made as they are asked for."""
-        if self.device.type == "cuda":
-            yield from self._ahead(first)
-        else:
-            yield from (self.work(number) for number in range(first, self.steps.count))
+    def start(self, first: int) -> Iterator[MicroBatches]:
+        """Step ``first`` and all after it, in order; on a CPU each is assembled when it is asked for."""
+        steps = (self.steps[number] for number in range(first, self.steps.count))
+        return prefetched(steps, self.assemble) if self.device.type == "cuda" else map(self.assemble, steps)
 
-    def _ahead(self, first: int) -> Iterator[Work]:
-        """The same, in the same order, while :data:`AHEAD` more are assembled. By one thread, which is fast enough (a
-        step of the study's model for MovieLens-1M on an H200: 2.5 ms beside it, and with everything assembled before);
-        several would wait for the interpreter's lock, which what is around the assembly takes."""
-        pool, waiting = ThreadPoolExecutor(1, "loader"), deque[Future[Work]]()
-        try:
-            for number in range(first, self.steps.count):
-                # Drawn here: the steps remember the epoch that they are in.
-                waiting.append(pool.submit(self._assemble, self.steps[number]))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
+
+def prefetched(
+    steps: Iterable[Step], assemble: Callable[[Step], MicroBatches], ahead: int = AHEAD
+) -> Iterator[MicroBatches]:
+    """``assemble`` of each step, in order, with ``ahead`` more in the making. ``steps`` are drawn in the caller's
+    thread; an error of ``assemble`` is raised at its step.
+
+    One thread: several would wait for the interpreter's lock, which the code around the assembly takes.
+    """
+    pool, waiting = ThreadPoolExecutor(1, "loader"), deque[Future[MicroBatches]]()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(assemble, step))
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -27,6 +27,18 @@ def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
     )
 
 
+def allocate_moments(optimizer: torch.optim.AdamW) -> None:
+    """Make the moments that AdamW would make in its first step, zeros: a step that is tried out before it then takes
+    the memory that later ones will."""
+    content = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in enumerate(parameters):
+        if number not in content["state"]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            content["state"][number] = {"step": torch.zeros(()), **moments}
+    optimizer.load_state_dict(content)
+
+
 def learning_rate(config: TrainingConfig, targets_seen: int, targets_total: int) -> float:
     """Linear warm-up, then cosine to ``final_learning_rate_share`` of the peak; both counted in targets."""
     done = targets_seen / max(targets_total, 1)

@@ -1,10 +1,11 @@
-"""What a training tells the world while it runs. The loop emits these; trackers, bars and orchestrators listen."""
+"""The events of a training. It emits them while it runs; trackers, progress bars and orchestrators are listeners."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from dti_pipeline.training.report import TrainReport
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,22 @@ class Started:
     device: str
     world_size: int
     dataset_digest: str  # of the shards, 32 characters
-    hardware: str = ""  # what the seconds are measured on
-    run_id: str | None = None  # the tracker's
+    hardware: str = ""  # that the seconds are measured on
+    run_id: str | None = None  # of the tracker's run: of the resume state's until a tracker answers
+    execution: tuple[str, ...] = ()  # how steps are to be computed, a line each
+
+
+@dataclass(frozen=True)
+class FellBack:
+    """Before the first step: something faster could not be had here, and the training goes on with something slower."""
+
+    lost: str
+    instead: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        return f"the training goes on with {self.instead} instead of {self.lost}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Before resume state is written: what a listener has not written by now, a kill right after would lose."""
+    """Before a checkpoint is written: a training that continues from it does not emit earlier events again."""
 
     targets_seen: int
     folder: str
@@ -61,8 +76,17 @@ class Finished:
 
     targets_seen: int
     train_seconds: float
-    report: dict[str, Any] = field(default_factory=dict)
+    report: TrainReport
 
 
-Event = Started | Stepped | Evaluated | Checkpointing | Finished
-Listener = Callable[[Event], None]
+Event = Started | FellBack | Stepped | Evaluated | Checkpointing | Finished
+#: Hears every event. A tracker answers :class:`Started` with the id of the run that it records the training in, which
+#: may be ``run_id`` or another; nobody answers anything else.
+Listener = Callable[[Event], str | None]
+
+
+def announce(event: Started, listeners: Iterable[Listener]) -> str | None:
+    """Tell of the start, each listener with the run id that those before it answered; returns the last one."""
+    for listener in listeners:
+        event = replace(event, run_id=listener(event) or event.run_id)
+    return event.run_id

@@ -1,8 +1,8 @@
-"""Weights, gradients and moments shared out over the processes (FSDP), where a model does not fit one GPU.
+"""Sharding (FSDP): every process holds a part of each weight, gradient and moment, where a model does not fit one GPU.
 
-Each process keeps its part of every tensor; a layer's weights are gathered when it is computed, forward and again
-backward, and its gradients are averaged as they are made (``fully_shard`` of torch, arXiv 2304.11277). The loop's
-arithmetic stays that of several processes with whole models.
+A layer's weights are gathered when it is computed, forward and again backward, and its gradients are averaged as they
+are made (``fully_shard`` of torch, arXiv 2304.11277). The loop's arithmetic stays that of several processes with whole
+models.
 """
 
 from __future__ import annotations
@@ -21,25 +21,33 @@ from dti_pipeline.modeling.speed import compiler
 
 
 def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
-    """Share out ``model`` in place over the processes of ``mesh``, a layer at a time; what is in no layer is gathered
-    for a whole pass. A model in the CPU's memory comes to the GPU's so, and need never fit one as a whole.
+    """Shard ``model`` in place over the processes of ``mesh``, a layer at a time; everything outside the layers is
+    gathered for a whole pass. A model in the CPU's memory moves to the GPUs so, and need never fit one as a whole.
 
     ``compute``: the precision that weights are gathered and used in, where it is not their own; gradients are averaged
     in fp32. The optimizer must be made afterwards: its parameters are new ones.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
-    if mesh.device_type == "cuda":
-        compiler.allow_graphs()
     for layer in backbone.decoder_of(model.lm).layers:
-        if mesh.device_type == "cuda":
-            # The layer's arithmetic alone: what gathers its weights before and after stays outside the graph.
-            layer.forward = torch.compile(layer.forward, dynamic=False)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+def compile_layers(model: CTRModel) -> None:
+    """Compile each layer's arithmetic alone: gathering its weights stays outside the graph."""
+    compiler.allow_graphs()
+    for layer in backbone.decoder_of(model.lm).layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False)
+
+
+def uncompile_layers(model: CTRModel) -> None:
+    """Undo :func:`compile_layers`."""
+    for layer in backbone.decoder_of(model.lm).layers:
+        layer.__dict__.pop("forward", None)
+
+
 def reshard(model: nn.Module) -> None:
-    """Give back what a forward pass without a backward pass has left gathered; nothing where nothing is shared out."""
+    """Free weights that a forward pass without a backward pass has left gathered; nothing where nothing is sharded."""
     if isinstance(model, FSDPModule):
         model.reshard()
 

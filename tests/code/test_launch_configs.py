@@ -11,7 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from dti_pipeline.config import TrainingConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.training.train import _accelerator
+from dti_pipeline.training.devices import accelerator_for
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -38,7 +38,7 @@ def test_accelerate_takes_the_command_that_the_file_names(path: Path) -> None:
 def test_another_engine_that_shares_out_weights_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(InputError, match=re.escape(f"accelerate was asked for {engine}")):
-        _accelerator(TrainingConfig(device="cpu"))
+        accelerator_for(TrainingConfig(device="cpu"))
 
 
 def test_there_are_files_for_one_machine_and_for_several() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,13 +21,17 @@ from dti_pipeline.config import TrainingConfig
 from dti_pipeline.modeling.masks.blocks import BlockMasks
 from dti_pipeline.modeling.masks.visibility import Intervals
 from dti_pipeline.modeling.network.batch import Batch
-from dti_pipeline.modeling.network.compilation import compile_parts
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.graphed import WARM_UP_PASSES, GraphedUpdate
+from dti_pipeline.training.fallback import choose
+from dti_pipeline.training.forms import forms_of
+from dti_pipeline.training.graphed import WARM_UP_RUNS, GraphedRunner, GraphedUpdate
 from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.loop import Trainer, clipped_step
-from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.optimizer import allocate_moments, optimizer_for
+from dti_pipeline.training.progress import FellBack
+from dti_pipeline.training.runner import EagerRunner, clipped_step
 from dti_pipeline.training.steps import Steps
 from tests.model.conftest import RULES, Log, filled, k_of, small_model
 from tests.model.test_precision import assert_near
@@ -87,22 +91,26 @@ def accelerator(request: pytest.FixtureRequest) -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def trainer(accelerator: Accelerator, log: Log, paradigm: str, **settings: Any) -> Trainer:
-    """Of a small model, with several passes a step; the same weights every time."""
+def trainer(accelerator: Accelerator, log: Log, paradigm: str, graph: bool = True, **settings: Any) -> Trainer:
+    """Of a small model, with several micro-batches a step; the same weights every time."""
     cuda = accelerator.device
     rows = log.rows(3, k_of(paradigm), 256)
     model = small_model(paradigm, 3, hidden_size=64, **settings)
-    model.place(model.make_plan(cuda, cuda_graph=True))
-    compile_parts(model)
-    config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3, cuda_graph=True)
+    model.place(model.make_plan(cuda, cuda_graph=graph))
+    config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3)
     optimizer = optimizer_for(model, config)
-    model = accelerator.prepare(model)
+    prepared = accelerator.prepare(model).train()
+    loader = Loader(rows, Steps(rows.targets(), 120, 2, 0), config.tokens_per_batch, cuda)
+    forms = forms_of(model, prepared, optimizer, accelerator, config)
+    falls: list[FellBack] = []
+    chosen = choose(forms, loader, 0, optimizer, accelerator, falls.append)
+    assert isinstance(chosen.runner, GraphedRunner) == (graph and not falls)
     return Trainer(
-        model=model,
-        optimizer=optimizer,
+        model=prepared,
+        runner=chosen.runner,
+        loader=chosen.loader,
         accelerator=accelerator,
         config=config,
-        loader=Loader(rows, Steps(rows.targets(), 120, 2, 0), config.tokens_per_batch, cuda),
         progress=Progress(),
         emit=lambda event: None,
         evaluate=dict,
@@ -112,9 +120,9 @@ def trainer(accelerator: Accelerator, log: Log, paradigm: str, **settings: Any) 
 
 def outcome(made: Trainer, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Summed loss and gradients of a step, which are then dropped."""
-    loss = made.gradients(made.loader.work(step))
+    loss = made.runner.gradients(made.loader.micro_batches(step))
     gradients = {name: p.grad.cpu().clone() for name, p in made.model.named_parameters() if p.grad is not None}
-    made.optimizer.zero_grad(set_to_none=True)
+    made.model.zero_grad(set_to_none=True)
     return loss.cpu(), gradients
 
 
@@ -125,33 +133,33 @@ def test_gradients_of_steps_are_the_same_as_a_graph(
     accelerator: Accelerator, paradigm: str, fixes: dict[str, str]
 ) -> None:
     log = Log.random(users=60, seed=5, shortest=8)
-    plain, graphed = (trainer(accelerator, log, paradigm, **fixes) for _ in range(2))
-    plain.model.train()
-    graphed._warm_up()
-    assert graphed._graphed is not None
+    plain, graphed = (trainer(accelerator, log, paradigm, graph, **fixes) for graph in (False, True))
+    assert isinstance(graphed.runner, GraphedRunner)
     near = 1e-3 if accelerator.mixed_precision == "no" else 3e-2
     for step in (1, 0, 2):
-        assert len(graphed.loader.work(step).passes) > 1
+        assert len(graphed.loader.micro_batches(step).batches) > 1
         assert_near(outcome(graphed, step), outcome(plain, step), logits=near, gradients=near)
 
 
 @pytest.mark.gpu
-def test_a_pass_without_weight_adds_nothing_to_a_graph_s_gradients(accelerator: Accelerator) -> None:
+def test_a_micro_batch_without_weight_adds_nothing_to_a_graph_s_gradients(accelerator: Accelerator) -> None:
     made = trainer(accelerator, Log.random(users=60, seed=5, shortest=8), "dti")
-    made._warm_up()
-    work = made.loader.work(0)
+    assert isinstance(made.runner, GraphedRunner)
+    share = made.loader.micro_batches(0)
     counted = outcome(made, 0)
-    extended = dataclasses.replace(work, passes=[*work.passes, work.passes[0].without_weight().pin()])
-    loss = made.gradients(extended)
+    extended = dataclasses.replace(share, batches=[*share.batches, share.batches[0].without_weight().pin()])
+    loss = made.runner.gradients(extended)
     found = {name: p.grad.cpu().clone() for name, p in made.model.named_parameters() if p.grad is not None}
     assert_near((loss.cpu(), found), counted, logits=1e-4, gradients=1e-4)
 
 
 @pytest.mark.gpu
 def test_every_replay_draws_new_numbers_and_recording_draws_none(accelerator: Accelerator) -> None:
-    made = trainer(accelerator, Log.random(users=60, seed=5, shortest=8), "dti", dropout=0.3)
+    log = Log.random(users=60, seed=5, shortest=8)
+    small_model("dti", 3, hidden_size=64, dropout=0.3)  # seeds the generators, as the trainer's does
     before = torch.cuda.get_rng_state()
-    made._warm_up()
+    made = trainer(accelerator, log, "dti", dropout=0.3)
+    assert isinstance(made.runner, GraphedRunner)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     first, second = outcome(made, 0)[0], outcome(made, 0)[0]
     assert first != second
@@ -161,16 +169,13 @@ def test_every_replay_draws_new_numbers_and_recording_draws_none(accelerator: Ac
 
 @pytest.mark.gpu
 @RULES
-def test_a_training_is_the_same_as_a_graph(
-    accelerator: Accelerator, fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_is_the_same_as_a_graph(accelerator: Accelerator, fixes: dict[str, str]) -> None:
     log = Log.random(users=60, seed=5, shortest=8)
     graphed = trainer(accelerator, log, "dti", **fixes)
     begun = {name: p.detach().cpu().clone() for name, p in graphed.model.named_parameters()}
+    assert isinstance(graphed.runner, GraphedRunner)
     assert graphed.run(lambda: False)
-    assert graphed._graphed is not None
-    plain = trainer(accelerator, log, "dti", **fixes)
-    monkeypatch.setattr(Trainer, "_graph", lambda self: None)
+    plain = trainer(accelerator, log, "dti", graph=False, **fixes)
     assert plain.run(lambda: False)
     weights = dict(plain.model.named_parameters())
     near = 0.1 if accelerator.mixed_precision == "no" else 0.3  # Adam makes much of the rounding of small gradients
@@ -179,22 +184,62 @@ def test_a_training_is_the_same_as_a_graph(
         assert (weight - weights[name]).norm().cpu() <= near * moved + 1e-4, name
 
 
+@pytest.mark.gpu
+def test_a_capture_that_breaks_off_leaves_generators_and_gradients_as_they_were(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA ends a capture in which somebody waits; torch's generator would then stay in it."""
+    log = Log.random(users=60, seed=5, shortest=8)
+    plain = trainer(accelerator, log, "dti", graph=False, dropout=0.3)
+    before, forward = torch.cuda.get_rng_state(), CTRModel.forward
+
+    def waiting(self: CTRModel, *arguments: Any) -> Any:
+        logits = forward(self, *arguments)
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return logits
+
+    expected = outcome(plain, 0), torch.cuda.get_rng_state()
+    monkeypatch.setattr(CTRModel, "forward", waiting)
+    fallen = trainer(accelerator, log, "dti", dropout=0.3)
+    assert isinstance(fallen.runner, EagerRunner)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert_near(outcome(fallen, 0), expected[0], logits=1e-3, gradients=1e-3)
+    assert torch.equal(torch.cuda.get_rng_state(), expected[1])
+
+
+#: How a graph has the optimizer take its step.
+OPTIONS = {"fused": False, "foreach": True, "capturable": True}
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
+    return [tuple(group[option] for option in OPTIONS) for group in optimizer.param_groups]
+
+
 def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """With graphs that only say what is done with them. What compiles an update leaves no trace but moments of 0."""
     done: list[Any] = []
+    rates: list[torch.Tensor] = []
 
     class Graph:
         def replay(self) -> None:
-            done.append(("replayed", round(float(updates._rate), 6)))
+            done.append(("replayed", round(float(rates[-1]), 6)))
+
+    @contextmanager
+    def graph(_: Graph, **options: Any) -> Iterator[None]:
+        nonlocal recorded
+        recorded += 1
+        yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
     weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
     optimizer = torch.optim.AdamW([{"params": [weight]} for weight in weights])
 
     def update(rate: torch.Tensor) -> torch.Tensor:
-        assert rate is updates._rate
-        done.append([tuple(group[way] for way in ways) for group in optimizer.param_groups])
+        rates.append(rate)
+        assert rate is rates[0], "recorded kernels read the rate where they found it"
+        done.append(options_of(optimizer))
         for weight in weights:
             state = optimizer.state[weight]
             state["step"] = state.get("step", torch.zeros(())).add_(1)
@@ -203,8 +248,7 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
                 weight.grad.mul_(2)
         return torch.zeros(())
 
-    ways = {"fused": False, "foreach": True, "capturable": True}
-    usual = [tuple(group[way] for way in ways) for group in optimizer.param_groups]
+    usual = options_of(optimizer)
     updates = GraphedUpdate(optimizer, update)
     first, second = ([torch.ones(3), torch.ones(3)] for _ in range(2))
     recorded = 0
@@ -218,19 +262,61 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
     ):
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
-        recordings = len(updates._recorded)
         updates(rate)
-        assert [tuple(group[way] for way in ways) for group in optimizer.param_groups] == usual
+        assert options_of(optimizer) == usual
         # The recording itself is the one update that these graphs let change anything.
-        recorded += len(updates._recorded) - recordings
         assert [float(state["step"]) for state in optimizer.state.values()] == [recorded, recorded]
         assert [weight.tolist() for weight in weights] == [[recorded] * 3] * 2
-    taken = [[tuple(ways.values())] * 2] * (WARM_UP_PASSES + 1)
+    taken = [[tuple(OPTIONS.values())] * 2] * (WARM_UP_RUNS + 1)
     assert done == [
         *taken, ("replayed", 0.1), ("replayed", 0.2), ("replayed", 0.3), *taken, ("replayed", 0.4),
         *taken, ("replayed", 0.5), ("replayed", 0.6),
     ]  # fmt: skip
     assert first[1].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["new", "continued"])
+def test_an_update_that_cannot_be_recorded_leaves_everything_as_it_was(
+    new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where compiling it raises, at the second run of those before a recording."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25)
+    if not new:
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    model(torch.randn(2, 4)).square().sum().backward()
+    allocate_moments(optimizer)
+    runs = 0
+
+    def update(rate: torch.Tensor) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            raise AssertionError("reorder_loops_by_dep_pair")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5)
+            parameter.data.sub_(1.0)
+            for moment in optimizer.state[parameter].values():
+                moment.add_(1.0)
+        return torch.zeros(())
+
+    def everything() -> list[torch.Tensor]:
+        held = [x for p in model.parameters() for x in (p, p.grad, *optimizer.state[p].values())]
+        return [x.detach().clone() for x in held if x is not None]
+
+    before, options = everything(), options_of(optimizer)
+    with pytest.raises(AssertionError, match="reorder_loops"):
+        GraphedUpdate(optimizer, update).record()
+    assert runs == 2
+    assert len(before) == 10
+    assert all(map(torch.equal, everything(), before))
+    assert options_of(optimizer) == options
+    assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 @torch.no_grad()

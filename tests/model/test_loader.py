@@ -1,15 +1,15 @@
-"""The loader's thread: every step, in order, not too far ahead; and an end to it, whatever happens."""
+"""The loader: every step, in order, its thread not too far ahead and ended whatever happens; halved micro-batches."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from dti_pipeline.training.loader import AHEAD, Loader
-from dti_pipeline.training.steps import Steps
+from dti_pipeline.training.loader import AHEAD, Loader, MicroBatches, prefetched
+from dti_pipeline.training.steps import Step, Steps
 from tests.model.conftest import Log
 
 
@@ -19,43 +19,56 @@ def a_loader() -> Loader:
     return Loader(rows, Steps(rows.targets(), 4, 3, 0), 96, torch.device("cpu"))
 
 
-def test_threads_assemble_all_steps_in_order_and_few_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_assembles_all_steps_in_order_and_few_ahead() -> None:
     loader, made, lock = a_loader(), [], threading.Lock()
-    assemble = Loader._assemble
 
-    def counted(self: Loader, step: Any) -> Any:
+    def counted(step: Step) -> MicroBatches:
         with lock:
             made.append(step.number)
-        return assemble(self, step)
+        return loader.assemble(step)
 
-    monkeypatch.setattr(Loader, "_assemble", counted)
     assert loader.steps.count > 3 * AHEAD
-    steps = loader._ahead(2)
-    for taken, work in enumerate(steps):
-        assert work.step.number == 2 + taken
+    asked = (loader.steps[number] for number in range(2, loader.steps.count))
+    for taken, share in enumerate(prefetched(asked, counted)):
+        assert share.step.number == 2 + taken
         assert len(made) <= taken + 1 + AHEAD
-        expected = assemble(loader, loader.steps[work.step.number])
-        for one, other in zip(work.passes, expected.passes, strict=True):
+        expected = loader.micro_batches(share.step.number)
+        for one, other in zip(share.batches, expected.batches, strict=True):
             assert all(map(torch.equal, one.tensors(), other.tensors()))
     assert sorted(made) == list(range(2, loader.steps.count))
 
 
-def test_an_error_of_a_thread_is_raised_at_its_step_and_threads_end_with_their_reader(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loader, assemble = a_loader(), Loader._assemble
+def test_an_error_of_the_thread_is_raised_at_its_step_and_the_thread_ends_with_its_reader() -> None:
+    loader = a_loader()
 
-    def failing(self: Loader, step: Any) -> Any:
+    def failing(step: Step) -> MicroBatches:
         if step.number == 3:
             raise OSError("the disk is gone")
-        return assemble(self, step)
+        return loader.assemble(step)
 
-    monkeypatch.setattr(Loader, "_assemble", failing)
+    def all_steps() -> Iterator[Step]:
+        return (loader.steps[number] for number in range(loader.steps.count))
+
     seen = []
     with pytest.raises(OSError, match="the disk is gone"):
-        seen.extend(work.step.number for work in loader._ahead(0))
-    monkeypatch.undo()
-    stopped = loader._ahead(0)
+        seen.extend(share.step.number for share in prefetched(all_steps(), failing))
+    stopped = prefetched(all_steps(), loader.assemble)
     assert next(stopped).step.number == 0
     stopped.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_halved_micro_batches_hold_the_same_steps() -> None:
+    log = Log.random(users=30, seed=2)
+    rows = log.rows(3, 2, 96)
+    loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 4 * 96, torch.device("cpu"))
+    heights = []
+    halved: Loader | None = loader
+    while halved is not None:
+        share = halved.micro_batches(0)
+        heights.append(max(len(batch.token) for batch in share.batches))
+        assert halved.tokens_per_batch >= heights[-1] * rows.row_length
+        targets = torch.cat([batch.target for batch in share.batches])
+        assert torch.equal(targets, torch.cat([batch.target for batch in loader.micro_batches(0).batches]))
+        halved = halved.halved()
+    assert heights == [4, 2, 1]

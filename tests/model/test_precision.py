@@ -19,10 +19,9 @@ from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.speed import float8
 from dti_pipeline.paradigms import DTI
-from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.runner import EagerRunner
 from dti_pipeline.training.steps import Steps
 from tests.model.architectures import ACCEPTED, write
 from tests.model.conftest import SPECIAL, VOCABULARY, Log, placed, small_model, speaking
@@ -111,9 +110,7 @@ def test_autocast_rounds_neither_logits_nor_their_gradients(head: str) -> None:
     assert torch.equal(logits, model.logits(states[0]))
     config = TrainingConfig(device="cpu")
     loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 10**9, half.device)
-    made = Trainer(model=model, optimizer=optimizer_for(model, config), accelerator=half, config=config, loader=loader,
-                   progress=Progress(), emit=lambda event: None, evaluate=dict, checkpoint=lambda: None)  # fmt: skip
-    made.gradients(loader.work(0))
+    EagerRunner(model, optimizer_for(model, config), half, 1.0).gradients(loader.micro_batches(0))
     rows_of_labels = model.lm.get_output_embeddings().weight if model.head is None else model.head.weight
     gradient = rows_of_labels.grad
     assert gradient is not None

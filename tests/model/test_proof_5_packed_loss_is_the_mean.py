@@ -19,10 +19,9 @@ from dti_pipeline.config import TrainingConfig
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.paradigms import names
-from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import Loader
-from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.runner import EagerRunner
 from dti_pipeline.training.steps import Steps
 from tests.model.conftest import Log, alone, histories, small_model
 
@@ -31,37 +30,21 @@ CPU = torch.device("cpu")
 logs = st.builds(Log.random, **histories)
 
 
-def trainer(model: CTRModel, rows: Rows, tokens_per_batch: int, rank: int = 0, world: int = 1,
-            steps: Steps | None = None) -> Trainer:  # fmt: skip
-    config = TrainingConfig(device="cpu", tokens_per_batch=tokens_per_batch)
+def trained_on(model: CTRModel, rows: Rows, tokens_per_batch: int, step: int = 0, rank: int = 0, world: int = 1,
+               steps: Steps | None = None) -> tuple[float, Gradients]:  # fmt: skip
+    """Mean loss and gradients of a step, as the loop makes them; the only step has all rows."""
+    model.zero_grad(set_to_none=True)
     if world == 1:
         accelerator = Accelerator(cpu=True)
     else:  # the arithmetic of one of several processes, without the others
         accelerator = SimpleNamespace(
-            num_processes=world, process_index=rank, device=CPU, autocast=nullcontext, no_sync=lambda _: nullcontext(),
+            num_processes=world, process_index=rank, device=CPU, autocast=nullcontext,
             backward=lambda loss: loss.backward(),
         )  # fmt: skip
-    return Trainer(
-        model=model,
-        optimizer=optimizer_for(model, config),
-        accelerator=accelerator,
-        config=config,
-        loader=Loader(rows, steps or Steps(rows.targets(), 10**9, 1, 0), tokens_per_batch, CPU, rank, world),
-        progress=Progress(),
-        emit=lambda event: None,
-        evaluate=dict,
-        checkpoint=lambda: None,
-    )
-
-
-def trained_on(
-    model: CTRModel, rows: Rows, tokens_per_batch: int, step: int = 0, **options: object
-) -> tuple[float, Gradients]:
-    """Mean loss and gradients of a step, as the loop makes them; the only step has all rows."""
-    model.zero_grad(set_to_none=True)
-    made = trainer(model, rows, tokens_per_batch, **options)  # type: ignore[arg-type]
-    work = made.loader.work(step)
-    loss = float(made.gradients(work)) / work.step.targets
+    loader = Loader(rows, steps or Steps(rows.targets(), 10**9, 1, 0), tokens_per_batch, CPU, rank, world)
+    share = loader.micro_batches(step)
+    runner = EagerRunner(model, optimizer_for(model, TrainingConfig(device="cpu")), accelerator, 1.0)
+    loss = float(runner.gradients(share)) / share.step.targets
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -15,10 +15,10 @@ import dagster as dg
 import pytest
 from mlflow import MlflowClient
 
-from dti_pipeline import tracking
 from dti_pipeline.defs import training
 from dti_pipeline.paths import Paths
-from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.pipeline import TRAIN, Stage
+from dti_pipeline.tracking import mlflow_evaluation, registry
 from tests.pipeline.stand_ins import Stages
 from tests.project import Project
 
@@ -58,16 +58,15 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str
 @pytest.fixture
 def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
     fake = Stages()
-    train = next(stage for stage in STAGES if stage.name == "train")
 
-    def run(stage: Stage, *arguments: Any) -> dict[str, Any]:
+    def run(stage: Stage[Any], *arguments: Any) -> Any:
         return fake.run(stage, *arguments)
 
     monkeypatch.setattr(Stage, "run", run)
-    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(train, work.config, work.paths, p))
-    monkeypatch.setattr(tracking, "record_evaluation", lambda *_: None)
-    monkeypatch.setattr(tracking, "record_comparison", lambda *_: None)
-    monkeypatch.setattr(tracking, "promote", lambda *_: None)
+    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(TRAIN, work.config, work.paths, p))
+    monkeypatch.setattr(mlflow_evaluation, "record_evaluation", lambda *_: None)
+    monkeypatch.setattr(mlflow_evaluation, "record_comparison", lambda *_: None)
+    monkeypatch.setattr(registry, "promote", lambda *_: None)
     return fake
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import TagType, get_tag_type
 
-from dti_pipeline import artifacts, tracking
+from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
 from dti_pipeline.defs import demo, processes, training, whole_comparison
@@ -19,11 +20,15 @@ from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.jobs import RETRIED
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.evaluation.report import Decision, Delta
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.tracking import registry
 from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
-from tests.pipeline.stand_ins import PLAN, REPORTS, Stages, launch
+from dti_pipeline.validation.report import Outcome
+from tests.pipeline.stand_ins import Stages, launch
 from tests.project import ROOT
+from tests.reports import PLAN, TRAIN
 
 
 def materialization(instance: dg.DagsterInstance, asset: str) -> dg.AssetMaterialization:
@@ -60,7 +65,7 @@ def test_figures_are_numbers_and_the_run_is_linked(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DTI_MLFLOW_URL", "http://mlflow.example:5000")
-    stages.reports["train"]["loss"] = 0.0123456789
+    stages.change("train", loss=0.0123456789)
     launch(instance)
     assert materialization(instance, "model").metadata["loss"].value == 0.0123457  # as many digits as a page can hold
     events = materialization(instance, "events").metadata
@@ -76,7 +81,7 @@ def test_figures_are_numbers_and_the_run_is_linked(
 def test_pictures_are_shown_inline(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
     real = stages.run
 
-    def draws(stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> dict[str, Any]:
+    def draws(stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> Any:
         report = real(stage, config, paths, paradigm)
         if stage.name == "evaluate":
             (paths.evaluation("dti") / "roc.png").write_bytes(b"\x89PNG")
@@ -90,12 +95,12 @@ def test_pictures_are_shown_inline(stages: Stages, instance: dg.DagsterInstance,
 def test_failed_validation_is_a_failed_check_that_shows_rows_and_stops_what_follows(
     stages: Stages, instance: dg.DagsterInstance
 ) -> None:
-    failure = {
-        "suite": "raw", "name": "rating_in_range", "column": "rating", "expected": "1 to 5", "observed": "9",
-        "unexpected_count": 1, "failing_rows": [{"line": 17, "rating": 9}],
-    }  # fmt: skip
-    stages.reports["validate"] |= {"success": False, "failed": 1, "failures": [failure]}
-    stages.errors["validate"] = CheckFailed("1 of 8 checks failed")
+    failure = Outcome(
+        suite="raw", name="rating_in_range", expectation="", column="rating", success=False, expected="1 to 5",
+        observed="9", unexpected_count=1, failing_rows=({"line": 17, "rating": 9},),
+    )  # fmt: skip
+    stages.change("validate", success=False, failed=1, failures=(failure,))
+    stages.errors["validate"] = CheckFailed("1 of 8 checks failed", stages.reports["validate"])
     result = launch(instance)
     assert not result.success
     assert [name for name, _ in stages.ran] == ["synth", "ingest", "validate"]
@@ -106,27 +111,27 @@ def test_failed_validation_is_a_failed_check_that_shows_rows_and_stops_what_foll
 
 
 def test_a_lost_target_stops_before_training(stages: Stages, instance: dg.DagsterInstance) -> None:
-    stages.reports["pack"]["plans"] = {"train": PLAN | {"targets": 89}}
+    stages.change("pack", plans={"train": replace(PLAN, targets=89)})
     result = launch(instance)
     assert not evaluations(result)["no_target_lost"]
     assert ("train", "dti") not in stages.ran
 
 
 def test_targets_dropped_on_request_are_not_lost(stages: Stages, instance: dg.DagsterInstance) -> None:
-    asked = PLAN | {"targets": 50, "dropped": 40, "dropped_reason": "packing.max_targets = 50"}
-    stages.reports["pack"]["plans"] = {"train": asked}
+    asked = replace(PLAN, targets=50, dropped=40, dropped_reason="packing.max_targets = 50")
+    stages.change("pack", plans={"train": asked})
     assert evaluations(launch(instance))["no_target_lost"]
 
 
 def test_a_loss_that_is_no_number_stops_before_evaluation(stages: Stages, instance: dg.DagsterInstance) -> None:
-    stages.reports["train"]["loss"] = float("nan")
+    stages.change("train", loss=None)
     result = launch(instance)
     assert not evaluations(result)["loss_is_finite"]
     assert ("evaluate", "dti") not in stages.ran
 
 
 def test_an_auc_below_the_floors_warns_and_stops_nothing(stages: Stages, instance: dg.DagsterInstance) -> None:
-    stages.reports["compare"]["baselines"] = {"item_rate": 0.8}
+    stages.change("compare", baselines={"item_rate": 0.8})
     result = launch(instance)
     assert result.success
     check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "above_the_floors")
@@ -138,7 +143,7 @@ def test_an_auc_below_the_floors_warns_and_stops_nothing(stages: Stages, instanc
 def test_an_auc_that_may_be_worse_than_the_sliding_windows_warns(
     stages: Stages, instance: dg.DagsterInstance, low: float | None, passes: bool
 ) -> None:
-    stages.reports["compare"]["auc_delta"] = {"dti": {"mean": 0.0, "ci_low": low, "ci_high": 0.01}}
+    stages.change("compare", auc_delta={"dti": Delta(0.0, low, 0.01)})
     result = launch(instance, "comparison")
     assert result.success
     assert evaluations(result)["not_worse_than_sliding_window"] is passes
@@ -149,7 +154,7 @@ def test_what_passed_the_gate_is_promoted_unless_that_is_left_to_a_person(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, promote: bool
 ) -> None:
     promoted: list[str] = []
-    monkeypatch.setattr(tracking, "promote", lambda _c, _p, paradigm: promoted.append(paradigm))
+    monkeypatch.setattr(registry, "promote", lambda _c, _p, _r, paradigm: promoted.append(paradigm))
     result = launch(instance, "comparison", overrides=(f"tracking.promote={str(promote).lower()}",))
     assert evaluations(result)["champion"]
     assert promoted == (["dti"] if promote else [])
@@ -158,8 +163,8 @@ def test_what_passed_the_gate_is_promoted_unless_that_is_left_to_a_person(
 def test_without_a_champion_nothing_is_promoted(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "promote", lambda *_: pytest.fail("promoted"))
-    stages.reports["compare"] |= {"champion": None, "gate": {"dti": {"passed": False, "reason": "is below a floor"}}}
+    monkeypatch.setattr(registry, "promote", lambda *_: pytest.fail("promoted"))
+    stages.change("compare", champion=None, gate={"dti": Decision(False, "is below a floor")})
     result = launch(instance, "comparison")
     assert result.success
     check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "champion")
@@ -178,7 +183,7 @@ def test_without_a_champion_nothing_is_promoted(
 def test_nothing_to_work_on_stops_what_follows(
     stages: Stages, instance: dg.DagsterInstance, stage: str, report: dict[str, Any], check: str
 ) -> None:
-    stages.reports[stage] |= report
+    stages.change(stage, **report)
     result = launch(instance)
     assert not evaluations(result)[check]
     assert stages.ran[-1] == (stage, None)
@@ -231,7 +236,7 @@ def test_the_demo_is_a_run_for_what_is_shared_one_for_each_paradigm_and_one_for_
 def test_the_demo_stops_at_the_run_that_fails(
     stages: Stages, dagster_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stages.reports["train"]["loss"] = float("nan")
+    stages.change("train", loss=None)
     assert demo.main() == 1
     assert stages.ran[-1] == ("train", "sliding_window")
     assert "loss_is_finite" in capsys.readouterr().out
@@ -259,7 +264,7 @@ def test_a_crashed_training_is_started_again_twice(
     started: list[int] = []
     monkeypatch.setattr(training.TrainingProcess, "run", crash(times, started))
     with artifacts.publish(home.model("dti"), "train") as draft:
-        draft.report |= REPORTS["train"]
+        draft.report = TRAIN
     result = launch(instance, "model")
     assert result.success is (times < 3)
     assert len(started) == min(times, 2) + 1
@@ -316,7 +321,7 @@ def test_progress_is_told_in_words() -> None:
     for step in (1, 2):  # the second within five seconds: not told
         listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
     listen(Evaluated(400, 4.0, {"auc": 0.7}))
-    listen(Finished(1000, 3725.0))
+    listen(Finished(1000, 3725.0, TRAIN))
     assert pipes.lines == [
         "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",
         "201 of 1,000 targets (20%), loss 0.5000, 50 targets/s, 1:15 left",

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from dti_pipeline import artifacts, config, ui
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME, STAGES
+from dti_pipeline.training.report import TrainReport
 from tests.browser import Browser, browser
 from tests.project import ROOT, Project
 
@@ -195,16 +196,16 @@ def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(page: Page) ->
     assert page.wait_until_ended(again) == "SUCCESS", page.log(again)
     assert "going on after" in page.log(again)
     assert not page.paths.checkpoints("dti").exists()
-    report = artifacts.read(page.paths.model("dti"), "train").report
-    assert report["world_size"] == 2
+    report = artifacts.read(page.paths.model("dti"), "train", TrainReport).report
+    assert report.world_size == 2
     assert f"{report['targets']:,} targets to see" in page.log(run)
     store = MlflowClient(page.paths.tracking_uri)
     (tracked,) = store.search_runs([store.get_experiment_by_name("dti").experiment_id])
-    assert tracked.info.run_id == report["mlflow_run_id"]
+    assert tracked.info.run_id == report.mlflow_run_id
     assert tracked.info.status == "FINISHED"
     steps = [point.step for point in store.get_metric_history(tracked.info.run_id, "train/loss")]
     assert steps == sorted(set(steps))
-    assert steps[-1] == report["targets"]
+    assert steps[-1] == report.targets
 
 
 # The whole comparison.

@@ -1,0 +1,57 @@
+"""The forms that a model's execution plan allows a step to be computed in."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+
+from dti_pipeline.config import TrainingConfig
+from dti_pipeline.modeling.network.compilation import compile_parts, uncompile
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.training import sharding
+from dti_pipeline.training.fallback import Form
+from dti_pipeline.training.graphed import GraphedRunner
+from dti_pipeline.training.runner import EagerRunner, StepRunner
+
+GRAPH, COMPILED, EAGER = "a CUDA graph", "compiled layers", "layers that are not compiled"
+#: Choices of an execution plan that end with a form.
+LOST_WITH = {GRAPH: ("cuda_graph",), COMPILED: ("compiled_layers", "compiled_surroundings")}
+
+
+def forms_of(
+    model: CTRModel,
+    prepared: nn.Module,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    settings: TrainingConfig,
+) -> list[Form]:
+    """The forms of ``model``'s plan, the fastest first. ``prepared`` is the model as accelerate has wrapped it."""
+    sharded, plan = isinstance(prepared, FSDPModule), model.plan
+    # Made before anything is tried: a sharded model whose forward pass broke off has other parameters for a while.
+    plain = EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm)
+
+    @cache  # a graph that could not be had leaves the layers compiled
+    def compile_layers() -> None:
+        sharding.compile_layers(model) if sharded else compile_parts(model)
+
+    def graphed() -> StepRunner:
+        compile_layers()
+        whole = EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm, compiled=True)
+        return GraphedRunner(model, whole)
+
+    def compiled() -> StepRunner:
+        compile_layers()
+        return plain
+
+    def eager() -> StepRunner:
+        if plan.compiled_layers:
+            sharding.uncompile_layers(model) if sharded else uncompile(model)
+        return plain
+
+    forms = [Form(GRAPH, graphed)] if plan.cuda_graph else []
+    forms += [Form(COMPILED, compiled)] if plan.compiled_layers else []
+    return [*forms, Form(EAGER, eager)]

@@ -1,0 +1,140 @@
+"""The arithmetic of an optimizer step: the interface that the training loop calls, and its eager form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import unwrap
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.training.loader import MicroBatches
+
+
+class StepRunner(Protocol):
+    """Computes optimizer steps. Every form gives the same numbers, but for rounding; one is chosen for a training, by
+    :func:`dti_pipeline.training.fallback.choose`."""
+
+    @property
+    def pads_targets(self) -> bool:
+        """Whether micro-batches must have constant shapes (``Loader.pad_targets``)."""
+
+    def gradients(self, share: MicroBatches) -> Tensor:
+        """Make the gradients of the mean loss over the step's targets; the summed loss of this process's own."""
+
+    def update(self, rate: float) -> Tensor:
+        """Clip the gradients, take the optimizer's step at this learning rate, and drop them; their norm before
+        clipping, to be read before the next update."""
+
+    def try_out(self, share: MicroBatches) -> None:
+        """Compile, capture and allocate what a step needs. Weights and optimizer are unchanged afterwards; gradients
+        and random generators are not, and no process waits for another unless weights are sharded."""
+
+
+class EagerRunner:
+    """Launches every kernel itself. The model's layers may be compiled; ``compiled`` compiles the rest of the step too,
+    as a CUDA graph wants it."""
+
+    pads_targets = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        max_gradient_norm: float,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._objective, self._clipped_step = objective, clipped_step(optimizer, max_gradient_norm)
+        if compiled:
+            # torch's fused optimizer cuts small tensors into too few pieces for a GPU.
+            self._objective = torch.compile(objective, dynamic=False)
+            self._clipped_step = torch.compile(self._clipped_step, dynamic=False)
+
+    def gradients(self, share: MicroBatches) -> Tensor:
+        return self._gradients(share, exchanged=True)
+
+    def update(self, rate: float) -> Tensor:
+        norm = self.apply(rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def try_out(self, share: MicroBatches) -> None:
+        self._gradients(share, exchanged=False)
+
+    def _gradients(self, share: MicroBatches, exchanged: bool) -> Tensor:
+        total = torch.zeros((), device=self.accelerator.device)
+        for index, batch in enumerate(share.batches):
+            last = index == len(share.batches) - 1
+            with _exchange(self.model, now=last, at_all=exchanged):
+                total += self.add_gradients(batch.to(self.accelerator.device), share.step.targets)
+        return total
+
+    def add_gradients(self, batch: Batch, step_targets: int | Tensor) -> Tensor:
+        """Add a micro-batch's share to the gradients; its summed loss."""
+        with self.accelerator.autocast():
+            logits = self.model(batch)
+            # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
+            processes = self.accelerator.num_processes
+            part, loss = self._objective(logits, batch.label, batch.weight, processes, step_targets)
+        # Outside autocast, which would round what the forward pass kept in fp32.
+        self.accelerator.backward(part)
+        return loss.detach()
+
+    @torch.no_grad()
+    def apply(self, rate: float | Tensor) -> Tensor:
+        """Clip the gradients and take the optimizer's step; their norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        self._clipped_step(gradients, norm)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
+
+
+def objective(
+    logits: Tensor, label: Tensor, weight: Tensor, processes: int, step_targets: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The share of a micro-batch of T targets, with ``logits``, ``label`` and ``weight`` (T,), in the mean loss of a
+    step of ``step_targets``, to be averaged over ``processes``; and its summed loss."""
+    loss = binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
+    return loss * processes / step_targets, loss
+
+
+def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor], Tensor], None]:
+    """A function of all gradients and their norm: it scales them down to a norm of ``maximum``, where they have more,
+    and takes a step of ``optimizer``. To be called without gradients."""
+    # Without torch's wrappers, at which its compiler would cut the function in two.
+    take_step = unwrap(type(optimizer).step)
+
+    def step(gradients: list[Tensor], norm: Tensor) -> None:
+        torch._foreach_mul_(gradients, (maximum / (norm + 1e-6)).clamp(max=1.0))
+        take_step(optimizer)
+
+    return step
+
+
+@contextmanager
+def _exchange(model: nn.Module, now: bool, at_all: bool) -> Iterator[None]:
+    """Average gradients over the processes once a step, in its last backward pass. A sharded model always does at the
+    end, since it would otherwise hold whole gradients."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not (now and at_all):
+        with model.no_sync():
+            yield
+    else:
+        yield
