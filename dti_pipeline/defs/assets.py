@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 
 from dti_pipeline import artifacts, pipeline
-from dti_pipeline.defs import checks, dvc_record, ghosts, metadata, training
+from dti_pipeline.defs import checks, dvc_record, metadata, processes, training
 from dti_pipeline.defs.conditions import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
@@ -75,7 +75,7 @@ def build(stage: Stage[Any]) -> dg.AssetsDefinition:
     def compute(
         context: dg.AssetExecutionContext, project: Project, pipes: dg.PipesSubprocessClient
     ) -> dg.MaterializeResult:
-        ghosts.sign(context)
+        processes.sign(context)
         paradigm = context.partition_key if stage.per_paradigm else None
         with _in_one_sentence():
             work = project.open()

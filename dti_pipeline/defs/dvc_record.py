@@ -1,4 +1,4 @@
-"""After a stage ran under Dagster: tell DVC, so that ``dvc status`` is clean and ``dvc repro`` has nothing to do."""
+"""Commits to DVC the outputs of a stage that ran in Dagster: ``dvc repro`` then has nothing to do."""
 
 from __future__ import annotations
 

@@ -31,26 +31,26 @@ def forms_of(
 ) -> list[Form]:
     """The forms of ``model``'s plan, the fastest first. ``prepared`` is the model as accelerate has wrapped it."""
     sharded, plan = isinstance(prepared, FSDPModule), model.plan
+    # Made before anything is tried: a sharded model whose forward pass broke off has other parameters for a while.
+    plain = EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm)
 
     @cache  # a graph that could not be had leaves the layers compiled
     def compile_layers() -> None:
         sharding.compile_layers(model) if sharded else compile_parts(model)
 
-    def runner(compiled: bool = False) -> EagerRunner:
-        return EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm, compiled)
-
     def graphed() -> StepRunner:
         compile_layers()
-        return GraphedRunner(model, runner(compiled=True))
+        whole = EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm, compiled=True)
+        return GraphedRunner(model, whole)
 
     def compiled() -> StepRunner:
         compile_layers()
-        return runner()
+        return plain
 
     def eager() -> StepRunner:
         if plan.compiled_layers:
             sharding.uncompile_layers(model) if sharded else uncompile(model)
-        return runner()
+        return plain
 
     forms = [Form(GRAPH, graphed)] if plan.cuda_graph else []
     forms += [Form(COMPILED, compiled)] if plan.compiled_layers else []

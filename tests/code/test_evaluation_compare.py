@@ -26,6 +26,8 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from tests import reports
 
+pytestmark = pytest.mark.slow
+
 USERS, EACH, MIN_HISTORY = 120, 30, 5
 CONFIG = configuration.load(Path("no such file"), ["evaluation.bootstrap_samples=100"])
 

@@ -10,6 +10,8 @@ from dti_pipeline.events.ingest import ingest
 from dti_pipeline.paths import Paths
 from tests.code.raw_logs import HEADER, adds_up, quarantine, rows, settings
 
+pytestmark = pytest.mark.slow
+
 FIELD = st.sampled_from(
     ["1", "2", "10", "4", "1000", "", " ", "x", '"', '"a,b"', "\xe9", "::", ",", "\t", "|", "\r", "\0", "{", "}", "nan"]
 )

@@ -1,4 +1,5 @@
-"""Rows to optimizer steps: every row once an epoch, steps of about equal size, any step the same when asked again."""
+"""Rows to optimizer steps: every row once an epoch, steps of about equal size, any step the same when asked again; and
+the optimizer's learning rate and moments."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.training.optimizer import learning_rate
+from dti_pipeline.training.optimizer import allocate_moments, learning_rate, optimizer_for
 from dti_pipeline.training.steps import Steps
 
 rows = st.lists(st.integers(1, 60), min_size=1, max_size=80).map(np.array)
@@ -98,3 +100,18 @@ def test_the_learning_rate_rises_falls_and_ends_where_it_is_told() -> None:
     assert rates[-1] == pytest.approx(0.2)
     assert all(a < b for a, b in itertools.pairwise(rates[:11]))
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_moments_that_are_allocated_ahead_change_no_step() -> None:
+    weights = []
+    for ahead in (True, False):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5))
+        optimizer = optimizer_for(model, TrainingConfig(weight_decay=0.1))
+        for _ in range(3):
+            if ahead:  # also where some are there already, as a checkpoint's are: they stay
+                allocate_moments(optimizer)
+            model(torch.ones(2, 7)).square().sum().backward()
+            optimizer.step()
+        weights.append(list(model.parameters()))
+    assert all(map(torch.equal, *weights))

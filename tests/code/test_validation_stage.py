@@ -20,6 +20,8 @@ from dti_pipeline.validation.report import SuiteCounts, ValidateReport
 from dti_pipeline.validation.requirement import require_passed
 from dti_pipeline.validation.validate import validate
 
+pytestmark = pytest.mark.slow
+
 
 def spoilt_batch() -> Batch:
     batch = good_batch()

@@ -36,27 +36,36 @@ CPU = torch.device("cpu")
 INDUCTOR = "torch._inductor.compile_fx.compile_fx"
 
 
-@pytest.fixture
-def ready(token_home: tuple[Config, Paths], tmp_path: Path) -> Any:
-    """A function that makes a home with shards, and its configuration: with dropout, average and several rows a
-    micro-batch, so that everything that depends on random numbers, moments or order would show."""
+def home_of(token_home: tuple[Config, Paths], folder: Path, **training: Any) -> tuple[Config, Paths]:
+    """A home with shards, and its configuration: with dropout, average and several rows a micro-batch, so that
+    everything that depends on random numbers, moments or order would show."""
     AcceleratorState._reset_state()
     config, made = token_home
+    settings = {"targets_per_step": 48, "evaluations": 1, "average_decay": 0.9, **training}
+    changed = dataclasses.replace(
+        config,
+        training=dataclasses.replace(config.training, **settings),
+        model=dataclasses.replace(config.model, dropout=0.2),
+    )
+    paths = Paths(folder)
+    (paths.home / "data").mkdir(parents=True)
+    paths.tokens.symlink_to(made.tokens)
+    pack(changed, paths, PARADIGM)
+    return changed, paths
 
-    def home(name: str = "home", **training: Any) -> tuple[Config, Paths]:
-        settings = {"epochs": 2.0, "targets_per_step": 48, "evaluations": 2, "average_decay": 0.9, **training}
-        changed = dataclasses.replace(
-            config,
-            training=dataclasses.replace(config.training, **settings),
-            model=dataclasses.replace(config.model, dropout=0.2),
-        )
-        paths = Paths(tmp_path / name)
-        (paths.home / "data").mkdir(parents=True)
-        paths.tokens.symlink_to(made.tokens)
-        pack(changed, paths, PARADIGM)
-        return changed, paths
 
-    return home
+@pytest.fixture
+def ready(token_home: tuple[Config, Paths], tmp_path: Path) -> Any:
+    """A function that makes a home of that name, and its configuration."""
+    return lambda name="home", **training: home_of(token_home, tmp_path / name, **training)
+
+
+@pytest.fixture(scope="module")
+def alone(token_home: tuple[Config, Paths], tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """A home where nothing failed."""
+    config, paths = home_of(token_home, tmp_path_factory.mktemp("alone") / "home")
+    train(config, paths, PARADIGM)
+    return paths
 
 
 def outcome(paths: Paths) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
@@ -135,10 +144,9 @@ def memory_for(monkeypatch: pytest.MonkeyPatch, rows: int, times: int = 10**9) -
 
 
 def test_where_the_compiler_raises_layers_are_not_compiled(
-    ready: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ready: Any, alone: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (config, alone), (_, paths) = ready("alone"), ready()
-    train(config, alone, PARADIGM)
+    config, paths = ready()
     planned(monkeypatch, "compiled_layers", "compiled_surroundings")
     monkeypatch.setattr(INDUCTOR, broken_compiler)
     events: list[Event] = []
@@ -157,10 +165,9 @@ def test_where_the_compiler_raises_layers_are_not_compiled(
 
 
 def test_where_a_capture_fails_there_is_no_graph_and_where_the_compiler_raises_too_there_is_neither(
-    ready: Any, monkeypatch: pytest.MonkeyPatch
+    ready: Any, alone: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (config, alone), (_, captured), (_, compiled) = ready("alone"), ready("captured"), ready("compiled")
-    train(config, alone, PARADIGM)
+    (config, captured), (_, compiled) = ready("captured"), ready("compiled")
     planned(monkeypatch, "cuda_graph", "compiled_layers")
     cuda_that_breaks(monkeypatch, at=1)
     report = train(config, captured, PARADIGM)
@@ -179,11 +186,11 @@ def test_where_a_capture_fails_there_is_no_graph_and_where_the_compiler_raises_t
 
 
 def test_where_memory_runs_out_micro_batches_are_halved(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (config, paths), (halved, alone) = ready(tokens_per_batch=512), ready("alone", tokens_per_batch=256)
-    train(halved, alone, PARADIGM)
+    (config, paths), (halved, expected) = ready(), ready("halved", tokens_per_batch=256)
+    train(halved, expected, PARADIGM)
     memory_for(monkeypatch, rows=0, times=1)
     report = train(config, paths, PARADIGM)
-    assert_same(paths, alone)
+    assert_same(paths, expected)
     (line,) = report.fallbacks
     assert line == (
         "the training goes on with micro-batches of 256 tokens instead of 512: out of memory; set"
@@ -194,12 +201,12 @@ def test_where_memory_runs_out_micro_batches_are_halved(ready: Any, monkeypatch:
 def test_micro_batches_are_halved_down_to_one_row_and_then_the_training_is_refused(
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (config, paths), (single, alone) = ready(tokens_per_batch=512), ready("alone", tokens_per_batch=128)
-    train(single, alone, PARADIGM)
+    (config, paths), (single, expected) = ready(), ready("single", tokens_per_batch=128)
+    train(single, expected, PARADIGM)
     with pytest.MonkeyPatch.context() as patch:
         memory_for(patch, rows=1)
         assert len(train(config, paths, PARADIGM).fallbacks) == 2
-    assert_same(paths, alone)
+    assert_same(paths, expected)
 
     before = outcome(paths)[0]
     memory_for(monkeypatch, rows=0)
@@ -211,11 +218,10 @@ def test_micro_batches_are_halved_down_to_one_row_and_then_the_training_is_refus
 
 
 def test_a_continued_training_that_falls_back_is_the_one_that_was_left_alone(
-    ready: Any, monkeypatch: pytest.MonkeyPatch
+    ready: Any, alone: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its moments and random generators come from the checkpoint."""
-    (config, alone), (_, paths) = ready("alone"), ready()
-    train(config, alone, PARADIGM)
+    config, paths = ready()
 
     def interrupt(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 3:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ from dti_pipeline.training.forms import forms_of
 from dti_pipeline.training.graphed import WARM_UP_RUNS, GraphedRunner, GraphedUpdate
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
-from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.optimizer import allocate_moments, optimizer_for
 from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.runner import EagerRunner, clipped_step
 from dti_pipeline.training.steps import Steps
@@ -208,22 +208,38 @@ def test_a_capture_that_breaks_off_leaves_generators_and_gradients_as_they_were(
     assert torch.equal(torch.cuda.get_rng_state(), expected[1])
 
 
+#: How a graph has the optimizer take its step.
+OPTIONS = {"fused": False, "foreach": True, "capturable": True}
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
+    return [tuple(group[option] for option in OPTIONS) for group in optimizer.param_groups]
+
+
 def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """With graphs that only say what is done with them. What compiles an update leaves no trace but moments of 0."""
     done: list[Any] = []
+    rates: list[torch.Tensor] = []
 
     class Graph:
         def replay(self) -> None:
-            done.append(("replayed", round(float(updates._rate), 6)))
+            done.append(("replayed", round(float(rates[-1]), 6)))
+
+    @contextmanager
+    def graph(_: Graph, **options: Any) -> Iterator[None]:
+        nonlocal recorded
+        recorded += 1
+        yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
     weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
     optimizer = torch.optim.AdamW([{"params": [weight]} for weight in weights])
 
     def update(rate: torch.Tensor) -> torch.Tensor:
-        assert rate is updates._rate
-        done.append([tuple(group[way] for way in ways) for group in optimizer.param_groups])
+        rates.append(rate)
+        assert rate is rates[0], "recorded kernels read the rate where they found it"
+        done.append(options_of(optimizer))
         for weight in weights:
             state = optimizer.state[weight]
             state["step"] = state.get("step", torch.zeros(())).add_(1)
@@ -232,8 +248,7 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
                 weight.grad.mul_(2)
         return torch.zeros(())
 
-    ways = {"fused": False, "foreach": True, "capturable": True}
-    usual = [tuple(group[way] for way in ways) for group in optimizer.param_groups]
+    usual = options_of(optimizer)
     updates = GraphedUpdate(optimizer, update)
     first, second = ([torch.ones(3), torch.ones(3)] for _ in range(2))
     recorded = 0
@@ -247,19 +262,61 @@ def test_an_update_is_recorded_where_gradients_begin_to_lie_somewhere_else(monke
     ):
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
-        recordings = len(updates._recorded)
         updates(rate)
-        assert [tuple(group[way] for way in ways) for group in optimizer.param_groups] == usual
+        assert options_of(optimizer) == usual
         # The recording itself is the one update that these graphs let change anything.
-        recorded += len(updates._recorded) - recordings
         assert [float(state["step"]) for state in optimizer.state.values()] == [recorded, recorded]
         assert [weight.tolist() for weight in weights] == [[recorded] * 3] * 2
-    taken = [[tuple(ways.values())] * 2] * (WARM_UP_RUNS + 1)
+    taken = [[tuple(OPTIONS.values())] * 2] * (WARM_UP_RUNS + 1)
     assert done == [
         *taken, ("replayed", 0.1), ("replayed", 0.2), ("replayed", 0.3), *taken, ("replayed", 0.4),
         *taken, ("replayed", 0.5), ("replayed", 0.6),
     ]  # fmt: skip
     assert first[1].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["new", "continued"])
+def test_an_update_that_cannot_be_recorded_leaves_everything_as_it_was(
+    new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where compiling it raises, at the second run of those before a recording."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25)
+    if not new:
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    model(torch.randn(2, 4)).square().sum().backward()
+    allocate_moments(optimizer)
+    runs = 0
+
+    def update(rate: torch.Tensor) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            raise AssertionError("reorder_loops_by_dep_pair")
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5)
+            parameter.data.sub_(1.0)
+            for moment in optimizer.state[parameter].values():
+                moment.add_(1.0)
+        return torch.zeros(())
+
+    def everything() -> list[torch.Tensor]:
+        held = [x for p in model.parameters() for x in (p, p.grad, *optimizer.state[p].values())]
+        return [x.detach().clone() for x in held if x is not None]
+
+    before, options = everything(), options_of(optimizer)
+    with pytest.raises(AssertionError, match="reorder_loops"):
+        GraphedUpdate(optimizer, update).record()
+    assert runs == 2
+    assert len(before) == 10
+    assert all(map(torch.equal, everything(), before))
+    assert options_of(optimizer) == options
+    assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
-"""Two processes train what one trains: the same losses, the same weights, with whole models (DDP) and shared-out ones
-(FSDP), over gradient accumulation, evaluation, interruption and resume."""
+"""Two processes train what one trains: the same losses, the same weights, with whole models (DDP) and sharded ones
+(FSDP), over gradient accumulation, evaluation, interruption and resume; and they fall back together."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ PARADIGM = "dti"
 ROOT = Path(__file__).resolve().parents[2]
 
 #: A training in each of several homes, one after another in the same processes; where it says so, interrupted at a step
-#: and continued. Loading torch is most of what a process costs.
+#: and continued, or with something that fails before the first step. Loading torch is most of what a process costs.
 PROCESS = """
-import faulthandler, json, os, signal, sys
+import dataclasses, faulthandler, json, os, signal, sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 import torch
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
+from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.execution import Choice
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import from_plain
 from dti_pipeline.training.progress import Stepped
@@ -42,11 +46,26 @@ from dti_pipeline.training.train import train
 
 faulthandler.dump_traceback_later(240, exit=True)  # processes that wait for one another for good say where, and end
 torch.set_num_threads(1)
-for home, config, stop in json.loads(sys.argv[1]):
+forward, make_plan = CTRModel.forward, CTRModel.make_plan
+
+def without_memory(self, *arguments):
+    logits = forward(self, *arguments)
+    if os.environ["RANK"] == "1" and not full:
+        full.append(True)
+        raise torch.OutOfMemoryError("out of memory")
+    return logits
+
+def compiled(self, *arguments, **options):
+    return dataclasses.replace(make_plan(self, *arguments, **options), compiled_layers=Choice(True, "as on a GPU"))
+
+def broken(*_, **__):
+    raise AssertionError("the compiler broke")
+
+for home, config, stop, fails in json.loads(sys.argv[1]):
     def listen(event):
         if isinstance(event, Stepped) and event.step == stop:
             signal.raise_signal(signal.SIGTERM)  # to the first process alone
-    settings, paths = from_plain(Config, config), Paths(Path(home))
+    settings, paths, full = from_plain(Config, config), Paths(Path(home)), []
     if stop:
         try:
             train(settings, paths, "dti", [listen])
@@ -55,7 +74,15 @@ for home, config, stop in json.loads(sys.argv[1]):
         else:
             raise SystemExit("it was not interrupted")
         assert list(paths.checkpoints("dti").glob("*/step-*"))
-    assert train(settings, paths, "dti").world_size == 2
+    with ExitStack() as patches:
+        if fails == "memory":
+            patches.enter_context(patch.object(CTRModel, "forward", without_memory))
+        if fails == "compiler":
+            patches.enter_context(patch.object(CTRModel, "make_plan", compiled))
+            patches.enter_context(patch("torch._inductor.compile_fx.compile_fx", broken))
+        report = train(settings, paths, "dti")
+    assert report.world_size == 2
+    assert len(report.fallbacks) == bool(fails), report.fallbacks
 """
 
 
@@ -64,7 +91,7 @@ def with_training(config: Config, **training: Any) -> Config:
 
 
 def configured(config: Config, **training: Any) -> Config:
-    """Steps of several passes, in fp32, without anything random but the start: processes draw numbers of their own."""
+    """Steps of several micro-batches, in fp32, nothing random but the start: processes draw numbers of their own."""
     return with_training(config, targets_per_step=48, tokens_per_batch=128, evaluations=2, **training)
 
 
@@ -76,9 +103,10 @@ def home_of(made: Paths, folder: Path, config: Config) -> Paths:
     return paths
 
 
-def in_two_processes(*trainings: tuple[Paths, Config, int]) -> None:
-    """The trainings under torchrun, as a user starts them; an int above 0 is a step to interrupt at."""
-    work = [[str(paths.home), to_plain(config), stop] for paths, config, stop in trainings]
+def in_two_processes(*trainings: tuple[Paths, Config, int, str]) -> None:
+    """The trainings under torchrun, as a user starts them; an int above 0 is a step to interrupt at, and a word names
+    what fails."""
+    work = [[str(paths.home), to_plain(config), stop, fails] for paths, config, stop, fails in trainings]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     done = subprocess.run(
         [*launcher, sys.executable, "-c", PROCESS, json.dumps(work)],
@@ -136,7 +164,14 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
             for at in (0, stop):
                 made_of = home_of(made, tmp_path / f"{model}-{sharding}-{at}", several)
                 homes[model, sharding, bool(at)] = made_of
-                trainings.append((made_of, several, at))
+                trainings.append((made_of, several, at, ""))
+    # What fails before the first step, in one process alone or, where weights are sharded, in all at one place.
+    larger = with_training(scratch, processes=2, tokens_per_batch=256)
+    sharded = with_training(scratch, processes=2, sharding="full")
+    fallen = {}
+    for sharding, config, fails in (("none", larger, "memory"), ("full", sharded, "compiler")):
+        fallen[sharding] = home_of(made, tmp_path / f"{sharding}-{fails}", config)
+        trainings.append((fallen[sharding], config, 0, fails))
     in_two_processes(*trainings)
     for model, home in alone.items():
         for sharding in ("none", "full"):
@@ -145,3 +180,7 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
             assert left_alone[1] == interrupted[1]
             different = [name for name, one in left_alone[0].items() if not torch.equal(one, interrupted[0][name])]
             assert not different, "a training that was interrupted and continued is the one that was left alone"
+    for sharding, home in fallen.items():
+        left_alone, found = outcome(homes["scratch", sharding, False]), outcome(home)
+        assert found[1] == left_alone[1]
+        assert all(torch.equal(one, found[0][name]) for name, one in left_alone[0].items())

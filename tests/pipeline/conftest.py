@@ -3,8 +3,11 @@ project after `make demo`."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,19 @@ def tracked(home: Paths, empty_store: Path) -> Paths:
 
 @pytest.fixture(scope="session")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
-    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy."""
-    project = Project(tmp_path_factory.mktemp("demo"))
-    return project, project.run(sys.executable, "-m", "dti_pipeline.defs.demo")
+    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy.
+
+    Made once for all workers of a run: the first that needs it makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home, printed = shared / "demo", shared / "demo.txt"
+    with (shared / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            home.mkdir()
+            printed.write_text(Project(home).run(sys.executable, "-m", "dti_pipeline.defs.demo"))
+    return Project.at(home), printed.read_text()
 
 
 @pytest.fixture
@@ -58,6 +71,7 @@ def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 @pytest.fixture
-def instance() -> Any:
-    with dg.instance_for_test() as instance:
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Dagster's records in memory: making them on disk takes longer than most tests here."""
+    with dg.DagsterInstance.ephemeral() as instance:
         yield instance

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,8 +15,9 @@ from dagster._core.storage.tags import TagType, get_tag_type
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import ghosts, training
+from dti_pipeline.defs import demo, processes, training, whole_comparison
 from dti_pipeline.defs.checks import CHECKS
+from dti_pipeline.defs.jobs import RETRIED
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.report import Decision, Delta
@@ -24,6 +27,7 @@ from dti_pipeline.tracking import registry
 from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
 from dti_pipeline.validation.report import Outcome
 from tests.pipeline.stand_ins import Stages, launch
+from tests.project import ROOT
 from tests.reports import PLAN, TRAIN
 
 
@@ -47,8 +51,8 @@ def test_the_whole_graph_runs_in_the_tables_order(stages: Stages, instance: dg.D
 def test_a_run_says_which_process_it_has(stages: Stages, instance: dg.DagsterInstance) -> None:
     run = instance.get_run_by_id(launch(instance, "log").run_id)
     assert run is not None
-    assert run.tags[ghosts.PROCESS].split(":")[1] == str(os.getpid())
-    assert get_tag_type(ghosts.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
+    assert run.tags[processes.PROCESS].split(":")[1] == str(os.getpid())
+    assert get_tag_type(processes.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
 
 
 def test_a_data_version_is_the_folders_digest(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
@@ -189,37 +193,53 @@ def test_every_stage_has_a_check() -> None:
     assert set(CHECKS) == {stage.name for stage in STAGES}
 
 
-def whole_comparison(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    return defs.resolve_job_def("whole_comparison").execute_in_process(instance=instance, raise_on_error=False)
-
-
-def test_the_whole_comparison_is_a_run_for_each_paradigm_of_params(
-    stages: Stages, instance: dg.DagsterInstance, home: Paths
+def test_the_whole_comparison_is_a_backfill_of_every_asset_over_the_paradigms_asked_for(
+    instance: dg.DagsterInstance,
 ) -> None:
-    home.params.write_text("paradigms: [sliding_window, dti, dti_isolated]")
-    result = whole_comparison(instance)
-    assert result.success
+    asked = instance.get_backfill(whole_comparison.request(instance, ["sliding_window", "dti_isolated"]))
+    assert asked is not None
+    target = asked.get_asset_backfill_data(defs.resolve_asset_graph()).target_subset
+    wanted = {(key.asset_key.to_user_string(), key.partition_key) for key in target.iterate_asset_partitions()}
+    assert wanted == {
+        (stage.asset, paradigm)
+        for stage in STAGES
+        for paradigm in (("sliding_window", "dti_isolated") if stage.per_paradigm else (None,))
+    }
+    assert asked.tags == RETRIED, "a run whose process was killed is started again"
+
+
+@pytest.fixture
+def dagster_home(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, where Dagster keeps its records."""
+    monkeypatch.chdir(home.home)
+    monkeypatch.setenv("DAGSTER_HOME", str(home.home))
+    return Path(shutil.copy(ROOT / "dagster.yaml", home.home)).parent
+
+
+def test_the_demo_is_a_run_for_what_is_shared_one_for_each_paradigm_and_one_for_the_comparison(
+    stages: Stages, home: Paths, dagster_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.reports.mkdir()
+    home.comparison_file("md").write_text("the table\n## Verdict\n\nthe verdict\n## Protocol")
+    assert demo.main() == 0
     assert stages.ran == [
         *((name, None) for name in ("synth", "ingest", "validate", "tokenize")),
         *((name, "sliding_window") for name in ("pack", "train", "evaluate")),
         *((name, "dti") for name in ("pack", "train", "evaluate")),
-        *((name, "dti_isolated") for name in ("pack", "train", "evaluate")),
         ("compare", None),
     ]
-    inside = instance.get_runs(dg.RunsFilter(tags={"whole_comparison": result.run_id}))
-    assert len(inside) == 3
-    assert {run.status for run in inside} == {dg.DagsterRunStatus.SUCCESS}
+    assert "the table\n## Verdict\n\nthe verdict\n" in capsys.readouterr().out
+    with dg.DagsterInstance.get() as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS] * 4
 
 
-def test_a_whole_comparison_stops_at_the_run_that_fails_and_names_it(
-    stages: Stages, instance: dg.DagsterInstance
+def test_the_demo_stops_at_the_run_that_fails(
+    stages: Stages, dagster_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages.change("train", loss=None)
-    result = whole_comparison(instance)
-    (failure,) = result.get_step_failure_events()
-    (inside,) = instance.get_runs(dg.RunsFilter(tags={"whole_comparison": result.run_id}))
-    description = failure.step_failure_data.user_failure_data.description
-    assert description == f"run {inside.run_id} failed: its page says why"
+    assert demo.main() == 1
+    assert stages.ran[-1] == ("train", "sliding_window")
+    assert "loss_is_finite" in capsys.readouterr().out
 
 
 def crash(times: int, pipes: list[int]) -> Any:
