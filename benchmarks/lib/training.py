@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.modeling.network.ctr_model import CTRModel
@@ -41,7 +41,7 @@ def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: An
     )
 
 
-def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> Optimizer:
+def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> AdamW:
     """Place a model as a training of one process does; return its optimizer."""
     compute = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
     model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph))
@@ -51,7 +51,7 @@ def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> Op
 def trainer_of(
     model: CTRModel,
     prepared: nn.Module,
-    optimizer: Optimizer,
+    optimizer: AdamW,
     accelerator: Accelerator,
     config: TrainingConfig,
     rows: Rows,
