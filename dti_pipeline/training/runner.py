@@ -37,8 +37,8 @@ class StepRunner(Protocol):
         clipping, to be read before the next update."""
 
     def try_out(self, share: MicroBatches) -> None:
-        """Compile, capture and allocate everything that a step needs. It changes gradients and random generators, but
-        neither weights nor moments; and no process waits for another unless weights are sharded."""
+        """Compile, capture and allocate everything that a step needs. Weights and optimizer are unchanged afterwards;
+        gradients and random generators are not, and no process waits for another unless weights are sharded."""
 
 
 class EagerRunner:
