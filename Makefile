@@ -1,7 +1,7 @@
 # What a person types. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ui repro lint bench clean
+.PHONY: help setup demo check test ui repro bench clean
 
 BIN := .venv/bin
 PIP := -m pip -qq --disable-pip-version-check --no-input
@@ -14,25 +14,28 @@ help:  ## List the targets
 
 setup: .venv/.installed .venv/bin/dvc  ## Build .venv and .venv-dvc from the pinned files; nothing when they are current
 
-demo: setup  ## Synthetic log to judged comparison through Dagster: a few minutes on two cores, no network
+demo: setup  ## Synthetic log to comparison through Dagster: a few minutes on two cores, no network
 	@DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}" $(BIN)/python -m dti_pipeline.defs.demo
 
-# Threads that spin while they wait slow one another down many times over on a busy machine: OMP_WAIT_POLICY.
-# A file's tests stay in one process: what they share is made once.
-test: setup  ## Run every test, two files at a time; ARGS="-k packing" passes arguments to pytest
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+# One thread a process and no spinning: two test processes share two cores. A file's tests stay in one process, since
+# they share fixtures; files start in the order of pyproject.toml's testpaths.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: setup  ## Style, types, dvc.yaml, imports and the fast unit tests: under a minute
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python -m dti_pipeline.dvc --check
+	@$(PYTEST) -m "not slow" tests/code $(ARGS)
+
+test: setup  ## Every test, two files at a time; ARGS="-k packing" passes arguments to pytest
+	@$(PYTEST) $(ARGS)
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui
 
 repro: setup  ## The same pipeline through DVC: only what changed is run
 	@$(BIN)/dvc repro
-
-lint: setup  ## Style, types, and dvc.yaml against the stage table
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
-	@$(BIN)/python -m dti_pipeline.dvc --check
 
 bench: setup  ## Measure on this machine; each script prints a table of docs/benchmark.md
 	@for name in loader packing data_stages evaluation train_step_cpu orchestration float8_quality; do \

@@ -77,7 +77,7 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: i
         "workers": 1, "data": data, "commit": str(lineage.commit() or "") or None, "hardware": lineage.hardware([]),
         "auc": metrics.auc(label, score), "auc_streaming": None, "log_loss": metrics.log_loss(label, score),
         "gauc": metrics.group_auc(label, score, user).value,
-        "auc_by_history": {part["bucket"]: part["auc"] for part in by_history},
+        "auc_by_history": {part.bucket: part.auc for part in by_history},
         "validation_auc": fitted.validation_auc, "train_seconds": round(fitted.seconds, 2), "targets": seen,
         "targets_per_second": round(seen / fitted.seconds, 1), "tokens_per_second": None, "tokens": None,
         "parameters": fitted.parameters, "test_targets": len(test), "test_users": len(np.unique(user)),

@@ -18,33 +18,35 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.plain import from_plain, to_plain
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+R = TypeVar("R")
 
 
 @dataclass
 class Draft:
-    """A stage's output while it is being written: put files into ``path`` and facts into ``report``."""
+    """A stage's output while it is being written: put files into ``path``, and set ``report``, a dataclass."""
 
     path: Path
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Any = None
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a published folder says of itself."""
+class Manifest(Generic[R]):
+    """Metadata of a published folder."""
 
     path: Path
     stage: str
-    report: dict[str, Any]
+    report: R
     config: dict[str, Any]
     inputs: dict[str, str]
     files: dict[str, str]
@@ -100,7 +102,7 @@ def publish(
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "stage": stage,
-            "report": draft.report,
+            "report": to_plain(draft.report),
             "config": dict(config or {}),
             "inputs": digests,
             "files": _file_digests(draft.path),
@@ -140,8 +142,19 @@ def _take_place(draft: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def read(folder: Path, made_by: str) -> Manifest:
-    """The manifest of a published folder. ``made_by`` is the command to name when there is none."""
+@overload
+def read(folder: Path, made_by: str) -> Manifest[Any]: ...
+
+
+@overload
+def read(folder: Path, made_by: str, report: type[R]) -> Manifest[R]: ...
+
+
+def read(folder: Path, made_by: str, report: type[Any] | None = None) -> Manifest[Any]:
+    """The manifest of a published folder, its report as that dataclass, or as it is in the file.
+
+    Raises InputError where there is none or another version wrote it; ``made_by`` is the command that it names.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST}: run `dti {made_by}` first")
@@ -154,10 +167,17 @@ def read(folder: Path, made_by: str) -> Manifest:
             f"{path} has schema version {raw.get('schema_version')}, this version reads {SCHEMA_VERSION}:"
             f" run `dti {made_by}` again"
         )
-    return Manifest(folder, raw["stage"], raw["report"], raw["config"], raw["inputs"], raw["files"])
+    said = raw["report"]
+    if report is not None:
+        try:
+            said = from_plain(report, said)
+        except InputError as error:
+            found = str(error).replace("params key", "key")
+            raise InputError(f"{path} is of another version ({found}): run `dti {made_by}` again") from error
+    return Manifest(folder, raw["stage"], said, raw["config"], raw["inputs"], raw["files"])
 
 
-def verify(manifest: Manifest) -> None:
+def verify(manifest: Manifest[Any]) -> None:
     """Raise InputError naming the first file that is missing or is not what its manifest says. Cost: one read."""
     for name, expected in manifest.files.items():
         path = manifest.path / name

@@ -1,4 +1,4 @@
-"""``dti``: parse, read the configuration, call one stage function, print a summary."""
+"""``dti``: parse, read the configuration, run one stage, print its report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from dti_pipeline import config, pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
-from dti_pipeline.paths import PARADIGMS, Paths
+from dti_pipeline.evaluation.report import Comparison
+from dti_pipeline.paradigms import named, names
+from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training.bar import progress_bar
 from dti_pipeline.training.lines import lines
-from dti_pipeline.validation import outcome
+from dti_pipeline.validation.report import ValidateReport
 
 app = typer.Typer(
-    help="Dynamic Target Isolation for CTR prediction: a raw log in, a judged comparison out.",
+    help="Dynamic Target Isolation for CTR prediction: a raw log in, a comparison of paradigms out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,7 +42,7 @@ Params = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
 Paradigm = Annotated[
-    str | None, typer.Option("--paradigm", help=f"One of {', '.join(PARADIGMS)}; default: each in `paradigms`.")
+    str | None, typer.Option("--paradigm", help=f"One of {', '.join(names())}; default: each in `paradigms`.")
 ]
 
 
@@ -62,17 +64,17 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _run(stage: Stage, settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> dict[str, Any]:
-    """One stage with what a person wants to see of it: a bar while it trains, the rows that failed, its report."""
-    listeners = [progress_bar(console) if console.is_terminal else lines(_say)] if stage.name == "train" else []
+def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> object:
+    """Run one stage, with its progress as a bar or as lines where it is told, and show its report."""
+    listeners = [progress_bar(console) if console.is_terminal else lines(_say)]
     try:
         report = pipeline.execute(stage, settings, paths, paradigm, listeners)
-    except CheckFailed:
-        if stage.name == "validate":
-            print(outcome.listing(outcome.read(paths.checks)), file=sys.stderr)
+    except CheckFailed as error:
+        if isinstance(error.report, ValidateReport):
+            print(error.report.listing(), file=sys.stderr)
         raise
     if not as_json:
-        _show(stage, paradigm, report)
+        _show(f"{stage.name} ({paradigm})" if paradigm else stage.name, report)
     return report
 
 
@@ -80,13 +82,13 @@ def _say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show(stage: Stage, paradigm: str | None, report: dict[str, Any]) -> None:
+def _show(title: str, report: object) -> None:
     """The report's numbers and words, one a line; the comparison as its table."""
-    if stage.name == "compare":
+    if isinstance(report, Comparison):
         print(tables.render_text(report))
         return
-    print(f"{stage.name} ({paradigm})" if paradigm else stage.name)
-    for key, value in report.items():
+    print(title)
+    for key, value in to_plain(report).items():
         name = key.replace("_", " ")
         if isinstance(value, str):
             print(f"  {name:<30} {value}")
@@ -94,13 +96,17 @@ def _show(stage: Stage, paradigm: str | None, report: dict[str, Any]) -> None:
             print(f"  {name:<30} {value:>14,}" if isinstance(value, int) else f"  {name:<30} {value:>14,.4f}")
 
 
-def _paradigms(stage: Stage, settings: Config, paradigm: str | None) -> tuple[str | None, ...]:
+def _print_json(report: object) -> None:
+    print(json.dumps(to_plain(report), ensure_ascii=False))
+
+
+def _paradigms(stage: Stage[Any], settings: Config, paradigm: str | None) -> tuple[str | None, ...]:
     if paradigm is not None:
-        config.check_paradigm(paradigm, PARADIGMS)
+        named(paradigm)  # or it is refused
     return (paradigm,) if paradigm else settings.paradigms if stage.per_paradigm else (None,)
 
 
-def _stage_command(stage: Stage) -> None:
+def _stage_command(stage: Stage[Any]) -> None:
     """Give a stage of the table its command."""
     example = f"dti {stage.name} {'--paradigm dti' if stage.per_paradigm else '--json'}"
 
@@ -109,7 +115,7 @@ def _stage_command(stage: Stage) -> None:
             settings, paths = _configure(overrides, params)
             reports = {one: _run(stage, settings, paths, one, as_json) for one in _paradigms(stage, settings, paradigm)}
             if as_json:
-                print(json.dumps(next(iter(reports.values())) if len(reports) == 1 else reports, ensure_ascii=False))
+                _print_json(next(iter(reports.values())) if len(reports) == 1 else reports)
 
     def per_paradigm(
         overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None
@@ -136,11 +142,10 @@ def run_all(overrides: Set = None, params: Params = None, as_json: Json = False)
     """
     with _exit_codes():
         settings, paths = _configure(overrides, params)
-        report: dict[str, Any] = {}
         for stage, paradigm in pipeline.plan(settings):
             report = _run(stage, settings, paths, paradigm, as_json)
         if as_json:
-            print(json.dumps(report, ensure_ascii=False))
+            _print_json(report)
 
 
 @app.command("fetch")
@@ -169,11 +174,9 @@ def fetch_log(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         if as_json:
-            print(json.dumps(report, ensure_ascii=False))
+            _print_json(report)
         else:
-            print(
-                f"fetched {name}; use it: `--set events.source={report['source']} --set events.path={report['path']}`"
-            )
+            print(f"fetched {name}; use it: `--set events.source={report.source} --set events.path={report.path}`")
 
 
 @app.command("plan")
@@ -276,7 +279,7 @@ if importlib.util.find_spec("experiments"):  # a package beside this one, which 
 
 @app.command("mask")
 def draw_mask(
-    paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(PARADIGMS)}; default: all of them.")] = None,
+    paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(names())}; default: all of them.")] = None,
     context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
     targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
@@ -291,7 +294,7 @@ def draw_mask(
 
     with _exit_codes():
         if paradigm is not None:
-            config.check_paradigm(paradigm, PARADIGMS)
+            named(paradigm)  # or it is refused
         masks = draw.prompt_masks(paradigm, context, targets, tokens)
         if out is not None:
             draw.picture(masks, out)
@@ -332,7 +335,7 @@ def score_requests(
         if (paradigm is None) == (model is None):
             raise InputError("name the model by one of --paradigm and --model")
         if paradigm is not None:
-            config.check_paradigm(paradigm, PARADIGMS)
+            named(paradigm)  # or it is refused
         from dti_pipeline.serving.score import score_file, score_stream
         from dti_pipeline.serving.scorer import Scorer
 

@@ -17,7 +17,7 @@ from dti_pipeline.evaluation.settings import ComparisonConfig, EvaluationConfig
 from dti_pipeline.events.settings import ColumnsConfig, EventsConfig, SplitConfig, SynthConfig
 from dti_pipeline.modeling.settings import LoraConfig, ModelConfig
 from dti_pipeline.packing.settings import PackingConfig, TokensConfig
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.paradigms import named
 from dti_pipeline.plain import from_plain, nearest, parse_yaml, require, to_plain
 from dti_pipeline.tracking.settings import TrackingConfig
 from dti_pipeline.training.settings import TrainingConfig
@@ -26,7 +26,7 @@ from dti_pipeline.validation.settings import ValidationConfig
 __all__ = [
     "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig", "LoraConfig", "ModelConfig",
     "PackingConfig", "SplitConfig", "SynthConfig", "TokensConfig", "TrackingConfig", "TrainingConfig",
-    "ValidationConfig", "check_paradigm", "find", "from_plain", "load", "to_plain",
+    "ValidationConfig", "find", "from_plain", "load", "to_plain",
 ]  # fmt: skip
 
 #: What this package is installed from, where that is a clone: it holds recipes/.
@@ -58,17 +58,11 @@ class Config:
             ):
                 require(fits, "model.frozen_weights", rule, self.model.frozen_weights)
         for paradigm in self.paradigms:
-            check_paradigm(paradigm, PARADIGMS)
+            named(paradigm)  # or it is refused
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, as a manifest or a tracker records them."""
         return {name: to_plain(getattr(self, name)) for name in names}
-
-
-def check_paradigm(paradigm: str, known: Sequence[str]) -> None:
-    """Raise InputError for a name that is no paradigm."""
-    if paradigm not in known:
-        raise InputError(f"unknown paradigm {paradigm!r}: use one of {', '.join(known)}{nearest(paradigm, known)}")
 
 
 def find(params: Path, home: Path) -> Path:

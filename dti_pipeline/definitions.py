@@ -1,6 +1,6 @@
-"""What Dagster loads: ``dg dev`` at the project's root opens this.
+"""Dagster's entry point: assets, jobs, sensors and schedules, which ``dg dev`` at the project's root loads.
 
-The definitions are listed, not discovered: a module with a ``@dg.definitions`` function silently loses its assets.
+They are listed, not discovered: a module with a ``@dg.definitions`` function silently loses its assets.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dti_pipeline.errors import InputError
 
 
 def executor() -> dg.ExecutorDefinition:
-    """What runs the steps of a run: this process, or what ``DTI_EXECUTOR=module:name`` names.
+    """The executor of a run's steps: this process, or the one that ``DTI_EXECUTOR=module:name`` names.
 
-    A run is a chain of stages, each of which uses what cores there are: a process for each would only add its start.
-    Training has its own process whatever the executor is. A cluster has one that gives each step a pod.
+    A run is a chain of stages that each use every core, so a process for each would only add its start. Training has a
+    process of its own under every executor. On a cluster, dagster-k8s gives each step a pod.
     """
     name = os.environ.get("DTI_EXECUTOR", "dagster:in_process_executor")
     module, _, attribute = name.partition(":")

@@ -1,4 +1,4 @@
-"""DVC's door: ``dvc.yaml``, rendered from the stage table.
+"""DVC's entry point: ``dvc.yaml``, rendered from the stage table.
 
 ``python -m dti_pipeline.dvc`` writes it into the working directory; ``--check`` says whether the one there is current.
 """
@@ -18,9 +18,9 @@ HEADER = """\
 # Rendered from dti_pipeline/pipeline.py by `python -m dti_pipeline.dvc`; a test fails when it differs. Do not edit.
 # `dvc repro` runs what changed, `dvc metrics show` and `dvc plots show` read the comparison.
 """
-#: Ingestion adds to what it parsed before; DVC would otherwise delete it before each run.
+#: DVC would delete it before each run; ingestion reads the files that it parsed before.
 KEPT = frozenset({"data/staged"})
-METRICS = ["reports/comparison/metrics"]  # a file, and so a line of `dvc metrics show`, for each paradigm
+METRICS = ["reports/comparison/metrics"]  # a file for each paradigm, a line of `dvc metrics show`
 #: Of `dti study`, committed.
 PICTURES = ("auc_seconds", "speedup_k", "leak_k", "auc_n", "cost_history")
 PLOTS: list[dict[str, Any] | str] = [
@@ -36,7 +36,7 @@ PLOTS: list[dict[str, Any] | str] = [
     },
     {
         "roc": {
-            "title": "ROC of the judged targets",
+            "title": "ROC of the test targets",
             "template": "by_paradigm",
             "x": "fpr",
             "y": {"reports/comparison/roc.csv": "tpr"},
@@ -69,15 +69,15 @@ PLOTS: list[dict[str, Any] | str] = [
 def render() -> str:
     """The text of dvc.yaml."""
     content = {"stages": {stage.name: _entry(stage) for stage in STAGES}, "metrics": METRICS, "plots": PLOTS}
-    return HEADER + yaml.safe_dump(content, sort_keys=False, width=120)
+    return f"{HEADER}{yaml.safe_dump(content, sort_keys=False, width=120)}"
 
 
-def stage_name(stage: Stage, paradigm: str | None) -> str:
-    """What DVC calls a stage, of one paradigm where it exists once for each."""
+def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
+    """DVC's name of a stage, or of its part for one paradigm."""
     return f"{stage.name}@{paradigm}" if stage.per_paradigm else stage.name
 
 
-def _entry(stage: Stage) -> dict[str, Any]:
+def _entry(stage: Stage[Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"desc": stage.summary, "cmd": f"dti {stage.name}"}
     if stage.per_paradigm:
         # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.

@@ -6,4 +6,8 @@ class InputError(Exception):
 
 
 class CheckFailed(Exception):
-    """The input was read and judged, and the judgement is no: a failed check or target. Exit code 1."""
+    """The input was read, and a check or a target failed. Exit code 1. ``report``: the stage's, if any."""
+
+    def __init__(self, sentence: str, report: object = None) -> None:
+        super().__init__(sentence)
+        self.report = report

@@ -10,9 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Names of the paradigms, for what does not read :mod:`dti_pipeline.paradigms` yet.
-PARADIGMS = ("sliding_window", "dti", "dti_growing", "dti_isolated")
-
 
 @dataclass(frozen=True)
 class Paths:

@@ -10,19 +10,27 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
+from dti_pipeline.evaluation.report import Comparison, Evaluation
+from dti_pipeline.events.report import IngestReport, SynthReport
+from dti_pipeline.packing.report import PackReport, TokenizeReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.progress import Listener
+from dti_pipeline.training.report import TrainReport
+from dti_pipeline.validation.report import ValidateReport
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the data's story.
+class Stage(Generic[R]):
+    """One step from the raw log to the comparison.
 
     ``deps`` and ``outs`` are paths relative to the project's home; ``{paradigm}`` stands for the paradigm and
     ``${section.key}`` for a parameter, in DVC's own notation. ``params`` are the sections or keys of params.yaml that
@@ -32,137 +40,153 @@ class Stage:
     name: str  # the verb: command, DVC stage
     asset: str  # the noun: Dagster asset
     function: str  # "package.module:function", imported only when the stage runs
+    report: type[R]  # what the function returns
     summary: str
     outs: tuple[str, ...]
     deps: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
     per_paradigm: bool = False
+    told: bool = False  # it takes hours: listeners hear how far it has come, and one process at a time makes its output
+    needed: Callable[[Config], bool] = lambda config: True  # False: its output is there without it
+    gives: str | None = None  # the parameter that says where its output is read
 
-    def run(self, config: Config, paths: Paths, paradigm: str | None = None, **options: Any) -> dict[str, Any]:
+    def run(self, config: Config, paths: Paths, paradigm: str | None = None, **options: Any) -> R:
         """Import the stage's function and call it."""
         module, _, name = self.function.partition(":")
-        function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+        function: Callable[..., R] = getattr(importlib.import_module(module), name)
         arguments = (config, paths, paradigm) if self.per_paradigm else (config, paths)
         return function(*arguments, **options)
 
+    def output(self, paths: Paths, paradigm: str | None = None) -> Path:
+        """The folder that it publishes."""
+        return paths.resolve(self.outs[0].format(paradigm=paradigm))
 
-STAGES = (
-    Stage(
-        name="synth",
-        asset="log",
-        function="dti_pipeline.events.synthetic:synth",
-        summary="The raw log. For `events.source: synthetic` it is made here; any other log is read where it lies.",
-        outs=("data/raw/synthetic",),
-        params=("synth",),
-    ),
-    Stage(
-        name="ingest",
-        asset="events",
-        function="dti_pipeline.events.ingest:ingest",
-        summary="Raw log to canonical interactions, ordered by user and time; bad rows quarantined with their reason.",
-        deps=("${events.path}",),
-        outs=("data/events", "data/staged"),
-        params=("events", "split"),
-    ),
-    Stage(
-        name="validate",
-        asset="checks",
-        function="dti_pipeline.validation.validate:validate",
-        summary="Great Expectations suites over the raw and the canonical rows; a failure stops what comes after.",
-        deps=("data/events", "data/staged"),
-        outs=("data/checks",),
-        params=("events", "split", "validation"),
-    ),
-    Stage(
-        name="tokenize",
-        asset="tokens",
-        function="dti_pipeline.packing.tokenize:tokenize",
-        summary="Every item text to tokens, once; interactions as memory-mapped columns beside them.",
-        deps=("data/events", "data/checks"),
-        outs=("data/tokens",),
-        params=("tokens", "validation.required"),
-    ),
-    Stage(
-        name="pack",
-        asset="shards",
-        function="dti_pipeline.packing.pack:pack",
-        summary="Histories to prompts of n context interactions and k targets, prompts to rows of constant length.",
-        deps=("data/tokens",),
-        outs=("data/shards/{paradigm}",),
-        params=("packing", "split.min_history"),
-        per_paradigm=True,
-    ),
-    Stage(
-        name="train",
-        asset="model",
-        function="dti_pipeline.training.train:train",
-        summary="The language model learns P(click) at the [SUM] tokens; the same loop for every paradigm.",
-        deps=("data/tokens", "data/shards/{paradigm}"),
-        outs=("models/{paradigm}",),
-        params=("model", "training"),
-        per_paradigm=True,
-    ),
-    Stage(
-        name="evaluate",
-        asset="evaluation",
-        function="dti_pipeline.evaluation.evaluate:evaluate",
-        summary="Scores of the held-out targets, in sliding-window and in streaming prompts, and what they are worth.",
-        deps=("data/events", "data/tokens", "data/shards/{paradigm}", "models/{paradigm}"),
-        outs=("reports/evaluation/{paradigm}",),
-        params=("evaluation",),
-        per_paradigm=True,
-    ),
-    Stage(
-        name="compare",
-        asset="comparison",
-        function="dti_pipeline.evaluation.compare:compare",
-        summary="Paradigms side by side: AUC, training time, paired differences with intervals, cost-free floors.",
-        deps=("data/events", "reports/evaluation"),
-        outs=("reports/comparison", "reports/comparison.json", "reports/comparison.md", "reports/comparison.html"),
-        params=("paradigms", "evaluation", "comparison"),
-    ),
+
+SYNTH = Stage(
+    name="synth",
+    asset="log",
+    function="dti_pipeline.events.synthetic:synth",
+    report=SynthReport,
+    summary="The raw log. For `events.source: synthetic` it is made here; any other log is read where it lies.",
+    outs=("data/raw/synthetic",),
+    params=("synth",),
+    needed=lambda config: config.events.source == "synthetic",
+    gives="${events.path}",
 )
 
+INGEST = Stage(
+    name="ingest",
+    asset="events",
+    function="dti_pipeline.events.ingest:ingest",
+    report=IngestReport,
+    summary="Raw log to canonical interactions, ordered by user and time; bad rows quarantined with their reason.",
+    deps=("${events.path}",),
+    outs=("data/events", "data/staged"),
+    params=("events", "split"),
+)
+
+VALIDATE = Stage(
+    name="validate",
+    asset="checks",
+    function="dti_pipeline.validation.validate:validate",
+    report=ValidateReport,
+    summary="Great Expectations suites over the raw and the canonical rows; a failure stops what comes after.",
+    deps=("data/events", "data/staged"),
+    outs=("data/checks",),
+    params=("events", "split", "validation"),
+)
+
+TOKENIZE = Stage(
+    name="tokenize",
+    asset="tokens",
+    function="dti_pipeline.packing.tokenize:tokenize",
+    report=TokenizeReport,
+    summary="Every item text to tokens, once; interactions as memory-mapped columns beside them.",
+    deps=("data/events", "data/checks"),
+    outs=("data/tokens",),
+    params=("tokens", "validation.required"),
+)
+
+PACK = Stage(
+    name="pack",
+    asset="shards",
+    function="dti_pipeline.packing.pack:pack",
+    report=PackReport,
+    summary="Histories to prompts of n context interactions and k targets, prompts to rows of constant length.",
+    deps=("data/tokens",),
+    outs=("data/shards/{paradigm}",),
+    params=("packing", "split.min_history"),
+    per_paradigm=True,
+)
+
+TRAIN = Stage(
+    name="train",
+    asset="model",
+    function="dti_pipeline.training.train:train",
+    report=TrainReport,
+    summary="The language model learns P(click) at the [SUM] tokens; the same loop for every paradigm.",
+    deps=("data/tokens", "data/shards/{paradigm}"),
+    outs=("models/{paradigm}",),
+    params=("model", "training"),
+    per_paradigm=True,
+    told=True,
+)
+
+EVALUATE = Stage(
+    name="evaluate",
+    asset="evaluation",
+    function="dti_pipeline.evaluation.evaluate:evaluate",
+    report=Evaluation,
+    summary="Scores of the held-out targets, in sliding-window and in streaming prompts, and what they are worth.",
+    deps=("data/events", "data/tokens", "data/shards/{paradigm}", "models/{paradigm}"),
+    outs=("reports/evaluation/{paradigm}",),
+    params=("evaluation",),
+    per_paradigm=True,
+)
+
+COMPARE = Stage(
+    name="compare",
+    asset="comparison",
+    function="dti_pipeline.evaluation.compare:compare",
+    report=Comparison,
+    summary="Paradigms side by side: AUC, training time, paired differences with intervals, cost-free floors.",
+    deps=("data/events", "reports/evaluation"),
+    outs=("reports/comparison", "reports/comparison.json", "reports/comparison.md", "reports/comparison.html"),
+    params=("paradigms", "evaluation", "comparison"),
+)
+
+STAGES: tuple[Stage[Any], ...] = (SYNTH, INGEST, VALIDATE, TOKENIZE, PACK, TRAIN, EVALUATE, COMPARE)
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 
-def plan(config: Config) -> Iterator[tuple[Stage, str | None]]:
-    """What ``dti run`` does, in order: a stage with its paradigm, or with None where it exists once."""
+def plan(config: Config) -> Iterator[tuple[Stage[Any], str | None]]:
+    """The steps of ``dti run``, in order: a stage with its paradigm, or with None where it exists once."""
     for stage in STAGES:
-        if stage.name == "synth" and config.events.source != "synthetic":
-            continue
-        for paradigm in config.paradigms if stage.per_paradigm else (None,):
-            yield stage, paradigm
+        if stage.needed(config):
+            for paradigm in config.paradigms if stage.per_paradigm else (None,):
+                yield stage, paradigm
 
 
 def execute(
-    stage: Stage,
+    stage: Stage[R],
     config: Config,
     paths: Paths,
     paradigm: str | None = None,
     listeners: Iterable[Listener] = (),
     tags: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Run one stage with its record kept: what every door calls.
+) -> R:
+    """Run one stage with its record kept: the one entry point of command line, orchestrators and studies.
 
-    ``listeners`` hear a training's events; ``tags`` (an orchestrator's run id, say) go onto the tracked run.
+    ``listeners`` hear the events of a stage that is ``told``; ``tags`` (an orchestrator's run id, say) go onto the
+    tracked run.
     """
-    from dti_pipeline import tracking  # here, since a run that tracks nothing need not import it
-
-    if stage.name == "train":
-        assert paradigm is not None
-        first = os.environ.get("RANK", "0") == "0"  # of the processes of one training
-        with (
-            artifacts.alone(paths.model(paradigm)) if first else nullcontext(),
-            tracking.training_run(config, paths, paradigm, tags or {}) as run,
-        ):
-            return stage.run(config, paths, paradigm, listeners=(*listeners, run.listen), run_id=run.id)
-    report = stage.run(config, paths, paradigm)
-    if stage.name == "evaluate":
-        assert paradigm is not None
-        tracking.record_evaluation(config, paths, paradigm)
-    if stage.name == "compare":
-        tracking.record_comparison(config, paths)
-        if config.tracking.promote and report["champion"] is not None:
-            tracking.promote(config, paths, report["champion"])
+    with ExitStack() as held:
+        options: dict[str, Any] = {}
+        if stage.told:
+            if os.environ.get("RANK", "0") == "0":  # of the processes of one training, the first
+                held.enter_context(artifacts.alone(stage.output(paths, paradigm)))
+                listeners = (held.enter_context(tracking.listener(config, paths, tags or {})), *listeners)
+            options["listeners"] = listeners
+        report = stage.run(config, paths, paradigm, **options)
+    tracking.record(config, paths, report)
     return report

@@ -75,6 +75,9 @@ def from_plain(kind: type[T], raw: Any, key: str = "") -> T:
         if name not in known:
             raise InputError(f"unknown params key `{full}`{nearest(str(name), known)}")
         values[name] = _convert(hints[name], value, full)
+    for f in dataclasses.fields(kind):
+        if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
+            raise InputError(f"params key `{key}.{f.name}` is missing" if key else f"params key `{f.name}` is missing")
     return kind(**values)
 
 
@@ -161,10 +164,12 @@ def describe(hint: Any) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """A section as dicts, lists and scalars."""
+    """A section or a report as dicts, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
+    if isinstance(value, Mapping):
+        return {name: to_plain(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
     return value
 

@@ -1,4 +1,4 @@
-"""``make ui``: Dagster and MLflow in the browser, started together and stopped together."""
+"""``make ui``: starts Dagster and MLflow for a browser, and stops both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOP_SECONDS = 30
 
 @dataclass
 class Server:
-    """A child in a process group of its own: Ctrl-C reaches us alone, and we stop it in order."""
+    """A child process in a group of its own: Ctrl-C reaches only this process, which stops its children in order."""
 
     name: str
     url: str
@@ -46,7 +46,7 @@ class Server:
         return cls(name, f"http://{HOST}:{port}", process, log)
 
     def wait_until_it_answers(self) -> None:
-        """Return when the page is there. Raises InputError with the log's name when the process ends before."""
+        """Return when the page answers. Raises InputError with the log's name when the process ends before."""
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until:
             self.check()
@@ -63,7 +63,7 @@ class Server:
             raise InputError(f"{self.name} ended with code {self.process.returncode}: see {self.log}")
 
     def stop(self) -> None:
-        """Ask it to end, then end what it left behind."""
+        """Interrupt it, then kill what is left of its group."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -78,7 +78,7 @@ class Server:
 
 
 def free_port(wanted: int) -> int:
-    """The port, or the next one that nobody listens on."""
+    """The first port from ``wanted`` on that nobody listens on."""
     for port in range(wanted, wanted + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -118,7 +118,7 @@ def servers(paths: Paths) -> list[Server]:
 
 def main() -> int:
     """Run until Ctrl-C (0), or until one of the two ends or does not come up (1)."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # even where a shell has SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     running: list[Server] = []
     try:
@@ -144,7 +144,7 @@ def main() -> int:
 
 
 def _front_page(server: Server, experiment: str) -> str:
-    """MLflow's own front page is about language-model traces; the trainings have a view, their experiment a list."""
+    """Dagster's address, or that of the trainings in MLflow, whose own front page is about language-model traces."""
     query = urllib.parse.urlencode({"experiment_name": experiment})
     if server.name != "MLflow":
         return server.url

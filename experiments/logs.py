@@ -83,7 +83,7 @@ def rehearse(log: Paths, past: Paths, train: float) -> None:
     table = table.set_column(table.schema.get_field_index("split"), "split", pa.array(split)).filter(kept)
     with artifacts.publish(past.events, "ingest", manifest.config, {"events": log.events}) as draft:
         pq.write_table(table, draft.path / "interactions.parquet", compression="zstd")
-        draft.report |= manifest.report
+        draft.report = manifest.report
 
 
 def digest(home: Path) -> str:

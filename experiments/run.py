@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts, lineage, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.interactions import Array
+from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
+from dti_pipeline.training.report import TrainReport
 from experiments import grid as grids
 from experiments import logs
 from experiments.grid import Run
@@ -73,32 +75,32 @@ def _train(run: Run, paths: Paths) -> dict[str, Any]:
     model = paths.model(run.paradigm)
     made = (model / artifacts.MANIFEST).is_file()
     if not made or artifacts.read(model, "train").inputs["tokens"] != artifacts.folder_digest(paths.tokens):
-        pipeline.execute(pipeline.BY_NAME["train"], run.config, paths, run.paradigm)
-    report = artifacts.read(model, "train").report
-    tokens = artifacts.read(paths.tokens, "tokenize").report
+        pipeline.execute(pipeline.TRAIN, run.config, paths, run.paradigm)
+    report = artifacts.read(model, "train", TrainReport).report
+    tokens = artifacts.read(paths.tokens, "tokenize", TokenizeReport).report
     users = int((TokenStore.open(paths.tokens).position == 0).sum())
     with (model / "history.csv").open(newline="", encoding="utf-8") as handle:
         points = [line for line in csv.DictReader(handle) if line["val_auc"]]
-    return {name: report[name] for name in TRAINED} | {
-        "tokens_per_interaction": tokens["tokens_per_interaction"],
-        "interactions_per_user": round(tokens["interactions"] / users, 4),
+    return {name: getattr(report, name) for name in TRAINED} | {
+        "tokens_per_interaction": tokens.tokens_per_interaction,
+        "interactions_per_user": round(tokens.interactions / users, 4),
         "learning": [[round(float(p["train_seconds"]), 3), round(float(p["val_auc"]), 6)] for p in points],
     }
 
 
 def _evaluate(run: Run, paths: Paths, own: Path) -> dict[str, Any]:
     begun = time.monotonic()
-    report = pipeline.execute(pipeline.BY_NAME["evaluate"], run.config, paths, run.paradigm)
+    report = pipeline.execute(pipeline.EVALUATE, run.config, paths, run.paradigm)
     seconds = time.monotonic() - begun
     found = pq.read_table(paths.evaluation(run.paradigm) / PREDICTIONS)
     users = found["user_id"].combine_chunks().dictionary_encode().indices
     keep_predictions(
         own, found["row"].to_numpy(), users.to_numpy(), found["label"].to_numpy(), found["probability"].to_numpy()
     )
-    return {name: report[name] for name in EVALUATED} | {
-        "auc_by_history": {part["bucket"]: part["auc"] for part in report["slices"]["history_length"]},
-        "test_targets": report["targets"],
-        "test_users": report["users"],
+    return {name: getattr(report, name) for name in EVALUATED} | {
+        "auc_by_history": {part.bucket: part.auc for part in report.slices.history_length},
+        "test_targets": report.targets,
+        "test_users": report.users,
         "evaluate_seconds": round(seconds, 1),
     }
 

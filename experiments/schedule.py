@@ -180,4 +180,4 @@ def _tokens(run: Run, paths: Paths) -> float | None:
 
     if not (paths.tokens / artifacts.MANIFEST).is_file():
         return None
-    return plan_rows(run.config, TokenStore.open(paths.tokens), named(run.paradigm), "train")[0]["tokens"]
+    return plan_rows(run.config, TokenStore.open(paths.tokens), named(run.paradigm), "train")[0].tokens

@@ -1,4 +1,4 @@
-"""Fixtures every kind of test shares. Tests never touch the clone's own data/: each has a home of its own."""
+"""Fixtures that all tests share. A test never touches the clone's own data/: it has a home of its own."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from dti_pipeline.paths import Paths
 from tests.browser import CHROMIUM, DRIVER
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Real rating logs, where somebody has put them; no test needs them to pass, those marked `real` are skipped without.
+#: Real rating logs; tests marked `real` are skipped where there are none.
 REAL_DATA = Path(os.environ.get("DTI_REAL_DATA") or ROOT.parent / "shared" / "data")
 
-# The same examples every time: a test that fails for one person fails for all. HYPOTHESIS_PROFILE=random looks further.
+# The same examples every time, so that a failure is everybody's; HYPOTHESIS_PROFILE=random draws others.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_configure() -> None:
-    # What starts pytest in the background may have it ignore these, and so would every server that a test stops.
+    # A shell that starts pytest in the background may ignore these, and so would every server that a test stops.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m gpu_smoke` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if "gpu" in item.keywords]
+    for item in {item.nodeid.partition("[")[0]: item for item in on_gpu}.values():  # the last case of each
+        item.add_marker("gpu_smoke")
     no_data = pytest.mark.skip(reason=f"no real rating logs at {REAL_DATA} (set DTI_REAL_DATA)")
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     no_browser = pytest.mark.skip(reason="no chromium and chromedriver on PATH (Debian: chromium, chromium-driver)")
@@ -53,7 +57,7 @@ def _cuda() -> bool:
 
 @pytest.fixture(autouse=True)
 def _graphs_of_its_own(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test on a GPU has compiled counts against the limit of no other test."""
+    """What one test compiles on a GPU does not count against the next one's limit."""
     yield
     if "gpu" in request.keywords and _cuda():
         import torch

@@ -1,4 +1,4 @@
-"""A small project in a folder of its own, for tests that run the real stages through the real doors."""
+"""A small project in a folder of its own, for tests that run the real stages through the real entry points."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Project:
         return project
 
     def copy(self, home: Path) -> Project:
-        """The same project in another folder, to change."""
-        shutil.copytree(self.home, home, symlinks=True)
+        """The same project in another folder, to change; without the locks of a DVC that is at work in this one."""
+        shutil.copytree(self.home, home, symlinks=True, ignore=shutil.ignore_patterns("tmp"))
         return Project.at(home)
 
     def commit(self, message: str) -> None:

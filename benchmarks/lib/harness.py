@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from dti_pipeline import artifacts, lineage
-from dti_pipeline.artifacts import Manifest
 from dti_pipeline.evaluation.tables import markdown_table
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
@@ -164,7 +163,6 @@ def token_store(
     special = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
     rows = len(position)
     return TokenStore(
-        manifest=Manifest(Path("generated"), "tokenize", {"special_tokens": special, "vocabulary": 4096}, {}, {}, {}),
         tokens=draw.integers(4, 4096, offsets[-1]).astype(np.int32),
         offsets=offsets,
         text=draw.integers(0, items, rows).astype(np.int32),
@@ -172,4 +170,6 @@ def token_store(
         split=np.zeros(rows, np.int8),
         position=position.astype(np.int32),
         prefix=np.zeros(0, np.int32),
+        special=special,
+        vocabulary=4096,
     )

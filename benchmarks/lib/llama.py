@@ -128,7 +128,7 @@ class Causal:
 class DenseBuilder(BatchAttentionBuilder):
     """Batches under :class:`Causal`."""
 
-    def _backend(self, *batch: Any) -> Backend:
+    def backend(self, *batch: Any) -> Backend:
         return Causal()
 
 

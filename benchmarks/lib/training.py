@@ -13,6 +13,7 @@ from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds
+from dti_pipeline.packing.report import PlanReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.training.checkpoint import Progress
@@ -25,9 +26,7 @@ from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.steps import Steps
 
 
-def rows_of(
-    settings: Config, store: TokenStore, paradigm: Paradigm, plan: str = "train"
-) -> tuple[Rows, dict[str, Any]]:
+def rows_of(settings: Config, store: TokenStore, paradigm: Paradigm, plan: str = "train") -> tuple[Rows, PlanReport]:
     """A plan's rows, made in memory, and its counts."""
     counts, cut, row = plan_rows(settings, store, paradigm, plan)
     return Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row)), counts

@@ -15,17 +15,17 @@ from typing import Any
 import dagster as dg
 
 from dti_pipeline import artifacts, pipeline
-from dti_pipeline.defs import checks, dvc_record, ghosts, metadata, training
+from dti_pipeline.defs import checks, dvc_record, metadata, processes, training
 from dti_pipeline.defs.conditions import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
-from dti_pipeline.paths import PARADIGMS
+from dti_pipeline.events.report import RawLog
+from dti_pipeline.paradigms import names
 from dti_pipeline.pipeline import STAGES, Stage
 
 #: One run trains one paradigm (Dagster's default for partitions): a crash of one leaves the others alone, each
 #: output has a data version of its own, and the `gpu` pool queues them.
-BY_PARADIGM = dg.StaticPartitionsDefinition(list(PARADIGMS))
-LOG = "${events.path}"
+BY_PARADIGM = dg.StaticPartitionsDefinition(list(names()))
 OWNERS = ["team:ctr"]
 KINDS = {
     "synth": {"csv"},
@@ -45,18 +45,16 @@ OTHER_POOL = "dvc"
 GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
 
 
-def upstream(stage: Stage) -> list[Stage]:
+def upstream(stage: Stage[Any]) -> list[Stage[Any]]:
     """The stages that make what this one reads, in the table's order."""
     return [other for other in STAGES if any(_makes(other, dep) for dep in stage.deps)]
 
 
-def _makes(stage: Stage, dep: str) -> bool:
-    if dep == LOG:
-        return stage.name == "synth"
-    return any(out == dep or out.startswith(f"{dep}/") for out in stage.outs)
+def _makes(stage: Stage[Any], dep: str) -> bool:
+    return dep == stage.gives or any(out == dep or out.startswith(f"{dep}/") for out in stage.outs)
 
 
-def build(stage: Stage) -> dg.AssetsDefinition:
+def build(stage: Stage[Any]) -> dg.AssetsDefinition:
     """A stage as an asset: run it, then say what came out, judge it, and let DVC know."""
 
     @dg.asset(
@@ -77,21 +75,22 @@ def build(stage: Stage) -> dg.AssetsDefinition:
     def compute(
         context: dg.AssetExecutionContext, project: Project, pipes: dg.PipesSubprocessClient
     ) -> dg.MaterializeResult:
-        ghosts.sign(context)
+        processes.sign(context)
         paradigm = context.partition_key if stage.per_paradigm else None
         with _in_one_sentence():
             work = project.open()
-            if stage.name == "train":
+            report: object
+            if stage.told:  # in a process of its own
                 report = training.run(context, pipes, work, context.partition_key)
             else:
                 report = _run(stage, work, paradigm)
-            context.log.info(metadata.headline(stage.name, report))
+            context.log.info(metadata.headline(report))
             output = _output(stage, work, paradigm)
-            judged = checks.judge(stage, report)
+            judged = checks.results(stage, report)
             if not any(checks.refuses(result) for result in judged):
                 dvc_record.record(stage, work, paradigm, context.log)
             return dg.MaterializeResult(
-                metadata=metadata.describe(stage.name, report, output),
+                metadata=metadata.describe(report, output),
                 data_version=dg.DataVersion(artifacts.digest(output)),
                 check_results=judged,
             )
@@ -99,33 +98,28 @@ def build(stage: Stage) -> dg.AssetsDefinition:
     return compute
 
 
-def _run(stage: Stage, work: Work, paradigm: str | None) -> dict[str, Any]:
-    if stage.name == "synth" and work.config.events.source != "synthetic":
+def _run(stage: Stage[Any], work: Work, paradigm: str | None) -> object:
+    if not stage.needed(work.config):
         return _found(work)
     try:
         return pipeline.execute(stage, work.config, work.paths, paradigm)
-    except CheckFailed:
-        if stage.name != "validate":
+    except CheckFailed as error:
+        if error.report is None:
             raise
-        # The outcomes are published all the same; the asset's checks tell them, row by row, and block what follows.
-        return artifacts.read(work.paths.checks, "validate").report
+        # The asset's checks tell the failures, row by row, and block what follows.
+        return error.report
 
 
-def _found(work: Work) -> dict[str, Any]:
+def _found(work: Work) -> RawLog:
     """The report of a log that is not made here but read where it lies."""
     events = work.config.events
     path = work.paths.resolve(events.path)
     files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-    return {
-        "source": events.source,
-        "path": events.path,
-        "files": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+    return RawLog(events.source, events.path, len(files), sum(file.stat().st_size for file in files))
 
 
-def _output(stage: Stage, work: Work, paradigm: str | None) -> Path:
-    out = work.config.events.path if stage.name == "synth" else stage.outs[0]
+def _output(stage: Stage[Any], work: Work, paradigm: str | None) -> Path:
+    out = work.config.events.path if stage.gives else stage.outs[0]
     return work.paths.resolve(out.format(paradigm=paradigm))
 
 
@@ -142,7 +136,7 @@ def _listed(paths: tuple[str, ...]) -> str:
     return ", ".join(f"`{path}`" for path in paths)
 
 
-def _code_version(stage: Stage) -> str:
+def _code_version(stage: Stage[Any]) -> str:
     """Digest of the stage's package: an asset is marked outdated when the code that makes it has changed."""
     package = _source(stage).parent
     files = sorted(file for file in package.rglob("*") if file.suffix in (".py", ".sql"))
@@ -150,7 +144,7 @@ def _code_version(stage: Stage) -> str:
     return hashlib.md5("\n".join(lines).encode()).hexdigest()[:8]
 
 
-def _code_reference(stage: Stage) -> dict[str, Any]:
+def _code_reference(stage: Stage[Any]) -> dict[str, Any]:
     source = _source(stage)
     name = stage.function.partition(":")[2]
     text = source.read_text(encoding="utf-8")
@@ -162,7 +156,7 @@ def _code_reference(stage: Stage) -> dict[str, Any]:
         return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
 
 
-def _source(stage: Stage) -> Path:
+def _source(stage: Stage[Any]) -> Path:
     spec = find_spec(stage.function.partition(":")[0])
     assert spec is not None, stage.function
     assert spec.origin is not None, stage.function

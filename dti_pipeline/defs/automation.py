@@ -1,7 +1,7 @@
-"""What may run without a person: a sensor on the raw log, a schedule, and the refresh of what is cheap.
+"""Sensors and the schedule: new log files, every night, the refresh of cheap assets.
 
-All of it is off until somebody turns it on under Automation, and none of it trains: that costs a GPU, and a person
-decides on it. Only the sensor that clears away killed runs is on.
+All are off until somebody turns them on under Automation, and none trains: a person decides on a GPU's hours. Only the
+sensor that ends killed runs is on from the beginning.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ import dagster as dg
 
 from dti_pipeline import config
 from dti_pipeline.config import Config
-from dti_pipeline.defs.ghosts import killed_runs
 from dti_pipeline.defs.jobs import prepare_log
+from dti_pipeline.defs.processes import killed_runs
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 
-#: Endings that programs give to what they are still writing.
+#: Suffixes of files that are still being written.
 UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
 LOOK_SECONDS = 30
-
 
 refresh_cheap_stages = dg.AutomationConditionSensorDefinition(
     "refresh_cheap_stages",
     target=dg.AssetSelection.all(),
-    description="Makes anew what is cheap and out of date: events, checks, tokens, shards; after a training its"
+    description="Makes again what is cheap and out of date: events, checks, tokens, shards; after a training its"
     " evaluation and the comparison. Never trains.",
 )
 

@@ -1,7 +1,4 @@
-"""A logger for people at a terminal: the time, the asset, what it says.
-
-Ask for it with ``loggers: {console: {}}`` in a run's configuration; without, Dagster's own logger speaks.
-"""
+"""A logger for terminals: time, asset, message. A run has it with ``loggers: {console: {}}`` in its configuration."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""After a stage ran under Dagster: tell DVC, so that ``dvc status`` is clean and ``dvc repro`` has nothing to do."""
+"""Commits to DVC the outputs of a stage that ran in Dagster: ``dvc repro`` then has nothing to do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from dti_pipeline import dvc
 from dti_pipeline.defs.resources import Work
 from dti_pipeline.pipeline import Stage
 
 
-def record(stage: Stage, work: Work, paradigm: str | None, log: logging.Logger) -> None:
+def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Logger) -> None:
     """``dvc commit`` the stage, where the home is a DVC project; a log line says why where it is not done.
 
     A commit that fails is a warning: the data is made, and the line says how to record it by hand. DVC holds a lock on
@@ -35,11 +36,11 @@ def record(stage: Stage, work: Work, paradigm: str | None, log: logging.Logger) 
         log.warning(f"`dvc commit --force {name}` failed, run it by hand: {done.stderr.strip()[-2000:]}")
 
 
-def _not_recorded(stage: Stage, work: Work, paradigm: str | None, program: str | None) -> str | None:
+def _not_recorded(stage: Stage[Any], work: Work, paradigm: str | None, program: str | None) -> str | None:
     home = work.paths.home
     if not (home / ".dvc").is_dir() or not (home / dvc.FILE).is_file():
         return f"{home} is no DVC project"
-    if stage.name == "synth" and work.config.events.source != "synthetic":
+    if not stage.needed(work.config):
         return f"the log is read where it lies, {work.config.events.path}"
     if program is None:
         return "there is no `dvc` beside this Python or on PATH"

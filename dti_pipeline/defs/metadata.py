@@ -10,45 +10,52 @@ from typing import Any
 
 import dagster as dg
 
+from dti_pipeline.evaluation.report import Comparison, Evaluation
+from dti_pipeline.events.report import IngestReport, SynthReport
+from dti_pipeline.packing.report import PackReport, TokenizeReport
+from dti_pipeline.plain import to_plain
 from dti_pipeline.tracking import mlflow_page
+from dti_pipeline.training.report import TrainReport
+from dti_pipeline.validation.report import ValidateReport
 
-#: What a log line says of a stage's report.
-HEADLINES = {
-    "synth": ("rows", "users", "items", "best_possible_auc"),
-    "ingest": ("read", "kept", "quarantined", "duplicates", "users", "items"),
-    "validate": ("expectations", "failed"),
-    "tokenize": ("interactions", "vocabulary", "tokens_per_interaction"),
-    "pack": ("targets", "dropped", "rows", "tokens_per_target", "padding_share"),
-    "train": ("targets", "train_seconds", "targets_per_second", "validation_auc"),
-    "evaluate": ("targets", "auc", "auc_streaming", "log_loss"),
+#: The figures of a report that a log line has room for; of others all.
+HEADLINES: dict[type, tuple[str, ...]] = {
+    SynthReport: ("rows", "users", "items", "best_possible_auc"),
+    IngestReport: ("read", "kept", "quarantined", "duplicates", "users", "items"),
+    ValidateReport: ("expectations", "failed"),
+    TokenizeReport: ("interactions", "vocabulary", "tokens_per_interaction"),
+    PackReport: ("targets", "dropped", "rows", "tokens_per_target", "padding_share"),
+    TrainReport: ("targets", "train_seconds", "targets_per_second", "validation_auc"),
+    Evaluation: ("targets", "auc", "auc_streaming", "log_loss"),
 }
 
 
-def describe(stage: str, report: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Metadata of a materialisation, what one looks for first: headline, links, pictures; then all the rest."""
-    figures = {name: _plain(value) for name, value in report.items() if _is_plain(value) and name != "mlflow_run_id"}
+def describe(report: object, output: Path) -> dict[str, Any]:
+    """Metadata of a materialisation: headline, links and pictures first, then all the rest."""
+    plain: dict[str, Any] = to_plain(report)
+    figures = {name: _plain(value) for name, value in plain.items() if _is_plain(value) and name != "mlflow_run_id"}
     tables: dict[str, Any] = {}
-    if isinstance(report.get("paradigms"), Mapping):
+    if isinstance(report, Comparison):
         first: dict[str, Any] = _compared(report)
         page = output.with_suffix(".md")  # the comparison's own tables say it better than its figures in a row
         if page.is_file():
             first["comparison"] = dg.MetadataValue.md(page.read_text(encoding="utf-8").partition("\n![")[0])
     else:
-        first = {name: figures.pop(name) for name in HEADLINES.get(stage, ()) if name in figures}
-        for name, value in report.items():
+        first = {name: figures.pop(name) for name in HEADLINES.get(type(report), ()) if name in figures}
+        for name, value in plain.items():
             if isinstance(value, (Mapping, list)) and value:
                 tables |= _tables(name, value)
     pictures = {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
-    if stage == "train" and "paradigm" in report:
-        pictures["mask"] = _mask(report["paradigm"])
+    if isinstance(report, TrainReport):
+        pictures["mask"] = _mask(report.paradigm)
     return {**first, **_links(report), **pictures, **figures, **tables, "path": dg.MetadataValue.path(str(output))}
 
 
-def headline(stage: str, report: Mapping[str, Any]) -> str:
+def headline(report: object) -> str:
     """The few figures of a report that a log line has room for."""
-    if stage == "compare":
-        report = _compared(report)
-    found = {name: report[name] for name in HEADLINES.get(stage, report) if report.get(name) is not None}
+    figures: Mapping[str, Any] = _compared(report) if isinstance(report, Comparison) else to_plain(report)
+    names = HEADLINES.get(type(report), figures)
+    found = {name: figures[name] for name in names if figures[name] is not None}
     return ", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in found.items())
 
 
@@ -59,11 +66,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def _compared(report: Mapping[str, Any]) -> dict[str, float]:
+def _compared(report: Comparison) -> dict[str, float]:
     """AUC, speed-up and AUC difference of each paradigm as single figures, which Dagster plots over time."""
-    figures = {f"auc: {name}": row["auc"] for name, row in report["paradigms"].items()}
-    figures |= {f"speedup: {name}": value for name, value in report["speedup"].items()}
-    figures |= {f"auc_delta: {name}": delta["mean"] for name, delta in report["auc_delta"].items() if delta}
+    figures = {f"auc: {name}": row.auc for name, row in report.paradigms.items()}
+    figures |= {f"speedup: {name}": value for name, value in report.speedup.items()}
+    figures |= {f"auc_delta: {name}": delta.mean for name, delta in report.auc_delta.items()}
     return {name: _plain(float(value)) for name, value in figures.items() if value is not None}
 
 
@@ -121,15 +128,15 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _links(report: Mapping[str, Any]) -> dict[str, Any]:
-    runs = {"mlflow_run": report.get("mlflow_run_id") or _nested(report.get("training"))}
-    if isinstance(report.get("paradigms"), Mapping):
-        runs |= {f"mlflow_run: {name}": _nested(row) for name, row in report["paradigms"].items()}
+def _links(report: object) -> dict[str, Any]:
+    runs: dict[str, str | None] = {}
+    if isinstance(report, TrainReport):
+        runs = {"mlflow_run": report.mlflow_run_id}
+    elif isinstance(report, Evaluation):
+        runs = {"mlflow_run": report.training.mlflow_run_id}
+    elif isinstance(report, Comparison):
+        runs = {f"mlflow_run: {name}": row.mlflow_run_id for name, row in report.paradigms.items()}
     return {name: dg.MetadataValue.url(mlflow_page.run_address(run)) for name, run in runs.items() if run}
-
-
-def _nested(report: Any) -> str | None:
-    return report.get("mlflow_run_id") if isinstance(report, Mapping) else None
 
 
 def _mask(paradigm: str) -> dg.MarkdownMetadataValue:

@@ -1,8 +1,9 @@
-"""What a run in Dagster works on: the project's home and its configuration. In a module that holds no asset."""
+"""The resource of every asset: the project's home and its configuration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -14,14 +15,14 @@ from dti_pipeline.paths import Paths
 
 @dataclass(frozen=True)
 class Work:
-    """What one step works with."""
+    """Configuration and folders of one step."""
 
     config: Config
     paths: Paths
-    overrides: tuple[str, ...]  # that the configuration has beyond params.yaml
+    overrides: tuple[str, ...]  # of params.yaml, in the configuration already
 
 
-class Project(dg.ConfigurableResource):
+class Project(dg.ConfigurableResource[Any]):
     """params.yaml in the project's home (``DTI_HOME``, default: where Dagster was started), with overrides."""
 
     overrides: list[str] = Field(
@@ -31,6 +32,6 @@ class Project(dg.ConfigurableResource):
     )
 
     def open(self) -> Work:
-        """The configuration as it is now: an edited params.yaml counts from the next step on."""
+        """Read the configuration: an edited params.yaml counts from the next step on."""
         paths = Paths.from_env()
         return Work(config.load(paths.params, self.overrides), paths, tuple(self.overrides))

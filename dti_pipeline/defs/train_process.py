@@ -51,7 +51,7 @@ def main() -> None:
             paths = Paths.from_env()
             settings = config.load(paths.params, arguments.overrides)
             listeners = [report_to(pipes)] if pipes else []
-            pipeline.execute(pipeline.BY_NAME["train"], settings, paths, arguments.paradigm, listeners, tags)
+            pipeline.execute(pipeline.TRAIN, settings, paths, arguments.paradigm, listeners, tags)
         except (InputError, CheckFailed) as error:
             if pipes is None:
                 raise

@@ -16,15 +16,14 @@ from dti_pipeline import artifacts
 from dti_pipeline.defs.resources import Work
 from dti_pipeline.defs.train_process import FAILURE, MODULE, SAVE_SECONDS
 from dti_pipeline.errors import CheckFailed
+from dti_pipeline.training.report import TrainReport
 
 RETRIES, RETRY_SECONDS = 2, 10
 #: What Dagster raises in a run that is cancelled, and what Ctrl-C raises.
 CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt)
 
 
-def run(
-    context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, work: Work, paradigm: str
-) -> dict[str, Any]:
+def run(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, work: Work, paradigm: str) -> TrainReport:
     """Train through Dagster Pipes and return the report of the model's manifest.
 
     Progress comes back as log lines while it runs. Raises CheckFailed with the process's own sentence where it failed
@@ -43,7 +42,7 @@ def run(
     except Crashed as error:
         # Not a RetryPolicy on the asset: Dagster applies one to a cancelled step too.
         raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from dg.Failure(str(error))
-    return artifacts.read(work.paths.model(paradigm), "train").report
+    return artifacts.read(work.paths.model(paradigm), "train", TrainReport).report
 
 
 class Crashed(Exception):

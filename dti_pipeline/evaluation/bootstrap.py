@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals and paired differences by resampling users.
+"""Bootstrap intervals and paired differences of a figure, by resampling users.
 
 Rows of one user are not independent (one taste, one mood, one streak), so whole users are drawn with replacement,
 as many as there are (the cluster bootstrap; Field and Welsh 2007). Intervals are percentiles of the resampled figure.
@@ -27,7 +27,7 @@ class Interval:
 
 
 class Users:
-    """The judged targets' users, and the draws from them.
+    """The evaluated targets' users, and the draws from them.
 
     ``user`` (N,): any whole numbers, one for each target. Memory is O(N + users) at any number of samples: draws are
     made again from the seed, never kept.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dti_pipeline.evaluation.metrics import Bin
+
 
 @dataclass(frozen=True)
 class LearningPoint:
@@ -23,10 +25,10 @@ class Curves:
     """What is drawn of one paradigm, or of a floor (which has no learning curve)."""
 
     roc: list[tuple[float, float]]  # false and true positive rate
-    calibration: list[dict[str, float]]  # predicted, observed, count
+    calibration: list[Bin]
     learning: list[LearningPoint] = field(default_factory=list)
     train_seconds: float | None = None  # at the end
-    auc: float | None = None  # of the judged targets
+    auc: float | None = None  # of the evaluated targets
 
     def tables(self) -> dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
         """File name to header and lines."""
@@ -34,7 +36,7 @@ class Curves:
             "roc.csv": (("fpr", "tpr"), list(self.roc)),
             "calibration.csv": (
                 ("predicted", "observed", "count"),
-                [(p["predicted"], p["observed"], p["count"]) for p in self.calibration],
+                [(b.predicted, b.observed, b.count) for b in self.calibration],
             ),
             "learning_curve.csv": (
                 ("train_seconds", "targets_seen", "val_auc"),
@@ -53,7 +55,7 @@ def read(folder: Path, train_seconds: float, auc: float | None) -> Curves:
     return Curves(
         roc=[(float(p["fpr"]), float(p["tpr"])) for p in _lines(folder / "roc.csv")],
         calibration=[
-            {"predicted": float(p["predicted"]), "observed": float(p["observed"]), "count": int(p["count"])}
+            Bin(float(p["predicted"]), float(p["observed"]), int(p["count"]))
             for p in _lines(folder / "calibration.csv")
         ],
         learning=[

@@ -1,4 +1,4 @@
-"""Judge one paradigm: score the held-out targets, in the prompts a server sees and in streaming prompts, and measure.
+"""Evaluate one paradigm: score the held-out targets, in single and in streaming prompts, and measure the scores.
 
 Files of an evaluation folder: ``metrics.json`` (every figure), ``predictions.parquet`` (every score, so that anybody
 can measure something else), ``roc.csv``, ``calibration.csv`` and ``learning_curve.csv`` with their plots.
@@ -8,51 +8,51 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts
-from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics, plots
 from dti_pipeline.evaluation.curves import Curves, LearningPoint
 from dti_pipeline.evaluation.interactions import Interactions
+from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Slices
 from dti_pipeline.evaluation.scoreboard import Scoreboard
+from dti_pipeline.packing.report import PackReport
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
+from dti_pipeline.training.report import TrainingSummary, TrainReport
 
 #: The two forms a target is scored in, by its column of scores. The first is what counts: a server sees one target.
 FORMS = {"sliding_window": "probability", "streaming": "probability_streaming"}
 
-#: Facts of a training that belong beside its quality, as the model's manifest has them.
-TRAINING = (
-    "train_seconds", "targets", "targets_unique", "tokens", "targets_per_second", "tokens_per_second", "epochs", "seed",
-    "parameters", "device", "hardware", "world_size", "mlflow_run_id",
-)  # fmt: skip
 
-
-def evaluate(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
+def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
     """Score the paradigm's model and publish its evaluation. InputError where a stage before has not run."""
-    from dti_pipeline.evaluation.predict import predict  # torch: only where a model is run, not where scores are judged
+    from dti_pipeline.evaluation.predict import (
+        predict,  # torch: only where a model is run, not where scores are measured
+    )
 
     predictions, seconds = predict(config, paths, paradigm, config.evaluation.split)
-    return judge(config, paths, paradigm, predictions, seconds)
+    return measure(config, paths, paradigm, predictions, seconds)
 
 
-def judge(
-    config: Config, paths: Paths, paradigm: str, predictions: pa.Table, seconds: Mapping[str, Any]
-) -> dict[str, Any]:
+def measure(
+    config: Config, paths: Paths, paradigm: str, predictions: pa.Table, seconds: Mapping[str, float]
+) -> Evaluation:
     """Measure scores and publish reports/evaluation/<paradigm>.
 
     ``predictions`` has a line for each target, ordered by row: ``row`` (index into the interactions), ``label``,
     ``probability`` and ``probability_streaming``; ``seconds`` are facts on how long scoring took. Raises InputError
     where the predictions do not belong to the events (another label at a row), or a score is no probability.
     """
-    model = artifacts.read(paths.model(paradigm), "train")
-    shards = artifacts.read(paths.shards(paradigm), "pack")
+    model = artifacts.read(paths.model(paradigm), "train", TrainReport)
+    shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
     min_history = artifacts.read(paths.events, "ingest").config["split"]["min_history"]
     log = interactions.read(paths, min_history)
     rows = _checked_rows(paradigm, predictions, log)
@@ -62,43 +62,47 @@ def judge(
     board = Scoreboard(label, user, settings)
     for form, score in scores.items():
         board.add(form, score)
-    forms = {form: board.figures(form) for form in FORMS}
+    forms = Forms(**{form: board.figures(form) for form in FORMS})
+    figures = forms.sliding_window
     served = scores["sliding_window"]
-    report = {
-        "paradigm": paradigm,
-        "split": settings.split,
-        "targets": len(rows),
-        "users": board.users.count,
-        "users_in_training": len(np.intersect1d(user, log.user[log.train])),
-        "click_rate": float(label.mean()),
-        **{name: forms["sliding_window"][name] for name in ("auc", "log_loss", "gauc", "ne", "f1", "accuracy", "ece")},
-        "auc_streaming": forms["streaming"]["auc"],
-        "forms": forms,
-        "slices": {
-            "history_length": metrics.slices(label, served, log.position[rows], metrics.HISTORY_BUCKETS),
-            "item_popularity": metrics.slices(label, served, log.popularity()[rows], metrics.POPULARITY_BUCKETS),
-        },
-        "scoring": dict(seconds),
-        "training": {name: model.report[name] for name in TRAINING},
-        "prompts": {
-            "context": shards.report["context"],
-            "targets_per_prompt": shards.report["targets_per_prompt"],
-        },
-    }
+    report = Evaluation(
+        paradigm=paradigm,
+        split=settings.split,
+        targets=len(rows),
+        users=board.users.count,
+        users_in_training=len(np.intersect1d(user, log.user[log.train])),
+        click_rate=float(label.mean()),
+        auc=figures.auc,
+        log_loss=figures.log_loss,
+        gauc=figures.gauc,
+        ne=figures.ne,
+        f1=figures.f1,
+        accuracy=figures.accuracy,
+        ece=figures.ece,
+        auc_streaming=forms.streaming.auc,
+        forms=forms,
+        slices=Slices(
+            history_length=metrics.slices(label, served, log.position[rows], metrics.HISTORY_BUCKETS),
+            item_popularity=metrics.slices(label, served, log.popularity()[rows], metrics.POPULARITY_BUCKETS),
+        ),
+        scoring=dict(seconds),
+        training=TrainingSummary(**{f.name: getattr(model.report, f.name) for f in fields(TrainingSummary)}),
+        prompts=PromptShape(shards.report.context, shards.report.targets_per_prompt),
+    )
     curves = Curves(
         roc=metrics.roc(label, served),
         calibration=metrics.calibration(label, served, settings.calibration_bins),
-        learning=learning_curve(model),
-        train_seconds=model.report["train_seconds"],
-        auc=report["auc"],
+        learning=learning_curve(model.path),
+        train_seconds=model.report.train_seconds,
+        auc=report.auc,
     )
     inputs = {"events": paths.events, "tokens": paths.tokens, "shards": shards.path, "model": model.path}
     with artifacts.publish(paths.evaluation(paradigm), "evaluate", config.sections("evaluation"), inputs) as draft:
-        artifacts.write_json(draft.path / "metrics.json", report)
+        artifacts.write_json(draft.path / "metrics.json", to_plain(report))
         pq.write_table(_described(predictions, rows, log), draft.path / "predictions.parquet")
         curves.write(draft.path)
         plots.draw_all({paradigm: curves}, draft.path)
-        draft.report |= report
+        draft.report = report
     return report
 
 
@@ -127,9 +131,9 @@ def _described(predictions: pa.Table, rows: interactions.Array, log: Interaction
     return pa.table(columns | {name: predictions[name] for name in ("label", *FORMS.values())})
 
 
-def learning_curve(model: Manifest) -> list[LearningPoint]:
-    """The points of the model's history.csv at which the validation targets were scored, in order."""
-    with (model.path / "history.csv").open(newline="", encoding="utf-8") as handle:
+def learning_curve(model: Path) -> list[LearningPoint]:
+    """The points of a model folder's history.csv at which the validation targets were scored, in order."""
+    with (model / "history.csv").open(newline="", encoding="utf-8") as handle:
         return [
             LearningPoint(float(line["train_seconds"]), int(line["targets_seen"]), float(line["val_auc"]))
             for line in csv.DictReader(handle)

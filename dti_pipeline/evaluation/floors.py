@@ -1,11 +1,11 @@
-"""What costs nothing: logistic regression on smoothed like-rates. A model below these has learnt nothing of worth.
+"""Cost-free floors: logistic regression on smoothed like-rates. A model below these has learnt nothing of worth.
 
 Three floors, each on the logit of its rates: the item's like-rate alone; with the user's like-rate over the last n rows
 (n = the prompts' context, so that it sees what a model sees); with the user's like-rate over all earlier rows.
-Fitted on the training targets, judged on the targets that the models are judged on.
+Fitted on the training targets, evaluated on the same targets as the models.
 
-What each rate may see:
-- An item's rate counts training targets only: what a model learns from, none later than a judged target of its user.
+Rows that each rate may see:
+- An item's rate counts training targets only, as a model learns from: none later than an evaluated target of its user.
   A training target's own label is taken out of its item's rate (leave one out): otherwise the regression learns to
   trust a rate that contains the answer.
 - A user's rate counts the user's earlier rows, whatever split they belong to, as a model's prompt does.

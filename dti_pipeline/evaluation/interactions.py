@@ -1,4 +1,4 @@
-"""The canonical interactions as arrays, as far as judging needs them: who, what, when in the history, and the label."""
+"""The canonical interactions as arrays, as far as evaluation needs them: user, item, position in the history, label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set of scores is worth: pure functions of labels and probabilities, NumPy in, numbers out.
+"""Metrics of click-through predictions: pure functions of labels and probabilities, NumPy in, numbers out.
 
 Shapes everywhere: ``label`` (N,) of 0 and 1, ``score`` or ``probability`` (N,) of floats, ``user`` (N,) of whole
 numbers. A figure that is not defined (an AUC over one class, a mean over nothing) is None, which JSON writes as null;
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dti_pipeline.evaluation.report import Figures, Slice
 
 Array = NDArray[Any]
 
@@ -33,6 +35,15 @@ class GroupedAuc:
     users: int  # with both classes: the ones counted
     users_skipped: int  # with one class: their AUC is not defined
     targets: int  # of the counted users
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bin of a calibration curve."""
+
+    predicted: float  # mean
+    observed: float  # click rate
+    count: int
 
 
 def auc(label: Array, score: Array) -> float | None:
@@ -79,7 +90,7 @@ def log_loss(label: Array, probability: Array) -> float | None:
 
 
 def normalised_entropy(label: Array, probability: Array) -> float | None:
-    """Log loss over the entropy of the judged targets' own click rate (He et al. 2014, section 3).
+    """Log loss over the entropy of the evaluated targets' own click rate (He et al. 2014, section 3).
 
     1.0 is what always answering that rate would score; lower is better. None over one class, whose entropy is 0.
     """
@@ -108,7 +119,7 @@ def brier(label: Array, probability: Array) -> float | None:
     return float(np.mean((np.asarray(probability) - np.asarray(label)) ** 2)) if len(label) else None
 
 
-def calibration(label: Array, probability: Array, bins: int) -> list[dict[str, float]]:
+def calibration(label: Array, probability: Array, bins: int) -> list[Bin]:
     """Reliability curve: mean prediction, observed click rate and count in bins of equal mass, lowest first.
 
     Equal mass rather than equal width, so that every point rests on as many targets (Nguyen and O'Connor 2015). Equal
@@ -122,16 +133,15 @@ def calibration(label: Array, probability: Array, bins: int) -> list[dict[str, f
     count = np.bincount(which, minlength=bins)
     predicted, observed = (np.bincount(which, weights=values, minlength=bins) for values in (probability, label))
     return [
-        {"predicted": float(predicted[b] / count[b]), "observed": float(observed[b] / count[b]), "count": int(count[b])}
-        for b in np.flatnonzero(count)
+        Bin(float(predicted[b] / count[b]), float(observed[b] / count[b]), int(count[b])) for b in np.flatnonzero(count)
     ]
 
 
-def expected_calibration_error(curve: list[dict[str, float]]) -> float | None:
+def expected_calibration_error(curve: list[Bin]) -> float | None:
     """ECE: mean distance between prediction and observation over the bins of :func:`calibration`, weighted by count
     (Naeini et al. 2015, with bins of equal mass)."""
-    total = sum(point["count"] for point in curve)
-    return sum(abs(p["predicted"] - p["observed"]) * p["count"] for p in curve) / total if total else None
+    total = sum(one.count for one in curve)
+    return sum(abs(one.predicted - one.observed) * one.count for one in curve) / total if total else None
 
 
 def roc(label: Array, score: Array, points: int = 200) -> list[tuple[float, float]]:
@@ -150,28 +160,28 @@ def roc(label: Array, score: Array, points: int = 200) -> list[tuple[float, floa
     return [(float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True)]
 
 
-def summary(label: Array, probability: Array, user: Array, bins: int) -> dict[str, Any]:
-    """Every figure of one set of probabilities, by name."""
+def summary(label: Array, probability: Array, user: Array, bins: int) -> Figures:
+    """Every metric of one set of probabilities; without the interval, which needs resamples."""
     grouped = group_auc(label, probability, user)
     rate = float(np.mean(label)) if len(label) else None
     mean = float(np.mean(probability)) if len(label) else None
-    return {
-        "auc": auc(label, probability),
-        "log_loss": log_loss(label, probability),
-        "gauc": grouped.value,
-        "gauc_users": grouped.users,
-        "gauc_users_skipped": grouped.users_skipped,
-        "ne": normalised_entropy(label, probability),
-        "f1": f1(label, probability),
-        "accuracy": accuracy(label, probability),
-        "brier": brier(label, probability),
-        "ece": expected_calibration_error(calibration(label, probability, bins)),
-        "mean_prediction": mean,
-        "predicted_over_observed": mean / rate if mean is not None and rate else None,
-    }
+    return Figures(
+        auc=auc(label, probability),
+        log_loss=log_loss(label, probability),
+        gauc=grouped.value,
+        gauc_users=grouped.users,
+        gauc_users_skipped=grouped.users_skipped,
+        ne=normalised_entropy(label, probability),
+        f1=f1(label, probability),
+        accuracy=accuracy(label, probability),
+        brier=brier(label, probability),
+        ece=expected_calibration_error(calibration(label, probability, bins)),
+        mean_prediction=mean,
+        predicted_over_observed=mean / rate if mean is not None and rate else None,
+    )
 
 
-def slices(label: Array, probability: Array, value: Array, starts: tuple[int, ...]) -> list[dict[str, Any]]:
+def slices(label: Array, probability: Array, value: Array, starts: tuple[int, ...]) -> tuple[Slice, ...]:
     """Count, AUC and log loss of the targets in each bucket of ``value`` (N,), buckets without targets left out.
 
     ``starts`` are the buckets' first values; names read ``0-9``, a bucket of one value ``0``, the last one ``200+``.
@@ -184,5 +194,5 @@ def slices(label: Array, probability: Array, value: Array, starts: tuple[int, ..
             last = starts[b + 1] - 1 if b + 1 < len(starts) else None
             name = f"{start}+" if last is None else str(start) if last == start else f"{start}-{last}"
             y, p = np.asarray(label)[rows], np.asarray(probability)[rows]
-            result.append({"bucket": name, "count": int(rows.sum()), "auc": auc(y, p), "log_loss": log_loss(y, p)})
-    return result
+            result.append(Slice(name, int(rows.sum()), auc(y, p), log_loss(y, p)))
+    return tuple(result)

@@ -6,9 +6,9 @@ import base64
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from dti_pipeline.evaluation import tables
+from dti_pipeline.evaluation.report import Comparison
 
 STYLE = """
 :root { --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --wash: #f6f8fa; --mark: #0072b2; }
@@ -41,9 +41,9 @@ figure img { width: 100%; height: auto; display: block; }
 INTERVAL, SMALL = re.compile(r" (\[.*\])"), r"<small>\1</small>"
 
 
-def render(comparison: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+def render(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     """The page. ``pictures`` are SVG files by name, written into it as base64."""
-    title = f"Comparison: {comparison['dataset']}"
+    title = f"Comparison: {comparison.dataset}"
     header = list(tables.COLUMNS)
     body = [
         f"<h1>{html.escape(title)}</h1>",
@@ -51,12 +51,9 @@ def render(comparison: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         _main_table(header, tables.rows(comparison)),
         "<h2>Verdict</h2>",
         '<dl class="verdict">',
-        *(
-            f"<div><dt>{name}</dt><dd>{_inline(comparison['verdict'][name])}</dd></div>"
-            for name in tables.paradigms(comparison)
-        ),
+        *(f"<div><dt>{name}</dt><dd>{_inline(comparison.verdict[name])}</dd></div>" for name, _ in comparison.each()),
         "</dl>",
-        *(f'<p class="note">{_inline(note)}</p>' for note in comparison["notes"]),
+        *(f'<p class="note">{_inline(note)}</p>' for note in comparison.notes),
         "<h2>Pictures</h2>",
         '<div class="grid">',
         *(_figure(name, data) for name, data in pictures.items()),

@@ -45,7 +45,7 @@ def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
         label = f"{name} ({one.auc:.3f})" if one.auc is not None else name
         axes.plot(*_xy(one.roc), color=style.colour, linestyle=style.line, label=label)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
-    axes.set(title="ROC of the judged targets", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title="ROC of the evaluated targets", xlim=(0, 1), ylim=(0, 1))
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(title="paradigm (AUC)", loc="lower right")
 
@@ -53,7 +53,7 @@ def draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
 def draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
         style = named(name).style
-        points = [(p["predicted"], p["observed"]) for p in one.calibration]
+        points = [(b.predicted, b.observed) for b in one.calibration]
         axes.plot(*_xy(points), color=style.colour, linestyle=style.line, marker=style.marker, markersize=5, label=name)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     axes.set(title="Calibration (bins of equal mass)", xlim=(0, 1), ylim=(0, 1))
@@ -62,7 +62,7 @@ def draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
 
 
 def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
-    """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the judged targets."""
+    """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the evaluated targets."""
     seconds = []
     for name, one in curves.items():
         style = named(name).style
@@ -74,7 +74,7 @@ def draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
             axes.plot(*_xy([end]), color=style.colour, marker="*", markersize=13, linestyle="none")
             points.append(end)
         seconds += [x for x, _ in points if x > 0]
-    axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="judged targets, at the end")
+    axes.plot([], [], color="0.4", marker="*", markersize=13, linestyle="none", label="evaluated targets, at the end")
     if seconds and max(seconds) > WIDE * min(seconds):
         logarithmic(axes)
     axes.set(title="AUC against training time", xlabel="training time (s)", ylabel="AUC (lines: validation targets)")

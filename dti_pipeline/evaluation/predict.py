@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 
 
-def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa.Table, dict[str, Any]]:
+def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa.Table, dict[str, float]]:
     """Score every target of ``split``: columns ``row`` (of the log, ascending), ``label``, ``probability`` (one prompt
     a target) and ``probability_streaming``; and how long each form took.
 
@@ -38,7 +37,7 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
     autocast = torch.bfloat16 if manifest.config["training"]["dtype"] == "bfloat16" else None  # as it was trained
     store = TokenStore.open(paths.tokens)
     columns: dict[str, np.ndarray] = {}
-    facts: dict[str, Any] = {}
+    facts: dict[str, float] = {}
     for plan, name in ((split, "probability"), (f"{split}_streaming", "probability_streaming")):
         row, columns[name], seconds = _score(config, paths, paradigm, plan, model, store, device, autocast)
         form = "streaming" if plan.endswith("_streaming") else "sliding_window"

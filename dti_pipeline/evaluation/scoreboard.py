@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from dti_pipeline.config import EvaluationConfig
 from dti_pipeline.evaluation import bootstrap, metrics
 from dti_pipeline.evaluation.metrics import Array
+from dti_pipeline.evaluation.report import Delta, Figures
 
 
 class Scoreboard:
@@ -29,19 +30,16 @@ class Scoreboard:
     def auc(self, name: str) -> float | None:
         return metrics.auc(self.label, self._probabilities[name])
 
-    def figures(self, name: str) -> dict[str, Any]:
-        """Every metric of one set of scores; ``auc_interval`` is [low, high], or None where it is not defined."""
+    def figures(self, name: str) -> Figures:
+        """Every metric of one set of scores."""
         found = bootstrap.interval(self._samples[name], self._settings.confidence)
         measured = metrics.summary(self.label, self._probabilities[name], self.user, self._settings.calibration_bins)
-        return measured | {"auc_interval": [found.low, found.high] if found else None}
+        return replace(measured, auc_interval=(found.low, found.high) if found else None)
 
-    def delta(self, name: str, against: str) -> dict[str, float | None]:
+    def delta(self, name: str, against: str) -> Delta:
         """AUC of ``name`` less that of ``against`` over all targets (``mean``), with the interval of the paired
         resamples. All None over one class."""
         x, y = self.auc(name), self.auc(against)
         found = bootstrap.interval(self._samples[name] - self._samples[against], self._settings.confidence)
-        return {
-            "mean": x - y if x is not None and y is not None else None,
-            "ci_low": found.low if found else None,
-            "ci_high": found.high if found else None,
-        }
+        mean = x - y if x is not None and y is not None else None
+        return Delta(mean, found.low if found else None, found.high if found else None)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from dti_pipeline.evaluation.report import Comparison, Delta, Figures
 from dti_pipeline.evaluation.verdict import floor_label
-from dti_pipeline.paths import PARADIGMS
 
 COLUMNS = ("", "AUC", "AUC streaming", "log loss", "gAUC", "NE", "train s", "targets/s", "speed-up", "ΔAUC")
 WITH_INTERVAL = ("AUC", "ΔAUC")
@@ -32,16 +31,16 @@ class Row:
     short: tuple[str, ...]  # for a terminal
 
 
-def render_markdown(comparison: Mapping[str, Any], pictures: Iterable[str] = ()) -> str:
+def render_markdown(comparison: Comparison, pictures: Iterable[str] = ()) -> str:
     """comparison.md. ``pictures`` are names of PNG files in the folder comparison/ beside it."""
     header = [f"{c} [{percent(comparison)}]" if c in WITH_INTERVAL else c for c in COLUMNS]
     parts = [
-        f"# Comparison: {comparison['dataset']}",
+        f"# Comparison: {comparison.dataset}",
         facts(comparison),
         markdown_table(header, [row.cells for row in rows(comparison)]),
         "## Verdict",
-        "\n".join(f"- **{name}**: {comparison['verdict'][name]}" for name in paradigms(comparison)),
-        *(f"> {note}" for note in comparison["notes"]),
+        "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name, _ in comparison.each()),
+        *(f"> {note}" for note in comparison.notes),
     ]
     for title, table_header, lines in side_tables(comparison):
         parts += [f"## {title}", markdown_table(table_header, lines)]
@@ -50,7 +49,7 @@ def render_markdown(comparison: Mapping[str, Any], pictures: Iterable[str] = ())
     return "\n\n".join(parts) + "\n"
 
 
-def render_text(comparison: Mapping[str, Any]) -> str:
+def render_text(comparison: Comparison) -> str:
     """The same for a terminal, at most 110 columns: table, verdicts, notes, where to look next."""
     width = sum(WIDTHS) + 2 * (len(WIDTHS) - 1)
     header = ("", f"AUC [{percent(comparison)}]", "stream", *COLUMNS[3:])
@@ -62,94 +61,89 @@ def render_text(comparison: Mapping[str, Any]) -> str:
             kind = row.kind
         lines.append(_fixed(row.short))
     lines.append("")
-    sentences = [f"{name}: {comparison['verdict'][name]}" for name in paradigms(comparison)]
-    for text in sentences + [f"Note: {note}" for note in comparison["notes"]]:
+    sentences = [f"{name}: {comparison.verdict[name]}" for name, _ in comparison.each()]
+    for text in sentences + [f"Note: {note}" for note in comparison.notes]:
         lines += textwrap.wrap(text, width, subsequent_indent="  ")
     lines += ["", "Where to look next:", *(f"  {line}" for line in where_next())]
     return "\n".join(lines).replace("`", "") + "\n"
 
 
-def facts(comparison: Mapping[str, Any]) -> str:
-    """One paragraph: what was judged, on what, with which intervals."""
-    protocol = comparison["protocol"]
-    sha, dash, dirty = (comparison["commit"] or "").partition("-")
+def facts(comparison: Comparison) -> str:
+    """One paragraph: the targets, the split, the intervals."""
+    protocol = comparison.protocol
+    sha, dash, dirty = (comparison.commit or "").partition("-")
     commit = f" Commit {sha[:10]}{dash}{dirty}." if sha else ""
     return (
-        f"{protocol['targets']:,} {protocol['split']} targets of {protocol['users']:,} users, of whom"
-        f" {protocol['users_in_training']:,} were seen in training; {100 * protocol['click_rate']:.1f} % clicks;"
-        f" split by {protocol['rule'].replace('_', ' ')}. AUC is of single-target prompts with"
-        f" {protocol['context']} context interactions, what a server sees; `streaming` scores the same targets in"
+        f"{protocol.targets:,} {protocol.split} targets of {protocol.users:,} users, of whom"
+        f" {protocol.users_in_training:,} were seen in training; {100 * protocol.click_rate:.1f} % clicks;"
+        f" split by {protocol.rule.replace('_', ' ')}. AUC is of single-target prompts with"
+        f" {protocol.context} context interactions, what a server sees; `streaming` scores the same targets in"
         " prompts of many. Intervals:"
-        f" {percent(comparison)}, {protocol['bootstrap_samples']:,} resamples of users; differences are paired."
-        f" Trained on {comparison['hardware']}.{commit}"
+        f" {percent(comparison)}, {protocol.bootstrap_samples:,} resamples of users; differences are paired."
+        f" Trained on {comparison.hardware}.{commit}"
     )
 
 
-def rows(comparison: Mapping[str, Any]) -> Iterator[Row]:
+def rows(comparison: Comparison) -> Iterator[Row]:
     """Paradigms, then floors, then the best possible where it is known."""
-    for name, figures in paradigms(comparison).items():
-        delta, speedup = comparison["auc_delta"].get(name), comparison["speedup"].get(name)
-        change = signed(delta["mean"]) if delta else MISSING
-        wide = f"{change} {_interval(delta['ci_low'], delta['ci_high'], '+.4f')}" if delta else change
+    for name, figures in comparison.each():
+        delta = comparison.auc_delta.get(name, Delta(None, None, None))
+        speedup = comparison.speedup.get(name)
+        change = signed(delta.mean)
+        wide = f"{change} {_interval((delta.ci_low, delta.ci_high), '+.4f')}".strip()
         tail = (
-            number(figures["auc_streaming"]), *_quality(figures), _amount(figures["train_seconds"]),
-            _amount(figures["targets_per_second"]), f"{speedup:.1f}x" if speedup else MISSING,
+            number(figures.auc_streaming), *_quality(figures), _amount(figures.train_seconds),
+            _amount(figures.targets_per_second), f"{speedup:.1f}x" if speedup else MISSING,
         )  # fmt: skip
         yield Row("paradigm", (f"`{name}`", _auc(figures), *tail, wide), (name, _short_auc(figures), *tail, change))
-    context = comparison["protocol"]["context"]
+    context = comparison.protocol.context
     named = [
         ("floor", f"floor: {floor_label(name, context)}", SHORT_FLOORS[name].format(context), figures)
-        for name, figures in comparison["floors"].items()
+        for name, figures in comparison.floors.items()
     ]
-    if comparison["best_possible"]:
-        named.append(("best", "best possible", "best possible", comparison["best_possible"]))
-    for kind, name, short, figures in named:
+    if comparison.best_possible:
+        named.append(("best", "best possible", "best possible", comparison.best_possible))
+    for kind, name, short, of in named:
         blank = (MISSING,) * 4
         yield Row(
             kind,
-            (name, _auc(figures), MISSING, *_quality(figures), *blank),
-            (short, _short_auc(figures), MISSING, *_quality(figures), *blank),
+            (name, _auc(of), MISSING, *_quality(of), *blank),
+            (short, _short_auc(of), MISSING, *_quality(of), *blank),
         )
 
 
-def side_tables(comparison: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Title, header and lines of what stands below the main table: slices, and the figures it has no room for."""
-    judged = paradigms(comparison)
+    compared = dict(comparison.each())
     titles = {
         "history_length": "AUC by history length (earlier rows of the user)",
         "item_popularity": "AUC by item popularity (training targets of the item)",
     }
     for key, title in titles.items():
         lines = []
-        for buckets in zip(*(figures["slices"][key] for figures in judged.values()), strict=True):
-            lines.append([buckets[0]["bucket"], f"{buckets[0]['count']:,}", *(number(b["auc"]) for b in buckets)])
-        yield title, ["", "targets", *(f"`{name}`" for name in judged)], lines
-    threshold = comparison["protocol"]["threshold"]
-    context = comparison["protocol"]["context"]
-    named = {f"`{name}`": figures for name, figures in judged.items()}
-    named |= {f"floor: {floor_label(name, context)}": figures for name, figures in comparison["floors"].items()}
+        for slices in zip(*(getattr(figures.slices, key) for figures in compared.values()), strict=True):
+            lines.append([slices[0].bucket, f"{slices[0].count:,}", *(number(one.auc) for one in slices)])
+        yield title, ["", "targets", *(f"`{name}`" for name in compared)], lines
+    threshold, context = comparison.protocol.threshold, comparison.protocol.context
+    named: dict[str, Figures] = {f"`{name}`": figures for name, figures in compared.items()}
+    named |= {f"floor: {floor_label(name, context)}": figures for name, figures in comparison.floors.items()}
     keys = ("f1", "accuracy", "brier", "ece", "predicted_over_observed")
     yield (
         "Decisions and calibration",
         ["", f"F1 at {threshold}", f"accuracy at {threshold}", "Brier", "ECE", "predicted / observed clicks"],
-        [[name, *(number(figures[key]) for key in keys)] for name, figures in named.items()],
+        [[name, *(number(getattr(figures, key)) for key in keys)] for name, figures in named.items()],
     )
     yield (
         "What was trained",
         ["", "targets a prompt", "targets seen", "epochs", "tokens/s", "parameters", "seed"],
         [
             [
-                f"`{name}`", str(row["prompts"]["targets_per_prompt"]), f"{row['targets']:,}", f"{row['epochs']:g}",
-                _amount(row["tokens_per_second"]), f"{row['parameters']:,}", str(row["seed"]),
+                f"`{name}`", str(row.prompts.targets_per_prompt), f"{row.targets:,}", f"{row.epochs:g}",
+                _amount(row.tokens_per_second), f"{row.parameters:,}", str(row.seed),
             ]
-            for name, row in judged.items()
+            for name, row in compared.items()
         ],
     )  # fmt: skip
-
-
-def paradigms(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The paradigms' figures in the order of :data:`PARADIGMS`, the baseline first; JSON files have them sorted."""
-    return {name: comparison["paradigms"][name] for name in PARADIGMS if name in comparison["paradigms"]}
 
 
 def where_next() -> list[str]:
@@ -162,8 +156,8 @@ def where_next() -> list[str]:
     ]
 
 
-def percent(comparison: Mapping[str, Any]) -> str:
-    return f"{100 * comparison['protocol']['confidence']:g} %"
+def percent(comparison: Comparison) -> str:
+    return f"{100 * comparison.protocol.confidence:g} %"
 
 
 def number(value: float | None) -> str:
@@ -174,26 +168,25 @@ def signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.4f}"
 
 
-def _quality(figures: Mapping[str, Any]) -> tuple[str, str, str]:
-    return number(figures["log_loss"]), number(figures["gauc"]), number(figures["ne"])
+def _quality(figures: Figures) -> tuple[str, str, str]:
+    return number(figures.log_loss), number(figures.gauc), number(figures.ne)
 
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _auc(figures: Mapping[str, Any]) -> str:
-    low, high = figures["auc_interval"] or (None, None)
-    return f"{number(figures['auc'])} {_interval(low, high, '.4f')}".strip()
+def _auc(figures: Figures) -> str:
+    return f"{number(figures.auc)} {_interval(figures.auc_interval, '.4f')}".strip()
 
 
-def _short_auc(figures: Mapping[str, Any]) -> str:
-    low, high = figures["auc_interval"] or (None, None)
-    interval = _interval(low, high, ".3f").replace(",", "").replace("0.", ".")
-    return f"{number(figures['auc'])} {interval}".strip()
+def _short_auc(figures: Figures) -> str:
+    interval = _interval(figures.auc_interval, ".3f").replace(",", "").replace("0.", ".")
+    return f"{number(figures.auc)} {interval}".strip()
 
 
-def _interval(low: float | None, high: float | None, form: str) -> str:
+def _interval(ends: tuple[float | None, float | None] | None, form: str) -> str:
+    low, high = ends or (None, None)
     return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 

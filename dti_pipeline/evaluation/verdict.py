@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dti_pipeline.evaluation.gate import BASE
+from dti_pipeline.evaluation.report import Comparison
 
 #: A difference within an interval wider than this to either side is not evidence of equality; the verdict says so.
 BLUNT = 0.01
@@ -22,28 +22,27 @@ def floor_label(name: str, context: int) -> str:
     }[name]
 
 
-def sentence(paradigm: str, comparison: Mapping[str, Any]) -> str:
+def sentence(paradigm: str, comparison: Comparison) -> str:
     """AUC against the baseline's with its interval, training time for each target, and where the floors lie."""
-    auc = comparison["paradigms"][paradigm]["auc"]
+    auc = comparison.paradigms[paradigm].auc
     if auc is None:
-        return "AUC is not defined: the judged targets are all of one class."
+        return "AUC is not defined: the evaluated targets are all of one class."
     parts = [f"AUC {auc:.4f}{_difference(paradigm, comparison)}"]
-    if paradigm in comparison["speedup"]:
-        parts.append(_speed(comparison["speedup"][paradigm]))
+    if paradigm in comparison.speedup:
+        parts.append(_speed(comparison.speedup[paradigm]))
     parts.append(_floors(paradigm, comparison))
     return "; ".join(parts) + "."
 
 
-def _difference(paradigm: str, comparison: Mapping[str, Any]) -> str:
-    percent = f"{100 * comparison['protocol']['confidence']:g} % interval"
-    delta = comparison["auc_delta"].get(paradigm)
+def _difference(paradigm: str, comparison: Comparison) -> str:
+    percent = f"{100 * comparison.protocol.confidence:g} % interval"
+    delta = comparison.auc_delta.get(paradigm)
     if delta is None:
-        interval = comparison["paradigms"][paradigm]["auc_interval"]
+        interval = comparison.paradigms[paradigm].auc_interval
         return f" ({percent} {interval[0]:.4f} .. {interval[1]:.4f})" if interval else ""
-    base = comparison["paradigms"]["sliding_window"]["auc"]
-    text = f" against {base:.4f}: {delta['mean']:+.4f}"
-    low, high = delta["ci_low"], delta["ci_high"]
-    if low is None:
+    text = f" against {comparison.paradigms[BASE].auc:.4f}: {delta.mean:+.4f}"
+    low, high = delta.ci_low, delta.ci_high
+    if low is None or high is None:
         return f"{text} (no interval: too few users)"
     text += f" ({percent} {low:+.4f} .. {high:+.4f}), "
     if low > 0:
@@ -65,14 +64,14 @@ def _speed(speedup: float) -> str:
     )
 
 
-def _floors(paradigm: str, comparison: Mapping[str, Any]) -> str:
+def _floors(paradigm: str, comparison: Comparison) -> str:
     below, level = [], []
-    floors = comparison["floor_delta"][paradigm]
+    floors = comparison.floor_delta[paradigm]
     for name, delta in floors.items():
-        label = f"{floor_label(name, comparison['protocol']['context'])} {comparison['baselines'][name]:.4f}"
-        if delta["ci_high"] is not None and delta["ci_high"] < 0:
+        label = f"{floor_label(name, comparison.protocol.context)} {comparison.baselines[name]:.4f}"
+        if delta.ci_high is not None and delta.ci_high < 0:
             below.append(f"below {label}")
-        elif delta["ci_low"] is None or delta["ci_low"] <= 0:
+        elif delta.ci_low is None or delta.ci_low <= 0:
             level.append(f"no measurable difference from {label}")
     beaten = len(floors) - len(below) - len(level)
     if beaten == len(floors):
@@ -80,22 +79,22 @@ def _floors(paradigm: str, comparison: Mapping[str, Any]) -> str:
     return f"above {beaten or 'none'} of the {len(floors)} floors: {', '.join(below + level)}"
 
 
-def notes(comparison: Mapping[str, Any]) -> list[str]:
+def notes(comparison: Comparison) -> list[str]:
     """What limits the comparison, one sentence each."""
-    protocol, paradigms, found = comparison["protocol"], comparison["paradigms"], []
-    if "sliding_window" not in paradigms:
-        found.append("sliding_window has no evaluation here: no speed-up and no AUC difference can be given.")
-    if protocol["users"] < FEW_USERS:
+    protocol, paradigms, found = comparison.protocol, comparison.paradigms, []
+    if BASE not in paradigms:
+        found.append(f"{BASE} has no evaluation here: no speed-up and no AUC difference can be given.")
+    if protocol.users < FEW_USERS:
         found.append(
-            f"The judged targets come from {protocol['users']} users, {protocol['users_in_training']} of them seen in"
+            f"The evaluated targets come from {protocol.users} users, {protocol.users_in_training} of them seen in"
             " training: intervals by user are wide and rough."
         )
-    if protocol["rule"] == "user_order":
+    if protocol.rule == "user_order":
         found.append(
             "The split follows each user's row order, not one clock: compare these figures with one another, not with"
             " figures of a split by time."
         )
-    if protocol["source"] == "synthetic" and comparison["best_possible"] is None:
+    if protocol.source == "synthetic" and comparison.best_possible is None:
         found.append("The synthetic log's true probabilities do not cover every target: the best possible is left out.")
     unequal = {
         "hardware": "were trained on different hardware, so the speed-ups compare machines too",
@@ -103,13 +102,13 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         "context": "see different numbers of context interactions",
     }
     for key, meaning in unequal.items():
-        values = {name: row["prompts"][key] if key == "context" else row[key] for name, row in paradigms.items()}
+        values = {name: getattr(row.prompts if key == "context" else row, key) for name, row in paradigms.items()}
         if len(set(values.values())) > 1:
             found.append(f"The paradigms {meaning}: {', '.join(f'{n} {v}' for n, v in values.items())}.")
-    for name, delta in comparison["streaming_delta"].items():
-        if delta["ci_low"] is not None and not delta["ci_low"] <= 0 <= delta["ci_high"]:
+    for name, delta in comparison.streaming_delta.items():
+        if delta.ci_low is not None and delta.ci_high is not None and not delta.ci_low <= 0 <= delta.ci_high:
             found.append(
-                f"{name} scores {delta['mean']:+.4f} AUC in streaming prompts against the single prompts a server sees"
-                f" ({delta['ci_low']:+.4f} .. {delta['ci_high']:+.4f})."
+                f"{name} scores {delta.mean:+.4f} AUC in streaming prompts against the single prompts a server sees"
+                f" ({delta.ci_low:+.4f} .. {delta.ci_high:+.4f})."
             )
     return found

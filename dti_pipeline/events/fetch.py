@@ -8,15 +8,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.download import Progress, download
+from dti_pipeline.events.report import FetchedFile, FetchReport
 from dti_pipeline.events.unpack import unpack
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import from_plain, to_plain
 
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 GROUPLENS_TERMS = (
@@ -52,6 +53,14 @@ class Collection:
     md5: str | None = None  # published; None: the owner replaces the files from time to time, or publishes none
 
 
+@dataclass(frozen=True)
+class _Record:
+    """``<name>.fetched.json``: the terms that were shown, and the files that came."""
+
+    terms: str = ""
+    files: dict[str, FetchedFile] = field(default_factory=dict)
+
+
 #: What ``dti fetch`` knows by name; ``amazon`` takes a category besides.
 COLLECTIONS = {
     "movielens-1m": Collection(
@@ -77,7 +86,7 @@ def fetch(
     base_url: str | None = None,
     say: Callable[[str], None] = _to_stderr,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FetchReport:
     """Bring a public log to ``data/raw/<name>`` (``data/raw/amazon-<category>``), where it stays as it came.
 
     ``base_url`` is a mirror to take the files from. ``say`` hears the owner's terms before the first download, and
@@ -88,13 +97,13 @@ def fetch(
     """
     collection, name = _collection(name, category)
     folder, record_path = paths.raw / name, paths.raw / f"{name}.fetched.json"
-    record: dict[str, Any] = json.loads(record_path.read_text()) if record_path.is_file() else {}
-    report = {"name": name, "path": str(folder), "source": collection.source, "terms": collection.terms}
+    record = from_plain(_Record, json.loads(record_path.read_text())) if record_path.is_file() else _Record()
+    report = FetchReport(name, str(folder), collection.source, collection.terms, fetched=False, files=record.files)
     if folder.is_dir():
-        return report | {"fetched": False, "files": record.get("files", {})}
-    if record.get("terms") != collection.terms:
+        return report
+    if record.terms != collection.terms:
         say(collection.terms)
-        artifacts.write_json(record_path, record | {"terms": collection.terms})
+        artifacts.write_json(record_path, to_plain(replace(record, terms=collection.terms)))
     downloads = paths.raw / ".downloads" / name
     seen = {}
     for file in collection.files:
@@ -102,13 +111,13 @@ def fetch(
         target = downloads / Path(file).name
         # One that is whole was left by a run that failed at the next one.
         md5 = artifacts.file_digest(target) if target.is_file() else download(url, target, collection.md5, progress)
-        seen[target.name] = {"url": url, "md5": md5, "bytes": target.stat().st_size}
-        before = record.get("files", {}).get(target.name, {}).get("md5")
-        if before not in (None, md5):
-            say(f"{target.name} has changed since it was last fetched: MD5 was {before}, is {md5}")
+        seen[target.name] = FetchedFile(url, md5, target.stat().st_size)
+        before = record.files.get(target.name)
+        if before is not None and before.md5 != md5:
+            say(f"{target.name} has changed since it was last fetched: MD5 was {before.md5}, is {md5}")
     _place(downloads, folder)
-    artifacts.write_json(record_path, {"terms": collection.terms, "files": seen})
-    return report | {"fetched": True, "files": seen}
+    artifacts.write_json(record_path, to_plain(_Record(collection.terms, seen)))
+    return replace(report, fetched=True, files=seen)
 
 
 def _place(downloads: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import connect, run_script, write_parquet
+from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts
 from dti_pipeline.events.sources import Log, locate
 from dti_pipeline.events.split import split
 from dti_pipeline.events.staging import stage
@@ -21,7 +22,7 @@ QUARANTINE = "quarantine.parquet"
 SPLITS = ("train", "validation", "test")
 
 
-def ingest(config: Config, paths: Paths) -> dict[str, Any]:
+def ingest(config: Config, paths: Paths) -> IngestReport:
     """Read a log into ``data/events``; what was parsed before is taken from ``data/staged``.
 
     ``interactions.parquet``, one row for each kept rating, ordered by user (1, 2, 10, a, b), time and file order; a
@@ -53,9 +54,8 @@ def ingest(config: Config, paths: Paths) -> dict[str, Any]:
             connection, f'SELECT {columns} FROM interactions ORDER BY "user", position', draft.path / INTERACTIONS
         )
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
-        draft.report.update(ledger, **_facts(connection, config.split.min_history))
-        draft.report.update(clock=clock, rating_scale=[log.lowest, log.highest])
-        report = dict(draft.report)
+        scale = (log.lowest, log.highest)
+        report = draft.report = _report(connection, config.split.min_history, ledger, clock, scale)
     return report
 
 
@@ -106,7 +106,13 @@ def _require_rows(connection: duckdb.DuckDBPyConnection, ledger: dict[str, int],
         raise InputError(f"{path} has no usable row among {ledger['read']}: {name} line {line}, for one: {reason}")
 
 
-def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str, Any]:
+def _report(
+    connection: duckdb.DuckDBPyConnection,
+    min_history: int,
+    ledger: dict[str, int],
+    clock: bool,
+    scale: tuple[float | None, float | None],
+) -> IngestReport:
     users, items, rate, untitled, untitled_items, first, last = _row(
         connection,
         """SELECT count(DISTINCT user_id), count(DISTINCT item_id), avg(label), count(*) FILTER (untitled),
@@ -116,26 +122,27 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
         """SELECT split, count(*), count(*) FILTER (position >= $1), avg(label) FROM interactions GROUP BY split""",
         [min_history],
     ).fetchall()
-    splits: dict[str, dict[str, Any]] = {name: {"rows": 0, "targets": 0, "label_rate": None} for name in SPLITS}
-    for name, count, targets, label_rate in rows:
-        splits[name] = {"rows": count, "targets": targets, "label_rate": label_rate}
+    splits = {name: SplitCounts(0, 0, None) for name in SPLITS} | {name: SplitCounts(*row) for name, *row in rows}
     files = connection.execute(
         """SELECT files.source_file, count(row), count(reason) FROM files LEFT JOIN read_rows USING (source_file)
            GROUP BY ALL ORDER BY files.source_file"""
     ).fetchall()
     reasons = connection.execute("SELECT reason, count(*) FROM quarantine GROUP BY reason ORDER BY reason").fetchall()
-    return {
-        "users": users,
-        "items": items,
-        "label_rate": rate,
-        "untitled": untitled,  # kept rows
-        "untitled_items": untitled_items,
-        "first_time": first,
-        "last_time": last,
-        "splits": splits,
-        "files": {name: {"read": read, "quarantined": quarantined} for name, read, quarantined in files},
-        "reasons": dict(reasons),
-    }
+    return IngestReport(
+        **ledger,
+        users=users,
+        items=items,
+        label_rate=rate,
+        untitled=untitled,
+        untitled_items=untitled_items,
+        first_time=first,
+        last_time=last,
+        splits=splits,
+        files={name: FileCounts(*counts) for name, *counts in files},
+        reasons=dict(reasons),
+        clock=clock,
+        rating_scale=scale,
+    )
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Which interactions are learnt from and which are judged."""
+"""The split of interactions into training, validation and test rows."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig, SynthConfig
+from dti_pipeline.events.report import SynthReport
 from dti_pipeline.paths import Paths
 
 TOPICS = (
@@ -49,7 +49,7 @@ class _Rows:
     rating: np.ndarray
 
 
-def synth(config: Config, paths: Paths) -> dict[str, Any]:
+def synth(config: Config, paths: Paths) -> SynthReport:
     """Write ``data/raw/synthetic``: the same for one seed on every run.
 
     ``ratings.csv`` (user_id, item_id, rating 1 to 5, timestamp), in time order, with bad rows of every kind and exact
@@ -70,7 +70,7 @@ def synth(config: Config, paths: Paths) -> dict[str, Any]:
             [f"{user},{item},{time},{chance:.6f}" for user, item, time, chance in truth],
         )
         test = _test_targets(rows, SplitConfig())
-        draft.report.update(
+        report = draft.report = SynthReport(
             rows=len(rows.user) + sum(planted.values()) + duplicates,
             kept=len(rows.user),
             quarantined=sum(planted.values()),
@@ -82,7 +82,6 @@ def synth(config: Config, paths: Paths) -> dict[str, Any]:
             test_targets=int(test.sum()),
             best_possible_auc=_auc(rows.rating[test] > 3, rows.probability[test]),
         )
-        report = dict(draft.report)
     return report
 
 

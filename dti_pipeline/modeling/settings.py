@@ -13,7 +13,7 @@ class LoraConfig:
     """LoRA adapters on a pretrained model (peft)."""
 
     rank: NonNegativeInt = 16  # 0: train every weight
-    alpha: PositiveInt = 32  # adapters are scaled by alpha / rank
+    alpha: NonNegativeInt = 32  # adapters are scaled by alpha / rank
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")  # linear layers that get adapters, by name
 
 

@@ -13,6 +13,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.packing.report import PackReport, PlanReport
 from dti_pipeline.packing.store import SPLITS, TokenStore, write_columns
 from dti_pipeline.paradigms import Paradigm, named
 from dti_pipeline.paths import Paths
@@ -31,7 +32,7 @@ def targets_per_prompt(config: Config, plan: str, paradigm: Paradigm) -> int | N
     return paradigm.targets(wanted) if plan == "train" else wanted
 
 
-def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
+def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     """Plan the rows of one paradigm. Every target of the log is in exactly one prompt of its plan, or is counted as
     dropped with the reason. Plans hold spans of the log, never tokens."""
     store = TokenStore.open(paths.tokens)
@@ -43,19 +44,19 @@ def pack(config: Config, paths: Paths, paradigm: str) -> dict[str, Any]:
             plans[plan], cut, row = plan_rows(config, store, named(paradigm), plan)
             columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
             write_columns(draft.path / f"{plan}.arrow", {"row": row, **columns})
-        draft.report |= {
-            "paradigm": paradigm,
-            "context": config.packing.context,
-            "row_length": config.packing.row_length,
-            **plans["train"],
-            "plans": plans,
-        }
-    return draft.report
+        report = draft.report = PackReport(
+            **vars(plans["train"]),
+            paradigm=paradigm,
+            context=config.packing.context,
+            row_length=config.packing.row_length,
+            plans=plans,
+        )
+    return report
 
 
 def plan_rows(
     config: Config, store: TokenStore, paradigm: Paradigm, plan: str
-) -> tuple[dict[str, Any], Prompts, NDArray[np.int32]]:
+) -> tuple[PlanReport, Prompts, NDArray[np.int32]]:
     """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each.
 
     Whole users are taken a block at a time and packed into rows of their own, so that memory is 20 bytes a prompt and a
@@ -102,19 +103,19 @@ def plan_rows(
     targets, dropped = plan_prompts.targets, int(in_log.sum()) - room
     assert targets + dropped == int(in_log.sum()), "a target was lost"
     tokens = int(plan_prompts.length.sum())
-    report = {
-        "targets": targets,
-        "targets_in_log": int(in_log.sum()),
-        "dropped": dropped,
-        "dropped_reason": f"packing.max_targets = {packing.max_targets}" if dropped else None,
-        "targets_per_prompt": k or "all",
-        "prompts": len(plan_prompts),
-        "prompts_cut_by_row": ended,
-        "rows": rows,
-        "tokens": tokens,
-        "tokens_per_target": round(tokens / max(targets, 1), 4),
-        "padding_share": round(1 - tokens / max(rows * packing.row_length, 1), 6),
-    }
+    report = PlanReport(
+        targets=targets,
+        targets_in_log=int(in_log.sum()),
+        dropped=dropped,
+        dropped_reason=f"packing.max_targets = {packing.max_targets}" if dropped else None,
+        targets_per_prompt=k or "all",
+        prompts=len(plan_prompts),
+        prompts_cut_by_row=ended,
+        rows=rows,
+        tokens=tokens,
+        tokens_per_target=round(tokens / max(targets, 1), 4),
+        padding_share=round(1 - tokens / max(rows * packing.row_length, 1), 6),
+    )
     return report, plan_prompts, row[:end]
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dti_pipeline import artifacts
 from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import DTYPES, NO_DOCUMENT, Kind, Layout
+from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore, read_columns
 
 
@@ -35,11 +36,11 @@ class Rows:
     @classmethod
     def open(cls, store: TokenStore, folder: Path, plan: str) -> Rows:
         """A plan that ``dti pack`` made, memory-mapped."""
-        manifest = artifacts.read(folder, "pack")
+        report = artifacts.read(folder, "pack", PackReport).report
         columns = read_columns(folder / f"{plan}.arrow")
         return cls(
             store=store,
-            row_length=manifest.report["row_length"],
+            row_length=report.row_length,
             start=columns["start"],
             first_target=columns["first_target"],
             stop=columns["stop"],

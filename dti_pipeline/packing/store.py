@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
-from dti_pipeline.artifacts import Manifest
+from dti_pipeline.packing.report import TokenizeReport
 
 #: Codes of the split column.
 SPLITS = ("train", "validation", "test")
@@ -26,7 +26,6 @@ ITEMS = "items.parquet"
 class TokenStore:
     """One log in tokens. ``m`` rows, ``t`` distinct texts; arrays are views of memory-mapped files."""
 
-    manifest: Manifest
     tokens: NDArray[np.int32]  # all texts' tokens, end to end
     offsets: NDArray[np.int64]  # (t + 1,) where each text starts in ``tokens``
     text: NDArray[np.int32]  # (m,) text of each interaction
@@ -34,32 +33,25 @@ class TokenStore:
     split: NDArray[np.int8]  # (m,) index into SPLITS
     position: NDArray[np.int32]  # (m,) index within the user's history
     prefix: NDArray[np.int32]  # tokens that open every prompt
+    special: dict[str, int]  # token ids by role: pad, sum, yes, no
+    vocabulary: int = 0  # V: ids are below it; 0: not known
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
         """Memory-map a store that ``dti tokenize`` made. Cost: nothing is read until it is used."""
-        manifest = artifacts.read(folder, "tokenize")
+        report = artifacts.read(folder, "tokenize", TokenizeReport).report
         interactions = read_columns(folder / "interactions.arrow")
         return cls(
-            manifest=manifest,
             tokens=read_columns(folder / "texts.arrow")["token"],
             offsets=read_columns(folder / "offsets.arrow")["offset"],
             text=interactions["text"],
             label=interactions["label"],
             split=interactions["split"],
             position=interactions["position"],
-            prefix=np.asarray(manifest.report["prefix_tokens"], np.int32),
+            prefix=np.asarray(report.prefix_tokens, np.int32),
+            special=report.special_tokens,
+            vocabulary=report.vocabulary,
         )
-
-    @property
-    def special(self) -> dict[str, int]:
-        """Token ids by role: pad, sum, yes, no."""
-        return self.manifest.report["special_tokens"]
-
-    @property
-    def vocabulary(self) -> int:
-        """V: ids are below it."""
-        return self.manifest.report["vocabulary"]
 
     def lengths(self) -> NDArray[np.int32]:
         """(m,) tokens of each interaction as context: its text and its label."""

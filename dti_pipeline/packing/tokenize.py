@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
 from dti_pipeline.paths import Paths
-from dti_pipeline.validation.gate import require_passed
+from dti_pipeline.validation.requirement import require_passed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ ROLES = {"yes": (" yes", "[YES]"), "no": (" no", "[NO]")}
 BLOCK = 1 << 18
 
 
-def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
+def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; a text that is empty becomes
@@ -55,17 +56,17 @@ def tokenize(config: Config, paths: Paths) -> dict[str, Any]:
         tokenizer.save_pretrained(draft.path / "tokenizer")
         pq.write_table(_catalogue(log), draft.path / ITEMS)
         lengths = np.diff(offsets)
-        draft.report |= {
-            "interactions": len(log.item),
-            "texts": len(texts),
-            "texts_cut": cut,
-            "tokens": int(lengths[text_of_row].sum()) + len(log.item),
-            "tokens_per_interaction": round(float(lengths[text_of_row].mean()) + 1, 4),
-            "vocabulary": len(tokenizer),
-            "special_tokens": special,
-            "prefix_tokens": prefix,
-        }
-    return draft.report
+        report = draft.report = TokenizeReport(
+            interactions=len(log.item),
+            texts=len(texts),
+            texts_cut=cut,
+            tokens=int(lengths[text_of_row].sum()) + len(log.item),
+            tokens_per_interaction=round(float(lengths[text_of_row].mean()) + 1, 4),
+            vocabulary=len(tokenizer),
+            special_tokens=special,
+            prefix_tokens=tuple(prefix),
+        )
+    return report
 
 
 @dataclass(frozen=True)

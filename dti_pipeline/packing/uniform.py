@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from dti_pipeline.artifacts import Manifest
 from dti_pipeline.packing.store import TokenStore
 
 #: Of the store's one text; real stores take theirs from the tokenizer.
@@ -23,7 +20,6 @@ def uniform_store(users: int, interactions: int, tokens: int, train_share: float
     position = np.tile(np.arange(interactions, dtype=np.int32), users)
     train = round(interactions * train_share)
     return TokenStore(
-        manifest=Manifest(Path(), "tokenize", {"special_tokens": SPECIAL}, {}, {}, {}),
         tokens=np.full(tokens - 1, len(SPECIAL), np.int32),
         offsets=np.array([0, tokens - 1], np.int64),
         text=np.zeros(rows, np.int32),
@@ -31,4 +27,5 @@ def uniform_store(users: int, interactions: int, tokens: int, train_share: float
         split=np.where(position < train, 0, np.where(position < (train + interactions + 1) // 2, 1, 2)).astype(np.int8),
         position=position,
         prefix=np.zeros(0, np.int32),
+        special=SPECIAL,
     )

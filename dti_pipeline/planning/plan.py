@@ -14,6 +14,7 @@ from dti_pipeline.paradigms import BASELINE, named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
+from dti_pipeline.training.report import TrainReport
 
 #: Share of a GPU's peak that training reaches, where nothing else is said: what benchmarks/train_step.py reached at the
 #: shape of an 8B model on an H100. A model of a few million weights is launch-bound and reaches a small part of it.
@@ -43,7 +44,7 @@ def plan(
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
     store, log = _log(config, paths, users, interactions, tokens)
     card = hardware.named(gpu)
-    shape = shape_of(config.model, store.manifest.report.get("vocabulary", config.tokens.vocab_size), model)
+    shape = shape_of(config.model, store.vocabulary or config.tokens.vocab_size, model)
     pretrained = (model or config.model.name_or_path) is not None
     lora = config.model.lora
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
@@ -127,10 +128,10 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
     pairs = cost.visible_pairs(
         paradigm, prompts, store.lengths(), store.position, config.packing.context, len(store.prefix)
     )
-    slots = counts["rows"] * config.packing.row_length
-    flop = cost.training_flop(shape, slots, pairs, counts["targets"], adapters)
+    slots = counts.rows * config.packing.row_length
+    flop = cost.training_flop(shape, slots, pairs, counts.targets, adapters)
     kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
-    return {key: counts[key] for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
+    return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
 
 
 def measured(paths: Paths) -> dict[str, dict[str, Any]]:
@@ -139,7 +140,7 @@ def measured(paths: Paths) -> dict[str, dict[str, Any]]:
     ``off_formula`` = measured speed-up / ratio of tokens a target - 1.
     """
     runs = {
-        name: artifacts.read(paths.model(name), "train").report
+        name: artifacts.read(paths.model(name), "train", TrainReport).report
         for name in names()
         if (paths.model(name) / artifacts.MANIFEST).is_file()
     }
@@ -147,10 +148,10 @@ def measured(paths: Paths) -> dict[str, dict[str, Any]]:
     found = {}
     for name, run in runs.items():
         keys = ("targets_per_second", "tokens_per_second", "tokens_per_target", "train_seconds", "hardware")
-        row = {key: run[key] for key in keys}
-        if base is not None and name != BASELINE.name and base["hardware"] == run["hardware"]:
-            row["speedup"] = run["targets_per_second"] / base["targets_per_second"]
-            row["speedup_formula"] = base["tokens_per_target"] / run["tokens_per_target"]
+        row = {key: getattr(run, key) for key in keys}
+        if base is not None and name != BASELINE.name and base.hardware == run.hardware:
+            row["speedup"] = run.targets_per_second / base.targets_per_second
+            row["speedup_formula"] = base.tokens_per_target / run.tokens_per_target
             row["off_formula"] = row["speedup"] / row["speedup_formula"] - 1
         found[name] = row
     return found

@@ -28,6 +28,7 @@ from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.requests import Item, Request, parse
+from dti_pipeline.training.report import TrainReport
 
 if TYPE_CHECKING:
     import pandas
@@ -52,7 +53,7 @@ class _Log:
 class Scorer:
     """A trained model, loaded for scoring. Not thread-safe: one for each thread."""
 
-    manifest: Manifest
+    manifest: Manifest[TrainReport]
     model: CTRModel
     tokenizer: PreTrainedTokenizerBase
     titles: Mapping[str, str]  # item text by id, from the training log
@@ -68,9 +69,7 @@ class Scorer:
         that grows with the items.
         """
         folder = Path(folder)
-        manifest = artifacts.read(folder, "train")
-        if "texts" not in manifest.report:
-            raise InputError(f"{folder} does not say how items become tokens: run `dti train` again")
+        manifest = artifacts.read(folder, "train", TrainReport)
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
@@ -150,21 +149,21 @@ class Scorer:
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
         facts = self.manifest.report
-        tokens, offsets, _ = encode(self.tokenizer, texts, facts["texts"]["max_text_tokens"])
+        tokens, offsets, _ = encode(self.tokenizer, texts, facts.texts.max_text_tokens)
         return TokenStore(
-            manifest=Manifest(self.manifest.path, "score", {"special_tokens": facts["network"]["special"]}, {}, {}, {}),
             tokens=tokens,
             offsets=offsets,
             text=log.text,
             label=log.label,
             split=np.zeros(len(log.text), np.int8),
             position=log.position,
-            prefix=np.asarray(facts["texts"]["prefix_tokens"], np.int32),
+            prefix=np.asarray(facts.texts.prefix_tokens, np.int32),
+            special=facts.network["special"],
         )
 
     def _render(self, item: Item) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
-        template: str = self.manifest.report["texts"]["template"]
+        template: str = self.manifest.report.texts.template
         item_id, text = item
         if item_id is None and "{item_id}" in template:
             raise InputError(f"the item {text!r} has no item_id, which the model's tokens.template {template!r} names")
@@ -184,7 +183,7 @@ class Scorer:
 
     def _row_length(self, lengths: NDArray[np.int64]) -> int:
         """The training's row length; less, by halves, where all prompts fit one row; more where one prompt needs it."""
-        usual: int = self.manifest.report["network"]["row_length"]
+        usual: int = self.manifest.report.network["row_length"]
         short = SHORTEST_ROW
         while short < min(int(lengths.sum()), usual):
             short *= 2

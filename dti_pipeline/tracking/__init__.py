@@ -11,14 +11,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.evaluation.report import Comparison, Evaluation
 
 if TYPE_CHECKING:
     from dti_pipeline.config import Config
     from dti_pipeline.paths import Paths
-    from dti_pipeline.training.progress import Event
+    from dti_pipeline.training.progress import Listener
 
 #: What MLflow reads while it is imported.
 ENVIRONMENT = {
@@ -29,74 +30,41 @@ ENVIRONMENT = {
 }
 
 
-class Run(Protocol):
-    """The record of one training while it is written."""
-
-    @property
-    def id(self) -> str | None:
-        """The tracker's name for the run; None where nothing is tracked."""
-
-    def listen(self, event: Event) -> None:
-        """Take one event of the training."""
-
-
-class Untracked:
-    """The record that nobody keeps."""
-
-    id: str | None = None
-
-    def listen(self, event: Event) -> None:
-        """Forget it."""
-
-
 @contextmanager
-def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """Open the record of a training, or go on with the one its checkpoint names; close it with what became of it.
+def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[Listener]:
+    """A listener that keeps the record of a training, ``tags`` on it.
 
-    Of several processes of one training only the first keeps a record.
+    It answers ``Started`` with the record's id: that of the event, where the store knows it, or a new one. The record
+    ends FINISHED with the event ``Finished``; where an error leaves the block before, FAILED, or KILLED for an
+    interruption.
     """
-    if not config.tracking.enabled or os.environ.get("RANK", "0") != "0":
-        yield Untracked()
+    if not config.tracking.enabled:
+        yield lambda event: None
         return
     with _mlflow():
         from dti_pipeline.tracking import mlflow_training
 
-        with mlflow_training.training_run(config, paths, paradigm, tags) as run:
-            yield run
+        with mlflow_training.listener(config, paths, tags) as listen:
+            yield listen
 
 
-def record_evaluation(config: Config, paths: Paths, paradigm: str) -> None:
-    """Put an evaluation's figures and plots onto the run that trained its model."""
-    if config.tracking.enabled:
-        with _mlflow():
-            from dti_pipeline.tracking import mlflow_judgement
+def record(config: Config, paths: Paths, report: object) -> None:
+    """Keep a stage's report where the records have a place for it.
 
-            mlflow_judgement.record_evaluation(config, paths, paradigm)
-
-
-def record_comparison(config: Config, paths: Paths) -> None:
-    """Group the compared trainings under one run that holds the comparison."""
-    if config.tracking.enabled:
-        with _mlflow():
-            from dti_pipeline.tracking import mlflow_judgement
-
-            mlflow_judgement.record_comparison(config, paths)
-
-
-def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
-    """Give the alias ``champion`` to the registered model of ``paradigm`` that the present comparison judged.
-
-    The pipeline calls it, whatever door it runs through, for the ``champion`` of reports/comparison.json, which passed
-    :mod:`dti_pipeline.evaluation.gate`; ``tracking.promote: false`` leaves it to a person. A second call changes
-    nothing. Returns the version's address (``models:/dti/3``); None where nothing is tracked, or where the model was
-    trained without a record. Raises InputError where the comparison does not hold the paradigm.
+    An evaluation's figures and plots go onto the run that trained its model. A comparison becomes one run that groups
+    the compared trainings, and its champion is promoted, unless ``tracking.promote`` is false.
     """
-    if not config.tracking.enabled:
-        return None
+    if not config.tracking.enabled or not isinstance(report, (Evaluation, Comparison)):
+        return
     with _mlflow():
-        from dti_pipeline.tracking import registry
+        from dti_pipeline.tracking import mlflow_evaluation, registry
 
-        return registry.promote(config, paths, paradigm)
+        if isinstance(report, Evaluation):
+            mlflow_evaluation.record_evaluation(config, paths, report)
+            return
+        mlflow_evaluation.record_comparison(config, paths, report)
+        if config.tracking.promote and report.champion is not None:
+            registry.promote(config, paths, report, report.champion)
 
 
 def record_study(

@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, Run
 
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
-from dti_pipeline.tracking.mlflow_judgement import NOTE, PARENT, log_metrics
+from dti_pipeline.tracking.mlflow_evaluation import NOTE, PARENT, log_metrics
 from dti_pipeline.tracking.mlflow_store import connect
 
 #: Tags that find a record again.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import time
@@ -16,11 +15,12 @@ from mlflow.exceptions import MlflowException
 from dti_pipeline import lineage
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
+from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
 from dti_pipeline.tracking.mlflow_store import connect, dataset, flatten
 from dti_pipeline.tracking.system_metrics import SystemMetrics
-from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Started, Stepped
+from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Listener, Started, Stepped
 
 log = logging.getLogger(__name__)
 
@@ -30,77 +30,85 @@ POINTS = 1000
 FLUSH_SECONDS = 1.0  # a transaction costs 5-10 ms whatever it holds
 AWAY_SECONDS = 120.0  # until a store that did not answer is asked again: each time holds the training up
 BATCH = 1000  # values MLflow takes in one call
+#: What shapes a model and its evaluation.
+SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation")
 
 
 @contextmanager
-def training_run(config: Config, paths: Paths, paradigm: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
-    """A run that is FINISHED, FAILED (with the error as a tag) or KILLED when the block ends."""
-    checkpoint = importlib.import_module("dti_pipeline.training.checkpoint")  # torch: here, where a training begins
+def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[Listener]:
+    """See :func:`dti_pipeline.tracking.listener`. Connects at once: a store that is not there costs no training."""
     store, experiment = connect(config, paths)
-    resume_state = checkpoint.folder(config, paths, paradigm)
-    run = _resumed(store, checkpoint.run_id(resume_state)) or _created(store, experiment, config, paradigm, tags)
-    checkpoint.begin(resume_state, run.id)
+    record = TrainingRecord(store, experiment, config, paths, tags)
     try:
-        yield run
+        yield record
     except BaseException as error:
-        run.flush()
-        with suppress(MlflowException):  # what ended the training is the news, not a store that is away
-            store.set_tag(run.id, "error", f"{type(error).__name__}: {error}"[:5000])
-            # A training that was interrupted says CheckFailed: it is to be continued.
-            failed = isinstance(error, Exception) and not isinstance(error, CheckFailed)
-            store.set_terminated(run.id, "FAILED" if failed else "KILLED")
-            if failed:
-                checkpoint.end(resume_state)
+        record.fail(error)
         raise
-    run.flush()
-    try:
-        registry.register(store, config, paths.model(paradigm), store.get_run(run.id))
-        store.set_terminated(run.id, "FINISHED")
-    except MlflowException as error:  # hours of training are published: a store that is away does not undo them
-        log.warning("run %s has no model yet, `dti evaluate` adds it: %s", run.id, error)
-    checkpoint.end(resume_state)
 
 
-class TrainingRun:
+class TrainingRecord:
     """Takes a training's events; writes them in batches, about once a second."""
 
-    def __init__(self, store: MlflowClient, run_id: str, logged: Mapping[str, int] | None = None) -> None:
-        self.id = run_id
-        self._store = store
-        self._logged = dict(logged or {})  # metric -> targets seen at its last stored point
+    def __init__(
+        self, store: MlflowClient, experiment: str, config: Config, paths: Paths, tags: Mapping[str, str]
+    ) -> None:
+        self.id: str | None = None  # None: nothing has started, or the record is closed
+        self._store, self._experiment, self._config, self._paths, self._tags = store, experiment, config, paths, tags
+        self._logged: dict[str, int] = {}  # metric -> targets seen at its last stored point
         self._pending: list[Metric] = []
         self._targets_total = 1
         self._point = -1
         self._flush_at = time.monotonic() + FLUSH_SECONDS
         self._system = SystemMetrics()
 
-    def listen(self, event: Event) -> None:
+    def __call__(self, event: Event) -> str | None:
         if isinstance(event, Started):
-            self._start(event)
-        elif isinstance(event, Stepped):
+            return self._start(event)
+        if isinstance(event, Stepped):
             self._step(event)
         elif isinstance(event, Evaluated):
             scores = {f"eval/{name}": value for name, value in event.metrics.items()}
             self._add(event.targets_seen, scores | self._time(event))
         elif isinstance(event, Finished):
             self._add(event.targets_seen, {"time/train_seconds": _milliseconds(event.train_seconds)})
-        if isinstance(event, (Checkpointing, Finished)):  # a training that is resumed starts behind these points
-            self.flush()
-        if time.monotonic() >= self._flush_at:
-            self.flush()
+            self._close(event.report.paradigm)
+        if isinstance(event, Checkpointing) or time.monotonic() >= self._flush_at:
+            self.flush()  # a training that is resumed starts behind the points that are stored
+        return None
+
+    def fail(self, error: BaseException) -> None:
+        """End the record with the error as a tag. An interrupted training says CheckFailed: it is to be continued."""
+        if self.id is None:
+            return
+        self.flush()
+        with suppress(MlflowException):  # what ended the training is the news, not a store that is away
+            self._store.set_tag(self.id, "error", f"{type(error).__name__}: {error}"[:5000])
+            failed = isinstance(error, Exception) and not isinstance(error, CheckFailed)
+            self._store.set_terminated(self.id, "FAILED" if failed else "KILLED")
+
+    def _close(self, paradigm: str) -> None:
+        """Write the rest, register the published model and end the record."""
+        self.flush()
+        try:
+            registry.register(self._store, self._config, self._paths.model(paradigm), self._store.get_run(self.id))
+            self._store.set_terminated(self.id, "FINISHED")
+        except MlflowException as error:  # hours of training are published: a store that is away does not undo them
+            log.warning("run %s has no model yet, `dti evaluate` adds it: %s", self.id, error)
+        self.id = None
 
     def flush(self) -> None:
         """Write what is pending. A store that does not answer stops nothing and loses nothing: the next one retries."""
         self._flush_at = time.monotonic() + FLUSH_SECONDS
         try:
-            while self._pending:
+            while self.id is not None and self._pending:
                 self._store.log_batch(self.id, metrics=self._pending[:BATCH])
                 del self._pending[:BATCH]
         except MlflowException as error:
             self._flush_at = time.monotonic() + AWAY_SECONDS
             log.warning("MLflow did not take %d values, they are kept for later: %s", len(self._pending), error)
 
-    def _start(self, event: Started) -> None:
+    def _start(self, event: Started) -> str:
+        self.id = (event.run_id and self._resume(event.run_id)) or self._create(event.paradigm)
         self._targets_total = max(1, event.targets_total)
         self._point = event.targets_seen * POINTS // self._targets_total
         facts = {
@@ -112,6 +120,7 @@ class TrainingRun:
         }
         self._store.log_batch(self.id, tags=[RunTag(name, str(value)) for name, value in facts.items()])
         self._store.log_inputs(self.id, [dataset(f"shards/{event.paradigm}", event.dataset_digest, "training")])
+        return self.id
 
     def _step(self, event: Stepped) -> None:
         point = event.targets_seen * POINTS // self._targets_total
@@ -142,49 +151,39 @@ class TrainingRun:
                 self._pending.append(Metric(name, value, now, targets_seen))
                 self._logged[name] = targets_seen
 
+    def _resume(self, run_id: str) -> str | None:
+        """Open a run again; None where the store does not have it."""
+        try:
+            stored = self._store.get_run(run_id)
+        except MlflowException:
+            log.warning("run %s, named by the checkpoint, is not in this MLflow store: a new run is made", run_id)
+            return None
+        self._store.update_run(run_id, status="RUNNING")
+        self._logged = {
+            name: max(p.step for p in self._store.get_metric_history(run_id, name)) for name in stored.data.metrics
+        }
+        return run_id
+
+    def _create(self, paradigm: str) -> str:
+        config, code = self._config, lineage.commit()
+        source = {
+            "mlflow.user": os.environ.get("USER", ""),
+            "mlflow.source.name": "dti train",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": code.sha if code else "",
+            "mlflow.source.git.dirty": str(code.dirty).lower() if code else "",
+            "paradigm": paradigm,
+            **{f"version.{library}": version for library, version in lineage.versions().items()},
+        }
+        described = {name: value for name, value in {**source, **self._tags}.items() if value}
+        k = config.packing.targets if named(paradigm).streams else 1
+        name = f"{paradigm} n={config.packing.context} k={k} seed={config.training.seed}"
+        run_id: str = self._store.create_run(self._experiment, run_name=name, tags=described).info.run_id
+        params = {"paradigm": paradigm, **flatten(config.sections(*SECTIONS))}
+        self._store.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        return run_id
+
 
 def _milliseconds(seconds: float) -> float:
     """MLflow's table shows every digit that it was given."""
     return round(seconds, 3)
-
-
-def _resumed(store: MlflowClient, run_id: str | None) -> TrainingRun | None:
-    if run_id is None:
-        return None
-    try:
-        stored = store.get_run(run_id)
-    except MlflowException:
-        log.warning("run %s, named by the checkpoint, is not in this MLflow store: a new run is made", run_id)
-        return None
-    store.update_run(run_id, status="RUNNING")
-    logged = {name: max(p.step for p in store.get_metric_history(run_id, name)) for name in stored.data.metrics}
-    return TrainingRun(store, run_id, logged)
-
-
-def _created(
-    store: MlflowClient, experiment: str, config: Config, paradigm: str, tags: Mapping[str, str]
-) -> TrainingRun:
-    code = lineage.commit()
-    source = {
-        "mlflow.user": os.environ.get("USER", ""),
-        "mlflow.source.name": "dti train",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": code.sha if code else "",
-        "mlflow.source.git.dirty": str(code.dirty).lower() if code else "",
-        "paradigm": paradigm,
-        **{f"version.{library}": version for library, version in lineage.versions().items()},
-    }
-    described = {name: value for name, value in {**source, **tags}.items() if value}
-    name = f"{paradigm} n={config.packing.context} k={_targets(config, paradigm)} seed={config.training.seed}"
-    run_id = store.create_run(experiment, run_name=name, tags=described).info.run_id
-    params = {"paradigm": paradigm, **flatten(config.sections(*SECTIONS))}
-    store.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    return TrainingRun(store, run_id)
-
-
-#: What shapes a model and its judgement.
-SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation")
-
-
-def _targets(config: Config, paradigm: str) -> int | str:
-    return 1 if paradigm == "sliding_window" else config.packing.targets

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_store, pyfunc
 
@@ -90,16 +91,14 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
     return model.model_id
 
 
-def promote(config: Config, paths: Paths, paradigm: str) -> str | None:
-    """See :func:`dti_pipeline.tracking.promote`."""
-    file = paths.comparison_file("json")
-    if not file.is_file():
-        raise InputError(f"{file} does not exist: run `dti compare` first")
-    compared = json.loads(file.read_text(encoding="utf-8"))["paradigms"]
-    if paradigm not in compared:
-        raise InputError(f"{file} does not hold {paradigm}: it compares {', '.join(compared)}")
+def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str) -> str | None:
+    """Give the alias ``champion`` to the registered model of a paradigm that was compared. A second call changes
+    nothing.
+
+    Returns the version's address (``models:/dti/3``); None where the model was trained without a record.
+    """
     store, _ = mlflow_store.connect(config, paths)
-    name, run_id = model_name(config), compared[paradigm].get("mlflow_run_id")
+    name, run_id = model_name(config), comparison.paradigms[paradigm].mlflow_run_id
     versions = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'") if run_id else []
     if not versions:
         log.warning("%s was not trained with a record in this store: nobody is promoted", paradigm)

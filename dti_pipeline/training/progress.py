@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+
+from dti_pipeline.training.report import TrainReport
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Finished:
 
     targets_seen: int
     train_seconds: float
-    report: dict[str, Any] = field(default_factory=dict)
+    report: TrainReport
 
 
 Event = Started | FellBack | Stepped | Evaluated | Checkpointing | Finished

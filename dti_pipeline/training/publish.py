@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
-from typing import Any
 
 from torch import Tensor
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.modeling.network import storage
+from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import ITEMS
 from dti_pipeline.training import checkpoint, sharding
 from dti_pipeline.training.progress import Finished
+from dti_pipeline.training.report import Texts, TrainReport
 from dti_pipeline.training.setup import Setup
 from dti_pipeline.training.stopwatch import peak_memory_gib
 
 HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
 
 
-def publish(setup: Setup) -> dict[str, Any]:
+def publish(setup: Setup) -> TrainReport:
     """Publish the trained model, and remove its checkpoints; the report. All processes call it together."""
     accelerator, model = setup.accelerator, setup.model
     if setup.average is not None:
@@ -37,44 +39,44 @@ def publish(setup: Setup) -> dict[str, Any]:
     return made
 
 
-def report(setup: Setup) -> dict[str, Any]:
+def report(setup: Setup) -> TrainReport:
     """The report of a training that is done."""
     progress, model, store, plan = setup.progress, setup.model, setup.store, setup.shards.report
     device, training = setup.accelerator.device, setup.config.training
     scores = [row for row in progress.history if "val_auc" in row]
-    return {
-        "paradigm": setup.paradigm,
-        "train_seconds": round(progress.train_seconds, 3),
-        "targets": progress.targets_seen,
-        "targets_unique": plan["targets"],
-        "tokens": progress.tokens_seen,
-        "targets_per_second": round(progress.targets_seen / progress.train_seconds, 3),
-        "tokens_per_second": round(progress.tokens_seen / progress.train_seconds, 3),
-        "tokens_per_target": plan["tokens_per_target"],
-        "padding_share": plan["padding_share"],
-        "steps": progress.step,
-        "epochs": training.epochs,
-        "seed": training.seed,
-        "loss": next(row["loss"] for row in reversed(progress.history) if "loss" in row),
-        "validation_auc": scores[-1]["val_auc"] if scores else None,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "parameters_trained": sum(p.numel() for p in model.trained().values()),
-        "device": device.type,
-        "hardware": setup.hardware,
-        "world_size": setup.accelerator.num_processes,
-        "peak_memory_gib": round(peak_memory_gib(device), 3),
-        "mlflow_run_id": progress.run_id,
-        "execution": model.plan.plain(),
-        "fallbacks": [fall.line for fall in setup.falls],
-        "texts": {  # how an item becomes tokens: with the tokenizer beside it, everything that serving needs
-            **{name: store.manifest.config["tokens"][name] for name in ("template", "max_text_tokens")},
-            "prefix_tokens": store.manifest.report["prefix_tokens"],
-        },
-        "network": storage.network_facts(model, store.vocabulary, plan["row_length"], store.special, len(store.prefix)),
-    }
+    loss = next(row["loss"] for row in reversed(progress.history) if "loss" in row)
+    tokens = artifacts.read(setup.paths.tokens, "tokenize", TokenizeReport)
+    text = tokens.config["tokens"]
+    return TrainReport(
+        paradigm=setup.paradigm,
+        train_seconds=round(progress.train_seconds, 3),
+        targets=progress.targets_seen,
+        targets_unique=plan.targets,
+        tokens=progress.tokens_seen,
+        targets_per_second=round(progress.targets_seen / progress.train_seconds, 3),
+        tokens_per_second=round(progress.tokens_seen / progress.train_seconds, 3),
+        tokens_per_target=plan.tokens_per_target,
+        padding_share=plan.padding_share,
+        steps=progress.step,
+        epochs=training.epochs,
+        seed=training.seed,
+        loss=loss if math.isfinite(loss) else None,
+        validation_auc=scores[-1]["val_auc"] if scores else None,
+        parameters=sum(p.numel() for p in model.parameters()),
+        parameters_trained=sum(p.numel() for p in model.trained().values()),
+        device=device.type,
+        hardware=setup.hardware,
+        world_size=setup.accelerator.num_processes,
+        peak_memory_gib=round(peak_memory_gib(device), 3),
+        mlflow_run_id=progress.run_id,
+        execution=model.plan.plain(),
+        fallbacks=tuple(fall.line for fall in setup.falls),
+        texts=Texts(text["template"], text["max_text_tokens"], tokens.report.prefix_tokens),
+        network=storage.network_facts(model, store.vocabulary, plan.row_length, store.special, len(store.prefix)),
+    )
 
 
-def _write(setup: Setup, weights: dict[str, Tensor] | None, made: dict[str, Any]) -> None:
+def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -> None:
     """Write the model folder. ``weights``: the trained ones, whole, where the model's own are sharded."""
     config, paths, paradigm = setup.config, setup.paths, setup.paradigm
     with artifacts.publish(
@@ -92,13 +94,13 @@ def _write(setup: Setup, weights: dict[str, Tensor] | None, made: dict[str, Any]
             writer.writeheader()
             writer.writerows(setup.progress.history)
         artifacts.write_text(draft.path / "README.md", model_card(config, paradigm, made))
-        draft.report |= made
+        draft.report = made
 
 
-def model_card(config: Config, paradigm: str, report: dict[str, Any]) -> str:
+def model_card(config: Config, paradigm: str, report: TrainReport) -> str:
     """The README of a model folder, for whoever finds it."""
     base = config.model.name_or_path or "Llama-style, from scratch"
-    auc = report["validation_auc"]
+    auc = report.validation_auc
     return f"""# CTR model trained with paradigm `{paradigm}`
 
 P(click) of a target item given a user's previous {config.packing.context} interactions and their labels.
@@ -106,9 +108,9 @@ P(click) of a target item given a user's previous {config.packing.context} inter
 | | |
 |---|---|
 | base model | {base} |
-| parameters (trained) | {report["parameters"]:,} ({report["parameters_trained"]:,}) |
-| targets seen | {report["targets"]:,} ({report["targets_unique"]:,} distinct, {config.training.epochs:g} epochs) |
-| training time | {report["train_seconds"]:,.1f} s on {report["hardware"]} |
+| parameters (trained) | {report.parameters:,} ({report.parameters_trained:,}) |
+| targets seen | {report.targets:,} ({report.targets_unique:,} distinct, {config.training.epochs:g} epochs) |
+| training time | {report.train_seconds:,.1f} s on {report.hardware} |
 | validation AUC, streaming | {"not measured" if auc is None else f"{auc:.4f}"} |
 
 Load it with `dti_pipeline.modeling.network.storage.load(folder)`; score a candidates file with `dti score`.

@@ -21,6 +21,7 @@ from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
@@ -47,7 +48,7 @@ class Setup:
     listeners: tuple[Listener, ...]
     accelerator: Accelerator
     store: TokenStore
-    shards: Manifest
+    shards: Manifest[PackReport]
     steps: Steps
     rows: Rows
     model: CTRModel
@@ -58,22 +59,19 @@ class Setup:
     falls: list[FellBack] = field(default_factory=list)
 
     @classmethod
-    def make(
-        cls, config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener], run_id: str | None
-    ) -> Setup:
-        """Read the inputs, build the model, and restore the newest checkpoint. ``run_id`` is the tracker's, if any."""
+    def make(cls, config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener]) -> Setup:
+        """Read the inputs, build the model, and restore the newest checkpoint."""
         settings = config.training
         accelerator = accelerator_for(settings)
         store, shards = _inputs(paths, paradigm)
         rows = Rows.open(store, shards.path, "train")
         set_seed(settings.seed)
-        model = _model(config, paradigm, store, shards.report["row_length"], accelerator)
+        model = _model(config, paradigm, store, shards.report.row_length, accelerator)
         optimizer = optimizer_for(model, settings)
         average = Average(model.trained(), settings.average_decay) if settings.average_decay else None
         folder = checkpoint.folder(config, paths, paradigm)
         progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index, average)
         progress = progress or Progress(run_id=checkpoint.run_id(folder))
-        progress.run_id = run_id or progress.run_id
         return cls(
             config=config,
             paths=paths,
@@ -183,9 +181,9 @@ class Setup:
         return {name: value for name, value in scores.items() if value is not None}
 
 
-def _inputs(paths: Paths, paradigm: str) -> tuple[TokenStore, Manifest]:
+def _inputs(paths: Paths, paradigm: str) -> tuple[TokenStore, Manifest[PackReport]]:
     store = TokenStore.open(paths.tokens)
-    shards = artifacts.read(paths.shards(paradigm), "pack")
+    shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
     if shards.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
         raise InputError(f"{shards.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again")
     return store, shards

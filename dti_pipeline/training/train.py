@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
@@ -12,18 +11,17 @@ from dti_pipeline.training import checkpoint
 from dti_pipeline.training.interruption import interruptible
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.publish import publish
+from dti_pipeline.training.report import TrainReport
 from dti_pipeline.training.setup import Setup
 
 
-def train(
-    config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = (), run_id: str | None = None
-) -> dict[str, Any]:
+def train(config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = ()) -> TrainReport:
     """Train one paradigm's model, continuing from its newest checkpoint, and publish it; its report.
 
     SIGINT and SIGTERM save a checkpoint and raise CheckFailed; the next call goes on from there. On the CPU an
     interrupted and continued training gives the same weights, bit for bit, as one that was left alone.
     """
-    setup = Setup.make(config, paths, paradigm, listeners, run_id)
+    setup = Setup.make(config, paths, paradigm, listeners)
     try:
         with interruptible() as interrupted:
             done = setup.trainer().run(interrupted)

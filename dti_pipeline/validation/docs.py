@@ -2,7 +2,7 @@
 
 Great Expectations loads the stylesheet, the icons and the index's tables of its Data Docs from other hosts. Where these
 cannot be reached its index is empty and its pages bare, so each page gets a small stylesheet that yields to theirs
-(``:where`` weighs nothing) and the index a plain list of what was judged.
+(``:where`` weighs nothing) and the index a plain list of what was checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dti_pipeline.validation.outcome import Outcome
+from dti_pipeline.validation.report import Outcome
 
 _LOGO_HOST = "https://great-expectations-web-assets.s3.us-east-2.amazonaws.com/"
 _STYLE = """<style>
@@ -24,7 +24,7 @@ _STYLE = """<style>
 :where(.text-danger) { color: #dc3545; font-style: normal; }
 :where(.fa-check-circle)::before { content: "\\2713"; }
 :where(.fa-times)::before { content: "\\2717"; }
-.judged { margin: 1em 3em; }
+.checked { margin: 1em 3em; }
 </style>
 """
 
@@ -40,16 +40,16 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome]) -> None:
             "Data asset: None", f"Data asset: {page.stem.partition('-')[2]}", 1
         )  # its name is in the file's
         if page == folder / "index.html":
-            text = text.replace("</nav>\n    <div", f"</nav>\n    {_judged(folder, outcomes)}<div", 1)
+            text = text.replace("</nav>\n    <div", f"</nav>\n    {_checked(folder, outcomes)}<div", 1)
         page.write_text(text, encoding="utf-8")
 
 
-def _judged(folder: Path, outcomes: Sequence[Outcome]) -> str:
+def _checked(folder: Path, outcomes: Sequence[Outcome]) -> str:
     pages = {page.relative_to(folder).parts[1]: page for page in folder.glob("validations/*/*/*/*.html")}
     rows = []
     for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
-        judged = [outcome for outcome in outcomes if outcome.suite == suite]
-        failed = [outcome for outcome in judged if not outcome.success]
+        own = [outcome for outcome in outcomes if outcome.suite == suite]
+        failed = [outcome for outcome in own if not outcome.success]
         mark = (
             '<i class="fas fa-times text-danger"></i>' if failed else '<i class="fas fa-check-circle text-success"></i>'
         )
@@ -58,6 +58,7 @@ def _judged(folder: Path, outcomes: Sequence[Outcome]) -> str:
         )
         link = f'<a href="{pages[suite].relative_to(folder).as_posix()}">{suite}</a>'
         rows.append(
-            f"<tr><td>{mark}</td><td>{link}</td><td>{len(failed)} of {len(judged)} failed</td><td>{says}</td></tr>"
+            f"<tr><td>{mark}</td><td>{link}</td><td>{len(failed)} of {len(own)} failed</td><td>{says}</td></tr>"
         )
-    return f'<div class="judged"><h4>What was judged</h4><table class="table table-sm">{"".join(rows)}</table></div>\n'
+    table = f'<table class="table table-sm">{"".join(rows)}</table>'
+    return f'<div class="checked"><h4>What was checked</h4>{table}</div>\n'

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import from_plain, to_plain
+from dti_pipeline.validation.report import BatchKind, Profile
 from dti_pipeline.validation.tables import Tables
 
-Profile = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Memory:
+    """``data/accepted.json``."""
+
+    accepted: Profile
+    compared_with: Profile | None
 
 
 def profile(config: Config, tables: Tables, batch: str) -> Profile:
-    """Figures of a batch, named by its digest. A log read or labelled differently has another ``kind``."""
-    figures = tables.rows(
+    """Figures of a batch, named by its digest."""
+    (figures,) = tables.rows(
         "SELECT count(*) AS rows, count(DISTINCT user_id) AS users, coalesce(avg(label), 0) AS label_rate"
         " FROM interactions",
         limit=1,
-    )[0]
-    kind = {"source": config.events.source, "label_threshold": config.split.label_threshold}
-    return {"batch": batch, "kind": kind, **figures}
+    )
+    return Profile(batch, BatchKind(config.events.source, config.split.label_threshold), **figures)
 
 
 def previous(paths: Paths, current: Profile) -> Profile | None:
@@ -34,17 +41,15 @@ def previous(paths: Paths, current: Profile) -> Profile | None:
     if not paths.accepted.is_file():
         return None
     try:
-        memory = json.loads(paths.accepted.read_text(encoding="utf-8"))
-        last: Profile | None = memory["accepted"]
-        if memory["accepted"]["batch"] == current["batch"]:
-            last = memory["compared_with"]
-        return last if last and last["kind"] == current["kind"] else None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        memory: _Memory = from_plain(_Memory, json.loads(paths.accepted.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, InputError) as error:
         raise InputError(
             f"{paths.accepted} is not a profile of an accepted batch: remove it to start afresh"
         ) from error
+    last = memory.compared_with if memory.accepted.batch == current.batch else memory.accepted
+    return last if last and last.kind == current.kind else None
 
 
 def accept(paths: Paths, current: Profile, compared_with: Profile | None) -> None:
     """Remember a batch that passed everything."""
-    artifacts.write_json(paths.accepted, {"accepted": current, "compared_with": compared_with})
+    artifacts.write_json(paths.accepted, to_plain(_Memory(current, compared_with)))

@@ -23,7 +23,7 @@ _tables: ContextVar[Tables] = ContextVar("tables")
 
 
 @contextmanager
-def judging(tables: Tables) -> Iterator[None]:
+def asking(tables: Tables) -> Iterator[None]:
     """Within it, expectations ask these tables."""
     token = _tables.set(tables)
     try:

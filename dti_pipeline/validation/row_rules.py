@@ -137,7 +137,7 @@ def values(config: Config, table: str, scale: Scale) -> list[Rule]:
 
 
 def histories(config: Config, table: str) -> list[Rule]:
-    """The order of rows: places and times within a user, and what is learnt from before what is judged."""
+    """The order of rows: places and times within a user, and the order of the splits."""
     rule = unexpected_rows(table, config.validation.max_shown_rows)
     rank = "list_position(['train', 'validation', 'test'], {})"
     rules = [

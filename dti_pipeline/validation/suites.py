@@ -1,6 +1,6 @@
 """What a batch is expected to be, in five suites of Great Expectations' own terms.
 
-Expectations about rows are queries (see row_rules); those about columns, splits and figures are stock and judge frames
+Expectations about rows are queries (see row_rules); those about columns, splits and figures are stock and see frames
 of a few rows. Descriptions are what people read, in Data Docs and on the command line.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import great_expectations.expectations as gxe
 import pandas
 
 from dti_pipeline.config import Config
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.validation import row_rules
+from dti_pipeline.validation.report import Profile
 from dti_pipeline.validation.rule import Rule
 from dti_pipeline.validation.tables import Tables
 
@@ -114,16 +115,16 @@ def splits(config: Config, tables: Tables) -> Suite:
     return Suite("splits", "splits", tables.frame(f"FROM ({query}) ORDER BY list_position({order}, split)"), rules)
 
 
-def batch(config: Config, profile: Mapping[str, Any], ledger: Mapping[str, Any]) -> Suite:
+def batch(config: Config, profile: Profile, ledger: IngestReport) -> Suite:
     """The batch as a whole; ``ledger`` is ingestion's report."""
     limits = config.validation
     low, high = limits.label_rate
     figures = {
-        "rows": profile["rows"],
-        "users": profile["users"],
-        "label_rate": profile["label_rate"],
-        "unaccounted_rows": ledger["read"] - ledger["kept"] - ledger["quarantined"] - ledger["duplicates"],
-        "rows_beside_ledger": profile["rows"] - ledger["kept"],
+        "rows": profile.rows,
+        "users": profile.users,
+        "label_rate": profile.label_rate,
+        "unaccounted_rows": ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates,
+        "rows_beside_ledger": profile.rows - ledger.kept,
     }
     rules = [
         _figure("rows", f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
@@ -135,19 +136,19 @@ def batch(config: Config, profile: Mapping[str, Any], ledger: Mapping[str, Any])
     return Suite("batch", "figures", pandas.DataFrame([figures]), rules)
 
 
-def drift(config: Config, profile: Mapping[str, Any], previous: Mapping[str, Any]) -> Suite:
+def drift(config: Config, profile: Profile, previous: Profile) -> Suite:
     """This batch against the one that last passed."""
     limits = config.validation
     figures = {
-        "label_rate_change": abs(profile["label_rate"] - previous["label_rate"]),
-        "volume_ratio": profile["rows"] / previous["rows"],
+        "label_rate_change": abs(profile.label_rate - previous.label_rate),
+        "volume_ratio": profile.rows / previous.rows,
     }
     rate = (
         f"The share of 1 among the labels is within {limits.max_label_rate_drift:g}"
-        f" of the previous accepted batch's {previous['label_rate']:.4f}"
+        f" of the previous accepted batch's {previous.label_rate:.4f}"
     )
     volume = (
-        f"There are at least {limits.min_volume_ratio:g} times the previous accepted batch's {previous['rows']:,} rows"
+        f"There are at least {limits.min_volume_ratio:g} times the previous accepted batch's {previous.rows:,} rows"
     )
     rules = [
         _figure("label_rate_change", rate, None, limits.max_label_rate_drift),

@@ -1,7 +1,7 @@
 """The Parquet files of one batch as read-only SQL tables, out of core.
 
 The suites ask questions in SQL and hand Great Expectations only the answers: counts, figures and a few offending rows.
-A log of any size is so judged within ``events.memory_limit``.
+So a log of any size is checked within ``events.memory_limit``.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 
 from dti_pipeline.config import Config, from_plain
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
 
 HEADER = "user_id,item_id,rating,timestamp"
@@ -28,5 +29,5 @@ def quarantine(paths: Paths) -> list[tuple[str, int, str, str]]:
     return duckdb.sql(f"FROM '{paths.events}/quarantine.parquet'").fetchall()
 
 
-def adds_up(report: dict[str, Any]) -> bool:
-    return report["read"] == report["kept"] + report["quarantined"] + report["duplicates"]
+def adds_up(report: IngestReport) -> bool:
+    return report.read == report.kept + report.quarantined + report.duplicates

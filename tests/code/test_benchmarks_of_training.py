@@ -76,6 +76,7 @@ def test_rows_have_the_length_that_their_prompts_fill() -> None:
     assert llama.row_shape(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
 
 
+@pytest.mark.slow
 def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "step.png"
     options = ("--steps", "2", "--tiny", "--commit", "abc", "--profile", str(picture))

@@ -1,9 +1,10 @@
-"""From published scores to the judged comparison: the contract of its JSON, its refusals, its words and its page."""
+"""From published scores to the comparison: the contract of its JSON, its refusals, its words and its page."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import tables, verdict
 from dti_pipeline.evaluation.compare import compare
-from dti_pipeline.evaluation.evaluate import judge
+from dti_pipeline.evaluation.evaluate import measure
+from dti_pipeline.evaluation.report import Delta, Evaluation
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
+from tests import reports
+
+pytestmark = pytest.mark.slow
 
 USERS, EACH, MIN_HISTORY = 120, 30, 5
 CONFIG = configuration.load(Path("no such file"), ["evaluation.bootstrap_samples=100"])
@@ -33,7 +39,7 @@ def project(home: Paths) -> Paths:
     for paradigm in names():
         k = 1 if paradigm == "sliding_window" else 50
         with artifacts.publish(home.shards(paradigm), "pack", CONFIG.sections("packing", "split")) as draft:
-            draft.report |= {"context": 20, "targets_per_prompt": k}
+            draft.report = replace(reports.PACK, paradigm=paradigm, targets_per_prompt=k)
         write_model(home, paradigm, seconds=200.0 if k == 1 else 20.0)
     with artifacts.publish(home.tokens, "tokenize"):
         pass
@@ -66,13 +72,8 @@ def write_events(paths: Paths, config: Config, seed: int) -> None:
 
 
 def write_model(paths: Paths, paradigm: str, seconds: float, **changed: Any) -> None:
-    report = {
-        "train_seconds": seconds, "targets": 2000, "targets_unique": 1000, "tokens": 90_000, "epochs": 2, "seed": 7,
-        "targets_per_second": 2000 / seconds, "tokens_per_second": 90_000 / seconds, "parameters": 1234,
-        "device": "cpu", "hardware": "a machine, 2 cores", "world_size": 1, "mlflow_run_id": None,
-    } | changed  # fmt: skip
     with artifacts.publish(paths.model(paradigm), "train") as draft:
-        draft.report |= report
+        draft.report = replace(reports.TRAIN, paradigm=paradigm, train_seconds=seconds, **changed)
         (draft.path / "history.csv").write_text(
             "targets_seen,train_seconds,step,loss,learning_rate,val_auc,val_log_loss\n"
             f"500,{seconds / 4},10,0.7,0.001,,\n"
@@ -100,16 +101,17 @@ def predictions(paths: Paths, noise: float, seed: int = 1, split: str = "test") 
     )
 
 
-def evaluated(paths: Paths, paradigm: str, noise: float = 0.5, config: Config = CONFIG, **more: Any) -> dict[str, Any]:
-    return judge(config, paths, paradigm, predictions(paths, noise, **more), {"seconds_sliding_window": 1.0})
+def evaluated(paths: Paths, paradigm: str, noise: float = 0.5, config: Config = CONFIG, **more: Any) -> Evaluation:
+    return measure(config, paths, paradigm, predictions(paths, noise, **more), {"seconds_sliding_window": 1.0})
 
 
 def test_an_evaluation_holds_every_score_and_every_figure(project: Paths) -> None:
     report = evaluated(project, "dti")
     folder = project.evaluation("dti")
-    manifest = artifacts.read(folder, "evaluate")
+    manifest = artifacts.read(folder, "evaluate", Evaluation)
     artifacts.verify(manifest)
-    assert manifest.report == report == json.loads((folder / "metrics.json").read_text())
+    assert manifest.report == report
+    assert json.loads((folder / "metrics.json").read_text()) == to_plain(report)
     assert set(manifest.inputs) == {"events", "tokens", "shards", "model"}
     scores = pq.read_table(folder / "predictions.parquet")
     assert scores.column_names == [
@@ -117,10 +119,10 @@ def test_an_evaluation_holds_every_score_and_every_figure(project: Paths) -> Non
     ]  # fmt: skip
     log = pq.read_table(project.events / "interactions.parquet").take(scores["row"])
     assert all(scores[c].to_pylist() == log[c].to_pylist() for c in ("user_id", "item_id", "position", "label"))
-    assert report["targets"] == len(scores) == USERS * 3
-    low, high = report["forms"]["sliding_window"]["auc_interval"]
-    assert low < report["auc"] < high
-    assert sum(s["count"] for s in report["slices"]["item_popularity"]) == USERS * 3
+    assert report.targets == len(scores) == USERS * 3
+    low, high = report.forms.sliding_window.auc_interval
+    assert low < report.auc < high
+    assert sum(s.count for s in report.slices.item_popularity) == USERS * 3
     assert (folder / "learning_curve.csv").read_text().splitlines() == [
         "train_seconds,targets_seen,val_auc", "10,1000,0.66", "20,2000,0.72",
     ]  # fmt: skip
@@ -160,9 +162,9 @@ def with_a_nan(table: pa.Table) -> pa.Table:
         (lambda t: pa.concat_tables([t, t]), "one line for each target"),
     ],
 )
-def test_scores_that_cannot_be_judged_are_refused(project: Paths, spoil: Any, message: str) -> None:
+def test_scores_that_cannot_be_measured_are_refused(project: Paths, spoil: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        judge(CONFIG, project, "dti", spoil(predictions(project, 0.5)), {})
+        measure(CONFIG, project, "dti", spoil(predictions(project, 0.5)), {})
     assert not project.evaluation("dti").exists()
 
 
@@ -172,7 +174,7 @@ def test_comparison_json_keeps_its_contract(project: Paths) -> None:
     evaluated(project, "dti_isolated", noise=8.0)
     returned = compare(CONFIG, project)
     found = json.loads(project.comparison_file("json").read_text())
-    assert found == returned
+    assert found == to_plain(returned)
     assert found.keys() >= {
         "dataset", "commit", "hardware", "protocol", "paradigms", "baselines", "speedup", "auc_delta", "verdict",
     }  # fmt: skip
@@ -200,33 +202,33 @@ def test_the_verdict_says_what_the_figures_say(project: Paths) -> None:
     evaluated(project, "dti", seed=2)
     evaluated(project, "dti_isolated", noise=8.0)
     found = compare(CONFIG, project)
-    assert "no measurable difference" in found["verdict"]["dti"]
-    assert "10.0x less training time per target" in found["verdict"]["dti"]
-    assert found["verdict"]["dti"].endswith("above all 3 floors.")
-    assert ", worse; " in found["verdict"]["dti_isolated"]
+    assert "no measurable difference" in found.verdict["dti"]
+    assert "10.0x less training time per target" in found.verdict["dti"]
+    assert found.verdict["dti"].endswith("above all 3 floors.")
+    assert ", worse; " in found.verdict["dti_isolated"]
     assert re.search(
         r"above (none|1|2) of the 3 floors: (below|no measurable difference from) item",
-        found["verdict"]["dti_isolated"],
+        found.verdict["dti_isolated"],
     )
 
 
 def test_the_best_possible_is_that_of_the_truth_on_the_same_targets(project: Paths) -> None:
     exact = evaluated(project, "dti", noise=0.0)
     found = compare(CONFIG, project)
-    assert found["best_possible_auc"] == pytest.approx(exact["auc"], abs=1e-4)  # the truth clipped for its logit
+    assert found.best_possible_auc == pytest.approx(exact.auc, abs=1e-4)  # the truth clipped for its logit
     path = project.synthetic / "truth.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     found = compare(CONFIG, project)
-    assert found["best_possible_auc"] is None
-    assert any("best possible is left out" in note for note in found["notes"])
+    assert found.best_possible_auc is None
+    assert any("best possible is left out" in note for note in found.notes)
 
 
 def test_without_the_baseline_there_is_no_speedup_and_the_note_says_why(project: Paths) -> None:
     evaluated(project, "dti")
     found = compare(CONFIG, project)
-    assert found["speedup"] == found["auc_delta"] == {}
-    assert any("sliding_window has no evaluation" in note for note in found["notes"])
-    assert "less training time" not in found["verdict"]["dti"]
+    assert found.speedup == found.auc_delta == {}
+    assert any("sliding_window has no evaluation" in note for note in found.notes)
+    assert "less training time" not in found.verdict["dti"]
     assert not (project.comparison / "speedup.png").exists()
     assert (project.comparison / "roc.png").is_file()
 
@@ -241,8 +243,8 @@ def test_an_evaluation_of_other_events_is_left_out_and_named(project: Paths) -> 
     write_events(project, CONFIG, seed=5)
     evaluated(project, "dti")
     found = compare(CONFIG, project)
-    assert list(found["paradigms"]) == ["dti"]
-    assert any(note.startswith("sliding_window is left out") for note in found["notes"])
+    assert list(found.paradigms) == ["dti"]
+    assert any(note.startswith("sliding_window is left out") for note in found.notes)
     write_events(project, CONFIG, seed=6)
     with pytest.raises(InputError, match="sliding_window, dti: evaluated on other events"):
         compare(CONFIG, project)
@@ -252,11 +254,11 @@ def test_different_targets_are_refused_by_name(project: Paths) -> None:
     evaluated(project, "sliding_window")
     other = configuration.load(Path("no such file"), ["evaluation.split=validation"])
     evaluated(project, "dti", config=other, split="validation")
-    with pytest.raises(InputError, match="sliding_window and dti were judged on different targets"):
+    with pytest.raises(InputError, match="sliding_window and dti were evaluated on different targets"):
         compare(CONFIG, project)
 
 
-def test_one_class_of_judged_targets_gives_null_and_words(project: Paths) -> None:
+def test_one_class_of_evaluated_targets_gives_null_and_words(project: Paths) -> None:
     log = pq.read_table(project.events / "interactions.parquet")
     label = np.where(np.array(log["split"].to_pylist()) == "test", 1, log["label"].to_numpy()).astype(np.int8)
     with artifacts.publish(project.events, "ingest", CONFIG.sections("events", "split")) as draft:
@@ -265,9 +267,9 @@ def test_one_class_of_judged_targets_gives_null_and_words(project: Paths) -> Non
     for paradigm in ("sliding_window", "dti"):
         evaluated(project, paradigm)
     found = compare(CONFIG, project)
-    assert found["paradigms"]["dti"]["auc"] is None
-    assert found["auc_delta"]["dti"] == {"mean": None, "ci_low": None, "ci_high": None}
-    assert "not defined" in found["verdict"]["dti"]
+    assert found.paradigms["dti"].auc is None
+    assert found.auc_delta["dti"] == Delta(None, None, None)
+    assert "not defined" in found.verdict["dti"]
     assert "NaN" not in project.comparison_file("json").read_text()
     tables.render_text(found)
 
@@ -276,7 +278,7 @@ def test_unequal_trainings_are_pointed_out(project: Paths) -> None:
     write_model(project, "dti", seconds=20.0, hardware="a GPU", targets=4000)
     evaluated(project, "sliding_window")
     evaluated(project, "dti")
-    notes = " ".join(compare(CONFIG, project)["notes"])
+    notes = " ".join(compare(CONFIG, project).notes)
     assert "different hardware" in notes
     assert "different numbers of training targets" in notes
 
@@ -317,8 +319,8 @@ def test_words_from_the_log_cannot_become_markup(project: Paths) -> None:
     write_events(project, config, seed=0)
     evaluated(project, "dti", config=config)
     found = compare(config, project)
-    assert found["dataset"] == "<b>log"
-    assert found["best_possible"] is None
+    assert found.dataset == "<b>log"
+    assert found.best_possible is None
     assert "<b>" not in project.comparison_file("html").read_text()
 
 
@@ -328,14 +330,14 @@ def test_words_from_the_log_cannot_become_markup(project: Paths) -> None:
      (-0.03, 0.04, "cannot see differences below about 0.035)")],
 )  # fmt: skip
 def test_a_verdict_claims_no_more_than_its_interval(low: float, high: float, words: str) -> None:
-    comparison = {
-        "protocol": {"confidence": 0.95, "context": 20},
-        "paradigms": {"sliding_window": {"auc": 0.7}, "dti": {"auc": 0.702}},
-        "auc_delta": {"dti": {"mean": 0.002, "ci_low": low, "ci_high": high}},
-        "speedup": {"dti": 0.5},
-        "baselines": {"item_rate": 0.65},
-        "floor_delta": {"dti": {"item_rate": {"mean": -0.1, "ci_low": -0.2, "ci_high": -0.01}}},
-    }
+    comparison = replace(
+        reports.COMPARISON,
+        paradigms={n: replace(reports.COMPARED, auc=auc) for n, auc in (("sliding_window", 0.7), ("dti", 0.702))},
+        auc_delta={"dti": Delta(0.002, low, high)},
+        speedup={"dti": 0.5},
+        baselines={"item_rate": 0.65},
+        floor_delta={"dti": {"item_rate": Delta(-0.1, -0.2, -0.01)}},
+    )
     text = verdict.sentence("dti", comparison)
     assert words in text
     assert "2.0x more training time per target" in text

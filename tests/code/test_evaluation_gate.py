@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from dti_pipeline.evaluation import gate
+from dti_pipeline.evaluation.report import Comparison, Delta
+from tests import reports
 
 
-def delta(low: float | None, high: float | None = None) -> dict[str, float | None]:
-    return {"mean": 0.0, "ci_low": low, "ci_high": high}
+def delta(low: float | None) -> Delta:
+    return Delta(0.0, low, None)
 
 
-def comparison(dti: dict[str, Any] | None, floor: dict[str, Any], **auc: float) -> dict[str, Any]:
+def comparison(dti: Delta | None, floor: Delta, **auc: float) -> Comparison:
     names = {"sliding_window": 0.71, "dti": 0.70} | auc
-    return {
-        "paradigms": {name: {"auc": value} for name, value in names.items()},
-        "floor_delta": {name: {"item_rate": floor} for name in names},
-        "auc_delta": {"dti": dti} if dti else {},
-    }
+    return replace(
+        reports.COMPARISON,
+        paradigms={name: replace(reports.COMPARED, auc=value) for name, value in names.items()},
+        floor_delta={name: {"item_rate": floor} for name in names},
+        auc_delta={"dti": dti} if dti else {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,37 +37,35 @@ def comparison(dti: dict[str, Any] | None, floor: dict[str, Any], **auc: float) 
         (delta(-0.001), delta(None), False, "not shown to be above the floor item_rate"),
     ],
 )
-def test_a_paradigm_must_be_shown_to_be_good_enough(
-    dti: dict[str, Any] | None, floor: dict[str, Any], passes: bool, why: str
-) -> None:
-    asked = gate.judge(comparison(dti, floor), margin=0.01)["dti"]
-    assert asked["passed"] is passes
-    assert why in asked["reason"]
+def test_a_paradigm_must_be_shown_to_be_good_enough(dti: Delta | None, floor: Delta, passes: bool, why: str) -> None:
+    decision = gate.decide(comparison(dti, floor))["dti"]
+    assert decision.passed is passes
+    assert why in decision.reason
 
 
-def crowned(found: dict[str, Any]) -> str | None:
-    found["gate"] = gate.judge(found, margin=0.01)
-    found["champion"] = gate.champion(found)
-    return found["champion"]
+def crowned(found: Comparison) -> Comparison:
+    found = replace(found, gate=gate.decide(found))
+    return replace(found, champion=gate.champion(found))
 
 
 def test_a_cheap_paradigm_that_passes_goes_before_the_expensive_one() -> None:
-    found = comparison(delta(-0.009), delta(0.01))
-    assert crowned(found) == "dti"
+    found = crowned(comparison(delta(-0.009), delta(0.01)))
+    assert found.champion == "dti"
     assert gate.sentence(found).startswith("Champion: dti; it is above every floor and within 0.01 AUC")
 
 
 def test_the_sliding_window_serves_where_nothing_else_may() -> None:
-    assert crowned(comparison(delta(-0.02), delta(0.01))) == "sliding_window"
+    assert crowned(comparison(delta(-0.02), delta(0.01))).champion == "sliding_window"
 
 
 def test_nobody_serves_below_the_floors() -> None:
-    found = comparison(delta(-0.001), delta(-0.01))
-    assert crowned(found) is None
+    found = crowned(comparison(delta(-0.001), delta(-0.01)))
+    assert found.champion is None
     assert gate.sentence(found).startswith("No champion: sliding_window is not shown to be above the floor")
 
 
 def test_of_two_that_pass_the_better_one_serves() -> None:
     found = comparison(delta(-0.001), delta(0.01), dti_isolated=0.705)
-    found["auc_delta"]["dti_isolated"] = delta(-0.001)
-    assert crowned(found) == "dti_isolated"
+    assert crowned(replace(found, auc_delta={**found.auc_delta, "dti_isolated": delta(-0.001)})).champion == (
+        "dti_isolated"
+    )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from dti_pipeline.evaluation import metrics
+from dti_pipeline.evaluation.report import Slice
 
 
 def scores(seed: int = 0, n: int = 500, digits: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -42,9 +43,9 @@ def test_auc_counts_a_tie_as_half() -> None:
 def test_over_one_class_or_nothing_an_auc_is_none_and_nothing_crashes(label: list[int]) -> None:
     y, p = np.array(label, dtype=np.int8), np.full(len(label), 0.4)
     figures = metrics.summary(y, p, np.zeros(len(label), dtype=np.int64), 10)
-    assert figures["auc"] is figures["gauc"] is figures["ne"] is None
+    assert figures.auc is figures.gauc is figures.ne is None
     assert metrics.roc(y, p) == []
-    assert not any(isinstance(v, float) and math.isnan(v) for v in figures.values())
+    assert not any(isinstance(v, float) and math.isnan(v) for v in vars(figures).values())
 
 
 labelled = st.lists(st.tuples(st.booleans(), st.integers(-50, 50)), min_size=2, max_size=60).filter(
@@ -101,11 +102,9 @@ def test_a_certain_mistake_leaves_the_log_loss_finite() -> None:
 def test_calibration_bins_have_equal_mass_and_ties_stay_together() -> None:
     label, p, _ = scores(4, n=1000, digits=9)
     curve = metrics.calibration(label, p, 10)
-    assert [point["count"] for point in curve] == [100] * 10
-    assert [point["predicted"] for point in curve] == sorted(point["predicted"] for point in curve)
-    assert metrics.calibration(label, np.full(1000, 0.5), 10) == [
-        {"predicted": 0.5, "observed": pytest.approx(label.mean()), "count": 1000}
-    ]
+    assert [one.count for one in curve] == [100] * 10
+    assert [one.predicted for one in curve] == sorted(one.predicted for one in curve)
+    assert metrics.calibration(label, np.full(1000, 0.5), 10) == [metrics.Bin(0.5, pytest.approx(label.mean()), 1000)]
 
 
 def test_ece_by_hand() -> None:
@@ -136,17 +135,17 @@ def test_slices_cover_every_target_once_and_name_the_cold_bucket() -> None:
     value = np.random.default_rng(6).integers(0, 700, len(label))
     value[:3] = 0
     found = metrics.slices(label, p, value, metrics.POPULARITY_BUCKETS)
-    assert [s["bucket"] for s in found] == ["0", "1-4", "5-19", "20-99", "100-499", "500+"]
-    assert sum(s["count"] for s in found) == len(label)
+    assert [s.bucket for s in found] == ["0", "1-4", "5-19", "20-99", "100-499", "500+"]
+    assert sum(s.count for s in found) == len(label)
     middle = (value >= 100) & (value < 500)
-    assert found[4] == {
-        "bucket": "100-499",
-        "count": int(middle.sum()),
-        "auc": pytest.approx(sk.roc_auc_score(label[middle], p[middle])),
-        "log_loss": metrics.log_loss(label[middle], p[middle]),
-    }
+    assert found[4] == Slice(
+        "100-499",
+        int(middle.sum()),
+        pytest.approx(sk.roc_auc_score(label[middle], p[middle])),
+        metrics.log_loss(label[middle], p[middle]),
+    )
 
 
 def test_a_slice_of_one_class_has_no_auc() -> None:
     found = metrics.slices(np.array([1, 1, 0, 1]), np.full(4, 0.5), np.array([0, 0, 30, 30]), (0, 10))
-    assert [(s["bucket"], s["count"], s["auc"]) for s in found] == [("0-9", 2, None), ("10+", 2, 0.5)]
+    assert [(s.bucket, s.count, s.auc) for s in found] == [("0-9", 2, None), ("10+", 2, 0.5)]

@@ -10,6 +10,8 @@ from dti_pipeline.events.ingest import ingest
 from dti_pipeline.paths import Paths
 from tests.code.raw_logs import HEADER, adds_up, quarantine, rows, settings
 
+pytestmark = pytest.mark.slow
+
 FIELD = st.sampled_from(
     ["1", "2", "10", "4", "1000", "", " ", "x", '"', '"a,b"', "\xe9", "::", ",", "\t", "|", "\r", "\0", "{", "}", "nan"]
 )
@@ -36,13 +38,13 @@ def test_no_bytes_crash_it_and_every_line_is_in_the_ledger(home: Paths, name: st
     lines = content.count(b"\n") + (not content.endswith(b"\n")) - (name == "log.csv")
     assert adds_up(report)
     # A quoted CSV field may hold newlines: then several lines are one row.
-    assert report["read"] == lines or (name == "log.csv" and report["read"] < lines and b'"' in content)
-    assert len(quarantine(home)) == report["quarantined"]
-    assert len(rows(home)) == report["kept"]
+    assert report.read == lines or (name == "log.csv" and report.read < lines and b'"' in content)
+    assert len(quarantine(home)) == report.quarantined
+    assert len(rows(home)) == report.kept
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 50_000, "1" * 10_000], ids=["lists", "objects", "number"])
 def test_json_of_any_depth_is_only_a_bad_row(home: Paths, line: str) -> None:
     good = '{"user_id":1,"item_id":2,"rating":3,"timestamp":4}\n'
     (home.home / "log.jsonl").write_text(line + "\n" + good)
-    assert ingest(settings(home.home / "log.jsonl"), home)["quarantined"] == 1
+    assert ingest(settings(home.home / "log.jsonl"), home).quarantined == 1

@@ -114,13 +114,13 @@ def test_a_fetched_log_ingests(home: Paths, server: Server) -> None:
     report = fetch(
         "movielens-1m", home, base_url=server.url + "/", say=said.append, progress=lambda *at: heard.append(at)
     )
-    assert report["fetched"]
+    assert report.fetched
     assert said == [fetching.GROUPLENS_TERMS]
     assert heard[-1] == (len(ML_1M), len(ML_1M))
-    assert report["files"]["ml-1m.zip"]["md5"] == hashlib.md5(ML_1M).hexdigest()
+    assert report.files["ml-1m.zip"].md5 == hashlib.md5(ML_1M).hexdigest()
     assert leftovers(home) == []
-    config = from_plain(Config, {"events": {"source": report["source"], "path": report["path"]}})
-    assert ingest(config, home)["kept"] == 9 * 99
+    config = from_plain(Config, {"events": {"source": report.source, "path": report.path}})
+    assert ingest(config, home).kept == 9 * 99
 
 
 def test_terms_are_shown_once_and_what_is_there_is_not_fetched_again(home: Paths, server: Server) -> None:
@@ -131,7 +131,7 @@ def test_terms_are_shown_once_and_what_is_there_is_not_fetched_again(home: Paths
     fetch("movielens-1m", home, base_url=server.url, say=said.append)
     again = fetch("movielens-1m", home, base_url=server.url, say=said.append)
     assert said == [fetching.GROUPLENS_TERMS]
-    assert not again["fetched"]
+    assert not again.fetched
     assert len(server.asked) == 2
 
 
@@ -182,7 +182,7 @@ def test_a_part_that_is_whole_already_is_fetched_anew(home: Paths, server: Serve
     part = home.raw / ".downloads" / "movielens-1m" / "ml-1m.zip.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(ML_1M)
-    assert fetch("movielens-1m", home, base_url=server.url)["fetched"]
+    assert fetch("movielens-1m", home, base_url=server.url).fetched
 
 
 def test_a_wrong_checksum_is_refused_and_the_next_try_starts_anew(home: Paths, server: Server) -> None:
@@ -237,9 +237,9 @@ def test_amazon_takes_reviews_and_titles_of_a_category(home: Paths, server: Serv
     )
     report = fetch("amazon", home, category="All_Beauty", base_url=server.url)
     assert [path for path, _ in server.asked].count("/review_categories/All_Beauty.jsonl.gz") == 1  # kept meanwhile
-    config = from_plain(Config, {"events": {"source": "amazon", "path": report["path"]}})
+    config = from_plain(Config, {"events": {"source": "amazon", "path": report.path}})
     found = ingest(config, home)
-    assert (found["kept"], found["untitled"]) == (20, 0)
+    assert (found.kept, found.untitled) == (20, 0)
 
 
 def test_a_page_instead_of_a_gzip_file(home: Paths, server: Server) -> None:

@@ -14,6 +14,7 @@ import pytest
 from dti_pipeline.artifacts import file_digest, folder_digest
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.ingest import ingest
+from dti_pipeline.events.report import FileCounts
 from dti_pipeline.paths import Paths
 from tests.code.raw_logs import HEADER, adds_up, quarantine, rows, settings
 
@@ -74,7 +75,7 @@ def test_every_kind_of_bad_csv_row_is_named(home: Paths, ending: bytes, last: bo
     assert [(name, line, reason) for name, line, reason, _ in quarantine(home)] == [
         ("log.csv", line, reason) for line, reason in expected
     ]
-    assert (report["read"], report["kept"], report["duplicates"]) == (len(expected) + 3, 3, 0)
+    assert (report.read, report.kept, report.duplicates) == (len(expected) + 3, 3, 0)
     assert adds_up(report)
     raw = {line: raw for _, line, _, raw in quarantine(home)}
     assert raw[3] == ",10,4,1000"
@@ -92,7 +93,7 @@ def test_every_kind_of_bad_movielens_row_is_named(home: Paths, separator: str, n
     path.write_bytes(content)
     report = ingest(settings(path, "movielens"), home)
     assert [(line, reason) for _, line, reason, _ in quarantine(home)] == expected
-    assert report["kept"] == 3
+    assert report.kept == 3
     assert adds_up(report)
 
 
@@ -135,7 +136,7 @@ def test_every_kind_of_bad_amazon_row_is_named(home: Paths, keys: tuple[str, ...
         ("1", "10", "Soap, plain", 1000, 4.0),
         ("2", "11", "item 11", 1_600_000_000, 1.0),
     ]
-    assert (report["untitled"], report["untitled_items"]) == (1, 1)
+    assert (report.untitled, report.untitled_items) == (1, 1)
 
 
 def test_every_kind_of_bad_parquet_row_is_named(home: Paths) -> None:
@@ -183,7 +184,7 @@ def test_exact_duplicates_go_and_the_first_stays(home: Paths) -> None:
     text = f"{HEADER}\n1,a,4,5\n1,b,4,5\n1,a,4.0,5\n1,a,3,5\n1,a,4,6\n2,a,4,5\n1,a,4,5\n"
     (home.home / "log.csv").write_text(text)
     report = ingest(settings(home.home / "log.csv"), home)
-    assert (report["read"], report["kept"], report["duplicates"]) == (7, 5, 2)
+    assert (report.read, report.kept, report.duplicates) == (7, 5, 2)
     assert [row[:2] for row in rows(home, "user_id, item_id, rating")] == [
         ("1", "a"), ("1", "b"), ("1", "a"), ("1", "a"), ("2", "a"),
     ]  # fmt: skip
@@ -229,7 +230,7 @@ def test_a_table_takes_titles_from_a_file_of_their_own(home: Paths) -> None:
     config = settings(home.home, items_path=str(home.home / "titles.csv"), item_columns=["sku", "label"])
     report = ingest(config, home)
     assert rows(home, "item_text") == [("First",), ("item b",)]
-    assert report["untitled"] == 1
+    assert report.untitled == 1
 
 
 def test_movielens_titles_carry_their_genres(home: Paths) -> None:
@@ -273,14 +274,14 @@ def test_a_log_without_timestamps_keeps_its_order(home: Paths) -> None:
     assert rows(home, "user_id, item_id, timestamp, position") == [
         ("1", "9", None, 0), ("1", "3", None, 1), ("2", "9", None, 0),
     ]  # fmt: skip
-    assert report["clock"] is False
-    assert report["duplicates"] == 1
+    assert report.clock is False
+    assert report.duplicates == 1
 
 
 def test_the_rating_scale_is_that_of_the_source_unless_given(home: Paths) -> None:
     (home.home / "ratings.dat").write_text("1::1::10::5\n1::2::11::6\n")
-    assert ingest(settings(home.home, "movietweetings"), home)["kept"] == 1
-    assert ingest(settings(home.home, "movietweetings", max_rating=20), home)["kept"] == 2
+    assert ingest(settings(home.home, "movietweetings"), home).kept == 1
+    assert ingest(settings(home.home, "movietweetings", max_rating=20), home).kept == 2
 
 
 def test_max_users_keeps_whole_histories_and_counts_the_rest_apart(home: Paths) -> None:
@@ -288,8 +289,8 @@ def test_max_users_keeps_whole_histories_and_counts_the_rest_apart(home: Paths) 
     (home.home / "log.csv").write_text(f"{HEADER}\n{body}7,1,bad,1\nbroken\n" + "7,1,4,1\n")
     whole = ingest(settings(home.home / "log.csv"), home)
     part = ingest(settings(home.home / "log.csv", max_users=10), home)
-    assert (part["users"], part["users_left_out"], part["kept"]) == (10, 40, 30)
-    assert part["read"] + part["rows_left_out"] == whole["read"] == 153
+    assert (part.users, part.users_left_out, part.kept) == (10, 40, 30)
+    assert part.read + part.rows_left_out == whole.read == 153
     assert adds_up(part)
     assert (home.home / "data/events/quarantine.parquet").is_file()
     assert ("log.csv", 153, "wrong number of fields", "broken") in quarantine(home)
@@ -315,8 +316,8 @@ def test_a_new_file_costs_only_itself_and_the_result_is_that_of_all_files_at_onc
     before = {path: path.stat().st_mtime_ns for path in home.staged.iterdir()}
     (raw / "a.csv").write_text(f"{HEADER}\n1,c,4,4\n1,a,4,5\n2,z,bad,1\n")
     both = ingest(settings(raw), home)
-    assert (both["read"], both["kept"], both["duplicates"], both["quarantined"]) == (5, 2, 2, 1)
-    assert both["files"] == {"a.csv": {"read": 3, "quarantined": 1}, "b.csv": {"read": 2, "quarantined": 0}}
+    assert (both.read, both.kept, both.duplicates, both.quarantined) == (5, 2, 2, 1)
+    assert both.files == {"a.csv": FileCounts(3, 1), "b.csv": FileCounts(2, 0)}
     after = {path: path.stat().st_mtime_ns for path in home.staged.iterdir()}
     assert len(after) == 2
     assert before.items() <= after.items()
@@ -327,7 +328,7 @@ def test_a_new_file_costs_only_itself_and_the_result_is_that_of_all_files_at_onc
     assert folder_digest(fresh.staged) == folder_digest(home.staged)
 
     (raw / "b.csv").unlink()
-    assert ingest(settings(raw), home)["kept"] == 2
+    assert ingest(settings(raw), home).kept == 2
     assert len(list(home.staged.iterdir())) == 1
 
 
@@ -335,7 +336,7 @@ def test_two_files_that_hold_the_same_are_both_read(home: Paths) -> None:
     for name in ("a.csv", "b.csv"):
         (home.home / name).write_text(f"{HEADER}\n1,a,4,5\n")
     report = ingest(settings(home.home), home)
-    assert (report["read"], report["kept"], report["duplicates"]) == (2, 1, 1)
+    assert (report.read, report.kept, report.duplicates) == (2, 1, 1)
 
 
 def test_bytes_do_not_depend_on_the_number_of_threads(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +366,7 @@ def test_a_log_named_by_its_file_takes_titles_from_beside_it_only(home: Paths) -
     (home.home / "ratings.dat").write_text("1::1::5::10\n")
     (home.home / "deeper").mkdir()
     (home.home / "deeper" / "movies.dat").write_text("1::Wrong (1999)::Drama\n")
-    assert ingest(settings(home.home / "ratings.dat", "movielens"), home)["untitled"] == 1
+    assert ingest(settings(home.home / "ratings.dat", "movielens"), home).untitled == 1
     (home.home / "movies.dat").write_text("1::Right (1999)::Drama\n")
     ingest(settings(home.home / "ratings.dat", "movielens"), home)
     assert rows(home, "item_text") == [("Right (1999) Drama",)]

@@ -40,6 +40,7 @@ def histories(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return users
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["global_time", "user_order"])
 @PROPERTY
 @given(log=LOG, min_history=st.integers(0, 3))
@@ -60,6 +61,7 @@ def test_no_context_row_is_later_than_its_target(
             assert ORDER[context["split"]] <= ORDER[target["split"]]
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(log=LOG, min_history=st.integers(0, 3))
 def test_global_time_parts_all_users_by_one_clock(

@@ -15,6 +15,7 @@ from dti_pipeline.config import Config, from_plain
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.synthetic import NEUTRAL, TOPICS, synth
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
 
 
 def small(**keys: int) -> Config:
@@ -34,16 +35,16 @@ def test_one_seed_gives_the_same_bytes_and_another_does_not(home: Paths) -> None
 def test_the_ledger_finds_exactly_what_was_planted(home: Paths, defects: int) -> None:
     planted = synth(small(defects=defects), home)
     found = ingest(small(), home)
-    assert found["reasons"] == planted["reasons"]
-    assert (found["read"], found["kept"], found["quarantined"], found["duplicates"]) == (
-        planted["rows"], planted["kept"], planted["quarantined"], planted["duplicates"],
+    assert found.reasons == planted.reasons
+    assert (found.read, found.kept, found.quarantined, found.duplicates) == (
+        planted.rows, planted.kept, planted.quarantined, planted.duplicates,
     )  # fmt: skip
-    assert planted["quarantined"] == planted["duplicates"] == defects
-    assert found["untitled"] == 0
+    assert planted.quarantined == planted.duplicates == defects
+    assert found.untitled == 0
 
 
 def test_every_kind_of_bad_row_is_planted(home: Paths) -> None:
-    assert set(synth(small(defects=26), home)["reasons"]) == {
+    assert set(synth(small(defects=26), home).reasons) == {
         "wrong number of fields", "user id missing", "item id missing", "rating missing", "rating not a number",
         "rating outside the scale", "timestamp missing", "timestamp not a time", "timestamp before 1970", "blank line",
         "quotes do not match", "not UTF-8 text",
@@ -58,8 +59,8 @@ def test_the_best_possible_auc_is_that_of_the_truth_on_the_test_targets(home: Pa
         JOIN read_csv('{home.synthetic}/truth.csv', types = {{'user_id': 'VARCHAR', 'item_id': 'VARCHAR'}}) AS truth
         USING (user_id, item_id, timestamp) WHERE split = 'test' AND position >= 5
     """).fetchnumpy()
-    assert len(joined["label"]) == report["test_targets"]
-    assert report["best_possible_auc"] == pytest.approx(roc_auc_score(joined["label"], joined["probability"]), abs=1e-5)
+    assert len(joined["label"]) == report.test_targets
+    assert report.best_possible_auc == pytest.approx(roc_auc_score(joined["label"], joined["probability"]), abs=1e-5)
 
 
 def test_probabilities_are_honest(home: Paths) -> None:
@@ -98,6 +99,6 @@ def test_titles_are_distinct_and_say_their_topic(home: Paths) -> None:
 
 def test_more_ratings_than_items_is_not_asked_of_anyone(home: Paths) -> None:
     report = synth(small(items=10, interactions_per_user=50), home)
-    assert report["kept"] <= 60 * 10
+    assert report.kept <= 60 * 10
     manifest = json.loads((home.synthetic / "manifest.json").read_text())
-    assert manifest["report"] == report
+    assert manifest["report"] == to_plain(report)

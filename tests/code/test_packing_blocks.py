@@ -87,7 +87,7 @@ def test_every_target_is_in_one_prompt_whatever_the_block(
     store = TokenStore.open(events.tokens)
     history = np.arange(len(store.position)) - store.position
     report = pack.pack(SETTINGS, events, "dti")
-    for plan, facts in report["plans"].items():
+    for plan, facts in report.plans.items():
         columns = read_columns(Path(events.shards("dti") / f"{plan}.arrow"))
         targets = np.concatenate(
             [np.arange(a, b) for a, b in zip(columns["first_target"], columns["stop"], strict=True)]
@@ -98,7 +98,7 @@ def test_every_target_is_in_one_prompt_whatever_the_block(
         assert (
             columns["first_target"] - columns["start"] == np.minimum(4, store.position[columns["first_target"]])
         ).all()
-        assert np.unique(columns["row"]).tolist() == list(range(facts["rows"]))
+        assert np.unique(columns["row"]).tolist() == list(range(facts.rows))
         assert (np.diff(columns["row"]) >= 0).all()
 
 
@@ -107,8 +107,8 @@ def test_prompts_that_a_full_row_ended_are_counted(events: Paths) -> None:
     narrow = config.from_plain(
         config.Config, config.to_plain(SETTINGS) | {"packing": {"context": 1, "targets": 30, "row_length": 40}}
     )
-    facts = pack.pack(narrow, events, "dti")["plans"]["train"]
+    facts = pack.pack(narrow, events, "dti").plans["train"]
     columns = read_columns(events.shards("dti") / "train.arrow")
     first = set(columns["first_target"].tolist())
     short = columns["stop"] - columns["first_target"] < 30
-    assert facts["prompts_cut_by_row"] == sum(stop in first for stop in columns["stop"][short].tolist()) > 0
+    assert facts.prompts_cut_by_row == sum(stop in first for stop in columns["stop"][short].tolist()) > 0

@@ -15,6 +15,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.pack import PLANS, pack
 from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import SPLITS, TokenStore
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
@@ -56,10 +57,10 @@ def test_the_manifest_counts_what_the_plans_hold(
     histories = random_users(users, seed, shortest=min_history + 5)
     write_store(paths, histories, prefix)
     report = pack(config(min_history, **packing), paths, "dti")
-    assert artifacts.read(paths.shards("dti"), "pack").report == report
+    assert artifacts.read(paths.shards("dti"), "pack", PackReport).report == report
     store = TokenStore.open(paths.tokens)
     for plan in PLANS:
-        said = report["plans"][plan]
+        said = report.plans[plan]
         rows = plan_of(paths, plan)
         layout = rows.assemble(np.arange(len(rows)))
         split = SPLITS.index(plan.removesuffix("_streaming"))
@@ -68,22 +69,22 @@ def test_the_manifest_counts_what_the_plans_hold(
         assert sorted(layout.target[layout.target >= 0].tolist()) == expected
         filled = int((layout.kind != Kind.PAD).sum())
         k = 1 if plan in ("validation", "test") else packing["targets"]
-        assert said["targets"] == said["targets_in_log"] == len(expected) == int(rows.targets().sum())
-        assert said["dropped"] == 0
-        assert said["dropped_reason"] is None
-        assert said["rows"] == len(rows)
-        assert said["prompts"] == len(rows.start)
-        assert said["tokens"] == filled
-        assert said["tokens_per_target"] == pytest.approx(filled / max(len(expected), 1), abs=1e-4)
-        assert said["padding_share"] == pytest.approx(1 - filled / max(layout.kind.size, 1), abs=1e-6)
-        assert said["targets_per_prompt"] == k
+        assert said.targets == said.targets_in_log == len(expected) == int(rows.targets().sum())
+        assert said.dropped == 0
+        assert said.dropped_reason is None
+        assert said.rows == len(rows)
+        assert said.prompts == len(rows.start)
+        assert said.tokens == filled
+        assert said.tokens_per_target == pytest.approx(filled / max(len(expected), 1), abs=1e-4)
+        assert said.padding_share == pytest.approx(1 - filled / max(layout.kind.size, 1), abs=1e-6)
+        assert said.targets_per_prompt == k
         # A prompt that ends with fewer than k targets though its user's next row is a target was cut by its row.
         position, flags = store.position, set(expected)
         cut = sum(
             (k == "all" or b - a < k) and b in flags and position[b] > 0
             for a, b in zip(rows.first_target.tolist(), rows.stop.tolist(), strict=True)
         )
-        assert said["prompts_cut_by_row"] == cut
+        assert said.prompts_cut_by_row == cut
 
 
 @pytest.mark.parametrize("paradigm", names())
@@ -114,19 +115,19 @@ def test_a_budget_of_targets_keeps_whole_users_and_counts_the_rest(home: Paths) 
     histories = random_users(30, 1)
     write_store(home, histories)
     everything = pack(config(), home, "dti")
-    most = everything["targets"] // 3
+    most = everything.targets // 3
     report = pack(config(max_targets=most), home, "dti")
-    assert 0 < report["targets"] <= most
-    assert report["targets"] + report["dropped"] == report["targets_in_log"] == everything["targets"]
-    assert report["dropped_reason"] == f"packing.max_targets = {most}"
+    assert 0 < report.targets <= most
+    assert report.targets + report.dropped == report.targets_in_log == everything.targets
+    assert report.dropped_reason == f"packing.max_targets = {most}"
     user = np.cumsum(TokenStore.open(home.tokens).position == 0) - 1
     kept = user[target_rows(plan_of(home, "train"))]
     in_log = [sum(split == "train" and i >= 2 for i, (_, split) in enumerate(history)) for history in histories]
     assert all((kept == u).sum() == in_log[u] for u in set(kept.tolist()))
-    assert report["plans"]["test"] == everything["plans"]["test"], "what is judged is never thinned out"
+    assert report.plans["test"] == everything.plans["test"], "what is judged is never thinned out"
     baseline = pack(config(max_targets=most), home, "sliding_window")
     assert sorted(target_rows(plan_of(home, "train", "sliding_window"))) == sorted(target_rows(plan_of(home, "train")))
-    assert baseline["targets"] == report["targets"]
+    assert baseline.targets == report.targets
 
 
 def test_n_larger_than_any_history_is_the_whole_history(home: Paths) -> None:
@@ -134,7 +135,7 @@ def test_n_larger_than_any_history_is_the_whole_history(home: Paths) -> None:
     report = pack(config(context=1000, row_length=256), home, "dti")
     rows = plan_of(home, "train")
     store = TokenStore.open(home.tokens)
-    assert report["targets"] == report["targets_in_log"]
+    assert report.targets == report.targets_in_log
     assert (store.position[rows.start] == 0).all()
 
 

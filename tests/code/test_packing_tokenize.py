@@ -50,7 +50,7 @@ def test_an_item_without_a_text_is_called_by_its_id(home: Paths) -> None:
     write_events(home, ["Heat", "", "   ", "Heat", "Ran"])
     report = tokenize(config(), home)
     assert read_texts(home) == ["Heat", "item i1", "item i2", "Heat", "Ran"]
-    assert report["texts"] == 4, "equal texts are stored once"
+    assert report.texts == 4, "equal texts are stored once"
     assert TokenStore.open(home.tokens).lengths().min() >= 2
 
 
@@ -58,7 +58,7 @@ def test_a_long_text_is_cut_at_its_end_and_counted(home: Paths) -> None:
     long = "The Assassination of Jesse James by the Coward Robert Ford and what came of it afterwards"
     write_events(home, ["Heat", long, "Ran", "Heat", "Ran"])
     report = tokenize(config(tokens={"max_text_tokens": 6, "vocab_size": 300}), home)
-    assert report["texts_cut"] == 1
+    assert report.texts_cut == 1
     assert TokenStore.open(home.tokens).lengths().max() == 7
     assert long.startswith(read_texts(home)[1])
 
@@ -92,8 +92,8 @@ def test_words_that_are_single_tokens_are_the_labels_and_the_rest_is_added(home:
     words.save_pretrained(tmp_path / "words")
     write_events(home, ["heat"] * 5)
     report = tokenize(config(tokens={"tokenizer": str(tmp_path / "words")}), home)
-    assert report["special_tokens"] == {"pad": 4, "sum": 5, "yes": 2, "no": 3}
-    assert report["vocabulary"] == 6
+    assert report.special_tokens == {"pad": 4, "sum": 5, "yes": 2, "no": 3}
+    assert report.vocabulary == 6
 
 
 def test_an_item_text_cannot_smuggle_in_a_special_token(home: Paths) -> None:

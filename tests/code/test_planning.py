@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.plan import plan
 from dti_pipeline.planning.shape import SHAPES, shape_of
+from tests import reports
 
 N = 20
 TARGETS = (5, 10, 20, 50, 180, None)  # None: k -> all, the limit
@@ -83,7 +85,7 @@ def store_on_disk(paths: Paths, users: int = 30, interactions: int = 40, tokens:
         write_columns(draft.path / "texts.arrow", {"token": store.tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": store.offsets})
         write_columns(draft.path / "interactions.arrow", columns)
-        draft.report |= {"special_tokens": store.special, "prefix_tokens": [5, 6], "vocabulary": 64}
+        draft.report = replace(reports.TOKENIZE, special_tokens=store.special, prefix_tokens=(5, 6), vocabulary=64)
 
 
 SETTINGS = config.from_plain(
@@ -97,7 +99,7 @@ def test_the_plan_counts_what_dti_pack_then_makes(home: Paths, paradigm: str) ->
     planned = plan(SETTINGS, home)["paradigms"][paradigm]
     packed = pack(SETTINGS, home, paradigm)
     for key in ("targets", "prompts", "tokens", "tokens_per_target", "padding_share"):
-        assert planned[key] == packed[key]
+        assert planned[key] == getattr(packed, key)
 
 
 def test_cost_follows_epochs_gpu_and_processes(home: Paths) -> None:
@@ -150,13 +152,13 @@ def test_shape_comes_from_a_folder_s_config(tmp_path) -> None:
 
 def trained(home: Paths, paradigm: str, targets_per_second: float, tokens_per_target: float, hardware: str) -> None:
     with artifacts.publish(home.model(paradigm), "train") as draft:
-        draft.report |= {
-            "targets_per_second": targets_per_second,
-            "tokens_per_second": targets_per_second * tokens_per_target,
-            "tokens_per_target": tokens_per_target,
-            "train_seconds": 10.0,
-            "hardware": hardware,
-        }
+        draft.report = replace(
+            reports.TRAIN,
+            targets_per_second=targets_per_second,
+            tokens_per_second=targets_per_second * tokens_per_target,
+            tokens_per_target=tokens_per_target,
+            hardware=hardware,
+        )
 
 
 def test_measured_runs_stand_beside_their_own_formula(home: Paths) -> None:

@@ -192,7 +192,7 @@ def test_requests_of_all_sizes_have_few_shapes_on_a_gpu() -> None:
 
 def test_a_prompt_longer_than_the_trainings_rows_is_scored(trained: Paths) -> None:
     scorer = Scorer.load(trained.model("sliding_window"))
-    scorer.manifest.report["network"]["row_length"] = 16  # as if every prompt of the training had been short
+    scorer.manifest.report.network["row_length"] = 16  # as if every prompt of the training had been short
     long = [plain(str(i), "many words that make a long title indeed", label=1) for i in range(CONTEXT)]
     [answer] = scorer.score([{"history": long, "candidates": [plain("1"), plain("2")]}])
     assert len(answer) == 2

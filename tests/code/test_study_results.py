@@ -16,7 +16,6 @@ from benchmarks import conventional
 from benchmarks.lib import din
 from benchmarks.lib.boosted import NAMES, features
 from dti_pipeline import artifacts
-from dti_pipeline.artifacts import Manifest
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.packing.store import TokenStore
@@ -85,10 +84,7 @@ def log() -> tuple[Interactions, TokenStore]:
     offsets = np.arange(0, 3 * ITEMS + 1, 3, dtype=np.int64)
     tokens = draw.integers(4, 40, 3 * ITEMS).astype(np.int32)
     split = np.where(position < LENGTH - 3, 0, 2).astype(np.int8)
-    manifest = Manifest(Path("made"), "tokenize", {}, {}, {}, {})
-    store = TokenStore(
-        manifest, tokens, offsets, item.astype(np.int32), label, split, position.astype(np.int32), tokens[:0]
-    )
+    store = TokenStore(tokens, offsets, item.astype(np.int32), label, split, position.astype(np.int32), tokens[:0], {})
     user = np.repeat(np.arange(USERS), LENGTH)
     return Interactions(user, item, label, position, train, pa.table({})), store
 

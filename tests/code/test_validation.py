@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from validation_batches import CONFIG, LENGTH, USERS, Batch, good_batch
+from validation_batches import CONFIG, LENGTH, USERS, Batch, good_batch, outcomes_of
 
 from dti_pipeline import artifacts
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
-from dti_pipeline.validation import judge, outcome
+from dti_pipeline.validation import run
+from dti_pipeline.validation.report import Outcome, ValidateReport
 from dti_pipeline.validation.validate import validate
 
 
 @pytest.fixture(autouse=True)
 def no_data_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the time, and none of what is proved here."""
-    monkeypatch.setattr(judge, "build", lambda context, folder, outcomes: None)
+    monkeypatch.setattr(run, "build", lambda context, folder, outcomes: None)
 
 
-def failures(paths: Paths) -> dict[str, outcome.Outcome]:
+def failures(paths: Paths) -> dict[str, Outcome]:
     with pytest.raises(CheckFailed):
         validate(CONFIG, paths)
-    return {f"{o.suite}.{o.name}": o for o in outcome.read(paths.checks) if not o.success}
+    return {f"{o.suite}.{o.name}": o for o in outcomes_of(paths) if not o.success}
 
 
 def test_a_good_batch_passes_every_expectation_and_is_remembered(home: Paths) -> None:
     good_batch().write(home)
     report = validate(CONFIG, home)
-    assert (report["success"], report["failed"], report["failures"]) == (True, 0, [])
-    assert set(report["suites"]) == {"raw", "canonical", "splits", "batch"}  # the first batch has no drift to judge
-    assert report["compared_with"] is None
-    assert report["drift"].startswith("nothing to compare with")
-    assert report["profile"]["rows"] == USERS * LENGTH
-    assert artifacts.read(home.checks, "validate").report == report
-    outcomes = outcome.read(home.checks)
-    assert len(outcomes) == report["expectations"]
+    assert (report.success, report.failed, report.failures) == (True, 0, ())
+    assert set(report.suites) == {"raw", "canonical", "splits", "batch"}  # the first batch has no drift to check
+    assert report.compared_with is None
+    assert report.drift.startswith("nothing to compare with")
+    assert report.profile.rows == USERS * LENGTH
+    assert artifacts.read(home.checks, "validate", ValidateReport).report == report
+    outcomes = outcomes_of(home)
+    assert len(outcomes) == report.expectations
     assert all(o.success for o in outcomes)
     assert len({(o.suite, o.name) for o in outcomes}) == len(outcomes)
     assert home.accepted.is_file()
@@ -56,7 +58,10 @@ def set_staged(index: int, **values: Any) -> Callable[[Batch], None]:
 
 
 def set_report(**values: Any) -> Callable[[Batch], None]:
-    return lambda batch: batch.report.update(values)
+    def change(batch: Batch) -> None:
+        batch.report = replace(batch.report, **values)
+
+    return change
 
 
 def set_all(**values: Any) -> Callable[[Batch], None]:
@@ -90,7 +95,7 @@ def untitle(batch: Batch) -> None:
 
 def drop_rows(batch: Batch) -> None:
     batch.interactions = batch.interactions[: 4 * LENGTH]
-    batch.report.update(kept=4 * LENGTH, read=4 * LENGTH + 4)
+    batch.report = replace(batch.report, kept=4 * LENGTH, read=4 * LENGTH + 4)
 
 
 def refuse_more(batch: Batch) -> None:
@@ -228,5 +233,5 @@ def test_a_defect_fails_its_expectation_and_shows_its_rows(home: Paths, defect: 
 def test_every_expectation_about_the_data_has_a_defect_that_fails_it(home: Paths) -> None:
     good_batch().write(home)
     validate(CONFIG, home)
-    names = {f"{o.suite}.{o.name}" for o in outcome.read(home.checks) if not o.name.endswith("_type")}
+    names = {f"{o.suite}.{o.name}" for o in outcomes_of(home) if not o.name.endswith("_type")}
     assert names == {name for _, expected, _ in DEFECTS.values() for name in expected if not name.endswith("_type")}

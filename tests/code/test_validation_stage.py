@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from validation_batches import CONFIG, Batch, good_batch
+from validation_batches import CONFIG, Batch, good_batch, outcomes_of
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, EventsConfig, SplitConfig
@@ -16,9 +16,11 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.synthetic import synth
 from dti_pipeline.paths import Paths
-from dti_pipeline.validation import outcome
-from dti_pipeline.validation.gate import require_passed
+from dti_pipeline.validation.report import SuiteCounts, ValidateReport
+from dti_pipeline.validation.requirement import require_passed
 from dti_pipeline.validation.validate import validate
+
+pytestmark = pytest.mark.slow
 
 
 def spoilt_batch() -> Batch:
@@ -46,10 +48,10 @@ def test_a_failure_is_one_sentence_that_names_the_check_and_where_its_rows_are(h
     assert "\n" not in message
     for part in ("1 of 55 checks failed", "canonical.split_set", "1 of 160 rows", "outcomes.json", "index.html"):
         assert part in message
-    report = artifacts.read(home.checks, "validate").report
-    assert report["success"] is False
-    assert [failure["failing_rows"] for failure in report["failures"]] == [
-        [{"user_id": "u0", "position": 5, "item_id": "i5", "split": "holdout"}]
+    report = artifacts.read(home.checks, "validate", ValidateReport).report
+    assert report.success is False
+    assert [failure.failing_rows for failure in report.failures] == [
+        ({"user_id": "u0", "position": 5, "item_id": "i5", "split": "holdout"},)
     ]
 
 
@@ -58,13 +60,14 @@ def test_a_listing_for_the_terminal_names_the_rows_and_counts_the_rest(home: Pat
     for row in batch.interactions[3:8]:
         row["split"] = "holdout"
     batch.write(home)
-    with pytest.raises(CheckFailed):
+    with pytest.raises(CheckFailed) as failure:
         validate(CONFIG, home)
-    assert outcome.listing(outcome.read(home.checks)).splitlines() == [
+    assert isinstance(failure.value.report, ValidateReport)
+    assert failure.value.report.listing().splitlines() == [
         "canonical.split_set: A split is train, validation or test; observed: 5 of 160 rows",
-        "  item_id=i3  position=3  split=holdout  user_id=u0",
-        "  item_id=i4  position=4  split=holdout  user_id=u0",
-        "  item_id=i5  position=5  split=holdout  user_id=u0",
+        "  user_id=u0  position=3  item_id=i3  split=holdout",
+        "  user_id=u0  position=4  item_id=i4  split=holdout",
+        "  user_id=u0  position=5  item_id=i5  split=holdout",
         "  ... and 2 more",
     ]
 
@@ -101,12 +104,12 @@ def test_data_docs_list_every_suite_and_show_failing_rows_without_a_network(
     with pytest.raises(CheckFailed):
         validate(CONFIG, home)
     index = (home.data_docs / "index.html").read_text()
-    judged = re.search(r'<div class="judged">.*</div>', index)
-    assert judged
-    links = dict(re.findall(r'<a href="([^"]+)">(\w+)</a>', judged[0]))
+    checked = re.search(r'<div class="checked">.*</div>', index)
+    assert checked
+    links = dict(re.findall(r'<a href="([^"]+)">(\w+)</a>', checked[0]))
     assert list(links.values()) == ["raw", "canonical", "splits", "batch"]
     assert all((home.data_docs / link).is_file() for link in links)
-    assert "A split is train, validation or test: 1 of 160 rows" in judged[0]
+    assert "A split is train, validation or test: 1 of 160 rows" in checked[0]
     (page,) = (home.data_docs / link for link, suite in links.items() if suite == "canonical")
     text = page.read_text()
     assert "holdout" in text
@@ -115,20 +118,20 @@ def test_data_docs_list_every_suite_and_show_failing_rows_without_a_network(
     assert not caplog.records  # Great Expectations logs what it cannot render, and goes on
 
 
-def test_a_log_without_a_clock_is_judged_by_its_order(home: Paths) -> None:
+def test_a_log_without_a_clock_is_checked_by_its_order(home: Paths) -> None:
     batch = good_batch()
     for row in batch.interactions:
         row["timestamp"] = None
     batch.write(home)
     validate(replace(CONFIG, split=replace(CONFIG.split, rule="user_order")), home)
-    names = {o.name for o in outcome.read(home.checks)}
+    names = {o.name for o in outcomes_of(home)}
     assert "split_clock" not in names
     assert "split_order" in names
 
 
 def test_an_open_rating_scale_bounds_nothing_but_what_is_no_number(home: Paths) -> None:
     batch = good_batch()
-    batch.report["rating_scale"] = [None, None]
+    batch.report = replace(batch.report, rating_scale=(None, None))
     batch.interactions[4].update(rating=1e9, label=1)
     batch.write(home)
     validate(CONFIG, home)
@@ -136,7 +139,7 @@ def test_an_open_rating_scale_bounds_nothing_but_what_is_no_number(home: Paths) 
     batch.write(home)
     with pytest.raises(CheckFailed, match="rating_range"):
         validate(CONFIG, home)
-    assert artifacts.read(home.checks, "validate").report["failures"][0]["failing_rows"][0]["rating"] == "inf"
+    assert artifacts.read(home.checks, "validate", ValidateReport).report.failures[0].failing_rows[0]["rating"] == "inf"
 
 
 @pytest.mark.parametrize("missing", ["manifest.json", "interactions.parquet"])
@@ -164,10 +167,10 @@ def test_a_batch_like_the_accepted_one_is_compared_and_takes_its_place(home: Pat
     first = validate(CONFIG, home)
     good_batch(users=9).write(home)
     second = validate(CONFIG, home)
-    assert second["suites"]["drift"] == {"expectations": 2, "failed": 0}
-    assert second["compared_with"] == first["profile"]
+    assert second.suites["drift"] == SuiteCounts(2, 0)
+    assert second.compared_with == first.profile
     good_batch(users=10).write(home)
-    assert validate(CONFIG, home)["compared_with"] == second["profile"]
+    assert validate(CONFIG, home).compared_with == second.profile
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,7 @@ def test_a_drifted_batch_is_refused_and_the_accepted_profile_stays(home: Paths, 
             validate(config, home)
         assert home.accepted.read_bytes() == accepted
     home.accepted.unlink()
-    assert validate(config, home)["compared_with"] is None
+    assert validate(config, home).compared_with is None
 
 
 def test_a_batch_that_fails_something_else_is_not_remembered_either(home: Paths) -> None:
@@ -208,7 +211,7 @@ def test_labels_of_another_threshold_are_not_compared(home: Paths) -> None:
         row["rating"] += 0.0 if row["rating"] == 5.0 else 0.5  # another batch with the same labels
     batch.write(home)
     threshold = replace(CONFIG, split=replace(CONFIG.split, label_threshold=4.0))
-    assert validate(threshold, home)["compared_with"] is None
+    assert validate(threshold, home).compared_with is None
 
 
 def test_an_unreadable_memory_is_an_input_error_that_says_how_to_start_afresh(home: Paths) -> None:
@@ -255,10 +258,10 @@ def test_the_synthetic_log_passes_and_its_refused_rows_are_shown_when_they_are_t
     strict = replace(Config().validation, max_quarantined_share=0.0)
     with pytest.raises(CheckFailed, match=r"raw\.refused_share"):
         validate(Config(validation=strict), home)
-    (failure,) = artifacts.read(home.checks, "validate").report["failures"]
-    assert failure["unexpected_count"] == Config().synth.defects
-    assert len(failure["failing_rows"]) == strict.max_shown_rows
-    for row in failure["failing_rows"]:
+    (failure,) = artifacts.read(home.checks, "validate", ValidateReport).report.failures
+    assert failure.unexpected_count == Config().synth.defects
+    assert len(failure.failing_rows) == strict.max_shown_rows
+    for row in failure.failing_rows:
         assert row["line"] >= 1
         assert row["reason"]
         assert (home.synthetic / Path(row["source_file"]).name).is_file()
@@ -279,5 +282,5 @@ def test_a_real_log_passes_with_default_thresholds(
     config = Config(events=EventsConfig(source=source, path=str(real_data / log)), split=split)  # type: ignore[arg-type]
     ledger = ingest(config, home)
     report = validate(config, home)
-    assert report["success"]
-    assert report["profile"]["rows"] == ledger["kept"]
+    assert report.success
+    assert report.profile.rows == ledger.kept

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from dti_pipeline import artifacts
 from dti_pipeline.packing.store import SPLITS, write_columns
 from dti_pipeline.paths import Paths
+from tests import reports
 
 #: For each user, for each interaction: (tokens of its text, split).
 History = list[tuple[int, str]]
@@ -28,11 +31,7 @@ def write_store(paths: Paths, users: list[History], prefix: tuple[int, ...] = ()
                 "position": np.array([i for user in users for i in range(len(user))], np.int32),
             },
         )
-        draft.report |= {
-            "special_tokens": {"pad": 0, "sum": 1, "yes": 2, "no": 3},
-            "prefix_tokens": list(prefix),
-            "vocabulary": 94,
-        }
+        draft.report = replace(reports.TOKENIZE, prefix_tokens=prefix)
 
 
 def random_users(users: int, seed: int, shortest: int = 3, longest: int = 30, text: int = 8) -> list[History]:

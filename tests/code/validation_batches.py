@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,12 @@ import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig, ValidationConfig
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import from_plain
+from dti_pipeline.validation.report import Outcome
+from dti_pipeline.validation.validate import OUTCOMES
+from tests.reports import INGEST
 
 STAGED = pa.schema(
     [
@@ -38,14 +44,14 @@ class Batch:
 
     staged: list[dict[str, Any]]
     interactions: list[dict[str, Any]]
-    report: dict[str, Any]
+    report: IngestReport
     staged_schema: pa.Schema = STAGED
     schema: pa.Schema = INTERACTIONS
 
     def write(self, paths: Paths) -> None:
         with artifacts.publish(paths.events, "ingest") as draft:
             pq.write_table(pa.Table.from_pylist(self.interactions, self.schema), draft.path / "interactions.parquet")
-            draft.report.update(self.report)
+            draft.report = self.report
         manifest = artifacts.read(paths.events, "ingest")
         inputs = {"log/ratings.csv": DIGEST}  # what ingestion records of the raw file
         raw = {"schema_version": 1, "stage": "ingest", "config": {}, "inputs": inputs}
@@ -54,6 +60,11 @@ class Batch:
         pq.write_table(
             pa.Table.from_pylist(self.staged, self.staged_schema), paths.staged / f"{DIGEST[:16]}-00000000.parquet"
         )
+
+
+def outcomes_of(paths: Paths) -> list[Outcome]:
+    """What the checks of a home found, as their file has it."""
+    return [from_plain(Outcome, row) for row in json.loads((paths.checks / OUTCOMES).read_text())]
 
 
 def good_batch(users: int = USERS) -> Batch:
@@ -81,5 +92,5 @@ def good_batch(users: int = USERS) -> Batch:
     first = len(staged) + 2
     staged += [{"line": first + i, "raw": "u1,,x,", "reason": "item id missing"} for i in range(4)]
     kept = len(interactions)
-    report = {"read": kept + 4, "kept": kept, "quarantined": 4, "duplicates": 0, "rating_scale": [0.0, 5.0]}
+    report = replace(INGEST, read=kept + 4, kept=kept, quarantined=4, duplicates=0, rating_scale=(0.0, 5.0))
     return Batch(staged, interactions, report)

@@ -12,6 +12,7 @@ import pytest
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.events.ingest import SPLITS, ingest
+from dti_pipeline.events.report import IngestReport, SynthReport
 from dti_pipeline.events.synthetic import synth
 from dti_pipeline.paths import Paths
 
@@ -52,7 +53,7 @@ class Ingested:
     name: str
     config: Config
     paths: Paths
-    report: dict[str, Any]
+    report: IngestReport
     connection: duckdb.DuckDBPyConnection
 
     def one(self, query: str) -> Any:
@@ -96,18 +97,18 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_ledger_adds_up_and_counts_what_is_there(log: Ingested) -> None:
     report = log.report
-    assert report["read"] == report["kept"] + report["quarantined"] + report["duplicates"]
-    assert log.where("true") == report["kept"]
-    assert log.one(f"SELECT count(*) FROM '{log.paths.events}/quarantine.parquet'") == report["quarantined"]
-    assert log.one("SELECT count(DISTINCT user_id) FROM rows") == report["users"]
-    assert log.one("SELECT count(DISTINCT item_id) FROM rows") == report["items"]
-    assert log.one("SELECT avg(label) FROM rows") == pytest.approx(report["label_rate"])
+    assert report.read == report.kept + report.quarantined + report.duplicates
+    assert log.where("true") == report.kept
+    assert log.one(f"SELECT count(*) FROM '{log.paths.events}/quarantine.parquet'") == report.quarantined
+    assert log.one("SELECT count(DISTINCT user_id) FROM rows") == report.users
+    assert log.one("SELECT count(DISTINCT item_id) FROM rows") == report.items
+    assert log.one("SELECT avg(label) FROM rows") == pytest.approx(report.label_rate)
 
 
 def test_users_stand_in_natural_order_each_in_one_piece(log: Ingested) -> None:
     assert log.users_where("max(id) - min(id) + 1 <> count(*)") == 0
     in_file_order = log.connection.execute("SELECT user_id::BIGINT FROM rows WHERE position = 0 ORDER BY id").fetchall()
-    assert len(in_file_order) == log.report["users"]
+    assert len(in_file_order) == log.report.users
     assert in_file_order == sorted(in_file_order)
 
 
@@ -118,31 +119,31 @@ def test_positions_count_up_and_time_never_goes_back(log: Ingested) -> None:
 
 def test_labels_are_ratings_above_the_threshold(log: Ingested) -> None:
     assert log.where(f"label <> (rating > {log.config.split.label_threshold})::INT") == 0
-    low, high = log.report["rating_scale"]
+    low, high = log.report.rating_scale
     assert log.where(f"rating NOT BETWEEN {low} AND {high}") == 0
-    assert 0 < log.report["label_rate"] < 1
+    assert 0 < log.report.label_rate < 1
 
 
 def test_only_the_timestamp_may_be_missing_and_only_in_a_log_without_a_clock(log: Ingested) -> None:
     for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position"):
         assert log.where(f"{column} IS NULL") == 0
-    assert log.where("timestamp IS NULL") == (0 if log.report["clock"] else log.report["kept"])
+    assert log.where("timestamp IS NULL") == (0 if log.report.clock else log.report.kept)
 
 
 def test_every_item_has_one_text_that_is_a_title(log: Ingested) -> None:
     texts = "SELECT item_id FROM rows GROUP BY item_id HAVING count(DISTINCT item_text) > 1"
     assert log.one(f"SELECT count(*) FROM ({texts})") == 0
-    assert log.report["untitled"] == 0
+    assert log.report.untitled == 0
     assert log.where("item_text = 'item ' || item_id OR item_text <> trim(item_text)") == 0
 
 
 def test_splits_follow_one_another_and_are_counted(log: Ingested) -> None:
     assert log.where("stage < p_stage") == 0
     for name in SPLITS:
-        split = log.report["splits"][name]
-        assert log.where(f"split = '{name}'") == split["rows"]
-        assert log.where(f"split = '{name}' AND position >= {log.config.split.min_history}") == split["targets"]
-    assert sum(split["rows"] for split in log.report["splits"].values()) == log.report["kept"]
+        split = log.report.splits[name]
+        assert log.where(f"split = '{name}'") == split.rows
+        assert log.where(f"split = '{name}' AND position >= {log.config.split.min_history}") == split.targets
+    assert sum(split.rows for split in log.report.splits.values()) == log.report.kept
 
 
 def test_splits_have_their_shares(log: Ingested) -> None:
@@ -150,7 +151,7 @@ def test_splits_have_their_shares(log: Ingested) -> None:
         for name in ("validation", "test"):
             assert log.users_where(f"count(*) // 10 <> count(*) FILTER (split = '{name}')") == 0
     else:
-        targets = [log.report["splits"][name]["targets"] for name in SPLITS]
+        targets = [log.report.splits[name].targets for name in SPLITS]
         # Rows of one second stay together, so the shares are exact only where seconds are.
         assert [count / sum(targets) for count in targets] == pytest.approx([0.8, 0.1, 0.1], abs=0.001)
         first = {name: log.one(f"SELECT min(timestamp) FROM rows WHERE split = '{name}'") for name in SPLITS}
@@ -160,19 +161,19 @@ def test_splits_have_their_shares(log: Ingested) -> None:
 
 @pytest.mark.parametrize("log", ["synthetic"], indirect=True)
 def test_the_synthetic_log_is_all_there_and_can_be_learnt(log: Ingested) -> None:
-    truth = artifacts.read(log.paths.synthetic, "synth").report
-    assert truth["users"] == log.report["users"] == log.config.synth.users
-    assert truth["items"] == log.report["items"] == log.config.synth.items
-    assert truth["test_targets"] == log.report["splits"]["test"]["targets"] > 2000
-    assert 0.94 < truth["best_possible_auc"] < 0.98
+    truth = artifacts.read(log.paths.synthetic, "synth", SynthReport).report
+    assert truth.users == log.report.users == log.config.synth.users
+    assert truth.items == log.report.items == log.config.synth.items
+    assert truth.test_targets == log.report.splits["test"].targets > 2000
+    assert 0.94 < truth.best_possible_auc < 0.98
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("log", list(REAL), indirect=True)
 def test_a_real_log_is_what_its_owner_says(log: Ingested) -> None:
     expected = REAL[log.name]
-    assert (log.report["read"], log.report["kept"]) == (expected.rows, expected.rows)
-    assert (log.report["users"], log.report["items"]) == (expected.users, expected.items)
+    assert (log.report.read, log.report.kept) == (expected.rows, expected.rows)
+    assert (log.report.users, log.report.items) == (expected.users, expected.items)
     assert (log.one("SELECT min(rating) FROM rows"), log.one("SELECT max(rating) FROM rows")) == expected.scale
     item, text = expected.title
     assert log.one(f"SELECT any_value(item_text) FROM rows WHERE item_id = '{item}'") == text

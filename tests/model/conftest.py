@@ -49,9 +49,7 @@ class Log:
         rows = [row for history in histories for row in history]
         tokens = [token for text, _ in rows for token in text]
         offsets = np.cumsum([0, *(len(text) for text, _ in rows)]).astype(np.int64)
-        manifest = type("M", (), {"report": {"special_tokens": SPECIAL, "vocabulary": VOCABULARY}})()
         store = TokenStore(
-            manifest=manifest,
             tokens=np.array(tokens, np.int32),
             offsets=offsets,
             text=np.arange(len(rows), dtype=np.int32),
@@ -59,6 +57,8 @@ class Log:
             split=np.zeros(len(rows), np.int8),
             position=np.array([i for history in histories for i in range(len(history))], np.int32),
             prefix=np.array(prefix, np.int32),
+            special=SPECIAL,
+            vocabulary=VOCABULARY,
         )
         return cls(histories, store)
 

@@ -54,9 +54,9 @@ def test_a_last_fit_has_nothing_to_validate_on(tmp_path: Path) -> None:
     }
     config, paths = from_plain(Config, raw), Paths(tmp_path)
     reports = {stage.name: stage.run(config, paths, *filter(None, [paradigm])) for stage, paradigm in plan(config)}
-    assert reports["pack"]["plans"]["validation"]["targets"] == 0
-    assert reports["train"]["validation_auc"] is None
-    assert reports["evaluate"]["targets"] == reports["pack"]["plans"]["test"]["targets"] > 0
+    assert reports["pack"].plans["validation"].targets == 0
+    assert reports["train"].validation_auc is None
+    assert reports["evaluate"].targets == reports["pack"].plans["test"].targets > 0
 
 
 @pytest.mark.parametrize("kind", FROM_THE_PAPER)
@@ -66,25 +66,25 @@ def test_a_checkpoint_goes_through_every_stage(
 ) -> None:
     head = "verbaliser" if rank else "fresh"
     config, paths = home_with(token_home, tmp_path, kind, head=head, lora=LoraConfig(rank=rank, alpha=8))
-    plans = BY_NAME["pack"].run(config, paths, "dti_isolated")["plans"]
+    plans = BY_NAME["pack"].run(config, paths, "dti_isolated").plans
     trained = BY_NAME["train"].run(config, paths, "dti_isolated")
     evaluated = BY_NAME["evaluate"].run(config, paths, "dti_isolated")
-    assert trained["targets"] == plans["train"]["targets"]
-    assert evaluated["targets"] == plans["test"]["targets"] == plans["test_streaming"]["targets"]
+    assert trained.targets == plans["train"].targets
+    assert evaluated.targets == plans["test"].targets == plans["test_streaming"].targets
     predictions = pq.read_table(paths.evaluation("dti_isolated") / "predictions.parquet")
     assert len(set(predictions["probability"].to_pylist())) > 1
     adapters = paths.model("dti_isolated") / "lm" / "adapter_model.safetensors"
     assert adapters.is_file() == (rank > 0)
-    assert (trained["parameters_trained"] == trained["parameters"]) == (rank == 0)
+    assert (trained.parameters_trained == trained.parameters) == (rank == 0)
     if rank:
-        assert sum(tensor.numel() for tensor in load_file(adapters).values()) == trained["parameters_trained"]
+        assert sum(tensor.numel() for tensor in load_file(adapters).values()) == trained.parameters_trained
 
 
 def test_the_tokenizer_gets_what_it_lacks_and_keeps_its_words(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
     _, paths = home_with(token_home, tmp_path, "llama")
     store = TokenStore.open(paths.tokens)
     assert store.special == {"pad": 0, "sum": 300, "yes": 301, "no": 302}, "the end token pads; no single ` yes` token"
-    assert store.manifest.report["vocabulary"] == 303
+    assert store.vocabulary == 303
     assert len(store.prefix) > 0
     assert int(store.tokens.max()) < 300
 

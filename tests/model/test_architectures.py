@@ -4,6 +4,7 @@ the same model after it was saved and loaded. Checkpoints are small, random and 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ MODULES = {"phi3": ("qkv_proj",), "gpt_neox": ("query_key_value",)}
 
 def log_of(seed: int = 1, special: dict[str, int] = ADDED) -> Log:
     log = Log.random(users=4, seed=seed, shortest=6)
-    log.store.manifest.report["special_tokens"] = special
-    return log
+    return replace(log, store=replace(log.store, special=special))
 
 
 def build(
@@ -63,7 +63,7 @@ def published(model: CTRModel, folder: Path) -> Path:
     """The model as the training stage publishes it."""
     with artifacts.publish(folder, "train", {"model": to_plain(model.settings)}) as draft:
         save(model, draft.path)
-        draft.report["network"] = network_facts(model, 43, 256, ADDED, 0)
+        draft.report = {"network": network_facts(model, 43, 256, ADDED, 0)}
     return folder
 
 

@@ -26,6 +26,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.training.fallback import Form, choose, in_one_line
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.progress import Event, FellBack, Stepped
+from dti_pipeline.training.report import TrainReport
 from dti_pipeline.training.steps import Steps
 from dti_pipeline.training.train import train
 from tests.model.conftest import Log
@@ -157,10 +158,10 @@ def test_where_the_compiler_raises_layers_are_not_compiled(
     assert "\n" not in fall.line
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings.count(fall.line) == 1
-    assert report["fallbacks"] == [fall.line]
-    assert artifacts.read(paths.model(PARADIGM), "train").report["fallbacks"] == [fall.line]
+    assert report.fallbacks == (fall.line,)
+    assert artifacts.read(paths.model(PARADIGM), "train", TrainReport).report.fallbacks == (fall.line,)
     for name in ("compiled_layers", "compiled_surroundings"):
-        assert report["execution"][name] == {"on": False, "reason": fall.reason}
+        assert report.execution[name] == {"on": False, "reason": fall.reason}
 
 
 def test_where_a_capture_fails_there_is_no_graph_and_where_the_compiler_raises_too_there_is_neither(
@@ -171,15 +172,15 @@ def test_where_a_capture_fails_there_is_no_graph_and_where_the_compiler_raises_t
     cuda_that_breaks(monkeypatch, at=1)
     report = train(config, captured, PARADIGM)
     assert_same(captured, alone)
-    (line,) = report["fallbacks"]
+    (line,) = report.fallbacks
     assert line.startswith("the training goes on with compiled layers instead of a CUDA graph: RuntimeError: operation")
-    assert not report["execution"]["cuda_graph"]["on"]
-    assert report["execution"]["compiled_layers"]["on"]
+    assert not report.execution["cuda_graph"]["on"]
+    assert report.execution["compiled_layers"]["on"]
 
     monkeypatch.setattr(INDUCTOR, broken_compiler)
     report = train(config, compiled, PARADIGM)
     assert_same(compiled, alone)
-    assert [line.split(" instead of ")[1].split(":")[0] for line in report["fallbacks"]] == [
+    assert [line.split(" instead of ")[1].split(":")[0] for line in report.fallbacks] == [
         "a CUDA graph", "compiled layers",
     ]  # fmt: skip
 
@@ -190,7 +191,7 @@ def test_where_memory_runs_out_micro_batches_are_halved(ready: Any, monkeypatch:
     memory_for(monkeypatch, rows=0, times=1)
     report = train(config, paths, PARADIGM)
     assert_same(paths, expected)
-    (line,) = report["fallbacks"]
+    (line,) = report.fallbacks
     assert line == (
         "the training goes on with micro-batches of 256 tokens instead of 512: out of memory; set"
         " training.tokens_per_batch to 256 (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.)"
@@ -204,7 +205,7 @@ def test_micro_batches_are_halved_down_to_one_row_and_then_the_training_is_refus
     train(single, expected, PARADIGM)
     with pytest.MonkeyPatch.context() as patch:
         memory_for(patch, rows=1)
-        assert len(train(config, paths, PARADIGM)["fallbacks"]) == 2
+        assert len(train(config, paths, PARADIGM).fallbacks) == 2
     assert_same(paths, expected)
 
     before = outcome(paths)[0]
@@ -234,7 +235,7 @@ def test_a_continued_training_that_falls_back_is_the_one_that_was_left_alone(
             train(config, paths, PARADIGM)
     planned(monkeypatch, "cuda_graph", "compiled_layers")
     monkeypatch.setattr(INDUCTOR, broken_compiler)
-    assert len(train(config, paths, PARADIGM)["fallbacks"]) == 2
+    assert len(train(config, paths, PARADIGM).fallbacks) == 2
     assert_same(paths, alone)
 
 

@@ -33,7 +33,7 @@ from dti_pipeline.training.train import train
 from tests.model.architectures import write
 
 PARADIGM = "dti"
-TRAIN = pipeline.BY_NAME["train"]
+TRAIN = pipeline.TRAIN
 
 
 def configured(config: Config, **model: Any) -> Config:
@@ -93,7 +93,7 @@ def test_interrupted_at_any_steps_and_continued(ready: tuple[Config, Paths], tmp
     config, paths = ready
     report = train(config, paths, PARADIGM)
     alone = outcome(paths)
-    steps = report["steps"]
+    steps = report.steps
     assert steps >= 8
     draw = random.Random(4)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -104,10 +104,41 @@ def test_interrupted_at_any_steps_and_continued(ready: tuple[Config, Paths], tmp
         again = train(config, paths, PARADIGM, [events.append])
         started = next(event for event in events if isinstance(event, Started))
         assert 0 < started.targets_seen < started.targets_total
-        assert again["targets"] == report["targets"]
-        assert again["tokens"] == report["tokens"]
+        assert again.targets == report.targets
+        assert again.tokens == report.tokens
         assert_same(outcome(paths), alone)
         assert not paths.checkpoints(PARADIGM).exists(), "a finished training leaves no resume state"
+
+
+@pytest.mark.parametrize("ready", ["scratch"], indirect=True)
+def test_the_run_that_a_tracker_names_is_noted_at_the_start_and_forgotten_when_its_record_is_closed(
+    ready: tuple[Config, Paths],
+) -> None:
+    config, paths = ready
+    known: list[str | None] = []
+
+    def tracker(event: Event) -> str | None:
+        if not isinstance(event, Started):
+            return None
+        known.append(event.run_id)
+        return event.run_id or f"run {len(known)}"
+
+    def end_with(error: BaseException) -> Any:
+        def listen(event: Event) -> None:
+            if isinstance(event, Stepped):
+                raise error
+
+        return listen
+
+    for error in (KeyboardInterrupt(), ValueError("diverged")):
+        with pytest.raises(type(error)):
+            train(config, paths, PARADIGM, [tracker, end_with(error)])
+    events: list[Event] = []
+    report = train(config, paths, PARADIGM, [tracker, events.append])
+    assert known == [None, "run 1", None], "one that was killed goes on in its run, one that failed does not"
+    assert report.mlflow_run_id == "run 3"
+    assert next(event.run_id for event in events if isinstance(event, Started)) == "run 3"
+    assert not paths.checkpoints(PARADIGM).exists()
 
 
 KILLED = """
@@ -133,7 +164,7 @@ def listen(event):
         checkpoint.write_json = die  # the tensors of this step's checkpoint are there, what belongs to them is not
 
 config, paths = from_plain(Config, json.loads(sys.argv[1])), Paths(Path(sys.argv[2]))
-pipeline.execute(pipeline.BY_NAME["train"], config, paths, "dti", [listen])
+pipeline.execute(pipeline.TRAIN, config, paths, "dti", [listen])
 """
 
 
@@ -176,7 +207,7 @@ def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_pat
     records(left_alone).search_experiments()  # makes the store: seconds, once
     paths = Paths(tmp_path / "killed")
     shutil.copytree(left_alone.home, paths.home, symlinks=True)
-    steps = pipeline.execute(TRAIN, tracked, left_alone, PARADIGM)["steps"]
+    steps = pipeline.execute(TRAIN, tracked, left_alone, PARADIGM).steps
     alone, (run,) = outcome(left_alone), curves(left_alone)
 
     first, second, third = sorted(random.Random(11).sample(range(2, steps), 3))

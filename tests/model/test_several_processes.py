@@ -81,8 +81,8 @@ for home, config, stop, fails in json.loads(sys.argv[1]):
             patches.enter_context(patch.object(CTRModel, "make_plan", compiled))
             patches.enter_context(patch("torch._inductor.compile_fx.compile_fx", broken))
         report = train(settings, paths, "dti")
-    assert report["world_size"] == 2
-    assert len(report["fallbacks"]) == bool(fails), report["fallbacks"]
+    assert report.world_size == 2
+    assert len(report.fallbacks) == bool(fails), report.fallbacks
 """
 
 
@@ -158,7 +158,7 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
     trainings, alone, homes = [], {}, {}
     for model, config in {"scratch": scratch, "lora": dataclasses.replace(configured(plain), model=lora)}.items():
         alone[model] = home_of(made, tmp_path / model, config)
-        stop = train(config, alone[model], PARADIGM)["steps"] // 2
+        stop = train(config, alone[model], PARADIGM).steps // 2
         for sharding in ("none", "full"):
             several = with_training(config, processes=2, sharding=sharding)
             for at in (0, stop):

@@ -3,8 +3,11 @@ project after `make demo`."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,10 @@ import dagster as dg
 import pytest
 from mlflow import MlflowClient
 
-from dti_pipeline import tracking
 from dti_pipeline.defs import training
 from dti_pipeline.paths import Paths
-from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.pipeline import TRAIN, Stage
+from dti_pipeline.tracking import mlflow_evaluation, registry
 from tests.pipeline.stand_ins import Stages
 from tests.project import Project
 
@@ -37,28 +40,38 @@ def tracked(home: Paths, empty_store: Path) -> Paths:
 
 @pytest.fixture(scope="session")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
-    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy."""
-    project = Project(tmp_path_factory.mktemp("demo"))
-    return project, project.run(sys.executable, "-m", "dti_pipeline.defs.demo")
+    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy.
+
+    Made once for all workers of a run: the first that needs it makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home, printed = shared / "demo", shared / "demo.txt"
+    with (shared / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            home.mkdir()
+            printed.write_text(Project(home).run(sys.executable, "-m", "dti_pipeline.defs.demo"))
+    return Project.at(home), printed.read_text()
 
 
 @pytest.fixture
 def stages(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Stages:
     fake = Stages()
-    train = next(stage for stage in STAGES if stage.name == "train")
 
-    def run(stage: Stage, *arguments: Any) -> dict[str, Any]:
+    def run(stage: Stage[Any], *arguments: Any) -> Any:
         return fake.run(stage, *arguments)
 
     monkeypatch.setattr(Stage, "run", run)
-    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(train, work.config, work.paths, p))
-    monkeypatch.setattr(tracking, "record_evaluation", lambda *_: None)
-    monkeypatch.setattr(tracking, "record_comparison", lambda *_: None)
-    monkeypatch.setattr(tracking, "promote", lambda *_: None)
+    monkeypatch.setattr(training, "run", lambda _c, _p, work, p: fake.run(TRAIN, work.config, work.paths, p))
+    monkeypatch.setattr(mlflow_evaluation, "record_evaluation", lambda *_: None)
+    monkeypatch.setattr(mlflow_evaluation, "record_comparison", lambda *_: None)
+    monkeypatch.setattr(registry, "promote", lambda *_: None)
     return fake
 
 
 @pytest.fixture
-def instance() -> Any:
-    with dg.instance_for_test() as instance:
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Dagster's records in memory: making them on disk takes longer than most tests here."""
+    with dg.DagsterInstance.ephemeral() as instance:
         yield instance

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mlflow import MlflowClient
 
 from dti_pipeline import artifacts, config, tracking
 from dti_pipeline.config import Config
+from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.paths import Paths
+from dti_pipeline.plain import to_plain
 from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
+from tests import reports
+from tests.reports import DIGEST
 
-DIGEST = "0123456789abcdef0123456789abcdef"
 TOTAL = 1000
 
 
@@ -19,10 +23,11 @@ def settings(home: Paths) -> Config:
     return config.load(home.params)
 
 
-def started(seen: int = 0) -> Started:
+def started(seen: int = 0, run_id: str | None = None, paradigm: str = "dti") -> Started:
     return Started(
-        "dti", TOTAL, seen, parameters=42, device="cpu", world_size=1, dataset_digest=DIGEST, hardware="a CPU"
-    )
+        paradigm, TOTAL, seen, parameters=42, device="cpu", world_size=1, dataset_digest=DIGEST, hardware="a CPU",
+        run_id=run_id,
+    )  # fmt: skip
 
 
 def stepped(step: int, targets: int = 100) -> Stepped:
@@ -35,36 +40,31 @@ def stepped(step: int, targets: int = 100) -> Stepped:
 def publish_model(home: Paths, paradigm: str, run_id: str | None) -> None:
     with artifacts.publish(home.model(paradigm), "train") as draft:
         (draft.path / "model.safetensors").write_bytes(b"weights")
-        draft.report["mlflow_run_id"] = run_id
+        draft.report = replace(reports.TRAIN, paradigm=paradigm, mlflow_run_id=run_id)
 
 
-def train(home: Paths, paradigm: str = "dti", steps: range = range(1, 11)) -> str:
-    with tracking.training_run(settings(home), home, paradigm, {"dagster.run_id": "abc"}) as run:
-        run.listen(started((steps.start - 1) * 100))
+def train(home: Paths, paradigm: str = "dti", steps: range = range(1, 11), known: str | None = None) -> str:
+    """The id of the run; ``known``: the one that the resume state names."""
+    with tracking.listener(settings(home), home, {"dagster.run_id": "abc"}) as listen:
+        run_id = listen(started((steps.start - 1) * 100, known, paradigm))
         for step in steps:
-            run.listen(stepped(step))
-        run.listen(Evaluated(TOTAL, 20.0, {"auc": 0.7, "log_loss": 0.5}))
-        run.listen(Finished(TOTAL, 20.5))
-        publish_model(home, paradigm, run.id)
-    assert run.id is not None
-    return run.id
+            listen(stepped(step))
+        listen(Evaluated(TOTAL, 20.0, {"auc": 0.7, "log_loss": 0.5}))
+        publish_model(home, paradigm, run_id)
+        listen(Finished(TOTAL, 20.5, replace(reports.TRAIN, paradigm=paradigm, mlflow_run_id=run_id)))
+    assert run_id is not None
+    return run_id
 
 
-def publish_comparison(home: Paths, runs: dict[str, str | None], **changed: Any) -> dict[str, Any]:
+def publish_comparison(home: Paths, runs: dict[str, str | None], **changed: Any) -> Comparison:
     """What `dti compare` leaves of these paradigms' runs."""
-    comparison = {
-        "dataset": "synthetic",
-        "hardware": "cpu",
-        "commit": None,
-        "paradigms": {name: {"auc": 0.7, "mlflow_run_id": run} for name, run in runs.items()},
-        "baselines": {"item_rate": 0.6},
-        "protocol": {"events": DIGEST, "split": "test"},
-        "verdict": {name: f"{name} is what it is." for name in runs},
-        "speedup": {"dti": 5.0},
-        "auc_delta": {"dti": {"mean": 0.01, "ci_low": 0.0, "ci_high": 0.02}},
-        "champion": None,
-    } | changed
-    artifacts.write_json(home.comparison_file("json"), comparison)
+    comparison = replace(
+        reports.COMPARISON,
+        paradigms={name: replace(reports.COMPARED, mlflow_run_id=run) for name, run in runs.items()},
+        verdict={name: f"{name} is what it is." for name in runs},
+        **{"champion": None, **changed},
+    )
+    artifacts.write_json(home.comparison_file("json"), to_plain(comparison))
     for suffix in ("md", "html"):
         artifacts.write_text(home.comparison_file(suffix), "table\n\n## Verdict\n\n...")
     home.comparison.mkdir(exist_ok=True)

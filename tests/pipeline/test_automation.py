@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import ghosts
+from dti_pipeline.defs import processes
 from dti_pipeline.defs.automation import SENSORS, new_log_files, nightly
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.jobs import SHARED, prepare_log
@@ -23,12 +22,6 @@ from dti_pipeline.pipeline import STAGES
 TRAINED = ("sliding_window", "dti")
 OF_STAGE = {stage.name: stage.asset for stage in STAGES}
 PARTITIONED = {stage.asset for stage in STAGES if stage.per_paradigm}
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
 
 
 # The sensor on the raw log.
@@ -188,7 +181,7 @@ def test_a_new_log_refreshes_what_is_cheap_and_not_the_models(graph: Graph) -> N
     assert graph.wanted() == set()
 
 
-def test_a_trained_model_is_judged_and_compared(graph: Graph) -> None:
+def test_a_trained_model_is_evaluated_and_compared(graph: Graph) -> None:
     graph.made("model", "dti")
     assert graph.wanted() == {"evaluation@dti"}
     graph.made("evaluation", "dti")
@@ -197,7 +190,7 @@ def test_a_trained_model_is_judged_and_compared(graph: Graph) -> None:
     assert graph.wanted() == set()
 
 
-def test_the_first_model_of_a_paradigm_is_judged_too(graph: Graph) -> None:
+def test_the_first_model_of_a_paradigm_is_evaluated_too(graph: Graph) -> None:
     graph.made("model", "dti_isolated")
     assert graph.wanted() == {"evaluation@dti_isolated"}
 
@@ -231,27 +224,29 @@ def going_on(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.Dags
 
 def test_a_run_whose_process_is_gone_is_ended(instance: dg.DagsterInstance) -> None:
     gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = ghosts._process(str(gone.pid))
+    process = processes.process(str(gone.pid))
     assert process is not None
-    run = going_on(instance, {ghosts.PROCESS: process}, dg.DagsterRunStatus.STARTED)
-    cancelled = going_on(instance, {ghosts.PROCESS: process}, dg.DagsterRunStatus.CANCELING)
-    assert ghosts.end(instance) == []
+    run = going_on(instance, {processes.PROCESS: process}, dg.DagsterRunStatus.STARTED)
+    cancelled = going_on(instance, {processes.PROCESS: process}, dg.DagsterRunStatus.CANCELING)
+    assert processes.end_killed(instance) == []
     gone.kill()
     gone.wait()
-    assert set(ghosts.end(instance)) == {run, cancelled}
+    assert set(processes.end_killed(instance)) == {run, cancelled}
     assert instance.get_run_by_id(run).status == dg.DagsterRunStatus.FAILURE
     assert instance.get_run_by_id(cancelled).status == dg.DagsterRunStatus.CANCELED
-    assert ghosts.end(instance) == []
+    assert processes.end_killed(instance) == []
 
 
 def test_a_process_that_took_the_number_of_one_that_is_gone_is_not_taken_for_it(instance: dg.DagsterInstance) -> None:
-    host, number, started = ghosts._process("self").split(":")
-    run = going_on(instance, {ghosts.PROCESS: f"{host}:{number}:{int(started) - 1}"}, dg.DagsterRunStatus.STARTED)
-    assert ghosts.end(instance) == [run]
+    host, number, started = processes.process("self").split(":")
+    run = going_on(instance, {processes.PROCESS: f"{host}:{number}:{int(started) - 1}"}, dg.DagsterRunStatus.STARTED)
+    assert processes.end_killed(instance) == [run]
 
 
-@pytest.mark.parametrize("tags", [{}, {ghosts.PROCESS: "another-machine:1:1"}])
+@pytest.mark.parametrize("tags", [{}, {processes.PROCESS: "another-machine:1:1"}])
 def test_what_this_machine_cannot_know_is_left_alone(instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
     going_on(instance, tags, dg.DagsterRunStatus.STARTED)
-    assert ghosts.end(instance) == []
-    assert ghosts.killed_runs(dg.build_sensor_context(instance=instance)).skip_message == "every run's process is there"
+    assert processes.end_killed(instance) == []
+    assert (
+        processes.killed_runs(dg.build_sensor_context(instance=instance)).skip_message == "every run's process is there"
+    )

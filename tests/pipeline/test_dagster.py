@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.storage.tags import TagType, get_tag_type
 
-from dti_pipeline import artifacts, tracking
+from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import ghosts, training
+from dti_pipeline.defs import demo, processes, training, whole_comparison
 from dti_pipeline.defs.checks import CHECKS
+from dti_pipeline.defs.jobs import RETRIED
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.evaluation.report import Decision, Delta
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.tracking import registry
 from dti_pipeline.training.progress import Evaluated, FellBack, Finished, Started, Stepped
-from tests.pipeline.stand_ins import PLAN, REPORTS, Stages, launch
+from dti_pipeline.validation.report import Outcome
+from tests.pipeline.stand_ins import Stages, launch
+from tests.project import ROOT
+from tests.reports import PLAN, TRAIN
 
 
 def materialization(instance: dg.DagsterInstance, asset: str) -> dg.AssetMaterialization:
@@ -42,8 +51,8 @@ def test_the_whole_graph_runs_in_the_tables_order(stages: Stages, instance: dg.D
 def test_a_run_says_which_process_it_has(stages: Stages, instance: dg.DagsterInstance) -> None:
     run = instance.get_run_by_id(launch(instance, "log").run_id)
     assert run is not None
-    assert run.tags[ghosts.PROCESS].split(":")[1] == str(os.getpid())
-    assert get_tag_type(ghosts.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
+    assert run.tags[processes.PROCESS].split(":")[1] == str(os.getpid())
+    assert get_tag_type(processes.PROCESS) is TagType.HIDDEN, "the page would show it beside every run"
 
 
 def test_a_data_version_is_the_folders_digest(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
@@ -56,7 +65,7 @@ def test_figures_are_numbers_and_the_run_is_linked(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DTI_MLFLOW_URL", "http://mlflow.example:5000")
-    stages.reports["train"]["loss"] = 0.0123456789
+    stages.change("train", loss=0.0123456789)
     launch(instance)
     assert materialization(instance, "model").metadata["loss"].value == 0.0123457  # as many digits as a page can hold
     events = materialization(instance, "events").metadata
@@ -72,7 +81,7 @@ def test_figures_are_numbers_and_the_run_is_linked(
 def test_pictures_are_shown_inline(stages: Stages, instance: dg.DagsterInstance, home: Paths) -> None:
     real = stages.run
 
-    def draws(stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> dict[str, Any]:
+    def draws(stage: Stage, config: Config, paths: Paths, paradigm: str | None = None) -> Any:
         report = real(stage, config, paths, paradigm)
         if stage.name == "evaluate":
             (paths.evaluation("dti") / "roc.png").write_bytes(b"\x89PNG")
@@ -86,12 +95,12 @@ def test_pictures_are_shown_inline(stages: Stages, instance: dg.DagsterInstance,
 def test_failed_validation_is_a_failed_check_that_shows_rows_and_stops_what_follows(
     stages: Stages, instance: dg.DagsterInstance
 ) -> None:
-    failure = {
-        "suite": "raw", "name": "rating_in_range", "column": "rating", "expected": "1 to 5", "observed": "9",
-        "unexpected_count": 1, "failing_rows": [{"line": 17, "rating": 9}],
-    }  # fmt: skip
-    stages.reports["validate"] |= {"success": False, "failed": 1, "failures": [failure]}
-    stages.errors["validate"] = CheckFailed("1 of 8 checks failed")
+    failure = Outcome(
+        suite="raw", name="rating_in_range", expectation="", column="rating", success=False, expected="1 to 5",
+        observed="9", unexpected_count=1, failing_rows=({"line": 17, "rating": 9},),
+    )  # fmt: skip
+    stages.change("validate", success=False, failed=1, failures=(failure,))
+    stages.errors["validate"] = CheckFailed("1 of 8 checks failed", stages.reports["validate"])
     result = launch(instance)
     assert not result.success
     assert [name for name, _ in stages.ran] == ["synth", "ingest", "validate"]
@@ -102,27 +111,27 @@ def test_failed_validation_is_a_failed_check_that_shows_rows_and_stops_what_foll
 
 
 def test_a_lost_target_stops_before_training(stages: Stages, instance: dg.DagsterInstance) -> None:
-    stages.reports["pack"]["plans"] = {"train": PLAN | {"targets": 89}}
+    stages.change("pack", plans={"train": replace(PLAN, targets=89)})
     result = launch(instance)
     assert not evaluations(result)["no_target_lost"]
     assert ("train", "dti") not in stages.ran
 
 
 def test_targets_dropped_on_request_are_not_lost(stages: Stages, instance: dg.DagsterInstance) -> None:
-    asked = PLAN | {"targets": 50, "dropped": 40, "dropped_reason": "packing.max_targets = 50"}
-    stages.reports["pack"]["plans"] = {"train": asked}
+    asked = replace(PLAN, targets=50, dropped=40, dropped_reason="packing.max_targets = 50")
+    stages.change("pack", plans={"train": asked})
     assert evaluations(launch(instance))["no_target_lost"]
 
 
 def test_a_loss_that_is_no_number_stops_before_evaluation(stages: Stages, instance: dg.DagsterInstance) -> None:
-    stages.reports["train"]["loss"] = float("nan")
+    stages.change("train", loss=None)
     result = launch(instance)
     assert not evaluations(result)["loss_is_finite"]
     assert ("evaluate", "dti") not in stages.ran
 
 
 def test_an_auc_below_the_floors_warns_and_stops_nothing(stages: Stages, instance: dg.DagsterInstance) -> None:
-    stages.reports["compare"]["baselines"] = {"item_rate": 0.8}
+    stages.change("compare", baselines={"item_rate": 0.8})
     result = launch(instance)
     assert result.success
     check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "above_the_floors")
@@ -134,7 +143,7 @@ def test_an_auc_below_the_floors_warns_and_stops_nothing(stages: Stages, instanc
 def test_an_auc_that_may_be_worse_than_the_sliding_windows_warns(
     stages: Stages, instance: dg.DagsterInstance, low: float | None, passes: bool
 ) -> None:
-    stages.reports["compare"]["auc_delta"] = {"dti": {"mean": 0.0, "ci_low": low, "ci_high": 0.01}}
+    stages.change("compare", auc_delta={"dti": Delta(0.0, low, 0.01)})
     result = launch(instance, "comparison")
     assert result.success
     assert evaluations(result)["not_worse_than_sliding_window"] is passes
@@ -145,7 +154,7 @@ def test_what_passed_the_gate_is_promoted_unless_that_is_left_to_a_person(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, promote: bool
 ) -> None:
     promoted: list[str] = []
-    monkeypatch.setattr(tracking, "promote", lambda _c, _p, paradigm: promoted.append(paradigm))
+    monkeypatch.setattr(registry, "promote", lambda _c, _p, _r, paradigm: promoted.append(paradigm))
     result = launch(instance, "comparison", overrides=(f"tracking.promote={str(promote).lower()}",))
     assert evaluations(result)["champion"]
     assert promoted == (["dti"] if promote else [])
@@ -154,8 +163,8 @@ def test_what_passed_the_gate_is_promoted_unless_that_is_left_to_a_person(
 def test_without_a_champion_nothing_is_promoted(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "promote", lambda *_: pytest.fail("promoted"))
-    stages.reports["compare"] |= {"champion": None, "gate": {"dti": {"passed": False, "reason": "is below a floor"}}}
+    monkeypatch.setattr(registry, "promote", lambda *_: pytest.fail("promoted"))
+    stages.change("compare", champion=None, gate={"dti": Decision(False, "is below a floor")})
     result = launch(instance, "comparison")
     assert result.success
     check = next(e for e in result.get_asset_check_evaluations() if e.check_name == "champion")
@@ -174,7 +183,7 @@ def test_without_a_champion_nothing_is_promoted(
 def test_nothing_to_work_on_stops_what_follows(
     stages: Stages, instance: dg.DagsterInstance, stage: str, report: dict[str, Any], check: str
 ) -> None:
-    stages.reports[stage] |= report
+    stages.change(stage, **report)
     result = launch(instance)
     assert not evaluations(result)[check]
     assert stages.ran[-1] == (stage, None)
@@ -184,37 +193,53 @@ def test_every_stage_has_a_check() -> None:
     assert set(CHECKS) == {stage.name for stage in STAGES}
 
 
-def whole_comparison(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    return defs.resolve_job_def("whole_comparison").execute_in_process(instance=instance, raise_on_error=False)
-
-
-def test_the_whole_comparison_is_a_run_for_each_paradigm_of_params(
-    stages: Stages, instance: dg.DagsterInstance, home: Paths
+def test_the_whole_comparison_is_a_backfill_of_every_asset_over_the_paradigms_asked_for(
+    instance: dg.DagsterInstance,
 ) -> None:
-    home.params.write_text("paradigms: [sliding_window, dti, dti_isolated]")
-    result = whole_comparison(instance)
-    assert result.success
+    asked = instance.get_backfill(whole_comparison.request(instance, ["sliding_window", "dti_isolated"]))
+    assert asked is not None
+    target = asked.get_asset_backfill_data(defs.resolve_asset_graph()).target_subset
+    wanted = {(key.asset_key.to_user_string(), key.partition_key) for key in target.iterate_asset_partitions()}
+    assert wanted == {
+        (stage.asset, paradigm)
+        for stage in STAGES
+        for paradigm in (("sliding_window", "dti_isolated") if stage.per_paradigm else (None,))
+    }
+    assert asked.tags == RETRIED, "a run whose process was killed is started again"
+
+
+@pytest.fixture
+def dagster_home(home: Paths, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, where Dagster keeps its records."""
+    monkeypatch.chdir(home.home)
+    monkeypatch.setenv("DAGSTER_HOME", str(home.home))
+    return Path(shutil.copy(ROOT / "dagster.yaml", home.home)).parent
+
+
+def test_the_demo_is_a_run_for_what_is_shared_one_for_each_paradigm_and_one_for_the_comparison(
+    stages: Stages, home: Paths, dagster_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.reports.mkdir()
+    home.comparison_file("md").write_text("the table\n## Verdict\n\nthe verdict\n## Protocol")
+    assert demo.main() == 0
     assert stages.ran == [
         *((name, None) for name in ("synth", "ingest", "validate", "tokenize")),
         *((name, "sliding_window") for name in ("pack", "train", "evaluate")),
         *((name, "dti") for name in ("pack", "train", "evaluate")),
-        *((name, "dti_isolated") for name in ("pack", "train", "evaluate")),
         ("compare", None),
     ]
-    inside = instance.get_runs(dg.RunsFilter(tags={"whole_comparison": result.run_id}))
-    assert len(inside) == 3
-    assert {run.status for run in inside} == {dg.DagsterRunStatus.SUCCESS}
+    assert "the table\n## Verdict\n\nthe verdict\n" in capsys.readouterr().out
+    with dg.DagsterInstance.get() as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS] * 4
 
 
-def test_a_whole_comparison_stops_at_the_run_that_fails_and_names_it(
-    stages: Stages, instance: dg.DagsterInstance
+def test_the_demo_stops_at_the_run_that_fails(
+    stages: Stages, dagster_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stages.reports["train"]["loss"] = float("nan")
-    result = whole_comparison(instance)
-    (failure,) = result.get_step_failure_events()
-    (inside,) = instance.get_runs(dg.RunsFilter(tags={"whole_comparison": result.run_id}))
-    description = failure.step_failure_data.user_failure_data.description
-    assert description == f"run {inside.run_id} failed: its page says why"
+    stages.change("train", loss=None)
+    assert demo.main() == 1
+    assert stages.ran[-1] == ("train", "sliding_window")
+    assert "loss_is_finite" in capsys.readouterr().out
 
 
 def crash(times: int, pipes: list[int]) -> Any:
@@ -239,7 +264,7 @@ def test_a_crashed_training_is_started_again_twice(
     started: list[int] = []
     monkeypatch.setattr(training.TrainingProcess, "run", crash(times, started))
     with artifacts.publish(home.model("dti"), "train") as draft:
-        draft.report |= REPORTS["train"]
+        draft.report = TRAIN
     result = launch(instance, "model")
     assert result.success is (times < 3)
     assert len(started) == min(times, 2) + 1
@@ -300,7 +325,7 @@ def test_progress_is_told_in_words() -> None:
     for step in (1, 2):  # the second within five seconds: not told
         listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
     listen(Evaluated(400, 4.0, {"auc": 0.7}))
-    listen(Finished(1000, 3725.0))
+    listen(Finished(1000, 3725.0, TRAIN))
     assert pipes.lines == [
         "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",
         "warning: the training goes on with compiled layers instead of a CUDA graph: no memory",

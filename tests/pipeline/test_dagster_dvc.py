@@ -68,7 +68,7 @@ def test_dvc_does_not_record_a_log_that_is_read_where_it_lies(
 
 
 def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
-    stages.reports["ingest"]["duplicates"] = 0
+    stages.change("ingest", duplicates=0)
     assert not launch(instance, "events").success
     assert not dvc_calls.exists()
 

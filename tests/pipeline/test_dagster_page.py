@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mlflow import MlflowClient
 from dti_pipeline import artifacts, config, ui
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME, STAGES
+from dti_pipeline.training.report import TrainReport
 from tests.browser import Browser, browser
 from tests.project import ROOT, Project
 
@@ -32,8 +34,8 @@ ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 class Page:
     """A running `dg dev` on a project of its own."""
 
-    def __init__(self, url: str, paths: Paths) -> None:
-        self.url, self.paths = url, paths
+    def __init__(self, url: str, project: Project) -> None:
+        self.url, self.project, self.paths = url, project, project.paths
 
     def ask(self, query: str, **variables: Any) -> Any:
         """The data of a GraphQL answer: what the page itself asks."""
@@ -85,13 +87,24 @@ class Page:
             "status"
         ]
 
+    def backfill(self, backfill: str) -> str:
+        """Its status."""
+        query = """query ($id: String!) { partitionBackfillOrError(backfillId: $id) {
+                     ... on PartitionBackfill { status } } }"""
+        return self.ask(query, id=backfill)["partitionBackfillOrError"]["status"]
+
+    def assets(self, run: str) -> set[str]:
+        """What a run was asked to make."""
+        query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { assetSelection { path } } } }"
+        return {key["path"][0] for key in self.ask(query, id=run)["runOrError"]["assetSelection"]}
+
     def log(self, run: str) -> str:
         query = """query ($id: ID!) { logsForRun(runId: $id) { ... on EventConnection {
                      events { ... on MessageEvent { message } } } } }"""
         return "\n".join(event["message"] for event in self.ask(query, id=run)["logsForRun"]["events"])
 
-    def wait(self, what: Callable[[], Any]) -> Any:
-        until = time.monotonic() + PATIENCE
+    def wait(self, what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             if answer := what():
                 return answer
@@ -126,7 +139,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_it_answers(url, server)
-        yield Page(url, project.paths)
+        yield Page(url, project)
         family += family[0].children(recursive=True)
         server.send_signal(signal.SIGINT)
         server.wait(PATIENCE)
@@ -183,16 +196,42 @@ def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(page: Page) ->
     assert page.wait_until_ended(again) == "SUCCESS", page.log(again)
     assert "going on after" in page.log(again)
     assert not page.paths.checkpoints("dti").exists()
-    report = artifacts.read(page.paths.model("dti"), "train").report
-    assert report["world_size"] == 2
+    report = artifacts.read(page.paths.model("dti"), "train", TrainReport).report
+    assert report.world_size == 2
     assert f"{report['targets']:,} targets to see" in page.log(run)
     store = MlflowClient(page.paths.tracking_uri)
     (tracked,) = store.search_runs([store.get_experiment_by_name("dti").experiment_id])
-    assert tracked.info.run_id == report["mlflow_run_id"]
+    assert tracked.info.run_id == report.mlflow_run_id
     assert tracked.info.status == "FINISHED"
     steps = [point.step for point in store.get_metric_history(tracked.info.run_id, "train/loss")]
     assert steps == sorted(set(steps))
-    assert steps[-1] == report["targets"]
+    assert steps[-1] == report.targets
+
+
+# The whole comparison.
+
+
+@pytest.fixture(scope="module")
+def compared(page: Page) -> str:
+    """The id of a backfill of the whole graph, requested by the command and finished by Dagster's daemon."""
+    said = page.project.run(sys.executable, "-m", "dti_pipeline.defs.whole_comparison", DTI_HOME=str(page.paths.home))
+    backfill = re.search(r"Backfill (\w+) of dti:", said)
+    assert backfill is not None, said
+    page.wait(lambda: page.backfill(backfill[1]) not in ("REQUESTED", "COMPLETING"), 3 * PATIENCE)
+    runs = page.runs(**{"dagster/backfill": backfill[1]})
+    assert page.backfill(backfill[1]) == "COMPLETED_SUCCESS", "\n".join(map(page.log, runs))
+    return backfill[1]
+
+
+def test_the_whole_comparison_is_three_runs_one_after_the_other(page: Page, compared: str) -> None:
+    runs = page.runs(**{"dagster/backfill": compared})
+    assert [page.assets(run) for run in reversed(runs)] == [
+        {"log", "events", "checks", "tokens"},
+        {"shards", "model", "evaluation"},
+        {"comparison"},
+    ]
+    assert {page.status(run) for run in runs} == {"SUCCESS"}
+    assert set(json.loads(page.paths.comparison_file("json").read_text())["paradigms"]) == {"dti"}
 
 
 # The pages.
@@ -228,25 +267,16 @@ def test_what_can_run_by_itself_is_listed(chromium: Browser, page: Page, shot: C
 
 
 @pytest.mark.browser
-def test_the_graph_is_materialised_from_the_launchpad(
-    chromium: Browser, page: Page, shot: Callable[[str], None]
+def test_the_whole_comparison_is_watched_and_read(
+    chromium: Browser, page: Page, shot: Callable[[str], None], compared: str
 ) -> None:
-    """The button of the job `whole_comparison`, the progress of the training, the comparison's figures."""
-    job = chromium_link(chromium, page, "whole_comparison")
-    chromium.open(f"{job}/playground")
-    chromium.wait_for("No errors")  # the configuration was looked at: before that the button does nothing
-    chromium.click("^Launch run$", "button")
-    chromium.wait("return /runs.[0-9a-f-]{36}/.test(location.pathname)")
-    run = chromium.address()
-    whole = run.rpartition("/")[2]
-    chromium.open(f"{page.url}/runs")
-    chromium.wait_for(f"whole_comparison: {whole}")
-    (training,) = page.runs(whole_comparison=whole)
+    """The backfill with its runs, the progress of a training, the comparison's figures."""
+    chromium.open(f"{page.url}/runs/b/{compared}?tab=runs")
+    chromium.wait_for("Succeeded")
+    training = next(run for run in page.runs(**{"dagster/backfill": compared}) if "targets/s" in page.log(run))
     chromium.open(f"{page.url}/runs/{training}")
     chromium.wait_for("targets/s", PATIENCE)
     shot("progress")
-    assert page.wait_until_ended(whole) == "SUCCESS"
-
     chromium.open(f"{page.url}/assets/comparison")
     chromium.wait_for("auc: dti")
     auc = json.loads(page.paths.comparison_file("json").read_text())["paradigms"]["dti"]["auc"]
@@ -256,10 +286,3 @@ def test_the_graph_is_materialised_from_the_launchpad(
     chromium.wait_for("mask")
     chromium.wait_for("targets_per_second")
     shot("model")
-
-
-def chromium_link(chromium: Browser, page: Page, text: str) -> str:
-    """Where a link of the page of jobs leads."""
-    chromium.open(f"{page.url}/jobs")
-    script = "return ([...document.querySelectorAll('a')].find(a => a.innerText == arguments[0]) || {}).href"
-    return chromium.wait(script, text)

@@ -84,7 +84,7 @@ def test_a_service_waits_for_what_it_needs(name: str) -> None:
 
 
 def test_runs_that_a_container_took_down_are_found_by_the_next_one() -> None:
-    # defs/ghosts.py knows a run's process by its host's name; a container's own name is new each time.
+    # defs/processes.py knows a run's process by its host's name; a container's own name is new each time.
     assert {name: service["hostname"] for name, service in SERVICES.items() if "hostname" in service} == {
         "training": "code",
         "code": "code",

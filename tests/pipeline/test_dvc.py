@@ -1,4 +1,4 @@
-"""DVC's door: what a parameter makes stale, what a remote gives back, what an old commit restores."""
+"""DVC: what a parameter makes stale, what a remote gives back, what an old commit restores."""
 
 from __future__ import annotations
 

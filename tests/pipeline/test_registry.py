@@ -11,6 +11,7 @@ from dti_pipeline import artifacts, config, pipeline, tracking
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
+from dti_pipeline.training.report import TrainReport
 from tests.pipeline.recorded import publish_comparison, settings, store, train
 
 
@@ -37,12 +38,13 @@ def test_a_version_has_its_signature_and_an_example_and_is_the_runs_output(track
 
 
 def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
-    publish_comparison(tracked, {"dti": train(tracked), "sliding_window": train(tracked, "sliding_window")})
-    train(tracked)  # a newer one that nobody has judged
+    runs = {"dti": train(tracked), "sliding_window": train(tracked, "sliding_window")}
+    comparison = publish_comparison(tracked, runs)
+    train(tracked)  # a newer one that nobody has evaluated
     for _ in range(2):
-        assert tracking.promote(settings(tracked), tracked, "dti") == "models:/dti/1"
+        assert registry.promote(settings(tracked), tracked, comparison, "dti") == "models:/dti/1"
         assert aliases(tracked) == {"champion": "1", "sliding_window": "2", "dti": "3"}
-    assert tracking.promote(settings(tracked), tracked, "sliding_window") == "models:/dti/2"
+    assert registry.promote(settings(tracked), tracked, comparison, "sliding_window") == "models:/dti/2"
     assert aliases(tracked)["champion"] == "2"
 
 
@@ -58,27 +60,21 @@ def test_a_comparison_moves_the_alias_by_itself_unless_told_not_to(
         "dti_pipeline.evaluation.compare.compare", lambda *_: publish_comparison(tracked, runs, champion=champion)
     )
     told = config.load(tracked.params, [f"tracking.promote={promote}"])
-    pipeline.execute(pipeline.BY_NAME["compare"], told, tracked)
+    pipeline.execute(pipeline.COMPARE, told, tracked)
     assert aliases(tracked).get("champion") == expected
 
 
-def test_what_has_no_record_is_not_promoted_and_a_stranger_is_refused(
-    tracked: Paths, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(InputError, match="run `dti compare` first"):
-        tracking.promote(settings(tracked), tracked, "dti")
-    publish_comparison(tracked, {"dti": None})
-    assert tracking.promote(settings(tracked), tracked, "dti") is None
+def test_what_has_no_record_is_not_promoted(tracked: Paths, caplog: pytest.LogCaptureFixture) -> None:
+    comparison = publish_comparison(tracked, {"dti": None})
+    assert registry.promote(settings(tracked), tracked, comparison, "dti") is None
     assert "dti was not trained with a record in this store: nobody is promoted" in caplog.text
-    with pytest.raises(InputError, match="does not hold sliding_window: it compares dti"):
-        tracking.promote(settings(tracked), tracked, "sliding_window")
 
 
 def test_an_address_leads_to_the_published_folder(tracked: Paths) -> None:
     run = train(tracked)
     for address in ("models:/dti@dti", "models:/dti/1"):
         folder = tracking.model_folder(settings(tracked), tracked, address)
-        assert artifacts.read(folder, "train").report["mlflow_run_id"] == run
+        assert artifacts.read(folder, "train", TrainReport).report.mlflow_run_id == run
         assert tracked.mlflow_artifacts in folder.parents, "a store on this machine is read where it lies"
 
 

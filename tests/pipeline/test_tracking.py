@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from dti_pipeline import artifacts, config, lineage, tracking
+from dti_pipeline import artifacts, config, lineage, pipeline, tracking
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.evaluation.report import Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.tracking import mlflow_training, system_metrics
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import Progress
-from tests.pipeline.recorded import DIGEST, publish_comparison, publish_model, settings, started, stepped, store, train
+from dti_pipeline.training.progress import Listener
+from dti_pipeline.training.report import TrainReport
+from tests import reports
+from tests.pipeline.recorded import DIGEST, publish_comparison, settings, started, stepped, store, train
 
 
 def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths) -> None:
@@ -88,16 +93,14 @@ def test_values_are_written_in_batches(tracked: Paths, monkeypatch: pytest.Monke
 
 def end_early(home: Paths, steps: int, error: BaseException) -> str:
     """Train some steps and end with an error; return the run's id."""
-    with (
-        suppress(type(error)),
-        tracking.training_run(settings(home), home, "dti", {}) as run,
-    ):
-        run.listen(started())
+    run_id = None
+    with suppress(type(error)), tracking.listener(settings(home), home, {}) as listen:
+        run_id = listen(started())
         for step in range(1, steps + 1):
-            run.listen(stepped(step))
+            listen(stepped(step))
         raise error
-    assert run.id is not None
-    return run.id
+    assert run_id is not None
+    return run_id
 
 
 @pytest.mark.parametrize(
@@ -111,34 +114,16 @@ def test_a_failure_and_an_interruption_are_told_apart(tracked: Paths, error: Bas
     assert record.data.metrics["train/loss"] == 1.0
 
 
-def test_a_resumed_training_goes_on_in_its_run_without_a_second_point(
-    tracked: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_training_goes_on_in_its_run_without_a_second_point(tracked: Paths) -> None:
     run_id = end_early(tracked, 6, KeyboardInterrupt())
-    monkeypatch.setattr(checkpoint, "run_id", lambda *_: run_id)
-    assert train(tracked, steps=range(4, 11)) == run_id  # its last checkpoint was after step 3
+    assert train(tracked, steps=range(4, 11), known=run_id) == run_id  # its last checkpoint was after step 3
     loss = store(tracked).get_metric_history(run_id, "train/loss")
     assert [point.step for point in loss] == [100 * s for s in range(1, 11)]
     assert store(tracked).get_run(run_id).info.status == "FINISHED"
 
 
-def test_one_that_was_killed_before_its_first_checkpoint_goes_on_in_its_run(tracked: Paths) -> None:
-    folder = checkpoint.folder(settings(tracked), tracked, "dti")
-    with tracking.training_run(settings(tracked), tracked, "dti", {}) as run:
-        assert run.id is not None
-        run_id = checkpoint.run_id(folder)  # what stands on disk from the first moment on
-        publish_model(tracked, "dti", run.id)
-    assert run_id == run.id
-    assert checkpoint.run_id(folder) is None, "a finished training is not continued"
-    checkpoint.begin(folder, run_id)  # as kill -9 would leave it
-    assert train(tracked) == run_id
-    failed = end_early(tracked, 1, ValueError("diverged"))
-    assert train(tracked) != failed, "after an error that was told a new record begins"
-
-
-def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "run_id", lambda *_: "f" * 32)
-    assert train(tracked) != "f" * 32
+def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths) -> None:
+    assert train(tracked, known="f" * 32) != "f" * 32
 
 
 def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to_continue(home: Paths) -> None:
@@ -154,15 +139,18 @@ def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to
     assert checkpoint.run_id(checkpoint.folder(settings(home), home, "dti")) is None
 
 
+def evaluation_of(run_id: str | None, **figures: Any) -> Evaluation:
+    return replace(reports.EVALUATION, training=replace(reports.SUMMARY, mlflow_run_id=run_id), **figures)
+
+
 def test_an_evaluation_lands_on_the_run_that_trained_and_twice_changes_nothing(tracked: Paths) -> None:
     run_id = train(tracked)
     events = tracked.events / "interactions.parquet"
     artifacts.write_text(events, "rows")
     with artifacts.publish(tracked.evaluation("dti"), "evaluate", inputs={"events": tracked.events}) as draft:
-        draft.report |= {"split": "test", "auc": 0.71, "auc_streaming": 0.72, "log_loss": 0.6, "forms": {"x": 1}}
         (draft.path / "roc.png").write_bytes(b"png")
     for _ in range(2):
-        tracking.record_evaluation(settings(tracked), tracked, "dti")
+        tracking.record(settings(tracked), tracked, evaluation_of(run_id, auc=0.71, auc_streaming=0.72))
     assert [p.value for p in store(tracked).get_metric_history(run_id, "test/auc")] == [0.71]
     assert store(tracked).get_run(run_id).data.metrics["test/auc_streaming"] == 0.72
     inputs = {i.dataset.name: i.dataset.digest for i in store(tracked).get_run(run_id).inputs.dataset_inputs}
@@ -178,7 +166,7 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     runs = {name: train(tracked, name) for name in ("sliding_window", "dti")}
     comparison = publish_comparison(tracked, runs)
     for _ in range(2):
-        tracking.record_comparison(settings(tracked), tracked)
+        tracking.record(settings(tracked), tracked, comparison)
     experiment = store(tracked).get_experiment_by_name("dti").experiment_id
     (parent,) = store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")
     assert parent.data.metrics["speedup/dti"] == 5.0
@@ -189,37 +177,37 @@ def test_a_comparison_is_the_parent_of_its_trainings_and_is_made_once(tracked: P
     found = {child.data.tags["paradigm"]: child.data.metrics for child in children}
     assert (found["dti"]["comparison/speedup"], found["dti"]["comparison/auc_delta"]) == (5.0, 0.01)
     assert "comparison/speedup" not in found["sliding_window"]
-    assert {child.data.tags["mlflow.note.content"] for child in children} == set(comparison["verdict"].values())
+    assert {child.data.tags["mlflow.note.content"] for child in children} == set(comparison.verdict.values())
     note = parent.data.tags["mlflow.note.content"]
     assert note == "- **sliding_window**: sliding_window is what it is.\n- **dti**: dti is what it is.\n\ntable\n\n"
     assert [i.dataset.digest for i in parent.inputs.dataset_inputs] == [DIGEST]
-    publish_comparison(tracked, runs, commit="other")
-    tracking.record_comparison(settings(tracked), tracked)
+    tracking.record(settings(tracked), tracked, publish_comparison(tracked, runs, commit="other"))
     assert len(store(tracked).search_runs([experiment], "attributes.run_name LIKE 'comparison%'")) == 2
 
 
-def test_what_was_trained_without_a_record_is_judged_without_one(tracked: Paths) -> None:
-    publish_model(tracked, "dti", None)
-    tracking.record_evaluation(settings(tracked), tracked, "dti")
+def test_what_was_trained_without_a_record_is_evaluated_without_one(tracked: Paths) -> None:
+    tracking.record(settings(tracked), tracked, evaluation_of(None))
     experiment = store(tracked).get_experiment_by_name("dti").experiment_id
     assert store(tracked).search_runs([experiment]) == []
 
 
 def test_only_the_first_process_keeps_a_record(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    with tracking.training_run(settings(home), home, "dti", {}) as run:
-        run.listen(started())
-    assert run.id is None
-    assert not (home.home / "mlflow.db").exists()
+    heard: list[Listener] = []
+    monkeypatch.setattr(pipeline.Stage, "run", lambda *_, listeners: heard.extend(listeners))
+    pipeline.execute(pipeline.TRAIN, settings(home), home, "dti")
+    assert heard == []
+    assert list(home.home.iterdir()) == []
 
 
 def test_without_tracking_mlflow_is_never_imported(home: Paths) -> None:
     script = (
         "import sys; from dti_pipeline import config, tracking; from dti_pipeline.paths import Paths\n"
         "settings, paths = config.load(Paths.from_env().params, ['tracking.enabled=false']), Paths.from_env()\n"
-        "with tracking.training_run(settings, paths, 'dti', {}) as run: pass\n"
-        "tracking.record_comparison(settings, paths)\n"
-        "print(run.id, 'mlflow' in sys.modules)"
+        "from tests import reports\n"
+        "with tracking.listener(settings, paths, {}) as listen: said = listen(None)\n"
+        "tracking.record(settings, paths, reports.COMPARISON)\n"
+        "print(said, 'mlflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "False"]
@@ -230,7 +218,7 @@ def test_tracking_without_mlflow_says_what_to_set(home: Paths, monkeypatch: pyte
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with (
         pytest.raises(InputError, match=r"tracking\.enabled=false"),
-        tracking.training_run(settings(home), home, "dti", {}),
+        tracking.listener(settings(home), home, {}),
     ):
         pytest.fail("a run was opened")
 
@@ -266,7 +254,7 @@ def test_a_store_that_is_away_is_not_asked_at_every_step(tracked: Paths, monkeyp
     monkeypatch.setattr(mlflow_training, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(MlflowClient, "log_batch", refuse)
     train(tracked)
-    assert len(calls) == 3, "at the first step, and at the end for the last time"
+    assert len(calls) == 2, "at the first step, and at the end for the last time"
 
 
 def test_a_store_that_is_away_at_the_end_costs_no_training_and_the_evaluation_makes_up_for_it(
@@ -275,12 +263,12 @@ def test_a_store_that_is_away_at_the_end_costs_no_training_and_the_evaluation_ma
     with monkeypatch.context() as away:
         away.setattr(MlflowClient, "create_logged_model", lambda *_: (_ for _ in ()).throw(MlflowException("away")))
         run_id = train(tracked)
-    assert artifacts.read(tracked.model("dti"), "train").report["mlflow_run_id"] == run_id
+    assert artifacts.read(tracked.model("dti"), "train", TrainReport).report.mlflow_run_id == run_id
     assert store(tracked).get_run(run_id).info.status == "RUNNING"
     artifacts.write_text(tracked.events / "interactions.parquet", "rows")
-    with artifacts.publish(tracked.evaluation("dti"), "evaluate", inputs={"events": tracked.events}) as draft:
-        draft.report |= {"split": "test", "auc": 0.7, "auc_streaming": None}
-    tracking.record_evaluation(settings(tracked), tracked, "dti")
+    with artifacts.publish(tracked.evaluation("dti"), "evaluate", inputs={"events": tracked.events}):
+        pass
+    tracking.record(settings(tracked), tracked, evaluation_of(run_id, auc_streaming=None))
     assert store(tracked).get_run(run_id).info.status == "FINISHED"
     assert [v.run_id for v in store(tracked).search_model_versions("name = 'dti'")] == [run_id]
 
@@ -290,7 +278,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(home: Paths, monkeypatch:
     away = config.load(home.params, ["tracking.uri=http://127.0.0.1:9"])
     with (
         pytest.raises(InputError, match=r"^MLflow failed \(tracking\.enabled=false works without it\): .*127\.0\.0\.1"),
-        tracking.training_run(away, home, "dti", {}),
+        tracking.listener(away, home, {}),
     ):
         pytest.fail("a run was opened")
 

@@ -77,7 +77,7 @@ def test_dvc_shows_the_comparison(demonstrated: tuple[Project, str]) -> None:
         assert f'"{column}"' in page
 
 
-def test_both_doors_make_the_same_bytes(
+def test_both_entry_points_make_the_same_bytes(
     demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     through_dagster, _ = demonstrated

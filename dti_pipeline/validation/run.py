@@ -1,4 +1,4 @@
-"""Suites in, outcomes and Data Docs out: the only module that drives a Great Expectations context."""
+"""Run suites: outcomes and Data Docs out. The only module that drives a Great Expectations context."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from great_expectations.data_context.types.base import (
 )
 
 from dti_pipeline.validation.docs import build
-from dti_pipeline.validation.expectations import judging
-from dti_pipeline.validation.outcome import Outcome
+from dti_pipeline.validation.expectations import asking
+from dti_pipeline.validation.report import Outcome
 from dti_pipeline.validation.rule import Rule
 from dti_pipeline.validation.suites import Suite
 from dti_pipeline.validation.tables import Tables
 
 
-def judge(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_shown_rows: int) -> list[Outcome]:
+def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_shown_rows: int) -> list[Outcome]:
     """Validate each suite and build Data Docs into ``docs`` (its ``index.html`` is the way in).
 
     Nothing is written anywhere else and nothing is sent anywhere. Cost: one query for each rule about rows.
     """
     context = _context(docs)
     source = context.data_sources.add_pandas("log")
-    run = RunIdentifier(run_name=run_name)  # one for all suites, so that the index shows them side by side
+    identifier = RunIdentifier(run_name=run_name)  # one for all suites, so that the index shows them side by side
     outcomes = []
     for suite in suites:
         for rule in suite.rules:
@@ -40,9 +40,9 @@ def judge(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, ma
         )
         batch = source.add_dataframe_asset(suite.asset).add_batch_definition_whole_dataframe(suite.asset)
         definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=stored)
-        with judging(tables):
+        with asking(tables):
             answer = context.validation_definitions.add(definition).run(
-                batch_parameters={"dataframe": suite.frame}, run_id=run
+                batch_parameters={"dataframe": suite.frame}, run_id=identifier
             )
         results = {result.expectation_config.meta["rule"]: result for result in answer.results}
         outcomes += [_outcome(suite.name, rule, results[rule.name], tables, max_shown_rows) for rule in suite.rules]
@@ -82,7 +82,7 @@ def _outcome(
         expected=str(expectation.description),
         observed=_words(found.get("observed_value")),
         unexpected_count=int(found.get("unexpected_count", 0)),
-        failing_rows=rows,
+        failing_rows=tuple(rows),
     )
 
 

@@ -1,0 +1,93 @@
+"""Reports of what brings and reads a log: counts of rows, users and items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RawLog:
+    """A log that is read where it lies."""
+
+    source: str  # events.source
+    path: str  # as in params.yaml
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """One downloaded file."""
+
+    url: str
+    md5: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """A public log in ``data/raw``."""
+
+    name: str
+    path: str
+    source: str  # events.source that reads it
+    terms: str  # of its owner
+    fetched: bool  # False: it was there
+    files: dict[str, FetchedFile]  # by name
+
+
+@dataclass(frozen=True)
+class SynthReport:
+    """A synthetic log and what was planted in it."""
+
+    rows: int  # kept + quarantined + duplicates
+    kept: int
+    quarantined: int
+    duplicates: int
+    reasons: dict[str, int]  # planted bad rows by the reason of their quarantine
+    users: int
+    items: int
+    label_rate: float  # share of likes
+    test_targets: int  # of the default split
+    best_possible_auc: float | None  # of the true probabilities on those; None: of one class
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """One split of the interactions."""
+
+    rows: int
+    targets: int  # rows with at least split.min_history earlier ones
+    label_rate: float | None  # None: no row
+
+
+@dataclass(frozen=True)
+class FileCounts:
+    """One raw file."""
+
+    read: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """The ledger of a log, read = kept + quarantined + duplicates, and facts of the rows kept."""
+
+    read: int
+    kept: int
+    quarantined: int
+    duplicates: int
+    rows_left_out: int  # of users beyond events.max_users; not read
+    users_left_out: int
+    users: int
+    items: int
+    label_rate: float
+    untitled: int  # kept rows of items without a title
+    untitled_items: int
+    first_time: int | None  # unix seconds; None: a log without a clock
+    last_time: int | None
+    splits: dict[str, SplitCounts]
+    files: dict[str, FileCounts]
+    reasons: dict[str, int]  # quarantined rows by reason
+    clock: bool  # the log has timestamps
+    rating_scale: tuple[float | None, float | None]  # ends; None: open

@@ -1,0 +1,47 @@
+"""Reports of tokenizing and packing: counts of tokens, prompts and packed rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """A token store."""
+
+    interactions: int
+    texts: int  # distinct
+    texts_cut: int  # longer than tokens.max_text_tokens
+    tokens: int  # of all interactions: texts and labels
+    tokens_per_interaction: float
+    vocabulary: int  # V: token ids are below it
+    special_tokens: dict[str, int]  # id by role: pad, sum, yes, no
+    prefix_tokens: tuple[int, ...]  # that open every prompt
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """One plan of packed rows."""
+
+    targets: int
+    targets_in_log: int  # targets + dropped
+    dropped: int
+    dropped_reason: str | None
+    targets_per_prompt: int | Literal["all"]  # k at most; all: as many as a row holds
+    prompts: int
+    prompts_cut_by_row: int  # closed before k targets, since the row was full
+    rows: int
+    tokens: int  # without padding
+    tokens_per_target: float
+    padding_share: float
+
+
+@dataclass(frozen=True)
+class PackReport(PlanReport):
+    """The plans of one paradigm; the counts at the top are those of the training plan."""
+
+    paradigm: str
+    context: int  # interactions before the first target, n
+    row_length: int  # tokens
+    plans: dict[str, PlanReport]

@@ -1,0 +1,99 @@
+"""Reports of checks in plain values: no validation library is needed to read, print or store them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one expectation found."""
+
+    suite: str  # raw, canonical, splits, batch, drift
+    name: str  # short and stable, unique in its suite: the name of the check in an orchestrator
+    expectation: str  # type, as Great Expectations writes it
+    column: str | None  # None: the expectation is about the table
+    success: bool
+    expected: str  # in plain words
+    observed: str  # in plain words
+    unexpected_count: int  # offending rows in all; 0 for an expectation about a figure
+    failing_rows: tuple[dict[str, Any], ...]  # some of them, with what is needed to find them; () on success
+
+
+@dataclass(frozen=True)
+class SuiteCounts:
+    """One suite's expectations."""
+
+    expectations: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class BatchKind:
+    """How a log was read and labelled: only batches of one kind are comparable."""
+
+    source: str
+    label_threshold: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Figures of a batch that drift is measured by."""
+
+    batch: str  # digest of the interactions
+    kind: BatchKind
+    rows: int
+    users: int
+    label_rate: float
+
+
+@dataclass(frozen=True)
+class ValidateReport:
+    """Counts for each suite, and every failure in full."""
+
+    success: bool
+    expectations: int
+    failed: int
+    suites: dict[str, SuiteCounts]
+    failures: tuple[Outcome, ...]
+    profile: Profile | None  # None: the columns are not those of interactions
+    compared_with: Profile | None  # the accepted batch before; None: the first of its kind
+    drift: str  # in words, what it was measured against
+
+    def listing(self) -> str:
+        """Failures with their rows, for a terminal; empty where nothing failed."""
+        lines = []
+        for outcome in self.failures:
+            lines.append(f"{outcome.suite}.{outcome.name}: {outcome.expected}; observed: {outcome.observed}")
+            lines += ["  " + "  ".join(f"{key}={value}" for key, value in row.items()) for row in outcome.failing_rows]
+            left = outcome.unexpected_count - len(outcome.failing_rows)
+            if outcome.failing_rows and left > 0:
+                lines.append(f"  ... and {left:,} more")
+        return "\n".join(lines)
+
+
+def report(outcomes: Sequence[Outcome], profile: Profile | None, compared_with: Profile | None) -> ValidateReport:
+    """Count the outcomes of each suite, and keep the failures."""
+    failures = tuple(outcome for outcome in outcomes if not outcome.success)
+    suites = {
+        suite: SuiteCounts(
+            expectations=sum(outcome.suite == suite for outcome in outcomes),
+            failed=sum(outcome.suite == suite for outcome in failures),
+        )
+        for suite in dict.fromkeys(outcome.suite for outcome in outcomes)
+    }
+    drift = "nothing to compare with: no batch of this kind was accepted before"
+    if compared_with is not None:
+        drift = f"against the accepted batch {compared_with.batch[:8]} of {compared_with.rows:,} rows"
+    return ValidateReport(
+        success=not failures,
+        expectations=len(outcomes),
+        failed=len(failures),
+        suites=suites,
+        failures=failures,
+        profile=profile,
+        compared_with=compared_with,
+        drift=drift,
+    )
