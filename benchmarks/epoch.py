@@ -104,7 +104,7 @@ def measured(
     prepared = accelerator.prepare(model)
 
     def run(first: int, stop: Callable[[], bool]) -> Any:
-        trainer = trainer_of(prepared, optimizer, accelerator, training, rows, Progress(step=first))
+        trainer = trainer_of(model, prepared, optimizer, accelerator, training, rows, Progress(step=first))
         trainer.run(stop)
         return trainer
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dti_pipeline.config import Config, TrainingConfig
-from dti_pipeline.modeling.network.compilation import compile_parts
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds
@@ -18,9 +17,11 @@ from dti_pipeline.packing.report import PlanReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.fallback import choose
+from dti_pipeline.training.forms import forms_of
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
-from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.optimizer import allocate_moments, optimizer_for
 from dti_pipeline.training.steps import Steps
 
 
@@ -39,16 +40,14 @@ def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: An
 
 
 def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> Optimizer:
-    """Place and compile a model as a training of one process does; return its optimizer."""
+    """Place a model as a training of one process does; return its optimizer."""
     compute = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
     model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph))
-    optimizer = optimizer_for(model, training)
-    if device.type == "cuda":
-        compile_parts(model)
-    return optimizer
+    return optimizer_for(model, training)
 
 
 def trainer_of(
+    model: CTRModel,
     prepared: nn.Module,
     optimizer: Optimizer,
     accelerator: Accelerator,
@@ -56,14 +55,18 @@ def trainer_of(
     rows: Rows,
     progress: Progress | None = None,
 ) -> Trainer:
-    """A training that tells nobody, evaluates nothing and saves nothing."""
+    """A training that evaluates nothing and saves nothing, in the fastest form that works here."""
     steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
+    loader = Loader(rows, steps, config.tokens_per_batch, accelerator.device)
+    allocate_moments(optimizer)
+    forms = forms_of(model, prepared, optimizer, accelerator, config)
+    chosen = choose(forms, loader, 0, optimizer, accelerator, lambda fall: print(fall.line))
     return Trainer(
         model=prepared,
-        optimizer=optimizer,
+        runner=chosen.runner,
         accelerator=accelerator,
         config=config,
-        loader=Loader(rows, steps, config.tokens_per_batch, accelerator.device),
+        loader=chosen.loader,
         progress=progress or Progress(),
         emit=lambda event: None,
         evaluate=dict,
