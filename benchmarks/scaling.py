@@ -42,7 +42,7 @@ from dti_pipeline.planning.shape import SHAPES, Shape
 from dti_pipeline.training.devices import DDP
 from dti_pipeline.training.loader import MicroBatches
 from dti_pipeline.training.runner import EagerRunner
-from dti_pipeline.training.sharding import shard
+from dti_pipeline.training.sharding import compile_layers, shard
 
 K = {DTI: 50, SLIDING_WINDOW: 1}
 #: Name -> weights that are trained, and training.sharding.
@@ -98,6 +98,8 @@ class Bench:
         model = llama.model(shape, settings, CONTEXT, self.given.tokens, self.device, dtype, compiled=not sharded)
         if sharded:
             shard(model, self._mesh(world), None if cpu else torch.bfloat16)
+            if not cpu:
+                compile_layers(model)
         return model.train()
 
     def _mesh(self, world: int) -> DeviceMesh:
@@ -120,7 +122,6 @@ class Bench:
             process_index=0,
             device=self.device,
             autocast=self.accelerator.autocast,
-            no_sync=lambda model: nullcontext(),
             backward=lambda loss: loss.backward(),
         )
 
@@ -138,11 +139,9 @@ class Bench:
 
 
 def whole_step(runner: EagerRunner, work: MicroBatches, exchange: bool = True) -> None:
-    if exchange:
+    with nullcontext() if exchange else runner.model.no_sync():  # type: ignore[operator]
         runner.gradients(work)
-    else:
-        runner.try_out(work)  # the same gradients, which stay where they are
-    runner.update(llama.RATE)
+    runner.update(llama.LEARNING_RATE)
 
 
 @contextmanager

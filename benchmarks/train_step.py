@@ -153,7 +153,7 @@ class Bench:
             self.runner.gradients(work)
             marks.append(mark(self.device))
         with record_function("update"):
-            self.runner.update(llama.RATE)
+            self.runner.update(llama.LEARNING_RATE)
         marks.append(mark(self.device))
         *passes, update = (between(start, end) for start, end in pairwise(marks))
         measured.passes += passes

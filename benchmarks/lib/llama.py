@@ -35,6 +35,7 @@ from dti_pipeline.training.runner import EagerRunner
 from dti_pipeline.training.steps import Step
 
 CONTEXT = 20  # interactions, n
+LEARNING_RATE = 1e-4
 #: Large enough to have every part of the real ones, small enough for a test.
 TINY = Shape("tiny", 2, 64, 4, 2, 16, 96, 512, tied=False)
 #: Row lengths are a multiple of a matrix product's tile and some tokens over: where 64 divides the number of rows, an
@@ -188,11 +189,7 @@ def lora(shape: Shape, rank: int = 16, **more: Any) -> ModelConfig:
     return ModelConfig(name_or_path=shape.name, lora=LoraConfig(rank=rank, alpha=32), head="verbaliser", **more)
 
 
-#: Learning rate of the steps that are timed.
-RATE = 1e-4
-
-
 def runner(model: Model, prepared: nn.Module, accelerator: Any) -> EagerRunner:
-    """The project's steps over ``prepared``; the model's layers are compiled where it was made so."""
-    training = TrainingConfig(learning_rate=RATE)
+    """The steps of a training of ``prepared``, the model as accelerate has wrapped it."""
+    training = TrainingConfig(learning_rate=LEARNING_RATE)
     return EagerRunner(prepared, optimizer_for(model, training), accelerator, training.max_gradient_norm)
