@@ -14,6 +14,8 @@ import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
 WIDE = 1024
+#: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
+MANY_TENSORS = 200
 #: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel.
 KERNEL_HEAD_BYTES = 512
 
@@ -39,6 +41,7 @@ class Traits:
     projections_biased: bool  # keys or values have biases
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
+    trained_tensors: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class ExecutionPlan:
             (cuda, on_cpu.reason),
             (cuda_graph, "training.cuda_graph is false"),
             (bound, f"at a width of {WIDE} or more arithmetic takes the time"),
+            (
+                traits.trained_tensors < MANY_TENSORS,
+                f"an update of {traits.trained_tensors} tensors compiles for minutes",
+            ),
             (processes == 1 and not sharded, "several processes exchange gradients"),
         ):
             if not ok:
@@ -119,7 +126,7 @@ class ExecutionPlan:
     def lines(self) -> list[str]:
         """One readable line a choice."""
         return [
-            f"{name.replace('_', ' ')}: {'yes' if choice else 'no'} ({choice.reason})"
+            f"{name.replace('_', ' ').replace('sums', '[SUM] rows only')}: {'yes' if choice else 'no'} ({choice.reason})"
             for name, choice in self.choices.items()
         ]
 
