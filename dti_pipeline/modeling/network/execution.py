@@ -73,6 +73,7 @@ class ExecutionPlan:
         ``sharded`` whether processes hold parts of the weights."""
         cuda = device.type == "cuda"
         bound = cuda and traits.width < WIDE
+        tensors = traits.trained_tensors
         on_cpu = Choice(False, "no CUDA device")
         of_launches = Choice(False, "more kernels, and launches already take the time")
 
@@ -125,10 +126,8 @@ class ExecutionPlan:
 
     def lines(self) -> list[str]:
         """One readable line a choice."""
-        return [
-            f"{name.replace('_', ' ').replace('sums', '[SUM] rows only')}: {'yes' if choice else 'no'} ({choice.reason})"
-            for name, choice in self.choices.items()
-        ]
+        names = {name: name.replace("_", " ").replace("sums", "[SUM] rows only") for name in self.choices}
+        return [f"{names[name]}: {'yes' if one else 'no'} ({one.reason})" for name, one in self.choices.items()]
 
     def plain(self) -> dict[str, Any]:
         """What a manifest keeps."""
