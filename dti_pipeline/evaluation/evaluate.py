@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, fields
+from dataclasses import astuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,14 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import curves, interactions, metrics, plots
 from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.interactions import Array, Interactions
-from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Slices
+from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Quality, Slices
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.paths import Paths
-from dti_pipeline.plain import to_plain
+from dti_pipeline.plain import part_of, to_plain
 from dti_pipeline.training.report import TrainingSummary, TrainReport
 
 #: The two forms a target is scored in, by its column of scores. The first is what counts: a server sees one target.
 FORMS = {"sliding_window": "probability", "streaming": "probability_streaming"}
-#: Figures of the first form that stand at the top of the report.
-HEADLINE = ("auc", "log_loss", "gauc", "ne", "f1", "accuracy", "ece")
 
 
 def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
@@ -55,13 +53,13 @@ def measure(
     forms = Forms(**{form: board.figures(form) for form in FORMS})
     served = predictions[FORMS["sliding_window"]].to_numpy()
     report = Evaluation(
+        **part_of(forms.sliding_window, Quality),
         paradigm=paradigm,
         split=settings.split,
         targets=len(rows),
         users=board.users.count,
         users_in_training=len(np.intersect1d(user, log.user[log.train])),
         click_rate=float(label.mean()),
-        **{name: getattr(forms.sliding_window, name) for name in HEADLINE},
         auc_streaming=forms.streaming.auc,
         forms=forms,
         slices=Slices(
@@ -69,7 +67,7 @@ def measure(
             item_popularity=metrics.slices(label, served, log.popularity()[rows], metrics.POPULARITY_BUCKETS),
         ),
         scoring=dict(seconds),
-        training=TrainingSummary(**{f.name: getattr(model.report, f.name) for f in fields(TrainingSummary)}),
+        training=TrainingSummary(**part_of(model.report, TrainingSummary)),
         prompts=PromptShape(shards.report.context, shards.report.targets_per_prompt),
     )
     drawn = curves.Curves(

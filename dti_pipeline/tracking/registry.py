@@ -78,7 +78,7 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
     finally:
         mlflow.set_tracking_uri(default)
     store.set_registered_model_alias(name, paradigm, version.version)
-    # What MLflow's own `register_model` leaves on the model, for the page of models and the table of runs.
+    # As MLflow's own `register_model` does, for the page of models and the table of runs.
     link = json.dumps([{"name": name, "version": version.version}])
     store.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return version

@@ -1,4 +1,4 @@
-"""How busy the machine is while it trains: MLflow's own readings, under the names its page has a tab for.
+"""System metrics of a training: MLflow's own readings, under the names its page has a tab for.
 
 MLflow's own thread samples every ten seconds and counts from 0 again after a resume. Here the sensors are read when the
 training reports a step, once a second at most, and belong to the targets seen by then.
