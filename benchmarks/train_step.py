@@ -136,7 +136,7 @@ class Bench:
         lengths, one = plan.store.lengths(), slice(0, count)  # the prompts of a micro-batch
         tokens = np.full(count, CONTEXT * lengths[0] + variant.k * (lengths[0] + 1), np.int64)
         cut = Prompts(plan.start[one], plan.first_target[one], plan.stop[one], tokens)
-        pairs = cost.visible_pairs(variant.paradigm, cut, lengths, plan.store.position, CONTEXT)
+        pairs = cost.visible_pairs(variant.paradigm, cut, plan.store, CONTEXT)
         measured = Measured(variant, work, pairs)
         self.step(measured)
         measured.forget()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline.packing.prompts import Prompts
+from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import Paradigm, Reach
 from dti_pipeline.planning.shape import Shape
 
@@ -38,23 +39,12 @@ def token_speedup(n: float, c: float, k: float) -> float:
     return sliding_window_tokens(n, c) / streaming_tokens(n, c, k)
 
 
-def visible_pairs(
-    paradigm: Paradigm,
-    prompts: Prompts,
-    lengths: NDArray[np.int32],
-    position: NDArray[np.int32],
-    context: int,
-    prefix: int = 0,
-) -> int:
-    """Pairs (query, key) that attention computes for these prompts: the ones of the paradigm's mask. O(m + prompts).
-
-    ``lengths`` (m,) are tokens of text and label of each row of the log, ``position`` (m,) its index in the user's
-    history.
-    """
-    length = lengths.astype(np.int64)
-    m = len(length)
+def visible_pairs(paradigm: Paradigm, prompts: Prompts, store: TokenStore, context: int) -> int:
+    """Pairs (query, key) that attention computes for prompts of a log: the ones of the mask. O(rows + prompts)."""
+    length = store.lengths().astype(np.int64)
+    m, prefix = len(length), len(store.prefix)
     before = _sums(length)  # tokens of rows before i
-    window_start = np.arange(m) - np.minimum(position, context)
+    window_start = np.arange(m) - np.minimum(store.position, context)
     in_window = before[:m] - before[window_start]  # tokens of the n interactions before i
 
     start, first, stop = prompts.start, prompts.first_target, prompts.stop

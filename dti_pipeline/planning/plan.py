@@ -120,8 +120,7 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
     """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included."""
     paradigm = named(name)
     counts, prompts, _ = plan_rows(config, store, paradigm, "train")
-    n, prefix = config.packing.context, len(store.prefix)
-    pairs = cost.visible_pairs(paradigm, prompts, store.lengths(), store.position, n, prefix)
+    pairs = cost.visible_pairs(paradigm, prompts, store, config.packing.context)
     flop = cost.training_flop(shape, counts.rows * config.packing.row_length, pairs, counts.targets, adapters)
     kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
     return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}

@@ -31,10 +31,7 @@ from dti_pipeline.tracking import mlflow_store
 
 log = logging.getLogger(__name__)
 
-_ITEM = (
-    Property("item_id", DataType.string, required=False),
-    Property("item_text", DataType.string, required=False),
-)
+_ITEM = (Property("item_id", DataType.string, required=False), Property("item_text", DataType.string, required=False))
 _SIGNATURE = ModelSignature(
     inputs=Schema(
         [

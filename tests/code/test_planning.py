@@ -41,7 +41,7 @@ def flop(paradigm: str, k: int, c: int) -> float:
     """FLOP of one prompt of n context interactions and k targets, no padding."""
     store = uniform_store(users=1, interactions=N + k, tokens=c)
     cut = prompts.cut(store.position >= N, store.position, store.lengths(), N, k, row_length=10**6)
-    pairs = cost.visible_pairs(named(paradigm), cut, store.lengths(), store.position, N)
+    pairs = cost.visible_pairs(named(paradigm), cut, store, N)
     head = LLAMA.vocabulary * LLAMA.hidden
     return cost.training_flop(LLAMA, int(cut.length.sum()), pairs, k, adapters=0, head=head)
 

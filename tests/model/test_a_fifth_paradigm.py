@@ -76,7 +76,7 @@ def test_its_pairs_are_counted() -> None:
     cut = prompts.cut(store.position >= 1, store.position, store.lengths(), n, k, 128, 0)
     batch = log.batch(n, k, row_length=128)
     pairs = visible(batch.tokens, FIFTH, n)[batch.kind != Kind.PAD].sum()
-    assert cost.visible_pairs(FIFTH, cut, store.lengths(), store.position, n) == int(pairs)
+    assert cost.visible_pairs(FIFTH, cut, store, n) == int(pairs)
 
 
 def test_it_is_exact_where_it_is_served_as_it_was_trained() -> None:

@@ -38,7 +38,7 @@ def test_pairs_are_the_ones_that_the_masks_show(
     cut = prompts.cut(
         store.position >= min_history, store.position, store.lengths(), context, k, 256, len(store.prefix)
     )  # fmt: skip
-    counted = cost.visible_pairs(named(paradigm), cut, store.lengths(), store.position, context, len(store.prefix))
+    counted = cost.visible_pairs(named(paradigm), cut, store, context)
     batch = log.batch(context, k, row_length=256, min_history=min_history)
     not_padding = batch.kind != Kind.PAD
     assert counted == int(visible(batch.tokens, named(paradigm), context)[not_padding].sum())
