@@ -64,8 +64,8 @@ class Users:
 
 
 def over_seeds(samples: Array, seed: int) -> Array:
-    """(samples,) mean of ``samples`` (seeds, samples) over trainings that are drawn anew in each sample: a bootstrap of
-    two levels, whose interval counts the variance of trainings beside that of users."""
+    """(samples,) mean of ``samples`` (seeds, samples) over trainings, drawn anew in each sample: a second bootstrap
+    level."""
     count, size = samples.shape
     drawn = np.random.default_rng(seed).integers(count, size=(count, size))
     return np.take_along_axis(samples, drawn, axis=0).mean(axis=0)
@@ -81,10 +81,7 @@ def interval(samples: Array, confidence: float) -> Interval | None:
 
 
 class Scoreboard:
-    """Several sets of scores of the same targets, measured alike and on the same draws of users.
-
-    ``label`` (N,), ``user`` (N,), named probabilities (N,). Cost of a name: ``bootstrap_samples`` resamples.
-    """
+    """Sets of scores of the same targets, ``label`` (N,) and ``user`` (N,), measured on the same draws of users."""
 
     def __init__(self, label: Array, user: Array, settings: EvaluationConfig) -> None:
         self.label, self.user = label, user

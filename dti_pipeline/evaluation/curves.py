@@ -9,47 +9,40 @@ from pathlib import Path
 from typing import Any
 
 Columns = Mapping[str, Callable[[str], Any]]
-#: The columns of a learning curve: seconds without warm-up, evaluation and checkpoints.
-LEARNING: Columns = {"train_seconds": float, "targets_seen": int, "val_auc": float}
-#: Columns of the files of an evaluation folder, and the types of their values.
-FILES: dict[str, Columns] = {
-    "roc.csv": {"fpr": float, "tpr": float},
-    "calibration.csv": {"predicted": float, "observed": float, "count": int},
-    "learning_curve.csv": LEARNING,
+#: Columns of the curves' CSV files in an evaluation folder, by the files' names, and the types of their values. Seconds
+#: of a learning curve are without warm-up, evaluation and checkpoints.
+COLUMNS: dict[str, Columns] = {
+    "roc": {"fpr": float, "tpr": float},
+    "calibration": {"predicted": float, "observed": float, "count": int},
+    "learning_curve": {"train_seconds": float, "targets_seen": int, "val_auc": float},
 }
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of one paradigm; a point has the columns of its file."""
+    """What is drawn of one paradigm."""
 
-    roc: list[tuple[Any, ...]]
-    calibration: list[tuple[Any, ...]]
-    learning: list[tuple[Any, ...]]
+    points: dict[str, list[tuple[Any, ...]]]  # by name in COLUMNS, a value a column
     train_seconds: float  # at the end
     auc: float | None  # of the evaluated targets
 
-    def points(self) -> dict[str, list[tuple[Any, ...]]]:
-        """By file."""
-        return dict(zip(FILES, (self.roc, self.calibration, self.learning), strict=True))
-
     def write(self, folder: Path) -> None:
-        """One CSV file for each of ``FILES``."""
-        for name, points in self.points().items():
-            write_csv(folder / name, list(FILES[name]), points)
+        """A CSV file for each curve."""
+        for name, columns in COLUMNS.items():
+            write_csv(folder / f"{name}.csv", list(columns), self.points[name])
 
 
 def read(folder: Path, train_seconds: float, auc: float | None) -> Curves:
     """The curves that :meth:`Curves.write` wrote into ``folder``."""
-    roc, calibration, learning = (read_csv(folder / name, columns) for name, columns in FILES.items())
-    return Curves(roc, calibration, learning, train_seconds, auc)
+    points = {name: read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()}
+    return Curves(points, train_seconds, auc)
 
 
 def write_joined(folder: Path, curves: Mapping[str, Curves]) -> None:
     """The curves of several paradigms side by side: the same files with the paradigm as first column."""
-    for name, columns in FILES.items():
-        lines = [(paradigm, *point) for paradigm, one in curves.items() for point in one.points()[name]]
-        write_csv(folder / name, ["paradigm", *columns], lines)
+    for name, columns in COLUMNS.items():
+        lines = [(paradigm, *point) for paradigm, one in curves.items() for point in one.points[name]]
+        write_csv(folder / f"{name}.csv", ["paradigm", *columns], lines)
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

@@ -36,11 +36,11 @@ def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
 def measure(
     config: Config, paths: Paths, paradigm: str, predictions: pa.Table, seconds: Mapping[str, float]
 ) -> Evaluation:
-    """Measure scores and publish reports/evaluation/<paradigm>.
+    """Measure scores and publish reports/evaluation/<paradigm>. InputError where they are of other events or no
+    probabilities.
 
-    ``predictions`` has a line for each target, ordered by row: ``row`` (index into the interactions), ``label``,
-    ``probability`` and ``probability_streaming``; ``seconds`` are facts on how long scoring took. Raises InputError
-    where the predictions are of other events, or a score is no probability.
+    ``predictions`` has a line for each target, ordered by row: ``row`` (of the log), ``label``, ``probability`` and
+    ``probability_streaming``; ``seconds`` are facts on how long scoring took.
     """
     model = artifacts.read(paths.model(paradigm), "train", TrainReport)
     shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
@@ -70,13 +70,12 @@ def measure(
         training=TrainingSummary(**part_of(model.report, TrainingSummary)),
         prompts=PromptShape(shards.report.context, shards.report.targets_per_prompt),
     )
-    drawn = curves.Curves(
-        roc=[*metrics.roc(label, served)],
-        calibration=[astuple(b) for b in metrics.calibration(label, served, settings.calibration_bins)],
-        learning=curves.read_csv(model.path / "history.csv", curves.LEARNING),
-        train_seconds=model.report.train_seconds,
-        auc=report.auc,
-    )
+    points = {
+        "roc": [*metrics.roc(label, served)],
+        "calibration": [astuple(one) for one in metrics.calibration(label, served, settings.calibration_bins)],
+        "learning_curve": curves.read_csv(model.path / "history.csv", curves.COLUMNS["learning_curve"]),
+    }
+    drawn = curves.Curves(points, model.report.train_seconds, report.auc)
     inputs = {"events": paths.events, "tokens": paths.tokens, "shards": shards.path, "model": model.path}
     with artifacts.publish(paths.evaluation(paradigm), "evaluate", config.sections("evaluation"), inputs) as draft:
         artifacts.write_json(draft.path / "metrics.json", to_plain(report))

@@ -31,7 +31,7 @@ class Interactions:
     table: pa.Table  # the same rows with their own ids and timestamps
 
     def popularity(self) -> Array:
-        """(R,) training targets of each row's item; 0 is an item that training never asked about. Cost O(R)."""
+        """(R,) training targets of each row's item."""
         return np.bincount(self.item[self.train], minlength=int(self.item.max(initial=-1)) + 1)[self.item]
 
 

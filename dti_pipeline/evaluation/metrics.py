@@ -113,10 +113,8 @@ def brier(label: Array, probability: Array) -> float | None:
 
 
 def calibration(label: Array, probability: Array, bins: int) -> list[Bin]:
-    """Reliability curve in bins of equal mass (Nguyen and O'Connor 2015), lowest first.
-
-    Equal predictions share a bin; bins left empty by that are not listed.
-    """
+    """Reliability curve in bins of equal mass (Nguyen and O'Connor 2015), lowest first. Equal predictions share a bin;
+    bins left empty by that are not listed."""
     if len(label) == 0:
         return []
     _, group, size = np.unique(np.asarray(probability), return_inverse=True, return_counts=True)

@@ -22,7 +22,7 @@ def draw_all(curves: Mapping[str, Curves], folder: Path, speedup: Mapping[str, f
     """Draw every picture there are figures for, as NAME.png and NAME.svg into ``folder``; return the names."""
     drawings: dict[str, tuple[Callable[[Axes, Any], None], Any]] = {
         "auc_time": (_draw_auc_time, curves),
-        "roc": (_draw_roc, curves if any(one.roc for one in curves.values()) else None),
+        "roc": (_draw_roc, curves if any(one.points["roc"] for one in curves.values()) else None),
         "calibration": (_draw_calibration, curves),
         "speedup": (_draw_speedup, speedup),
     }
@@ -37,14 +37,14 @@ def draw_all(curves: Mapping[str, Curves], folder: Path, speedup: Mapping[str, f
 
 def _draw_roc(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        _plot(axes, name, one.roc, label=name if one.auc is None else f"{name} ({one.auc:.3f})")
+        _plot(axes, name, one.points["roc"], label=name if one.auc is None else f"{name} ({one.auc:.3f})")
     _square(axes, "ROC of the evaluated targets", "false positive rate", "true positive rate")
     axes.legend(title="paradigm (AUC)", loc="lower right")
 
 
 def _draw_calibration(axes: Axes, curves: Mapping[str, Curves]) -> None:
     for name, one in curves.items():
-        points = [(predicted, observed) for predicted, observed, _ in one.calibration]
+        points = [(predicted, observed) for predicted, observed, _ in one.points["calibration"]]
         _plot(axes, name, points, marker=named(name).style.marker, markersize=5, label=name)
     _square(axes, "Calibration (bins of equal mass)", "mean predicted probability", "observed click rate")
     axes.legend(loc="upper left")
@@ -54,7 +54,7 @@ def _draw_auc_time(axes: Axes, curves: Mapping[str, Curves]) -> None:
     """Validation AUC as training went on; a star, hung on the line's end, is the AUC of the evaluated targets."""
     seconds = []
     for name, one in curves.items():
-        points = [(when, auc) for when, _, auc in one.learning]
+        points = [(when, auc) for when, _, auc in one.points["learning_curve"]]
         _plot(axes, name, points, marker=named(name).style.marker, markersize=5, label=name)
         if one.auc is not None:
             end = (one.train_seconds, one.auc)

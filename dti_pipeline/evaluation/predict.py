@@ -20,7 +20,7 @@ from dti_pipeline.paths import Paths
 
 def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa.Table, dict[str, float]]:
     """Score every target of ``split``: columns ``row`` (of the log, ascending), ``label``, ``probability`` (one prompt
-    a target) and ``probability_streaming``; and how long each form took.
+    a target), ``probability_streaming``; and how long each form took.
 
     Raises InputError where the model was trained on other tokens than are there now.
     """

@@ -15,12 +15,6 @@ WITH_INTERVAL = ("AUC", "ΔAUC")
 #: The terminal table's columns: two spaces between them make 110 characters.
 WIDTHS = (16, 18, 6, 8, 6, 6, 8, 9, 8, 7)
 MISSING = "–"
-#: Short names of the floors, to fit a terminal.
-SHORT_FLOORS = {
-    "item_rate": "item rate",
-    "item_and_user_rate": "+ user, last {}",
-    "item_and_user_rate_all_rows": "+ user, all rows",
-}
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ def render_markdown(comparison: Comparison, pictures: Iterable[str] = ()) -> str
         facts(comparison),
         markdown_table(header, [row.cells for row in rows(comparison)]),
         "## Verdict",
-        verdicts(comparison),
+        "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name, _ in comparison.each()),
         *(f"> {note}" for note in comparison.notes),
     ]
     for title, table_header, lines in side_tables(comparison):
@@ -63,11 +57,6 @@ def render_text(comparison: Comparison) -> str:
         lines += textwrap.wrap(text, width, subsequent_indent="  ")
     lines += ["", "Where to look next:", *(f"  {line}" for line in where_next())]
     return "\n".join(lines).replace("`", "") + "\n"
-
-
-def verdicts(comparison: Comparison) -> str:
-    """The verdict on each paradigm, as a list in Markdown."""
-    return "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name, _ in comparison.each())
 
 
 def facts(comparison: Comparison) -> str:
@@ -98,7 +87,7 @@ def rows(comparison: Comparison) -> Iterator[Row]:
         tail = (number(figures.auc_streaming), *_quality(figures), *times, faster)
         yield Row("paradigm", (f"`{name}`", _auc(figures), *tail, wide), (name, _short_auc(figures), *tail, change))
     for name, label in _floor_labels(comparison).items():
-        short = SHORT_FLOORS[name].format(comparison.protocol.context)
+        short = floor_label(name, comparison.protocol.context, short=True)
         yield _untrained("floor", label, short, comparison.floors[name])
     if comparison.best_possible:
         yield _untrained("best", "best possible", "best possible", comparison.best_possible)

@@ -10,13 +10,17 @@ SAME_SPEED = 0.05  # speed-ups closer to 1 than this are called the same
 FEW_USERS = 100  # intervals over fewer are called rough
 
 
-def floor_label(name: str, context: int) -> str:
+#: The floors in words, long and to fit a terminal.
+FLOORS = {
+    "item_rate": ("item rate", "item rate"),
+    "item_and_user_rate": ("item and user rate (last {} rows)", "+ user, last {}"),
+    "item_and_user_rate_all_rows": ("item and user rate (all earlier rows)", "+ user, all rows"),
+}
+
+
+def floor_label(name: str, context: int, short: bool = False) -> str:
     """A floor's name in words."""
-    return {
-        "item_rate": "item rate",
-        "item_and_user_rate": f"item and user rate (last {context} rows)",
-        "item_and_user_rate_all_rows": "item and user rate (all earlier rows)",
-    }[name]
+    return FLOORS[name][short].format(context)
 
 
 def sentence(paradigm: str, comparison: Comparison) -> str:

@@ -34,8 +34,8 @@ def streaming_tokens(n: float, c: float, k: float) -> float:
 
 
 def token_speedup(n: float, c: float, k: float) -> float:
-    """A target's tokens in the sliding window over those in a streaming prompt: the speed-up where time is proportional
-    to tokens. Bounded by (n + 1) c / (c + 1) + 1 / (c + 1) for any k."""
+    """Tokens of a target in the sliding window over those in a streaming prompt. Bounded by (n + 1) c / (c + 1) + 1 /
+    (c + 1) for any k."""
     return sliding_window_tokens(n, c) / streaming_tokens(n, c, k)
 
 
@@ -84,8 +84,8 @@ def training_flop(
 ) -> float:
     """FLOP of one pass over the data, forward and backward.
 
-    ``adapters`` are trained weights beside a frozen body: 4 FLOP a frozen weight and token, 6 a trained one. None: the
-    body itself is trained. ``head`` weights work at [SUM]s only: the two label rows by default.
+    ``adapters`` are trained weights beside a frozen body: 4 FLOP a frozen weight and token, 6 a trained one; None: the
+    body is trained. ``head`` weights work at [SUM]s only: the two label rows by default.
     """
     head = 2 * shape.hidden if head is None else head
     body = 6 * shape.body if adapters is None else 4 * shape.body + 6 * adapters
@@ -104,11 +104,7 @@ def optimizer_bytes(trained: int) -> int:
 
 
 def activation_bytes(shape: Shape, tokens: int) -> int:
-    """Activations kept for the backward pass over ``tokens`` tokens, in bfloat16, without checkpointing.
-
-    A layer keeps four states of width E, queries and attention output, keys and values, and three inner states of the
-    gated MLP. An upper bound: frozen weights need less.
-    """
+    """Activations kept for the backward pass over ``tokens`` tokens, bfloat16, no checkpointing: an upper bound."""
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     states = 4 * shape.hidden + attention + 3 * shape.intermediate
     return tokens * shape.layers * states * 2

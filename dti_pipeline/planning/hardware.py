@@ -20,16 +20,13 @@ class Gpu:
 #: NVIDIA data sheets: H100 and H200 (SXM) list 1,979 TFLOP/s, L40S 733, L4 242, B200 (HGX) 4,500 with 2:4 sparsity,
 #: which dense training does not have; half of that is here. A100 (SXM) lists 312 dense.
 GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("B200", 2250, 180),
-        Gpu("H200", 989, 141),
-        Gpu("H100", 989, 80),
-        Gpu("A100", 312, 80),
-        Gpu("A100-40GB", 312, 40),
-        Gpu("L40S", 362, 48),
-        Gpu("L4", 121, 24),
-    )
+    "B200": Gpu("B200", 2250, 180),
+    "H200": Gpu("H200", 989, 141),
+    "H100": Gpu("H100", 989, 80),
+    "A100": Gpu("A100", 312, 80),
+    "A100-40GB": Gpu("A100-40GB", 312, 40),
+    "L40S": Gpu("L40S", 362, 48),
+    "L4": Gpu("L4", 121, 24),
 }
 
 

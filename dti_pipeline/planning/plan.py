@@ -44,19 +44,20 @@ def plan(
     card = hardware.named(gpu)
     shape = shape_of(config.model, store.vocabulary or config.tokens.vocab_size, model)
     pretrained = (model or config.model.name_or_path) is not None
-    lora = config.model.lora
+    lora, training, row_length = config.model.lora, config.training, config.packing.row_length
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
-    batch = max(1, config.training.tokens_per_batch // config.packing.row_length) * config.packing.row_length
-    shares = config.training.processes if config.training.sharding == "full" else 1
+    trained = shape.parameters if adapters is None else adapters
+    batch = max(1, training.tokens_per_batch // row_length) * row_length
+    shares = training.processes if training.sharding == "full" else 1
     memory = {
         "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / shares / 1e9,
-        "optimizer_gb": cost.optimizer_bytes(shape.parameters if adapters is None else adapters) / shares / 1e9,
+        "optimizer_gb": cost.optimizer_bytes(trained) / shares / 1e9,
         "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }
     total = sum(memory.values())
     paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
     base = paradigms[BASELINE.name]
-    speed = card.teraflops * 1e12 * utilisation * config.training.processes
+    speed = card.teraflops * 1e12 * utilisation * training.processes
     n, c = config.packing.context, log["tokens_per_interaction"]
     for name, row in paradigms.items():
         row["hours"] = row["flop"] / speed / 3600
@@ -68,21 +69,15 @@ def plan(
         "log": log,
         "context": n,
         "targets_per_prompt": targets_per_prompt(config, "train_streaming", BASELINE) or "all",
-        "row_length": config.packing.row_length,
-        "epochs": config.training.epochs,
+        "row_length": row_length,
+        "epochs": training.epochs,
         "model": {
             "name": shape.name,
             "parameters": shape.parameters,
-            "trained": shape.parameters if adapters is None else adapters,
+            "trained": trained,
             "method": "full" if adapters is None else "lora",
         },
-        "gpu": {
-            "name": card.name,
-            "count": config.training.processes,
-            "teraflops": card.teraflops,
-            "memory_gb": card.memory_gb,
-            "utilisation": utilisation,
-        },
+        "gpu": {**vars(card), "count": training.processes, "utilisation": utilisation},
         "memory": {**memory, "total_gb": total, "micro_batch_tokens": batch, "fits": total <= card.memory_gb},
         "paradigms": paradigms,
         "measured": _measured(paths),

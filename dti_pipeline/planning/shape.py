@@ -68,10 +68,8 @@ SHAPES = {
 
 
 def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Shape:
-    """The shape of ``name``: a folder with a config.json, or one of SHAPES; by default that of params.yaml's model.
-
-    ``vocabulary`` is that of a model from scratch. Raises InputError for an unknown name; nothing is downloaded.
-    """
+    """The shape of ``name``, a folder with a config.json or one of SHAPES; by default that of params.yaml's model.
+    ``vocabulary`` is that of a model from scratch. InputError for an unknown name; nothing is downloaded."""
     name = name or model.name_or_path
     if name is None:
         return Shape(

@@ -107,10 +107,10 @@ class ItemStates:
     def score(
         self, text: NDArray[np.int64], label: NDArray[np.int8], is_target: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """P(label = 1) of T targets, (T,).
+        """P(label = 1) of T targets, (T,), at the cost of one token each.
 
-        ``text`` (index of its states) and ``label`` (m,) are the interactions of the targets' prompts, one prompt after
-        another, each ending with its target. Cost: one token through the network for each target.
+        ``text`` and ``label`` (m,) are the interactions of their prompts, one after another; a prompt ends with its
+        target.
         """
         state = 2 * text + np.where(is_target, 0, label)
         lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target has no label token

@@ -73,11 +73,10 @@ class Scorer:
         return cls(manifest, model, load_tokenizer(folder), titles, chosen, autocast, states)
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
-        """P(label = 1) of every candidate, for each request in order.
+        """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
 
-        ``requests``: parsed, or plain mappings, or a frame with their keys as columns; see
-        :mod:`dti_pipeline.serving.requests`. Cost: a prompt of n + 1 interactions for each candidate; with cached items
-        one token, and a pass over each new item. Raises InputError that names the request and key.
+        Cost: a prompt of n + 1 interactions for each candidate; with cached items one token, and a pass over each new
+        item. Raises InputError that names the request and key.
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]

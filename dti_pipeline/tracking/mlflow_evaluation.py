@@ -12,7 +12,6 @@ from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
-from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
@@ -65,7 +64,8 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
     log_metrics(store, parent, _headline(comparison))
     # The verdict first, since MLflow folds a description after four lines; then comparison.md up to its own.
     page = paths.comparison_file("md").read_text(encoding="utf-8").partition("## Verdict")[0]
-    store.set_tag(run_id, NOTE, f"{tables.verdicts(comparison)}\n\n{page}")
+    verdict = "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name in trained)
+    store.set_tag(run_id, NOTE, f"{verdict}\n\n{page}")
     store.log_inputs(run_id, [dataset("events", comparison.protocol.events, comparison.protocol.split)])
     for suffix in ("json", "md", "html"):
         store.log_artifact(run_id, str(paths.comparison_file(suffix)))

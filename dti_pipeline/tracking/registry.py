@@ -128,11 +128,8 @@ def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str)
 
 
 def folder(config: Config, paths: Paths, address: str) -> Path:
-    """The model folder behind ``models:/name@alias`` or ``models:/name/3``, on this machine.
-
-    A model in a store on this machine is read where it lies; another is downloaded once, into models/.registry.
-    Raises InputError for an address of another form, and where the registry does not have it.
-    """
+    """The model folder behind ``models:/name@alias`` or ``models:/name/3``: where the store has it on this machine, or
+    downloaded once, into models/.registry. InputError where the registry does not have it."""
     store = MlflowClient(mlflow_store.uri(config, paths))
     version = _version(store, address)
     location = store.get_model_version_download_uri(version.name, version.version)

@@ -1,7 +1,6 @@
 """System metrics of a training: MLflow's own readings, under the names its page has a tab for.
 
-MLflow's own thread samples every ten seconds and counts from 0 again after a resume. Here the sensors are read when the
-training reports a step, once a second at most, and belong to the targets seen by then.
+Read when the training reports a step, unlike MLflow's own thread, which samples every ten seconds.
 """
 
 from __future__ import annotations
