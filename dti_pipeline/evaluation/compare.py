@@ -49,23 +49,17 @@ def compare(config: Config, paths: Paths) -> Comparison:
         speedup = comparison.speedup
         curves.write_csv(draft.path / "speedup.csv", ("paradigm", "speedup"), list(speedup.items()))
         pictures = plots.draw_all(drawn, draft.path, {BASELINE.name: 1.0, **speedup} if speedup else None)
-        for name in evaluations:
-            artifacts.write_json(draft.path / "metrics" / f"{name}.json", _headline(comparison, name))
+        for name, row in comparison.each():
+            figures = {key: getattr(row, key) for key in HEADLINE}
+            if name in comparison.auc_delta:
+                figures |= {"speedup": speedup[name], "auc_delta": comparison.auc_delta[name].mean}
+            artifacts.write_json(draft.path / "metrics" / f"{name}.json", figures)
         draft.report = {"paradigms": list(evaluations), "notes": comparison.notes}
     artifacts.write_json(paths.comparison_file("json"), to_plain(comparison))
     artifacts.write_text(paths.comparison_file("md"), tables.render_markdown(comparison, pictures))
     svgs = {name: (paths.comparison / f"{name}.svg").read_bytes() for name in pictures}
     artifacts.write_text(paths.comparison_file("html"), page.render(comparison, svgs))
     return comparison
-
-
-def _headline(comparison: Comparison, paradigm: str) -> dict[str, float | None]:
-    figures = {name: getattr(comparison.paradigms[paradigm], name) for name in HEADLINE}
-    if paradigm in comparison.speedup:
-        figures["speedup"] = comparison.speedup[paradigm]
-    if delta := comparison.auc_delta.get(paradigm):
-        figures["auc_delta"] = delta.mean
-    return figures
 
 
 def _evaluations(paths: Paths) -> tuple[dict[str, Manifest[Evaluation]], list[str]]:

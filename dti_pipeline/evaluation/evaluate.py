@@ -48,10 +48,11 @@ def measure(
     rows = _checked_rows(paradigm, predictions, log)
     label, user, settings = log.label[rows], log.user[rows], config.evaluation
     board = Scoreboard(label, user, settings)
+    scores = {column: predictions[column] for column in FORMS.values()}
     for form, column in FORMS.items():
-        board.add(form, predictions[column].to_numpy())
+        board.add(form, scores[column].to_numpy())
     forms = Forms(**{form: board.figures(form) for form in FORMS})
-    served = predictions[FORMS["sliding_window"]].to_numpy()
+    served = scores[FORMS["sliding_window"]].to_numpy()
     report = Evaluation(
         **part_of(forms.sliding_window, Quality),
         paradigm=paradigm,
@@ -79,7 +80,9 @@ def measure(
     inputs = {"events": paths.events, "tokens": paths.tokens, "shards": shards.path, "model": model.path}
     with artifacts.publish(paths.evaluation(paradigm), "evaluate", config.sections("evaluation"), inputs) as draft:
         artifacts.write_json(draft.path / "metrics.json", to_plain(report))
-        pq.write_table(_described(predictions, rows, log), draft.path / "predictions.parquet")
+        described = {name: log.table[name].take(rows) for name in ("user_id", "item_id", "position")}
+        columns = {"row": predictions["row"], **described, "label": predictions["label"], **scores}
+        pq.write_table(pa.table(columns), draft.path / "predictions.parquet")
         drawn.write(draft.path)
         plots.draw_all({paradigm: drawn}, draft.path)
         draft.report = report
@@ -103,9 +106,3 @@ def _checked_rows(paradigm: str, predictions: pa.Table, log: Interactions) -> Ar
                 f" {score[wrong[0]]}): the training diverged"
             )
     return rows
-
-
-def _described(predictions: pa.Table, rows: Array, log: Interactions) -> pa.Table:
-    own = log.table.select(["user_id", "item_id", "position"]).take(rows)
-    scores = {name: predictions[name] for name in ("label", *FORMS.values())}
-    return pa.table({"row": predictions["row"], **dict(zip(own.column_names, own.columns, strict=True)), **scores})

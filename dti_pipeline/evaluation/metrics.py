@@ -69,15 +69,10 @@ def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
     return GroupedAuc(mean, int(both.sum()), int((~both).sum()), int(weight.sum()))
 
 
-def log_losses(label: Array, probability: Array) -> Array:
-    """(N,) cross entropy of each target in nats, probabilities clipped by ``CLIP``."""
-    p = np.clip(np.asarray(probability, dtype=np.float64), CLIP, 1 - CLIP)
-    return -np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p))
-
-
 def log_loss(label: Array, probability: Array) -> float | None:
-    """Mean cross entropy in nats: lower is better."""
-    return _mean(log_losses(label, probability))
+    """Mean cross entropy in nats, probabilities clipped by ``CLIP``: lower is better."""
+    p = np.clip(np.asarray(probability, dtype=np.float64), CLIP, 1 - CLIP)
+    return _mean(-np.where(np.asarray(label) == 1, np.log(p), np.log1p(-p)))
 
 
 def _mean(values: Array) -> float | None:

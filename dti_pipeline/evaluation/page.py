@@ -59,7 +59,11 @@ def render(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         *(f'<p class="note">{_inline(note)}</p>' for note in comparison.notes),
         "<h2>Pictures</h2>",
         '<div class="grid">',
-        *(_figure(name, data) for name, data in pictures.items()),
+        *(
+            f'<figure><img alt="{html.escape(name.replace("_", " "))}"'
+            f' src="data:image/svg+xml;base64,{base64.b64encode(data).decode("ascii")}"></figure>'
+            for name, data in pictures.items()
+        ),
         "</div>",
         *(
             f"<h2>{_inline(heading)}</h2>{_table(columns, lines, [''] * len(lines))}"
@@ -86,11 +90,6 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]], attributes: Se
 def _line(element: str, cells: Sequence[str], attributes: str = "") -> str:
     inner = "".join(f"<{element}>{INTERVAL.sub(SMALL, _inline(cell))}</{element}>" for cell in cells)
     return f"<tr{attributes}>{inner}</tr>"
-
-
-def _figure(name: str, svg: bytes) -> str:
-    data = base64.b64encode(svg).decode("ascii")
-    return f'<figure><img alt="{html.escape(name.replace("_", " "))}" src="data:image/svg+xml;base64,{data}"></figure>'
 
 
 def _inline(text: str) -> str:

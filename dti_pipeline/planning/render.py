@@ -5,8 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-HEADER = ("", "targets", "tokens", "per target", "padding", "FLOP", "hours", "x formula", "x tokens", "x FLOP")
-MEASURED = ("measured", "targets/s", "tokens/s", "per target", "x targets/s", "x tokens", "off by")
+#: Columns of a table: header, key of a row and format of its value.
+Columns = Sequence[tuple[str, str, str]]
+PLANNED: Columns = (
+    ("targets", "targets", ","),
+    ("tokens", "tokens", "short"),
+    ("per target", "tokens_per_target", ".1f"),
+    ("padding", "padding_share", ".1%"),
+    ("FLOP", "flop", ".3g"),
+    ("hours", "hours", ".3g"),
+    ("x formula", "speedup_formula", ".2f"),
+    ("x tokens", "speedup_tokens", ".2f"),
+    ("x FLOP", "speedup_flop", ".2f"),
+)
+MEASURED: Columns = (
+    ("targets/s", "targets_per_second", ",.1f"),
+    ("tokens/s", "tokens_per_second", ",.0f"),
+    ("per target", "tokens_per_target", ".1f"),
+    ("x targets/s", "speedup", ".2f"),
+    ("x tokens", "speedup_formula", ".2f"),
+    ("off by", "off_formula", "+.0%"),
+)
 
 
 def render(plan: Mapping[str, Any]) -> str:
@@ -36,53 +55,33 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
         f" {gpu['utilisation']:.0%} of it reached"
     )
     yield ""
-    rows = [
-        (
-            name,
-            f"{row['targets']:,}",
-            _short(row["tokens"]),
-            f"{row['tokens_per_target']:.1f}",
-            f"{row['padding_share']:.1%}",
-            f"{row['flop']:.3g}",
-            f"{row['hours']:.3g}",
-            *(f"{row[key]:.2f}" for key in ("speedup_formula", "speedup_tokens", "speedup_flop")),
-        )
-        for name, row in plan["paradigms"].items()
-    ]
-    yield from _table(HEADER, rows)
+    yield from _table("", PLANNED, plan["paradigms"])
     yield ""
     yield "x: cheaper than sliding_window by (n+1)c+1 over (c+1)+nc/k; by this log's tokens; by FLOP, attention and"
     yield "padding included. Hours are a formula's: a model of a few million weights takes longer."
     if plan["measured"]:
         yield ""
-        yield from _table(MEASURED, [_measured(name, row) for name, row in plan["measured"].items()])
+        yield from _table("measured", MEASURED, plan["measured"])
         yield f"measured on {', '.join(sorted({row['hardware'] for row in plan['measured'].values()}))};"
         yield "off by: the speed-up in targets/s against the ratio of tokens a target, both of these very runs"
 
 
-def _measured(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    ratio: tuple[str, ...] = ("–", "–", "–")
-    if "speedup" in row:
-        ratio = (f"{row['speedup']:.2f}", f"{row['speedup_formula']:.2f}", f"{row['off_formula']:+.0%}")
-    return (
-        name,
-        f"{row['targets_per_second']:,.1f}",
-        f"{row['tokens_per_second']:,.0f}",
-        f"{row['tokens_per_target']:.1f}",
-        *ratio,
-    )
+def _table(corner: str, columns: Columns, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    lines = [[corner, *(header for header, _, _ in columns)]]
+    lines += [[name, *(_cell(row.get(key), form) for _, key, form in columns)] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
 
 
-def _short(count: float) -> str:
-    """Below a million in full, above it with a unit: 1,234, 1.23M, 4.56G."""
+def _cell(value: Any, form: str) -> str:
+    """A value in a format; "short" is 1,234 below a million, above it with a unit: 1.23M, 4.56G."""
+    if value is None:
+        return "–"
+    if form != "short":
+        return f"{value:{form}}"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= size:
-            return f"{count / size:.2f}{letter}"
-    return f"{count:,}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        yield "  ".join([line[0].ljust(len(first)), *rest]).rstrip()
+        if value >= size:
+            return f"{value / size:.2f}{letter}"
+    return f"{value:,}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dti_pipeline.paths import Paths
     from dti_pipeline.training.progress import Listener
 
+Rows = list[dict[str, Any]]  # of a study
 #: Environment that MLflow reads while it is imported.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -65,11 +66,7 @@ def record(config: Config, paths: Paths, report: object) -> None:
 
 
 def record_study(
-    config: Config,
-    paths: Paths,
-    rows: list[dict[str, Any]],
-    page: Callable[[list[dict[str, Any]], str], str],
-    files: Mapping[str, Sequence[Path]],
+    config: Config, paths: Paths, rows: Rows, page: Callable[[Rows, str], str], files: Mapping[str, Sequence[Path]]
 ) -> None:
     """Record a study's rows, see :func:`mlflow_study.record_study`."""
     if config.tracking.enabled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
@@ -36,7 +36,7 @@ def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
     version = registry.register(store, config, paths.model(paradigm), run)
     if run.info.status != "FINISHED":  # the store was away when the training ended
         store.set_terminated(run.info.run_id, "FINISHED")
-    log_metrics(store, run, figures, model_id=version.source.rpartition("/")[2], data=("events", events))
+    log_metrics(store, run, figures, of=(version.source.rpartition("/")[2], "events", events))
     store.log_inputs(run.info.run_id, [dataset("events", events, split)])
     store.log_artifacts(run.info.run_id, str(paths.evaluation(paradigm)), "evaluation")
     described = f"{split} AUC {_four(report.auc)}, streaming {_four(report.auc_streaming)}: {run.info.run_name}"
@@ -102,16 +102,12 @@ def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | No
 
 
 def log_metrics(
-    store: MlflowClient,
-    run: Run,
-    figures: Mapping[str, float | None],
-    model_id: str | None = None,
-    data: tuple[str | None, str | None] = (None, None),
+    store: MlflowClient, run: Run, figures: Mapping[str, float | None], of: Sequence[str | None] = (None, None, None)
 ) -> None:
-    """Log figures that differ from the run's last ones; ``model_id`` and ``data`` (name, digest): what they are of."""
+    """Log figures that differ from the run's last ones, ``of`` a model (id) on a data set (name, digest)."""
     now, run_id, last = int(time.time() * 1000), run.info.run_id, run.data.metrics
     points = [
-        Metric(name, float(value), now, 0, model_id, *data, run_id)
+        Metric(name, float(value), now, 0, *of, run_id)
         for name, value in figures.items()
         if value is not None and value != last.get(name)
     ]

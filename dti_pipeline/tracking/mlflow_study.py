@@ -13,6 +13,7 @@ from mlflow.entities import Metric, Param
 
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
+from dti_pipeline.tracking import Rows
 from dti_pipeline.tracking.mlflow_evaluation import NOTE, PARENT, log_metrics
 from dti_pipeline.tracking.mlflow_store import author, connect, tagged
 
@@ -30,11 +31,7 @@ TAGS = ("hardware", "commit", "workers", "data", "command")
 
 
 def record_study(
-    config: Config,
-    paths: Paths,
-    rows: list[dict[str, Any]],
-    page: Callable[[list[dict[str, Any]], str], str],
-    files: Mapping[str, Sequence[Path]],
+    config: Config, paths: Paths, rows: Rows, page: Callable[[Rows, str], str], files: Mapping[str, Sequence[Path]]
 ) -> None:
     """Record the rows; refresh each group's page, ``page(rows of the log, group)``, and its ``files`` by folder. A row
     that has its record gets its new figures."""

@@ -90,26 +90,21 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
     status = "FAILED"
     try:
         with tempfile.TemporaryDirectory() as aside:
-            _save(folder, Path(aside) / "model", model.model_id)
+            mlflow.pyfunc.save_model(
+                Path(aside) / "model",
+                mlflow_model=Model(model_id=model.model_id),
+                python_model=str(Path(__file__).with_name("served_model.py")),
+                artifacts={"model": str(folder)},
+                signature=_SIGNATURE,
+                input_example=pandas.DataFrame(_EXAMPLE),
+                pip_requirements=["dti-pipeline"],
+            )
             store.log_model_artifacts(model.model_id, str(Path(aside) / "model"))
         status = "READY"
     finally:
         store.finalize_logged_model(model.model_id, status)
     store.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     return model.model_id
-
-
-def _save(folder: Path, target: Path, model_id: str) -> None:
-    """Write a published model folder as the MLflow model ``model_id`` into ``target``, which does not exist yet."""
-    mlflow.pyfunc.save_model(
-        target,
-        mlflow_model=Model(model_id=model_id),
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"model": str(folder)},
-        signature=_SIGNATURE,
-        input_example=pandas.DataFrame(_EXAMPLE),
-        pip_requirements=["dti-pipeline"],
-    )
 
 
 def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str) -> str | None:
