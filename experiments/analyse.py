@@ -31,7 +31,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics
 from dti_pipeline.evaluation.bootstrap import Interval, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
-from dti_pipeline.evaluation.metrics import Array
+from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.packing.pack import limit
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths

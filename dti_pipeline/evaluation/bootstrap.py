@@ -14,7 +14,7 @@ import numpy as np
 
 from dti_pipeline.config import EvaluationConfig
 from dti_pipeline.evaluation import metrics
-from dti_pipeline.evaluation.metrics import Array
+from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.evaluation.report import Delta, Figures
 
 

@@ -7,14 +7,12 @@ that is not defined (an AUC over one class, a mean over nothing) is None, never 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.evaluation.report import Figures, Slice
-
-Array = NDArray[Any]
 
 #: Distance from 0 and 1 to which the log loss clips probabilities: about the resolution of float32.
 CLIP = 1e-7

@@ -54,6 +54,7 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     titles: Mapping[str, str]  # item text by id, from the training log
     device: torch.device
+    tokens_per_batch: int
     autocast: torch.dtype | None
     states: ItemStates | None = None
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
@@ -64,13 +65,15 @@ class Scorer:
         items (``dti_isolated`` only), in memory that grows with them."""
         folder = Path(folder)
         manifest = artifacts.read(folder, "train", TrainReport)
-        autocast = torch.bfloat16 if manifest.config["training"]["dtype"] == "bfloat16" else None
+        training = manifest.config["training"]
+        autocast = torch.bfloat16 if training["dtype"] == "bfloat16" else None
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         model = load(folder, chosen)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
         states = ItemStates(model, chosen, autocast) if cache_items else None
-        return cls(manifest, model, load_tokenizer(folder), titles, chosen, autocast, states)
+        tokens = int(training["tokens_per_batch"])
+        return cls(manifest, model, load_tokenizer(folder), titles, chosen, tokens, autocast, states)
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
@@ -95,19 +98,15 @@ class Scorer:
         cut = prompts.cut(log.is_target, store.position, store.lengths(), n, 1, unlimited, prefix)
         rows = Rows.pack(store, cut, self._row_length(cut.length))
         # Scores are in the order of the store's rows: that of requests and their candidates.
-        return score(self.model, rows, np.arange(len(rows)), self._tokens_per_batch, self.device, self.autocast)[1]
+        return score(self.model, rows, np.arange(len(rows)), self.tokens_per_batch, self.device, self.autocast)[1]
 
     def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
         new = [text for text in log.texts if text not in self.known]
         if new:
-            states.add(self._store(new, log), self._tokens_per_batch)
+            states.add(self._store(new, log), self.tokens_per_batch)
             self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
         index = np.array([self.known[text] for text in log.texts])
         return states.score(index[log.text], log.label, log.is_target)
-
-    @property
-    def _tokens_per_batch(self) -> int:
-        return int(self.manifest.config["training"]["tokens_per_batch"])
 
     def _log(self, requests: Sequence[Request]) -> _Log:
         index: dict[str, int] = {}
