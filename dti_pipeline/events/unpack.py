@@ -16,19 +16,19 @@ MAX_BYTES = 4 << 30  # unpacked; the largest log in the catalogue has a hundredt
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> list[str]:
     """Unpack into ``folder``, less the one top folder that holds everything, if there is one; returns the names.
 
-    Raises InputError for a corrupt archive and for members that are absolute, climb out, are links or are encrypted,
-    or that unpack to more than ``max_bytes`` in all. Sizes are counted as they come, not believed.
+    Raises InputError for a corrupt archive, for members that are absolute, climb out, are links or are encrypted, and
+    for more than ``max_bytes`` in all, counted as they come.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             for member in members:
                 _check(archive, member)
-            tops = {PurePosixPath(member.filename).parts[0] for member in members}
-            nested = len(tops) == 1 and all(len(PurePosixPath(member.filename).parts) > 1 for member in members)
+            paths = [PurePosixPath(member.filename).parts for member in members]
+            nested = len({parts[0] for parts in paths}) == 1 and all(len(parts) > 1 for parts in paths)
             left, names = max_bytes, []
-            for member in members:
-                parts = PurePosixPath(member.filename).parts[1 if nested else 0 :]
+            for member, path in zip(members, paths, strict=True):
+                parts = path[1:] if nested else path
                 target = folder.joinpath(*parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, target.open("wb") as sink:

@@ -8,8 +8,8 @@ from numba import njit
 
 
 def compiled(function: Any) -> Any:
-    """Without the interpreter's lock; kept for the next process where a folder for that can be written to. What is kept
-    is made anew when the function's own file changes: constants of other files have to be handed over."""
+    """Without the interpreter's lock; kept for the next process, if a folder can be written to, until its file changes:
+    constants of other files have to be handed over."""
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba has found none: the package is another user's, who has no home here

@@ -1,8 +1,4 @@
-"""What every token of a packed row is: the one structure that packing and modeling share.
-
-A row holds whole prompts, one after another, then padding. Each token knows its prompt (``document``), its interaction
-within the prompt, its kind, and its position. From these four arrays alone the masks decide who sees whom.
-"""
+"""The tokens of packed rows, as packing and modeling share them: whole prompts one after another, then padding."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Row plans and token store to token arrays: the layout of a prompt, token by token, compiled by numba.
 
-As numpy's whole-array operations it was some fifteen passes over arrays that no cache holds, 2 to 3 times slower with
-all that makes a batch (docs/benchmark.md, "Loader"), and kept the interpreter's lock for some of them, for which a
-thread that trains waited.
+Whole-array operations of numpy are 2 to 3 times slower and keep the interpreter's lock (docs/benchmark.md, "Loader").
 """
 
 from __future__ import annotations
@@ -38,14 +36,8 @@ class Rows:
         """A plan that ``dti pack`` made, memory-mapped."""
         report = artifacts.read(folder, "pack", PackReport).report
         columns = read_columns(folder / f"{plan}.arrow")
-        return cls(
-            store=store,
-            row_length=report.row_length,
-            start=columns["start"],
-            first_target=columns["first_target"],
-            stop=columns["stop"],
-            bounds=bounds(columns["row"]),
-        )
+        spans = columns["start"], columns["first_target"], columns["stop"]
+        return cls(store, report.row_length, *spans, bounds(columns["row"]))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -62,12 +54,10 @@ class Rows:
     def assemble(
         self, rows: NDArray[np.int64], height: int = 0, room: Mapping[str, NDArray[Any]] | None = None
     ) -> Layout:
-        """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding. Arrays
-        that ``room`` has are written over, not made.
+        """Layout of the named rows, (len(rows), row_length), padded to ``height`` rows; arrays of ``room`` are reused.
 
-        Cost: O(tokens), one pass, without the interpreter's lock. Compiled when first used, a second for mapped arrays
-        and one for those in memory, and kept for the user's next process. Raises IndexError for rows that the plan has
-        not, and for prompts that do not fit.
+        Cost: O(tokens), without the interpreter's lock; compiled when first used, about two seconds, and kept. Raises
+        IndexError for rows that the plan has not, and for prompts that do not fit.
         """
         store, special = self.store, self.store.special
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
@@ -76,25 +66,15 @@ class Rows:
         made = {name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if room is None or name not in room}
         layout = Layout(**made, **(room or {}))
         _write(
-            rows,
-            self.bounds,
-            self.start,
-            self.first_target,
-            self.stop,
-            store.text,
-            store.label,
-            store.offsets,
-            store.tokens,
-            store.prefix,
-            (special["no"], special["yes"], special["sum"], special["pad"]),
-            KINDS,
+            rows, self.bounds, self.start, self.first_target, self.stop,
+            store.text, store.label, store.offsets, store.tokens, store.prefix,
+            (special["no"], special["yes"], special["sum"], special["pad"]), KINDS,
             (layout.token, layout.document, layout.interaction, layout.kind, layout.position, layout.target),
-        )
+        )  # fmt: skip
         return layout
 
 
-#: As plain numbers, and handed over: what numba keeps for the next process it makes anew when this file changes,
-#: but not when another does that this one's constants come from.
+#: Handed over: what numba keeps it makes anew when this file changes, but not when a file of its constants does.
 KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(Kind.PAD), int(NO_DOCUMENT))
 
 

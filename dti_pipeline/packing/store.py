@@ -1,7 +1,4 @@
-"""The token store: each item text tokenised once, the log as memory-mapped columns beside it.
-
-Prompts are never copied out: a plan names a span of the log, and the reader gathers its tokens from here.
-"""
+"""The token store: each item text tokenised once, the log as memory-mapped columns beside it."""
 
 from __future__ import annotations
 

@@ -33,9 +33,8 @@ BLOCK = 1 << 18
 def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
-    Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; a text that is empty becomes
-    ``item <id>``, as an item without a title does, and one of which the tokenizer makes nothing is an error. Cost: one
-    pass over the distinct texts, one over the log; memory: 10 bytes a row and the distinct texts.
+    Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
+    Cost: one pass over the distinct texts, one over the log; memory: 10 bytes a row and the distinct texts.
     """
     require_passed(config, paths)
     log = _read(paths.events / "interactions.parquet")
@@ -49,19 +48,17 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     with artifacts.publish(paths.tokens, "tokenize", config.sections("tokens"), {"events": paths.events}) as draft:
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
-        write_columns(
-            draft.path / "interactions.arrow",
-            {"text": text_of_row, "label": log.label, "split": log.split, "position": log.position},
-        )
+        columns = {"text": text_of_row, "label": log.label, "split": log.split, "position": log.position}
+        write_columns(draft.path / "interactions.arrow", columns)
         tokenizer.save_pretrained(draft.path / "tokenizer")
         pq.write_table(_catalogue(log), draft.path / ITEMS)
-        lengths = np.diff(offsets)
+        lengths = np.diff(offsets)[text_of_row]
         report = draft.report = TokenizeReport(
             interactions=len(log.item),
             texts=len(texts),
             texts_cut=cut,
-            tokens=int(lengths[text_of_row].sum()) + len(log.item),
-            tokens_per_interaction=round(float(lengths[text_of_row].mean()) + 1, 4),
+            tokens=int(lengths.sum()) + len(log.item),
+            tokens_per_interaction=round(float(lengths.mean()) + 1, 4),
             vocabulary=len(tokenizer),
             special_tokens=special,
             prefix_tokens=tuple(prefix),
@@ -101,9 +98,8 @@ def _read(path: Path) -> _Log:
 def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple[str, str], int]) -> np.ndarray:
     """Index of each row's item; pairs that were not seen before are added to ``index``."""
     many = len(texts.dictionary)
-    pairs, inverse = np.unique(
-        ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy(), return_inverse=True
-    )
+    codes = ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy()
+    pairs, inverse = np.unique(codes, return_inverse=True)
     names, titles = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
     found = [index.setdefault((names[p // many], titles[p % many]), len(index)) for p in pairs.tolist()]
     return np.array(found, np.int32)[inverse]
@@ -111,14 +107,13 @@ def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple
 
 def _distinct_texts(log: _Log, config: TokensConfig) -> tuple[np.ndarray, list[str]]:
     """Text index of each row, and the texts. An item that changed its title has a text for each."""
+    key = f"params key `tokens.template` is {config.template!r}"
     try:
         rendered = [render(config.template, item, text) for item, text in log.items]
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"params key `tokens.template` is {config.template!r}: it may use {{item_text}} and {{item_id}} only"
-        ) from error
+        raise InputError(f"{key}: it may use {{item_text}} and {{item_id}} only") from error
     if "" in rendered:
-        raise InputError(f"params key `tokens.template` is {config.template!r}: it leaves items without any text")
+        raise InputError(f"{key}: it leaves items without any text")
     texts = sorted(set(rendered))
     index = {text: i for i, text in enumerate(texts)}
     return np.array([index[text] for text in rendered], np.int32)[log.item], texts
@@ -143,9 +138,8 @@ def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenize
     try:
         return AutoTokenizer.from_pretrained(config.tokenizer)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({reason})") from error
 
 
 def _train(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -162,8 +156,7 @@ def _train(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBas
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    corpus = [*texts, config.prefix] if config.prefix else texts
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.train_from_iterator([*texts, config.prefix] if config.prefix else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", extra_special_tokens=[SUM, "[YES]", "[NO]"]
     )
@@ -191,16 +184,13 @@ def encode(
     """Tokens end to end, (t + 1,) offsets, and how many texts were longer than ``max_text_tokens`` and were cut.
     Raises InputError for a text of which the tokenizer makes nothing."""
     # A title may read "[SUM]": it is text all the same.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    for text, ids in zip(texts, encoded, strict=True):
-        if not ids:
-            raise InputError(f"the tokenizer makes no token of the item text {text!r}")
-    cut = sum(len(ids) > max_text_tokens for ids in encoded)
+    options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
+    encoded = tokenizer(texts, **options)["input_ids"]
+    if [] in encoded:
+        raise InputError(f"the tokenizer makes no token of the item text {texts[encoded.index([])]!r}")
     kept = [ids[:max_text_tokens] for ids in encoded]
-    offsets = np.zeros(len(kept) + 1, np.int64)
-    np.cumsum([len(ids) for ids in kept], out=offsets[1:])
+    cut = sum(len(ids) > max_text_tokens for ids in encoded)
+    offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
     return np.concatenate(kept).astype(np.int32), offsets, cut
 
 

@@ -1,12 +1,11 @@
-"""What a batch is expected to be, in five suites of Great Expectations' own terms.
+"""The five suites of expectations that a batch has to meet.
 
-Expectations about rows are queries (see row_rules); those about columns, splits and figures are stock and see frames
-of a few rows. Descriptions are what people read, in Data Docs and on the command line.
+Expectations about rows are queries; those about columns, splits and figures are Great Expectations' own and see frames
+of a few rows. Data Docs and the command line show the descriptions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import great_expectations.expectations as gxe
@@ -15,30 +14,27 @@ import pandas
 from dti_pipeline.config import Config
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.validation import row_rules
+from dti_pipeline.validation.expectations import ExpectUnexpectedRowsToBeAtMost
 from dti_pipeline.validation.report import Profile
-from dti_pipeline.validation.rule import Rule
 from dti_pipeline.validation.tables import Tables
 
 RAW_TYPES = {
-    "line": "BIGINT",
-    "raw": "VARCHAR",
-    "user_id": "VARCHAR",
-    "item_id": "VARCHAR",
-    "rating": "DOUBLE",
-    "timestamp": "BIGINT",
-    "item_text": "VARCHAR",
-    "reason": "VARCHAR",
-}
+    "line": "BIGINT", "raw": "VARCHAR", "user_id": "VARCHAR", "item_id": "VARCHAR", "rating": "DOUBLE",
+    "timestamp": "BIGINT", "item_text": "VARCHAR", "reason": "VARCHAR",
+}  # fmt: skip
 CANONICAL_TYPES = {
-    "user_id": "VARCHAR",
-    "item_id": "VARCHAR",
-    "item_text": "VARCHAR",
-    "timestamp": "BIGINT",
-    "rating": "DOUBLE",
-    "label": "TINYINT",
-    "split": "VARCHAR",
-    "position": "INTEGER",
-}
+    "user_id": "VARCHAR", "item_id": "VARCHAR", "item_text": "VARCHAR", "timestamp": "BIGINT", "rating": "DOUBLE",
+    "label": "TINYINT", "split": "VARCHAR", "position": "INTEGER",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An expectation with the name that people and orchestrators know it by: short, stable, unique in its suite."""
+
+    name: str
+    expectation: gxe.Expectation
+    rows: str | None = None  # query for what to show when an expectation about a figure fails
 
 
 @dataclass(frozen=True)
@@ -53,39 +49,45 @@ class Suite:
 
 def raw(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
     """Rows as they were read, good and bad: ``staged``, and ``parsed``, which adds the name of the source file."""
-    types = tables.types("staged")
-    rules = _schema(RAW_TYPES)
-    if types == RAW_TYPES:  # rules about rows name its columns
-        rules += row_rules.parsed(config, "parsed", scale)
-    return Suite("raw", "rows_as_read", pandas.DataFrame([types]), rules)
+    rules = _of_rows("parsed", row_rules.parsed(config, scale), config)
+    return _of_table("raw", "rows_as_read", tables.types("staged"), RAW_TYPES, rules)
 
 
 def canonical(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
     """The interactions that everything downstream reads."""
-    types = tables.types("interactions")
-    rules = _schema(CANONICAL_TYPES)
-    if types == CANONICAL_TYPES:
-        rules += row_rules.values(config, "interactions", scale) + row_rules.histories(config, "interactions")
-    return Suite("canonical", "interactions", pandas.DataFrame([types]), rules)
+    rules = _of_rows("interactions", row_rules.values(config, scale) + row_rules.histories(config), config)
+    return _of_table("canonical", "interactions", tables.types("interactions"), CANONICAL_TYPES, rules)
 
 
-def _schema(types: Mapping[str, str]) -> list[Rule]:
-    """Rules on a frame with one row: the table's own columns, each holding the name of its type."""
-    columns = gxe.ExpectTableColumnsToMatchOrderedList(
-        column_list=list(types), description="The columns are " + ", ".join(types)
-    )
+def _of_rows(table: str, rules: list[row_rules.RowRule], config: Config) -> list[Rule]:
+    shown = config.validation.max_shown_rows
     return [
-        Rule("columns", columns),
-        *(
-            Rule(
-                f"{column}_type",
-                gxe.ExpectColumnMostCommonValueToBeInSet(
-                    column=column, value_set=[kind], description=f"{column} is of type {kind}"
-                ),
-            )
-            for column, kind in types.items()
-        ),
+        Rule(
+            rule.name,
+            ExpectUnexpectedRowsToBeAtMost(
+                table=table,
+                column=rule.column,
+                description=rule.description,
+                unexpected_rows_query=rule.query,
+                max_share=rule.max_share,
+                max_shown_rows=shown,
+            ),
+        )
+        for rule in rules
     ]
+
+
+def _of_table(name: str, asset: str, types: dict[str, str], wanted: dict[str, str], rules: list[Rule]) -> Suite:
+    """The types of a table's columns, in a frame of one row; where they are as wanted, its rows are checked too."""
+    columns = gxe.ExpectTableColumnsToMatchOrderedList(
+        column_list=list(wanted), description="The columns are " + ", ".join(wanted)
+    )
+    schema = [Rule("columns", columns)]
+    for column, kind in wanted.items():
+        words = f"{column} is of type {kind}"
+        expectation = gxe.ExpectColumnMostCommonValueToBeInSet(column=column, value_set=[kind], description=words)
+        schema.append(Rule(f"{column}_type", expectation))
+    return Suite(name, asset, pandas.DataFrame([types]), schema + rules if types == wanted else schema)
 
 
 def splits(config: Config, tables: Tables) -> Suite:
@@ -99,18 +101,14 @@ def splits(config: Config, tables: Tables) -> Suite:
         LEFT JOIN (SELECT *, position >= {config.split.min_history} AS target FROM interactions) USING (split)
         GROUP BY split
     """
-    minima = {
-        "targets": (needed, f"Every split has at least {needed:,} targets"),
-        "clicks": (1, "The targets of every split include clicks (label 1)"),
-        "skips": (1, "The targets of every split include skips (label 0)"),
-    }
+    minima = [
+        ("targets", f"Every split has at least {needed:,} targets", needed),
+        ("clicks", "The targets of every split include clicks (label 1)", 1),
+        ("skips", "The targets of every split include skips (label 0)", 1),
+    ]
     rules = [
-        Rule(
-            column,
-            gxe.ExpectColumnMinToBeBetween(column=column, min_value=minimum, description=words),
-            rows=f"FROM ({query}) WHERE {column} < {minimum}",
-        )
-        for column, (minimum, words) in minima.items()
+        _figure(column, words, least, None, f"FROM ({query}) WHERE {column} < {least}")
+        for column, words, least in minima
     ]
     return Suite("splits", "splits", tables.frame(f"FROM ({query}) ORDER BY list_position({order}, split)"), rules)
 
@@ -157,9 +155,7 @@ def drift(config: Config, profile: Profile, previous: Profile) -> Suite:
     return Suite("drift", "change_since_accepted", pandas.DataFrame([figures]), rules)
 
 
-def _figure(column: str, description: str, low: float | None, high: float | None) -> Rule:
+def _figure(column: str, description: str, low: float | None, high: float | None, rows: str | None = None) -> Rule:
     # In a frame of one row the minimum is the figure itself, which Data Docs then show as observed.
-    return Rule(
-        column,
-        gxe.ExpectColumnMinToBeBetween(column=column, min_value=low, max_value=high, description=description),
-    )
+    expectation = gxe.ExpectColumnMinToBeBetween(column=column, min_value=low, max_value=high, description=description)
+    return Rule(column, expectation, rows)
