@@ -136,7 +136,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
         with gzip.open(path) if zipped else path.open("rb") as handle:
             if handle.read(3) != codecs.BOM_UTF8:
                 handle.seek(0)
-            yield handle
+            yield handle  # type: ignore[misc]  # of gzip too
     except (OSError, EOFError, zlib.error) as error:
         whole = "is not a whole gzip file" if zipped and not isinstance(error, FileNotFoundError) else "cannot be read"
         raise InputError(f"{path} {whole}: {error}") from error

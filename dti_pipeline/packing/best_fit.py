@@ -32,6 +32,22 @@ def pack(lengths: NDArray[np.int64], row_length: int, seed: int) -> Packed:
     by_room: dict[int, NDArray[np.int64]] = {}  # rows with exactly this much room
     rows = 0
 
+    def fill(group: NDArray[np.int64], bins: NDArray[np.int64], room: int, length: int) -> NDArray[np.int64]:
+        """Put prompts of one length into rows of one room; returns the prompts that are left."""
+        each = room // length
+        used = min(len(bins), -(-len(group) // each))
+        placed = min(len(group), used * each)
+        row[group[:placed]] = np.repeat(bins[:used], each)[:placed]
+        in_last = placed - (used - 1) * each
+        keep(room - each * length, bins[: used - 1])
+        keep(room - in_last * length, bins[used - 1 : used])
+        keep(room, bins[used:])
+        return group[placed:]
+
+    def keep(room: int, bins: NDArray[np.int64]) -> None:
+        if len(bins) and room:
+            by_room[room] = np.concatenate([by_room[room], bins]) if room in by_room else bins
+
     distinct, counts = np.unique(lengths, return_counts=True)
     taken = 0
     for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
@@ -40,34 +56,9 @@ def pack(lengths: NDArray[np.int64], row_length: int, seed: int) -> Packed:
         for room in sorted(r for r in by_room if r >= length):
             if not len(group):
                 break
-            group = _fill(group, by_room.pop(room), room, length, row, by_room)
+            group = fill(group, by_room.pop(room), room, length)
         if len(group):
             fresh = np.arange(rows, rows + -(-len(group) // (row_length // length)))
             rows += len(fresh)
-            _fill(group, fresh, row_length, length, row, by_room)
+            fill(group, fresh, row_length, length)
     return Packed(random.permutation(rows)[row], rows)
-
-
-def _fill(
-    group: NDArray[np.int64],
-    bins: NDArray[np.int64],
-    room: int,
-    length: int,
-    row: NDArray[np.int64],
-    by_room: dict[int, NDArray[np.int64]],
-) -> NDArray[np.int64]:
-    """Put prompts of one length into rows of one room, and the rows where their new room is; returns what is left."""
-    each = room // length
-    used = min(len(bins), -(-len(group) // each))
-    placed = min(len(group), used * each)
-    row[group[:placed]] = np.repeat(bins[:used], each)[:placed]
-    in_last = placed - (used - 1) * each
-    _add(by_room, room - each * length, bins[: used - 1])
-    _add(by_room, room - in_last * length, bins[used - 1 : used])
-    _add(by_room, room, bins[used:])
-    return group[placed:]
-
-
-def _add(by_room: dict[int, NDArray[np.int64]], room: int, bins: NDArray[np.int64]) -> None:
-    if len(bins) and room:
-        by_room[room] = np.concatenate([by_room[room], bins]) if room in by_room else bins

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +36,6 @@ class Layout:
     kind: NDArray[np.int8]  # Kind
     position: NDArray[np.int32]  # within the prompt, from 0
     target: NDArray[np.int64]  # on [SUM]: row of the log that it predicts; -1 elsewhere
-
-    def as_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 #: Types of a layout's arrays.

@@ -52,18 +52,13 @@ def cut(
     of its own, so no target is lost. Raises InputError where even one target does not fit. Cost: a vectorised step for
     each prompt of the longest history.
     """
-    m = len(is_target)
     # tokens[i]: of rows before i, as context; a span of targets has one [SUM] each besides.
-    tokens = np.zeros(m + 1, np.int64)
-    np.cumsum(lengths, out=tokens[1:])
-    as_targets = tokens + np.arange(m + 1)
-    history = np.arange(m) - position  # first row of each row's user
-
-    follows = np.zeros(m, bool)
-    follows[1:] = is_target[:-1] & (position[1:] > 0)
-    first = np.flatnonzero(is_target & ~follows)  # first row of each run of targets
-    continues = np.append(follows, False)[1:] & np.append(is_target[1:], False)
-    end = np.flatnonzero(is_target & ~continues) + 1
+    tokens = np.append(0, np.cumsum(lengths, dtype=np.int64))
+    as_targets = tokens + np.arange(len(tokens))
+    history = np.arange(len(position)) - position  # first row of each row's user
+    joined = is_target[:-1] & is_target[1:] & (position[1:] > 0)  # to the next row, in a run of a user's targets
+    first = np.flatnonzero(is_target & ~np.append(False, joined))
+    end = np.flatnonzero(is_target & ~np.append(joined, False)) + 1
 
     none = np.zeros(0, np.int64)
     parts = [(none, none, none, none)]

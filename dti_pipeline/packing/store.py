@@ -17,6 +17,8 @@ from dti_pipeline.packing.report import TokenizeReport
 SPLITS = ("train", "validation", "test")
 #: The log's items by id, for whoever has only ids to score: columns item_id and item_text.
 ITEMS = "items.parquet"
+#: Of a uniform store's one text; real stores take theirs from the tokenizer.
+SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,23 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
         name: column.chunk(0).to_numpy(zero_copy_only=True) if column.num_chunks else column.to_numpy()
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
+
+
+def uniform_store(users: int, interactions: int, tokens: int, train_share: float = 1.0) -> TokenStore:
+    """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (at least 2).
+
+    What ``train_share`` leaves of each history is split evenly between validation and test. Memory: 14 bytes a row.
+    """
+    rows = users * interactions
+    position = np.tile(np.arange(interactions, dtype=np.int32), users)
+    train = round(interactions * train_share)
+    return TokenStore(
+        tokens=np.full(tokens - 1, len(SPECIAL), np.int32),
+        offsets=np.array([0, tokens - 1], np.int64),
+        text=np.zeros(rows, np.int32),
+        label=np.zeros(rows, np.int8),
+        split=np.where(position < train, 0, np.where(position < (train + interactions + 1) // 2, 1, 2)).astype(np.int8),
+        position=position,
+        prefix=np.zeros(0, np.int32),
+        special=SPECIAL,
+    )

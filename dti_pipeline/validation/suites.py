@@ -6,6 +6,7 @@ of a few rows. Data Docs and the command line show the descriptions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import great_expectations.expectations as gxe
@@ -60,21 +61,14 @@ def canonical(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
 
 
 def _of_rows(table: str, rules: list[row_rules.RowRule], config: Config) -> list[Rule]:
-    shown = config.validation.max_shown_rows
-    return [
-        Rule(
-            rule.name,
-            ExpectUnexpectedRowsToBeAtMost(
-                table=table,
-                column=rule.column,
-                description=rule.description,
-                unexpected_rows_query=rule.query,
-                max_share=rule.max_share,
-                max_shown_rows=shown,
-            ),
+    common = {"table": table, "max_shown_rows": config.validation.max_shown_rows}
+    found = []
+    for name, column, words, query, share in rules:
+        expectation = ExpectUnexpectedRowsToBeAtMost(
+            column=column, description=words, unexpected_rows_query=query, max_share=share, **common
         )
-        for rule in rules
-    ]
+        found.append(Rule(name, expectation))
+    return found
 
 
 def _of_table(name: str, asset: str, types: dict[str, str], wanted: dict[str, str], rules: list[Rule]) -> Suite:
@@ -117,45 +111,38 @@ def batch(config: Config, profile: Profile, ledger: IngestReport) -> Suite:
     """The batch as a whole; ``ledger`` is ingestion's report."""
     limits = config.validation
     low, high = limits.label_rate
-    figures = {
-        "rows": profile.rows,
-        "users": profile.users,
-        "label_rate": profile.label_rate,
-        "unaccounted_rows": ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates,
-        "rows_beside_ledger": profile.rows - ledger.kept,
-    }
-    rules = [
-        _figure("rows", f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
-        _figure("users", f"There are at least {limits.min_users:,} users", limits.min_users, None),
-        _figure("label_rate", f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
-        _figure("unaccounted_rows", "Rows read = rows kept + quarantined + duplicates", 0, 0),
-        _figure("rows_beside_ledger", "The rows that are there are the rows that the ledger says were kept", 0, 0),
-    ]
-    return Suite("batch", "figures", pandas.DataFrame([figures]), rules)
+    lost = ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates
+    figures = [
+        ("rows", profile.rows, f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
+        ("users", profile.users, f"There are at least {limits.min_users:,} users", limits.min_users, None),
+        ("label_rate", profile.label_rate, f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
+        ("unaccounted_rows", lost, "Rows read = rows kept + quarantined + duplicates", 0, 0),
+        ("rows_beside_ledger", profile.rows - ledger.kept,
+            "The rows that are there are the rows that the ledger says were kept", 0, 0),
+    ]  # fmt: skip
+    return _of_figures("batch", "figures", figures)
 
 
 def drift(config: Config, profile: Profile, previous: Profile) -> Suite:
     """This batch against the one that last passed."""
-    limits = config.validation
-    figures = {
-        "label_rate_change": abs(profile.label_rate - previous.label_rate),
-        "volume_ratio": profile.rows / previous.rows,
-    }
-    rate = (
-        f"The share of 1 among the labels is within {limits.max_label_rate_drift:g}"
-        f" of the previous accepted batch's {previous.label_rate:.4f}"
-    )
-    volume = (
-        f"There are at least {limits.min_volume_ratio:g} times the previous accepted batch's {previous.rows:,} rows"
-    )
-    rules = [
-        _figure("label_rate_change", rate, None, limits.max_label_rate_drift),
-        _figure("volume_ratio", volume, limits.min_volume_ratio, None),
-    ]
-    return Suite("drift", "change_since_accepted", pandas.DataFrame([figures]), rules)
+    rate, volume = config.validation.max_label_rate_drift, config.validation.min_volume_ratio
+    figures = [
+        ("label_rate_change", abs(profile.label_rate - previous.label_rate),
+            f"The share of 1 among the labels is within {rate:g} of the previous accepted batch's"
+            f" {previous.label_rate:.4f}", None, rate),
+        ("volume_ratio", profile.rows / previous.rows,
+            f"There are at least {volume:g} times the previous accepted batch's {previous.rows:,} rows", volume, None),
+    ]  # fmt: skip
+    return _of_figures("drift", "change_since_accepted", figures)
+
+
+def _of_figures(name: str, asset: str, figures: Sequence[tuple[str, float, str, float | None, float | None]]) -> Suite:
+    """Figures with their name, value, description, lowest and highest allowed value, in a frame of one row."""
+    frame = pandas.DataFrame([{column: value for column, value, *_ in figures}])
+    return Suite(name, asset, frame, [_figure(column, words, low, high) for column, _, words, low, high in figures])
 
 
 def _figure(column: str, description: str, low: float | None, high: float | None, rows: str | None = None) -> Rule:
-    # In a frame of one row the minimum is the figure itself, which Data Docs then show as observed.
+    """The bounds of a column's minimum: in a frame of one row that is the figure itself, which Data Docs then show."""
     expectation = gxe.ExpectColumnMinToBeBetween(column=column, min_value=low, max_value=high, description=description)
     return Rule(column, expectation, rows)
