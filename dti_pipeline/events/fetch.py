@@ -121,9 +121,11 @@ def _place(downloads: Path, folder: Path) -> None:
         for path in sorted(downloads.iterdir()):
             if path.suffix == ".zip":
                 unpack(path, aside)
-            else:
-                _check_gzip(path)
-                path.rename(aside / path.name)
+                continue
+            with path.open("rb") as handle:
+                if handle.read(2) != b"\x1f\x8b":
+                    raise InputError(f"{path.name} is not a gzip file: the server sent something else")
+            path.rename(aside / path.name)
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside)
@@ -131,12 +133,6 @@ def _place(downloads: Path, folder: Path) -> None:
             shutil.rmtree(downloads)
         raise
     shutil.rmtree(downloads)
-
-
-def _check_gzip(path: Path) -> None:
-    with path.open("rb") as handle:
-        if handle.read(2) != b"\x1f\x8b":
-            raise InputError(f"{path.name} is not a gzip file: the server sent something else")
 
 
 def _collection(name: str, category: str | None) -> tuple[Collection, str]:

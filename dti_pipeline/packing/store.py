@@ -39,14 +39,10 @@ class TokenStore:
     def open(cls, folder: Path) -> TokenStore:
         """Memory-map a store that ``dti tokenize`` made. Cost: nothing is read until it is used."""
         report = artifacts.read(folder, "tokenize", TokenizeReport).report
-        interactions = read_columns(folder / "interactions.arrow")
         return cls(
             tokens=read_columns(folder / "texts.arrow")["token"],
             offsets=read_columns(folder / "offsets.arrow")["offset"],
-            text=interactions["text"],
-            label=interactions["label"],
-            split=interactions["split"],
-            position=interactions["position"],
+            **read_columns(folder / "interactions.arrow"),
             prefix=np.asarray(report.prefix_tokens, np.int32),
             special=report.special_tokens,
             vocabulary=report.vocabulary,
@@ -74,7 +70,7 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def uniform_store(users: int, interactions: int, tokens: int, train_share: float = 1.0) -> TokenStore:
-    """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (at least 2).
+    """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (from 2).
 
     What ``train_share`` leaves of each history is split evenly between validation and test. Memory: 14 bytes a row.
     """

@@ -7,6 +7,7 @@ Overriding ``_validate`` is the extension point its own documentation names.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import great_expectations.expectations as gxe
@@ -28,7 +29,6 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
     table: str  # {batch} in the query
     column: str | None = None  # Data Docs file the expectation under it; None: it is about whole rows
     max_share: float = 0.0  # of the table's rows, in [0, 1]
-    max_shown_rows: int = 20
 
     metric_dependencies: ClassVar[tuple[str, ...]] = ()
     success_keys: ClassVar[tuple[str, ...]] = ("unexpected_rows_query", "max_share")
@@ -49,7 +49,7 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
                 "element_count": total,
                 "unexpected_count": found,
                 "unexpected_percent": 100 * found / max(total, 1),
-                "unexpected_rows": [] if success else tables.rows(query, self.max_shown_rows),
+                "unexpected_rows": [] if success else tables.rows(query),
             },
         }
 
@@ -69,3 +69,22 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
                 styling={"body": {"classes": ["table-bordered", "table-sm", "mt-3"]}},
             )
         ]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An expectation with the name that people and orchestrators know it by: short, stable, unique in its suite."""
+
+    name: str
+    expectation: gxe.Expectation
+    rows: str | None = None  # query for what to show when an expectation about a figure fails
+
+
+def unexpected_rows(
+    table: str, name: str, column: str | None, description: str, query: str, max_share: float = 0.0
+) -> Rule:
+    """At most ``max_share`` of the rows of a table answer ``query``, in which ``{batch}`` stands for the table."""
+    expectation = ExpectUnexpectedRowsToBeAtMost(
+        table=table, column=column, description=description, unexpected_rows_query=query, max_share=max_share
+    )
+    return Rule(name, expectation)

@@ -12,13 +12,13 @@ from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types import base
 
 from dti_pipeline.validation.docs import build
-from dti_pipeline.validation.expectations import TABLES
+from dti_pipeline.validation.expectations import TABLES, Rule
 from dti_pipeline.validation.report import Outcome
-from dti_pipeline.validation.suites import Rule, Suite
+from dti_pipeline.validation.suites import Suite
 from dti_pipeline.validation.tables import Tables
 
 
-def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_shown_rows: int) -> list[Outcome]:
+def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str) -> list[Outcome]:
     """Validate each suite and build Data Docs into ``docs`` (its ``index.html`` is the way in).
 
     Nothing is written anywhere else and nothing is sent anywhere. Cost: one query for each rule about rows.
@@ -39,7 +39,7 @@ def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_
             batch_parameters={"dataframe": suite.frame}, run_id=identifier
         )
         results = {result.expectation_config.meta["rule"]: result for result in answer.results}
-        outcomes += [_outcome(suite.name, rule, results[rule.name], tables, max_shown_rows) for rule in suite.rules]
+        outcomes += [_outcome(suite.name, rule, results[rule.name], tables) for rule in suite.rules]
     build(context, docs, outcomes)
     return outcomes
 
@@ -60,11 +60,11 @@ def _context(docs: Path) -> Any:
     return gx.get_context(mode="ephemeral", project_config=config)
 
 
-def _outcome(suite: str, rule: Rule, answer: ExpectationValidationResult, tables: Tables, max_shown: int) -> Outcome:
+def _outcome(suite: str, rule: Rule, answer: ExpectationValidationResult, tables: Tables) -> Outcome:
     expectation, found = rule.expectation, answer.result
     rows = found.get("unexpected_rows", [])
     if not answer.success and rule.rows:
-        rows = tables.rows(rule.rows, max_shown)
+        rows = tables.rows(rule.rows)
     return Outcome(
         suite=suite,
         name=rule.name,

@@ -15,7 +15,7 @@ import pandas
 from dti_pipeline.config import Config
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.validation import row_rules
-from dti_pipeline.validation.expectations import ExpectUnexpectedRowsToBeAtMost
+from dti_pipeline.validation.expectations import Rule
 from dti_pipeline.validation.report import Profile
 from dti_pipeline.validation.tables import Tables
 
@@ -30,15 +30,6 @@ CANONICAL_TYPES = {
 
 
 @dataclass(frozen=True)
-class Rule:
-    """An expectation with the name that people and orchestrators know it by: short, stable, unique in its suite."""
-
-    name: str
-    expectation: gxe.Expectation
-    rows: str | None = None  # query for what to show when an expectation about a figure fails
-
-
-@dataclass(frozen=True)
 class Suite:
     """Rules over one batch. ``frame`` is what stock expectations see of it."""
 
@@ -50,25 +41,14 @@ class Suite:
 
 def raw(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
     """Rows as they were read, good and bad: ``staged``, and ``parsed``, which adds the name of the source file."""
-    rules = _of_rows("parsed", row_rules.parsed(config, scale), config)
+    rules = row_rules.parsed("parsed", config, scale)
     return _of_table("raw", "rows_as_read", tables.types("staged"), RAW_TYPES, rules)
 
 
 def canonical(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
     """The interactions that everything downstream reads."""
-    rules = _of_rows("interactions", row_rules.values(config, scale) + row_rules.histories(config), config)
+    rules = row_rules.values("interactions", config, scale) + row_rules.histories("interactions", config)
     return _of_table("canonical", "interactions", tables.types("interactions"), CANONICAL_TYPES, rules)
-
-
-def _of_rows(table: str, rules: list[row_rules.RowRule], config: Config) -> list[Rule]:
-    common = {"table": table, "max_shown_rows": config.validation.max_shown_rows}
-    found = []
-    for name, column, words, query, share in rules:
-        expectation = ExpectUnexpectedRowsToBeAtMost(
-            column=column, description=words, unexpected_rows_query=query, max_share=share, **common
-        )
-        found.append(Rule(name, expectation))
-    return found
 
 
 def _of_table(name: str, asset: str, types: dict[str, str], wanted: dict[str, str], rules: list[Rule]) -> Suite:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -22,31 +23,32 @@ from dti_pipeline.paths import Paths
 _DIGEST = 16  # characters of a raw file's digest that open the name of its part
 
 
+@dataclass(frozen=True)
 class Tables:
     """Named views on one in-memory connection."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
+    connection: duckdb.DuckDBPyConnection
+    shown: int  # rows that stand for all that a query finds
 
     def types(self, name: str) -> dict[str, str]:
         """Column names of a view, in order, with their SQL types."""
-        return {row[0]: row[1] for row in self._connection.execute(f"DESCRIBE {name}").fetchall()}
+        return {row[0]: row[1] for row in self.connection.execute(f"DESCRIBE {name}").fetchall()}
 
     def count(self, query: str) -> int:
         """Rows that a query returns."""
-        answer = self._connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
+        answer = self.connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
         assert answer is not None
         return int(answer[0])
 
-    def rows(self, query: str, limit: int) -> list[dict[str, Any]]:
-        """The first ``limit`` rows by value, as plain dicts that JSON can hold."""
-        cursor = self._connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL LIMIT {limit}")
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """The first ``shown`` rows by value, as plain dicts that JSON can hold."""
+        cursor = self.connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL LIMIT {self.shown}")
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, map(_plain, row), strict=True)) for row in cursor.fetchall()]
 
     def frame(self, query: str) -> pandas.DataFrame:
         """A query's answer as a frame. Only for answers of a few rows."""
-        return self._connection.execute(query).df()
+        return self.connection.execute(query).df()
 
 
 def _plain(value: Any) -> Any:
@@ -72,4 +74,4 @@ def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -
         files = f"map([{', '.join(names)}]::VARCHAR[], [{', '.join(names.values())}]::VARCHAR[])"
         name = f"coalesce({files}[left(parse_filename(filename), {_DIGEST})], parse_filename(filename))"
         connection.execute(f"CREATE VIEW parsed AS SELECT {name} AS source_file, * EXCLUDE (filename) FROM {parts}")
-        yield Tables(connection)
+        yield Tables(connection, config.validation.max_shown_rows)

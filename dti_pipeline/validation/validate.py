@@ -54,7 +54,7 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
                 chosen += [suites.splits(config, tables), suites.batch(config, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
-            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", config.validation.max_shown_rows)
+            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}")
         artifacts.write_json(draft.path / OUTCOMES, to_plain(outcomes))
         found = draft.report = report(outcomes, profile, previous)
     if not found.success:
@@ -77,12 +77,9 @@ def _sentence(report: ValidateReport, paths: Paths) -> str:
 
 def _profile(config: Config, tables: Tables, batch: str) -> Profile:
     """Figures of a batch, named by its digest."""
-    (figures,) = tables.rows(
-        "SELECT count(*) AS rows, count(DISTINCT user_id) AS users, coalesce(avg(label), 0) AS label_rate"
-        " FROM interactions",
-        limit=1,
-    )
-    return Profile(batch, BatchKind(config.events.source, config.split.label_threshold), **figures)
+    query = "SELECT count(*), count(DISTINCT user_id), coalesce(avg(label), 0) FROM interactions"
+    (figures,) = tables.connection.execute(query).fetchall()
+    return Profile(batch, BatchKind(config.events.source, config.split.label_threshold), *figures)
 
 
 def _previous(paths: Paths, current: Profile) -> Profile | None:
