@@ -21,12 +21,7 @@ def parsed(table: str, config: Config, scale: Scale) -> list[Rule]:
     """Rows as they were read; ``reason`` says why a row was refused, null where it was not."""
     rule, share = partial(unexpected_rows, table), config.validation.max_quarantined_share
     refused = "SELECT source_file, line, reason, raw FROM {batch} WHERE reason IS NOT NULL"
-
-    def good(column: str, condition: str) -> str:
-        return (
-            f"SELECT source_file, line, user_id, item_id, {column} FROM {{batch}} WHERE reason IS NULL AND {condition}"
-        )
-
+    good = "SELECT source_file, line, user_id, item_id, {} FROM {{batch}} WHERE reason IS NULL AND {}".format
     return [
         rule("line_unique", "line", "A line of a raw file is read once", _repeated("source_file, line")),
         rule("refused_row_kept", "raw", "A refused row keeps its line number and its text",
