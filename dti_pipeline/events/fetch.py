@@ -60,7 +60,7 @@ class _Record:
     files: dict[str, FetchedFile] = field(default_factory=dict)
 
 
-#: What ``dti fetch`` knows by name; ``amazon`` takes a category besides.
+#: Logs that ``dti fetch`` knows by name; ``amazon`` takes a category besides.
 COLLECTIONS = {
     "movielens-1m": Collection(
         GROUPLENS, ("ml-1m.zip",), GROUPLENS_TERMS, "movielens", "c4d9eecfca2ab87c1945afe126590906"

@@ -1,4 +1,4 @@
-"""The form of one raw file: how its rows become the values that are wanted of them.
+"""File forms: the columns or keys that turn one file into rows of wanted values, whatever log it belongs to.
 
 Each form has a view in ``sql/`` that yields (line, raw, problem, values); from there on all logs are read alike.
 """

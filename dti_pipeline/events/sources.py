@@ -1,4 +1,4 @@
-"""The files of each kind of log: where its rows and titles are, and in what form."""
+"""Readers of the known logs: the files with interactions and titles, and their forms."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _FormOf = Callable[[Path, EventsConfig], Form | None]
 
 @dataclass(frozen=True)
 class _Reader:
-    """What tells one source from another."""
+    """One source's file names, forms and rating scale."""
 
     logs: tuple[str, ...]  # name patterns of files with interactions
     items: tuple[str, ...]  # and of those with titles, beside them

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Packed:
-    """Where each prompt went."""
+    """The row of each prompt."""
 
     row: NDArray[np.int64]  # (p,) row of each prompt
     rows: int  # how many rows there are

@@ -1,4 +1,4 @@
-"""The tokens of packed rows, as packing and modeling share them: whole prompts one after another, then padding."""
+"""Layout of packed rows, token by token: whole prompts one after another, then padding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Kind(IntEnum):
-    """What a token is."""
+    """Kind of a token."""
 
     TEXT = 0  # the item's text
     SUM = 1  # [SUM]: stands after a target's text, its hidden state predicts the click; nobody else sees it

@@ -52,19 +52,20 @@ class Rows:
         return max(1, tokens // self.row_length)
 
     def assemble(
-        self, rows: NDArray[np.int64], height: int = 0, room: Mapping[str, NDArray[Any]] | None = None
+        self, rows: NDArray[np.int64], height: int = 0, buffers: Mapping[str, NDArray[Any]] | None = None
     ) -> Layout:
-        """Layout of the named rows, (len(rows), row_length), padded to ``height`` rows; arrays of ``room`` are reused.
+        """Layout of the named rows, (len(rows), row_length), padded to ``height`` rows; ``buffers`` are written over.
 
-        Cost: O(tokens), without the interpreter's lock; compiled when first used, about two seconds, and kept. Raises
-        IndexError for rows that the plan has not, and for prompts that do not fit.
+        Cost: O(tokens), without the interpreter's lock; compiled when first used, and cached. Raises IndexError for
+        rows that the plan has not, and for prompts that do not fit.
         """
         store, special = self.store, self.store.special
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a plan of {len(self)}")
         shape = (max(len(rows), height), self.row_length)
-        made = {name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if room is None or name not in room}
-        layout = Layout(**made, **(room or {}))
+        given = buffers or {}
+        made = {name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if name not in given}
+        layout = Layout(**made, **given)
         _write(
             rows, self.bounds, self.start, self.first_target, self.stop,
             store.text, store.label, store.offsets, store.tokens, store.prefix,
@@ -74,7 +75,7 @@ class Rows:
         return layout
 
 
-#: Handed over: what numba keeps it makes anew when this file changes, but not when a file of its constants does.
+#: Arguments, since numba's cache is made anew when this file changes, but not when a file of its constants does.
 KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(Kind.PAD), int(NO_DOCUMENT))
 
 

@@ -72,7 +72,7 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
 def uniform_store(users: int, interactions: int, tokens: int, train_share: float = 1.0) -> TokenStore:
     """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (from 2).
 
-    What ``train_share`` leaves of each history is split evenly between validation and test. Memory: 14 bytes a row.
+    Rows after the first ``train_share`` of a history are half validation, half test. Memory: 14 bytes a row.
     """
     rows = users * interactions
     position = np.tile(np.arange(interactions, dtype=np.int32), users)

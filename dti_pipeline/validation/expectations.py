@@ -77,7 +77,7 @@ class Rule:
 
     name: str
     expectation: gxe.Expectation
-    rows: str | None = None  # query for what to show when an expectation about a figure fails
+    rows: str | None = None  # query for the rows to show when an expectation about a figure fails
 
 
 def unexpected_rows(

@@ -1,4 +1,4 @@
-"""Rules about single rows: each is the query that finds the rows that break it."""
+"""Expectations about single rows. Each rule is the query that finds the rows that break it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def values(table: str, config: Config, scale: Scale) -> list[Rule]:
             " GROUP BY item_id HAVING min(item_text) <> max(item_text)"),
         rule("untitled_share", "item_text",
             f"At most {share:.2%} of the rows are of items without a title of their own",
-            _rows("item_text = 'item ' || item_id", "item_text"),  # what ingestion writes for an item without a title
+            _rows("item_text = 'item ' || item_id", "item_text"),  # of an item without a title
             share),
     ]  # fmt: skip
 
@@ -98,7 +98,7 @@ def histories(table: str, config: Config) -> list[Rule]:
 
 
 def _rows(condition: str, *shown: str, table: str = "{batch}") -> str:
-    """Interactions that meet a condition; what tells one from another opens each row."""
+    """Interactions that meet a condition; the columns that identify one open each row."""
     return f"SELECT {', '.join(('user_id, position, item_id', *shown))} FROM {table} WHERE {condition}"
 
 

@@ -1,4 +1,4 @@
-"""The five suites of expectations that a batch has to meet.
+"""Five Great Expectations suites for a batch.
 
 Expectations about rows are queries; those about columns, splits and figures are Great Expectations' own and see frames
 of a few rows. Data Docs and the command line show the descriptions.

@@ -1,4 +1,4 @@
-"""The validation of a batch: check it, publish what was found, remember it for the next one when it passed."""
+"""Validation of a batch: check it, publish the outcomes, remember it for the next one where it passed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _profile(config: Config, tables: Tables, batch: str) -> Profile:
 
 
 def _previous(paths: Paths, current: Profile) -> Profile | None:
-    """What to compare with, or None: the batch accepted before this one, if it was of the same kind.
+    """The profile to compare with: of the batch accepted before this one, if it was of the same kind, else None.
 
     The accepted batch itself, validated again, meets what it met the first time, so that its outcomes are the same.
     Raises InputError for a file that cannot be read.

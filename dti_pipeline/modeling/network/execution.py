@@ -14,6 +14,8 @@ import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
 WIDE = 1024
+#: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
+MANY_TENSORS = 200
 #: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel.
 KERNEL_HEAD_BYTES = 512
 
@@ -39,6 +41,7 @@ class Traits:
     projections_biased: bool  # keys or values have biases
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
+    trained_tensors: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class ExecutionPlan:
         ``sharded`` whether processes hold parts of the weights."""
         cuda = device.type == "cuda"
         bound = cuda and traits.width < WIDE
+        tensors = traits.trained_tensors
         on_cpu = Choice(False, "no CUDA device")
         of_launches = Choice(False, "more kernels, and launches already take the time")
 
@@ -89,6 +93,10 @@ class ExecutionPlan:
             (cuda, on_cpu.reason),
             (cuda_graph, "training.cuda_graph is false"),
             (bound, f"at a width of {WIDE} or more arithmetic takes the time"),
+            (
+                traits.trained_tensors < MANY_TENSORS,
+                f"an update of {traits.trained_tensors} tensors compiles for minutes",
+            ),
             (processes == 1 and not sharded, "several processes exchange gradients"),
         ):
             if not ok:
@@ -118,10 +126,8 @@ class ExecutionPlan:
 
     def lines(self) -> list[str]:
         """One readable line a choice."""
-        return [
-            f"{name.replace('_', ' ')}: {'yes' if choice else 'no'} ({choice.reason})"
-            for name, choice in self.choices.items()
-        ]
+        names = {name: name.replace("_", " ").replace("sums", "[SUM] rows only") for name in self.choices}
+        return [f"{names[name]}: {'yes' if one else 'no'} ({one.reason})" for name, one in self.choices.items()]
 
     def plain(self) -> dict[str, Any]:
         """What a manifest keeps."""
