@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import great_expectations.expectations as gxe
 import pandas
 
 from dti_pipeline.config import Config
 from dti_pipeline.events.report import IngestReport
-from dti_pipeline.validation import row_rules
-from dti_pipeline.validation.expectations import Rule
+from dti_pipeline.validation.expectations import Rule, unexpected_rows
 from dti_pipeline.validation.report import Profile
 from dti_pipeline.validation.tables import Tables
 
+# The rating scale of the log: lowest and highest, None where it is open.
+Scale = tuple[float | None, float | None]
+# Each row beside the one before it in the file: a streaming window, constant memory at any size.
+_HISTORY = """
+    SELECT *, lag(user_id) OVER () AS previous_user, lag(position) OVER () AS previous_position,
+        lag(timestamp) OVER () AS previous_timestamp, lag(split) OVER () AS previous_split
+    FROM {batch}
+"""
 RAW_TYPES = {
     "line": "BIGINT", "raw": "VARCHAR", "user_id": "VARCHAR", "item_id": "VARCHAR", "rating": "DOUBLE",
     "timestamp": "BIGINT", "item_text": "VARCHAR", "reason": "VARCHAR",
@@ -39,16 +47,93 @@ class Suite:
     rules: list[Rule]
 
 
-def raw(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
-    """Rows as they were read, good and bad: ``staged``, and ``parsed``, which adds the name of the source file."""
-    rules = row_rules.parsed("parsed", config, scale)
+def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
+    """Rows as they were read, good and bad: ``staged``, and ``parsed``, which adds the name of the source file.
+
+    ``reason`` says why a row was refused, null where it was not.
+    """
+    rule, share = partial(unexpected_rows, "parsed"), config.validation.max_quarantined_share
+    refused = "SELECT source_file, line, reason, raw FROM {batch} WHERE reason IS NOT NULL"
+    good = "SELECT source_file, line, user_id, item_id, {} FROM {{batch}} WHERE reason IS NULL AND {}".format
+    rules = [
+        rule("line_unique", "line", "A line of a raw file is read once", _repeated("source_file, line")),
+        rule("refused_row_kept", "raw", "A refused row keeps its line number and its text",
+            f"{refused} AND (raw IS NULL OR line IS NULL)"),
+        *(
+            rule(f"{column}_not_null", column, f"A row that was not refused has its {column}",
+                good("rating", f"{column} IS NULL"))
+            for column in ("user_id", "item_id", "rating")
+        ),
+        rule("rating_range", "rating", f"A row that was not refused has a rating {_words(scale)}",
+            good("rating", _outside(scale))),
+        rule("timestamp_range", "timestamp", "A time is not before 1970", good("timestamp", "timestamp < 0")),
+        rule("refused_share", "reason", f"At most {share:.2%} of the rows read were refused", refused, share),
+    ]  # fmt: skip
     return _of_table("raw", "rows_as_read", tables.types("staged"), RAW_TYPES, rules)
 
 
-def canonical(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
+def canonical(config: Config, tables: Tables, scale: Scale) -> Suite:
     """The interactions that everything downstream reads."""
-    rules = row_rules.values("interactions", config, scale) + row_rules.histories("interactions", config)
+    rules = _values(config, scale) + _histories(config)
     return _of_table("canonical", "interactions", tables.types("interactions"), CANONICAL_TYPES, rules)
+
+
+def _values(config: Config, scale: Scale) -> list[Rule]:
+    """The values of canonical interactions, each row by itself, and items the same wherever they occur."""
+    rule = partial(unexpected_rows, "interactions")
+    threshold, share = config.split.label_threshold, config.validation.max_untitled_share
+    return [
+        *(
+            rule(f"{column}_not_null", column, f"No row lacks its {column}", _rows(f"{column} IS NULL"))
+            for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position")
+        ),
+        rule("timestamp_not_null", "timestamp", "No row lacks its time, unless the log has no clock at all",
+            _rows("timestamp IS NULL AND (SELECT count(timestamp) FROM {batch}) > 0")),
+        rule("rating_range", "rating", f"A rating is {_words(scale)}", _rows(_outside(scale), "rating")),
+        rule("label_set", "label", "A label is 0 or 1", _rows("label NOT IN (0, 1)", "label")),
+        rule("label_of_rating", "label", f"The label is 1 where the rating is above {threshold:g}, else 0",
+            _rows(f"label IN (0, 1) AND label <> (rating > {threshold!r})::TINYINT", "rating", "label")),
+        rule("split_set", "split", "A split is train, validation or test",
+            _rows("split NOT IN ('train', 'validation', 'test')", "split")),
+        rule("item_text_not_blank", "item_text", "An item's text says something",
+            _rows("trim(item_text) = ''", "item_text")),
+        rule("item_one_text", "item_text", "An item has one text wherever it occurs",
+            "SELECT item_id, min(item_text) AS one_text, max(item_text) AS other_text FROM {batch}"
+            " GROUP BY item_id HAVING min(item_text) <> max(item_text)"),
+        rule("untitled_share", "item_text",
+            f"At most {share:.2%} of the rows are of items without a title of their own",
+            _rows("item_text = 'item ' || item_id", "item_text"),  # of an item without a title
+            share),
+    ]  # fmt: skip
+
+
+def _histories(config: Config) -> list[Rule]:
+    """The order of rows: places and times within a user, and the order of the splits."""
+    rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
+    rank = "list_position(['train', 'validation', 'test'], {})"
+    rules = [
+        rule("interaction_unique", None,
+            "A rating is there once: user, item, time and rating together are unique",
+            _repeated("user_id, item_id, timestamp, rating")),
+        rule("position_unique", "position", "A user has one row at a position", _repeated("user_id, position")),
+        rule("position_contiguous", "position",
+            "A user's rows stand together, their positions count 0, 1, 2, ...",
+            beside("position IS DISTINCT FROM CASE WHEN user_id = previous_user THEN previous_position + 1 ELSE 0 END",
+                "previous_position")),
+        rule("time_monotone", "timestamp", "Time never runs backwards within a user",
+            beside("user_id = previous_user AND timestamp < previous_timestamp", "timestamp", "previous_timestamp")),
+        rule("split_order", "split", "Within a user, train comes before validation and validation before test",
+            beside(f"user_id = previous_user AND {rank.format('split')} < {rank.format('previous_split')}",
+                "split", "previous_split")),
+        rule("split_clock", "split",
+            "On the one clock of all users, train ends before validation begins and validation before test",
+            _rows("(split = 'train' AND timestamp >= least(validation_start, test_start))"
+                " OR (split = 'validation' AND timestamp >= test_start)",
+                "split", "timestamp", table="{batch}, (SELECT"
+                " min(timestamp) FILTER (split = 'validation') AS validation_start,"
+                " min(timestamp) FILTER (split = 'test') AS test_start FROM {batch})")),
+    ]  # fmt: skip
+    return rules if config.split.rule == "global_time" else rules[:-1]
 
 
 def _of_table(name: str, asset: str, types: dict[str, str], wanted: dict[str, str], rules: list[Rule]) -> Suite:
@@ -126,3 +211,24 @@ def _figure(column: str, description: str, low: float | None, high: float | None
     """The bounds of a column's minimum: in a frame of one row that is the figure itself, which Data Docs then show."""
     expectation = gxe.ExpectColumnMinToBeBetween(column=column, min_value=low, max_value=high, description=description)
     return Rule(column, expectation, rows)
+
+
+def _rows(condition: str, *shown: str, table: str = "{batch}") -> str:
+    """Interactions that meet a condition; the columns that identify one open each row."""
+    return f"SELECT {', '.join(('user_id, position, item_id', *shown))} FROM {table} WHERE {condition}"
+
+
+def _repeated(columns: str) -> str:
+    return f"SELECT {columns}, count(*) AS times FROM {{batch}} GROUP BY ALL HAVING count(*) > 1"
+
+
+def _words(scale: Scale) -> str:
+    low, high = scale
+    bounds = [f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else ""]
+    return " and ".join(filter(None, bounds)) or "a finite number"
+
+
+def _outside(scale: Scale) -> str:
+    low, high = scale
+    bounds = [f"rating < {low!r}" if low is not None else "", f"rating > {high!r}" if high is not None else ""]
+    return f"({' OR '.join(filter(None, ['NOT isfinite(rating)', *bounds]))})"
