@@ -138,8 +138,8 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
                 handle.seek(0)
             yield handle  # type: ignore[misc]  # of gzip too
     except (OSError, EOFError, zlib.error) as error:
-        whole = "is not a whole gzip file" if zipped and not isinstance(error, FileNotFoundError) else "cannot be read"
-        raise InputError(f"{path} {whole}: {error}") from error
+        state = "is not a whole gzip file" if zipped and not isinstance(error, FileNotFoundError) else "cannot be read"
+        raise InputError(f"{path} {state}: {error}") from error
 
 
 def head(path: Path, count: int) -> list[str]:
