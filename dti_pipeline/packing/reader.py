@@ -5,7 +5,6 @@ Whole-array operations of numpy are 2 to 3 times slower and keep the interpreter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,8 @@ class Rows:
         """Rows of a batch of at most ``tokens`` tokens (one row at least)."""
         return max(1, tokens // self.row_length)
 
-    def assemble(
-        self, rows: NDArray[np.int64], height: int = 0, buffers: Mapping[str, NDArray[Any]] | None = None
-    ) -> Layout:
-        """Layout of the named rows, (len(rows), row_length), padded to ``height`` rows; ``buffers`` are written over.
+    def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
+        """Layout of the named rows, (len(rows), row_length), padded to ``height`` rows.
 
         Cost: O(tokens), without the interpreter's lock; compiled when first used, and cached. Raises IndexError for
         rows that the plan has not, and for prompts that do not fit.
@@ -63,9 +60,7 @@ class Rows:
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a plan of {len(self)}")
         shape = (max(len(rows), height), self.row_length)
-        given = buffers or {}
-        made = {name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if name not in given}
-        layout = Layout(**made, **given)
+        layout = Layout(**{name: np.empty(shape, dtype) for name, dtype in DTYPES.items()})
         _write(
             rows, self.bounds, self.start, self.first_target, self.stop,
             store.text, store.label, store.offsets, store.tokens, store.prefix,
