@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
@@ -84,18 +84,13 @@ class Loader:
         batches, tokens = [], 0
         for index in range(most):
             rows = own[index] if index < len(own) else step.rows[:1]
-            buffer = None
-            if self.pad_targets and self.device.type == "cuda":
-                buffer = PinnedBuffer.of(self.padded_rows, self.rows.row_length, self.padded_targets)
-            layout = self.rows.assemble(rows, self.padded_rows, buffer.layout if buffer else None)
-            batch = Batch.of(layout, self.rows.store.label, self.padded_targets, buffer)
+            layout = self.rows.assemble(rows, self.padded_rows)
+            batch = Batch.of(layout, self.rows.store.label, self.padded_targets)
             if index < len(own):
                 tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
             else:
                 batch = batch.without_weight()
-            if self.device.type == "cuda" and batch.memory is None:
-                batch = batch.pin()
-            batches.append(batch)
+            batches.append(batch.pin() if self.device.type == "cuda" else batch)
         return MicroBatches(step, batches, tokens)
 
     def start(self, first: int) -> Iterator[MicroBatches]:

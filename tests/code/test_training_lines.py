@@ -13,6 +13,7 @@ from dti_pipeline.training.progress import (
     Stepped,
     announce,
 )
+from tests.reports import TRAIN
 
 STARTED = Started("dti", 1000, 200, 42, "cpu", 1, "0" * 32, execution=("compiled layers: no (no CUDA device)",))
 
