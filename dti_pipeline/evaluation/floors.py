@@ -1,12 +1,8 @@
 """What bounds a model's AUC: cost-free floors, and for a synthetic log the probabilities its labels were drawn from.
 
-The floors are logistic regressions on smoothed like-rates: a model below them has learnt nothing of worth.
-Each is on the logits of its rates: the item's like-rate alone; with the user's like-rate over the last n rows (n = the
-prompts' context); with the user's like-rate over all earlier rows. Fitted on the training targets.
-
-- An item's rate counts training targets, without the row itself (leave one out): otherwise the regression learns to
-  trust a rate that contains the answer.
-- A user's rate counts the user's earlier rows of any split, as a model's prompt does.
+The floors are logistic regressions on the logits of smoothed like-rates, fitted on training targets: the item's rate
+alone; with the user's over the last n rows (n = the prompts' context); with the user's over all earlier rows. An item's
+rate counts training targets, without the row itself (leave one out); a user's counts earlier rows of any split.
 """
 
 from __future__ import annotations

@@ -44,20 +44,18 @@ def run_address(run_id: str) -> str:
 
 def experiment_tags() -> dict[str, str]:
     """Tags of a new experiment: a view of the trainings by AUC, and one of the comparisons, the newest first."""
-    views = {
-        VIEW: {
-            "searchFilter": "tags.paradigm != ''",  # trainings; the comparisons that group them have none
-            "orderByKey": "metrics.`test/auc`",
-        },
-        "comparisons": {"searchFilter": "", "orderByKey": "attributes.start_time"},
+    trainings = "tags.paradigm != ''"  # the comparisons that group them have none
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": _view(VIEW, trainings, "metrics.`test/auc`"),
+        "mlflow.sharedViewState.comparisons": _view("comparisons", "", "attributes.start_time"),
     }
-    tags = {f"mlflow.sharedViewState.{name}": _view(name, view) for name, view in views.items()}
-    return {"mlflow.experimentKind": "custom_model_development", **tags}
 
 
-def _view(name: str, differing: dict[str, str]) -> str:
+def _view(name: str, shown: str, order: str) -> str:
     state = {
-        **differing,
+        "searchFilter": shown,
+        "orderByKey": order,
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
