@@ -13,10 +13,10 @@ from mlflow.entities import Metric, Param
 
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
-from dti_pipeline.tracking import Rows
 from dti_pipeline.tracking.mlflow_evaluation import NOTE, PARENT, log_metrics
 from dti_pipeline.tracking.mlflow_store import author, connect, tagged
 
+Rows = list[dict[str, Any]]
 #: Tags that find a record again.
 ROW, GROUP = "study.config", "study.group"
 #: A row's columns by the names that a training's own run has in MLflow, so that both can be compared on one page.
