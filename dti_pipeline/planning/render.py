@@ -8,24 +8,15 @@ from typing import Any
 #: Columns of a table: header, key of a row and format of its value.
 Columns = Sequence[tuple[str, str, str]]
 PLANNED: Columns = (
-    ("targets", "targets", ","),
-    ("tokens", "tokens", "short"),
-    ("per target", "tokens_per_target", ".1f"),
-    ("padding", "padding_share", ".1%"),
-    ("FLOP", "flop", ".3g"),
-    ("hours", "hours", ".3g"),
-    ("x formula", "speedup_formula", ".2f"),
-    ("x tokens", "speedup_tokens", ".2f"),
-    ("x FLOP", "speedup_flop", ".2f"),
-)
+    ("targets", "targets", ","), ("tokens", "tokens", "short"), ("per target", "tokens_per_target", ".1f"),
+    ("padding", "padding_share", ".1%"), ("FLOP", "flop", ".3g"), ("hours", "hours", ".3g"),
+    ("x formula", "speedup_formula", ".2f"), ("x tokens", "speedup_tokens", ".2f"), ("x FLOP", "speedup_flop", ".2f"),
+)  # fmt: skip
 MEASURED: Columns = (
-    ("targets/s", "targets_per_second", ",.1f"),
-    ("tokens/s", "tokens_per_second", ",.0f"),
-    ("per target", "tokens_per_target", ".1f"),
-    ("x targets/s", "speedup", ".2f"),
-    ("x tokens", "speedup_formula", ".2f"),
-    ("off by", "off_formula", "+.0%"),
-)
+    ("targets/s", "targets_per_second", ",.1f"), ("tokens/s", "tokens_per_second", ",.0f"),
+    ("per target", "tokens_per_target", ".1f"), ("x targets/s", "speedup", ".2f"),
+    ("x tokens", "speedup_formula", ".2f"), ("off by", "off_formula", "+.0%"),
+)  # fmt: skip
 
 
 def render(plan: Mapping[str, Any]) -> str:
