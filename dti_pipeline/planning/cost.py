@@ -98,11 +98,6 @@ def weight_bytes(shape: Shape, frozen: bool) -> int:
     return (2 if frozen else 4) * shape.parameters
 
 
-def optimizer_bytes(trained: int) -> int:
-    """Bytes of the gradient and AdamW's two moments of each trained weight, fp32."""
-    return 12 * trained
-
-
 def activation_bytes(shape: Shape, tokens: int) -> int:
     """Activations kept for the backward pass over ``tokens`` tokens, bfloat16, no checkpointing: an upper bound."""
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim

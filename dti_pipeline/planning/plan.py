@@ -50,7 +50,7 @@ def plan(
     shares = training.processes if training.sharding == "full" else 1
     memory = {
         "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / shares / 1e9,
-        "optimizer_gb": cost.optimizer_bytes(trained) / shares / 1e9,
+        "optimizer_gb": 12 * trained / shares / 1e9,  # fp32: the gradient and AdamW's two moments
         "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
     }
     total = sum(memory.values())
