@@ -15,12 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from dti_pipeline import paradigms
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.plain import from_plain, nearest
+from dti_pipeline.plain import from_plain, nearest, parse_yaml
 
 BASELINE = paradigms.BASELINE.name
 #: Sections of params.yaml that shape a log's events, those that shape its tokens, and those of a run beside them.
@@ -51,7 +49,8 @@ class Rehearsal:
 class DataSet:
     """A log, its split, and the one recipe that trains every paradigm on it."""
 
-    params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml
+    recipe: str = ""  # a file of parameters; none: the defaults
+    params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml, on top of the recipe's
     note: str = ""  # for the reader of its figures
     rehearsal: Rehearsal | None = None  # the log then has LOG_SECTIONS of the log it is made from
 
@@ -138,17 +137,26 @@ class Grid:
 
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
         """The parameters of a log with changes on top; InputError names the wrong key and the file."""
-        own = self.data_sets[data_set]
-        merged: dict[str, Any] = {}
-        if own.rehearsal:
-            params = self.data_sets[own.rehearsal.of].params
-            merged = {section: params[section] for section in LOG_SECTIONS if section in params}
-        for change in (own.params, *changes):
+        merged = self._params(data_set)
+        for change in changes:
             merged = _merge(merged, change)
         try:
             return from_plain(Config, merged)
         except InputError as error:
             raise InputError(f"{self.path}, data set {data_set}: {error}") from error
+
+    @cached_property
+    def _recipes(self) -> dict[str, dict[str, Any]]:
+        files = {data_set.recipe for data_set in self.data_sets.values() if data_set.recipe}
+        return {"": {}} | {file: _read(self.beside(file)) for file in files}
+
+    def _params(self, data_set: str) -> dict[str, Any]:
+        own = self.data_sets[data_set]
+        recipe = self._recipes[own.recipe]
+        if own.rehearsal:
+            log = self._params(own.rehearsal.of)
+            recipe = recipe | {section: log[section] for section in LOG_SECTIONS if section in log}
+        return _merge(recipe, own.params)
 
     def _expand(self, group: Group) -> Iterator[Run]:
         everything = itertools.product(
@@ -255,15 +263,7 @@ def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 def load(path: Path) -> Grid:
     """Read a study's file. InputError names the error in it, and the right name where one is near."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: name the study's file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
-    try:
-        grid = replace(from_plain(Grid, raw), path=str(path))
+        grid = replace(from_plain(Grid, _read(path)), path=str(path))
     except InputError as error:
         raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
     _check_names(grid)
@@ -271,6 +271,13 @@ def load(path: Path) -> Grid:
     _check_measures(grid)
     _check_told_apart(grid)
     return grid
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
 
 
 def known(where: str, name: str, names: Iterable[str]) -> None:

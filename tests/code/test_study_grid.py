@@ -96,6 +96,18 @@ def test_what_a_group_does_not_say_is_the_recipe_s(tmp_path: Path) -> None:
     assert [said.facts()[fact] for fact in facts] == [5, 4, 1.0]
 
 
+def test_a_recipe_is_the_same_as_its_parameters_and_what_a_log_says_comes_on_top(tmp_path: Path) -> None:
+    params = {"events": {"source": "synthetic"}, "packing": {"context": 7}, "training": {"epochs": 3}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(params | {"tracking": {"experiment": "small"}}))
+    made = {"demo": {"recipe": "small.yaml", "params": {"training": {"epochs": 2}}}}
+    told = {"demo": {"params": params | {"training": {"epochs": 2}}}}
+    (own,), (inline,) = (load(tmp_path, {"paradigms": ["dti"]}, data_sets=data_sets).runs for data_sets in (made, told))
+    assert own.digest == inline.digest
+    assert (own.facts()["n"], own.facts()["epochs"]) == (7, 2.0)
+    with pytest.raises(InputError, match=r"larger\.yaml does not exist"):
+        load(tmp_path, {}, data_sets={"demo": {"recipe": "larger.yaml"}})
+
+
 def test_a_run_that_two_groups_ask_for_is_one_run(tmp_path: Path) -> None:
     grid = load(tmp_path, {"paradigms": ["dti"], "k": [5, 10]}, {"paradigms": ["dti"], "k": [10], "epochs": [2]})
     assert len(grid.runs) == 2
