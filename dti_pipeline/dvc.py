@@ -20,56 +20,54 @@ HEADER = """\
 """
 #: DVC would delete it before each run; ingestion reads the files that it parsed before.
 KEPT = frozenset({"data/staged"})
-METRICS = ["reports/comparison/metrics"]  # a file for each paradigm, a line of `dvc metrics show`
-#: Of `dti study`, committed.
-PICTURES = ("auc_seconds", "speedup_k", "leak_k", "auc_n", "cost_history")
-PLOTS: list[dict[str, Any] | str] = [
-    {
-        "auc_against_training_time": {
-            "title": "Validation AUC against training time",
-            "template": "by_paradigm",
-            "x": "train_seconds",
-            "y": {"reports/comparison/learning_curve.csv": "val_auc"},
-            "x_label": "training time (s)",
-            "y_label": "AUC",
-        }
-    },
-    {
-        "roc": {
-            "title": "ROC of the test targets",
-            "template": "by_paradigm",
-            "x": "fpr",
-            "y": {"reports/comparison/roc.csv": "tpr"},
-            "x_label": "false positive rate",
-            "y_label": "true positive rate",
-        }
-    },
-    {
-        "calibration": {
-            "title": "Calibration",
-            "template": "by_paradigm",
-            "x": "predicted",
-            "y": {"reports/comparison/calibration.csv": "observed"},
-            "x_label": "mean predicted probability",
-            "y_label": "observed click rate",
-        }
-    },
-    {
-        "speedup": {
-            "title": "Training speed per target against sliding_window",
-            "template": "bar_horizontal",
-            "x": "speedup",
-            "y": {"reports/comparison/speedup.csv": "paradigm"},
-        }
-    },
-    *(f"docs/img/study_{name}.png" for name in PICTURES),
-]
+#: A metrics file for each paradigm; plots of the comparison, and the pictures of `dti study`, which are committed.
+SHOWN = """\
+metrics:
+- reports/comparison/metrics
+plots:
+- auc_against_training_time:
+    title: Validation AUC against training time
+    template: by_paradigm
+    x: train_seconds
+    y:
+      reports/comparison/learning_curve.csv: val_auc
+    x_label: training time (s)
+    y_label: AUC
+- roc:
+    title: ROC of the test targets
+    template: by_paradigm
+    x: fpr
+    y:
+      reports/comparison/roc.csv: tpr
+    x_label: false positive rate
+    y_label: true positive rate
+- calibration:
+    title: Calibration
+    template: by_paradigm
+    x: predicted
+    y:
+      reports/comparison/calibration.csv: observed
+    x_label: mean predicted probability
+    y_label: observed click rate
+- speedup:
+    title: Training speed per target against sliding_window
+    template: bar_horizontal
+    x: speedup
+    y:
+      reports/comparison/speedup.csv: paradigm
+- docs/img/study_auc_seconds.png
+- docs/img/study_speedup_k.png
+- docs/img/study_leak_k.png
+- docs/img/study_auc_n.png
+- docs/img/study_cost_history.png
+"""
 
 
 def render() -> str:
     """The text of dvc.yaml."""
-    content = {"stages": {stage.name: _entry(stage) for stage in STAGES}, "metrics": METRICS, "plots": PLOTS}
-    return f"{HEADER}{yaml.safe_dump(content, sort_keys=False, width=120)}"
+    stages = {"stages": {stage.name: _entry(stage) for stage in STAGES}}
+    text = yaml.safe_dump(stages, sort_keys=False, width=120).replace("{paradigm}", "${item.paradigm}")
+    return f"{HEADER}{text}{SHOWN}"
 
 
 def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
@@ -78,21 +76,12 @@ def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
 
 
 def _entry(stage: Stage[Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"desc": stage.summary, "cmd": f"dti {stage.name}"}
-    if stage.per_paradigm:
-        # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.
-        entry = {"matrix": {"paradigm": "${paradigms}"}, **entry}
-        entry["cmd"] += " --paradigm ${item.paradigm}"
-    if stage.deps:
-        entry["deps"] = [_path(dep) for dep in stage.deps]
-    if stage.params:
-        entry["params"] = list(stage.params)
-    entry["outs"] = [{_path(out): {"persist": True}} if out in KEPT else _path(out) for out in stage.outs]
-    return entry
-
-
-def _path(path: str) -> str:
-    return path.replace("{paradigm}", "${item.paradigm}")
+    # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.
+    entry: dict[str, Any] = {"matrix": {"paradigm": "${paradigms}"}} if stage.per_paradigm else {}
+    command = f"dti {stage.name} --paradigm {{paradigm}}" if stage.per_paradigm else f"dti {stage.name}"
+    entry |= {"desc": stage.summary, "cmd": command, "deps": list(stage.deps), "params": list(stage.params)}
+    entry["outs"] = [{out: {"persist": True}} if out in KEPT else out for out in stage.outs]
+    return {key: value for key, value in entry.items() if value}
 
 
 def main(arguments: list[str]) -> int:
