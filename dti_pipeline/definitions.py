@@ -1,7 +1,4 @@
-"""Dagster's entry point: assets, jobs, sensors and schedules, which ``dg dev`` at the project's root loads.
-
-They are listed, not discovered: a module with a ``@dg.definitions`` function silently loses its assets.
-"""
+"""Dagster's entry point: the assets, jobs, sensors and schedules that ``dg dev`` at the project's root loads."""
 
 from __future__ import annotations
 
@@ -20,11 +17,8 @@ from dti_pipeline.errors import InputError
 
 
 def executor() -> dg.ExecutorDefinition:
-    """The executor of a run's steps: this process, or the one that ``DTI_EXECUTOR=module:name`` names.
-
-    A run is a chain of stages that each use every core, so a process for each would only add its start. Training has a
-    process of its own under every executor. On a cluster, dagster-k8s gives each step a pod.
-    """
+    """The executor of a run's steps: this process, since each uses every core, or what ``DTI_EXECUTOR=module:name``
+    names. On a cluster, dagster-k8s gives each step a pod."""
     name = os.environ.get("DTI_EXECUTOR", "dagster:in_process_executor")
     module, _, attribute = name.partition(":")
     try:

@@ -60,10 +60,7 @@ def _yaml(value: Any) -> str:
 
 
 def explained(config: Config, key: str) -> list[Entry]:
-    """The entry of a key; of a section also those of its keys; of "" all.
-
-    Raises InputError that says what became of a removed key, and names the nearest to an unknown one.
-    """
+    """The entry of a key; of a section also those of its keys; of "" all. InputError names the nearest one."""
     entries = list(_entries(masked(config), Config()))
     found = [entry for entry in entries if not key or f"{entry.key}.".startswith(f"{key}.")]
     if not found:
