@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
+from contextlib import suppress
 
 import dagster as dg
 
@@ -20,14 +21,11 @@ def executor() -> dg.ExecutorDefinition:
     """The executor of a run's steps: this process, since each uses every core, or what ``DTI_EXECUTOR=module:name``
     names. On a cluster, dagster-k8s gives each step a pod."""
     name = os.environ.get("DTI_EXECUTOR", "dagster:in_process_executor")
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError):
-        found = None
-    if not isinstance(found, dg.ExecutorDefinition):
-        raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
-    return found
+    with suppress(ImportError, AttributeError, ValueError):
+        found = pkgutil.resolve_name(name)
+        if isinstance(found, dg.ExecutorDefinition):
+            return found
+    raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
 
 
 defs = dg.Definitions(

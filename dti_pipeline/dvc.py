@@ -89,12 +89,11 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("usage: python -m dti_pipeline.dvc [--check]", file=sys.stderr)
         return 2
-    if arguments:
-        if FILE.is_file() and FILE.read_text(encoding="utf-8") == render():
-            return 0
+    if not arguments:
+        FILE.write_text(render(), encoding="utf-8")
+    elif not FILE.is_file() or FILE.read_text(encoding="utf-8") != render():
         print(f"{FILE} is not what the stage table renders: run `python -m dti_pipeline.dvc`", file=sys.stderr)
         return 1
-    FILE.write_text(render(), encoding="utf-8")
     return 0
 
 

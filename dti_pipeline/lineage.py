@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -55,7 +56,11 @@ def hardware(gpus: Sequence[str] | None = None) -> str:
     if names:
         return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_cpu()}, {cores} cores"
+    cpu = f"{platform.machine()} CPU"
+    with suppress(OSError):
+        models = re.findall(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        cpu = next((model for model in models if "unknown" not in model), cpu)
+    return f"{cpu}, {cores} cores"
 
 
 def versions() -> dict[str, str]:
@@ -70,14 +75,6 @@ def versions() -> dict[str, str]:
 @cache
 def _gpus() -> tuple[str, ...]:
     return tuple((_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines())
-
-
-def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name") and "unknown" not in line:
-                return line.partition(":")[2].strip()
-    return f"{platform.machine()} CPU"
 
 
 def _output(*command: str) -> str | None:

@@ -6,8 +6,8 @@ once for each paradigm.
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,8 +50,7 @@ class Stage(Generic[R]):
 
     def run(self, config: Config, paths: Paths, paradigm: str | None = None, **options: Any) -> R:
         """Import the stage's function and call it."""
-        module, _, name = self.function.partition(":")
-        function: Callable[..., R] = getattr(importlib.import_module(module), name)
+        function: Callable[..., R] = pkgutil.resolve_name(self.function)
         arguments = (config, paths, paradigm) if self.per_paradigm else (config, paths)
         return function(*arguments, **options)
 

@@ -1,15 +1,12 @@
 """Sensors and the schedule: new log files, every night, the refresh of cheap assets.
 
-All are off until somebody turns them on under Automation, and none trains: a person decides on a GPU's hours. Only the
-sensor that ends killed runs is on from the beginning.
+None trains, and all are off until somebody turns them on; only the sensor that ends killed runs is on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 
@@ -47,10 +44,9 @@ nightly = dg.ScheduleDefinition(
     " have been the same for two looks. Never trains.",
 )
 def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Request the cheap stages once for each state of the raw log's files.
+    """Request the cheap stages once for each state of the raw log's files; a file still being written changes it.
 
-    The cursor holds the state that was last seen and the one that was last asked for. A file that is still being
-    written changes between two looks: size and time of modification are part of the state.
+    The cursor holds the state that was last seen and the one that was last requested.
     """
     paths = Paths.from_env()
     try:
@@ -59,10 +55,10 @@ def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.Ski
         return dg.SkipReason(str(error))
     if settings.events.source == "synthetic":
         return dg.SkipReason("events.source is synthetic: no file comes from outside, the asset `log` makes it")
-    files = list(_files(settings, paths))
+    files = _files(settings, paths)
     if not files:
         return dg.SkipReason(f"{settings.events.path} (params key events.path) has no file yet")
-    state = _state(files)
+    state = hashlib.md5(json.dumps(files).encode()).hexdigest()
     cursor = json.loads(context.cursor) if context.cursor else {}
     if state == cursor.get("requested"):
         return dg.SkipReason(f"nothing new at {settings.events.path}")
@@ -73,19 +69,14 @@ def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.Ski
     return dg.RunRequest(run_key=state, tags={"log.files": str(len(files)), "log.state": state})
 
 
-def _files(settings: Config, paths: Paths) -> Iterator[tuple[str, Path]]:
-    """The raw log's finished files, hidden ones left out, by name."""
-    root = paths.resolve(settings.events.path)
+def _files(settings: Config, paths: Paths) -> list[tuple[str, int, int]]:
+    """Names, bytes and times of modification of the raw log's finished files, hidden ones left out; none is read."""
+    root, found = paths.resolve(settings.events.path), []
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         parts = path.relative_to(root).parts
         if path.is_file() and not path.name.endswith(UNFINISHED) and not any(part.startswith(".") for part in parts):
-            yield "/".join(parts), path
-
-
-def _state(files: list[tuple[str, Path]]) -> str:
-    """Digest of the files' names, sizes and times of modification: 32 characters. Cost: no file is read."""
-    rows = [(name, stat.st_size, stat.st_mtime_ns) for name, path in files for stat in [path.stat()]]
-    return hashlib.md5(json.dumps(rows).encode()).hexdigest()
+            found.append(("/".join(parts), path.stat().st_size, path.stat().st_mtime_ns))
+    return found
 
 
 SENSORS = [new_log_files, refresh_cheap_stages, killed_runs]

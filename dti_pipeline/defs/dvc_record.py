@@ -16,17 +16,13 @@ from dti_pipeline.pipeline import Stage
 
 
 def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Logger) -> None:
-    """``dvc commit`` the stage, where the home is a DVC project; a log line says why where it is not done.
-
-    A commit that fails is a warning: the data is made, and the line says how to record it by hand. DVC holds a lock on
-    its repository and gives up after seconds, so the commits of several runs wait for one another here.
-    """
+    """``dvc commit`` the stage, or log why not. A commit that fails is a warning, with the command to type."""
     name, home = dvc.stage_name(stage, paradigm), work.paths.home
     program = shutil.which("dvc", path=str(Path(sys.executable).parent)) or shutil.which("dvc")
     if reason := _not_recorded(stage, work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
-    turn = home / ".dvc" / "tmp" / "dagster.lock"
+    turn = home / ".dvc" / "tmp" / "dagster.lock"  # DVC itself waits only seconds for another commit
     turn.parent.mkdir(exist_ok=True)
     with turn.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
