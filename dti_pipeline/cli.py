@@ -60,9 +60,8 @@ def _known(paradigm: str | None) -> str | None:
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter.")]
 Params = Annotated[Path | None, typer.Option(help="Such as recipes/small.yaml; default: params.yaml in the home.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
-Paradigm = Annotated[
-    str | None, typer.Option(callback=_known, help=f"One of {', '.join(names())}; default: each in `paradigms`.")
-]
+NAMES = ", ".join(names())
+Paradigm = Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: each in `paradigms`.")]
 
 
 def _configure(overrides: list[str] | None, params: Path | None) -> tuple[Config, Paths]:
@@ -177,9 +176,7 @@ def plan_cost(
     overrides: Set = None,
     params: Params = None,
     gpu: Annotated[str, typer.Option(help="B200, H200, H100, A100, A100-40GB, L40S or L4.")] = "H100",
-    model: Annotated[
-        str | None, typer.Option(help="llama-3.1-8b and others by name, or a folder; default: params.yaml's.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="llama-3.1-8b, say, or a folder; default: params.yaml's.")] = None,
     users: Annotated[int | None, typer.Option(help="Of a log that is not there yet.")] = None,
     interactions: Annotated[int | None, typer.Option(help="Of each of its users.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of each, label included; default 20.")] = None,
@@ -221,19 +218,15 @@ def show_config(
 
 def make_study(
     grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("experiments/study.yaml"),
-    only: Annotated[list[str] | None, typer.Option("--only", metavar="GROUP", help="Only this group of runs.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Only this group of runs.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what would run and what it costs; run nothing.")] = False,
     prepared: Annotated[bool, typer.Option("--prepare", help="Make the logs' tokens, nothing else.")] = False,
-    reported: Annotated[
-        bool | None, typer.Option("--report/--no-report", help="Only tables and pictures; or only runs.")
-    ] = None,
+    reported: Annotated[bool | None, typer.Option("--report/--no-report", help="Only the tables; or the runs.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; their seconds then say nothing of speed.")] = 1,
     budget_seconds: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
-    log: Annotated[list[str] | None, typer.Option("--log", metavar="NAME=PATH", help="Where a raw log lies.")] = None,
+    log: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a raw log lies.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of tokens and runs; default: study in the home.")] = None,
-    track: Annotated[
-        bool | None, typer.Option("--track/--no-track", help="Record in MLflow; default: tracking.enabled.")
-    ] = None,
+    track: Annotated[bool | None, typer.Option(help="Record in MLflow; default: tracking.enabled.")] = None,
     params: Params = None,
     as_json: Json = False,
 ) -> None:
@@ -264,9 +257,7 @@ if importlib.util.find_spec("experiments"):  # a package beside this one, which 
 
 @app.command("mask")
 def draw_mask(
-    paradigm: Annotated[
-        str | None, typer.Option(callback=_known, help=f"One of {', '.join(names())}; default: all of them.")
-    ] = None,
+    paradigm: Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: all.")] = None,
     context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
     targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
@@ -296,14 +287,10 @@ def score_requests(
     paradigm: Annotated[
         str | None, typer.Option(callback=_known, help="Use this paradigm's model of the home.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder, or models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="A folder, models:/NAME@ALIAS or models:/NAME/VERSION.")] = None,
     out: Annotated[Path | None, typer.Option(help="Answers, JSONL or .parquet; default: standard out.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Answer each line of standard input when it comes.")] = False,
-    cache_items: Annotated[
-        bool, typer.Option("--cache-items", help="dti_isolated: compute the states of an item once.")
-    ] = False,
+    cache_items: Annotated[bool, typer.Option("--cache-items", help="dti_isolated: keep the states of items.")] = False,
     as_json: Json = False,
 ) -> None:
     """P(click) of candidate items for users' histories, by a trained model.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import io
 import re
 import textwrap
-import tokenize
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,19 +93,14 @@ def _entries(section: Any, defaults: Any, parent: str = "") -> Iterator[Entry]:
 
 
 def documentation(kind: type) -> dict[str, str]:
-    """What a dataclass's comments say of each field: whole lines above it, then what stands behind it."""
-    source = inspect.getsource(kind)
-    comments, whole = {}, set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("# ")
-            if token.line.lstrip().startswith("#"):
-                whole.add(token.start[0])
-    found = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            first, last = node.lineno, node.end_lineno or node.lineno
-            while first - 1 in whole:
-                first -= 1
-            found[node.target.id] = " ".join(comments[line] for line in range(first, last + 1) if line in comments)
+    """The comments of a dataclass's fields: whole lines above a field, then what stands behind it. One line a field."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        if line.lstrip().startswith("#"):
+            above.append(line.lstrip("# "))
+            continue
+        if field := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
+            found[field[1]] = " ".join(filter(None, [*above, field[2]]))
+        above = []
     return found
