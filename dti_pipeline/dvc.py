@@ -1,4 +1,4 @@
-"""DVC's entry point: ``dvc.yaml``, rendered from the stage table.
+"""DVC's entry point: the stages of ``dvc.yaml``, rendered from the stage table.
 
 ``python -m dti_pipeline.dvc`` writes it into the working directory; ``--check`` says whether the one there is current.
 """
@@ -15,59 +15,19 @@ from dti_pipeline.pipeline import STAGES, Stage
 
 FILE = Path("dvc.yaml")
 HEADER = """\
-# Rendered from dti_pipeline/pipeline.py by `python -m dti_pipeline.dvc`; a test fails when it differs. Do not edit.
-# `dvc repro` runs what changed, `dvc metrics show` and `dvc plots show` read the comparison.
+# The stages are rendered from dti_pipeline/pipeline.py by `python -m dti_pipeline.dvc`: do not edit them; a test fails
+# when they differ. Metrics and plots are written here. `dvc repro` runs what changed, `dvc metrics show` and
+# `dvc plots show` read the comparison.
 """
 #: DVC would delete it before each run; ingestion reads the files that it parsed before.
 KEPT = frozenset({"data/staged"})
-#: A metrics file for each paradigm; plots of the comparison, and the pictures of `dti study`, which are committed.
-SHOWN = """\
-metrics:
-- reports/comparison/metrics
-plots:
-- auc_against_training_time:
-    title: Validation AUC against training time
-    template: by_paradigm
-    x: train_seconds
-    y:
-      reports/comparison/learning_curve.csv: val_auc
-    x_label: training time (s)
-    y_label: AUC
-- roc:
-    title: ROC of the test targets
-    template: by_paradigm
-    x: fpr
-    y:
-      reports/comparison/roc.csv: tpr
-    x_label: false positive rate
-    y_label: true positive rate
-- calibration:
-    title: Calibration
-    template: by_paradigm
-    x: predicted
-    y:
-      reports/comparison/calibration.csv: observed
-    x_label: mean predicted probability
-    y_label: observed click rate
-- speedup:
-    title: Training speed per target against sliding_window
-    template: bar_horizontal
-    x: speedup
-    y:
-      reports/comparison/speedup.csv: paradigm
-- docs/img/study_auc_seconds.png
-- docs/img/study_speedup_k.png
-- docs/img/study_leak_k.png
-- docs/img/study_auc_n.png
-- docs/img/study_cost_history.png
-"""
 
 
-def render() -> str:
-    """The text of dvc.yaml."""
-    stages = {"stages": {stage.name: _entry(stage) for stage in STAGES}}
-    text = yaml.safe_dump(stages, sort_keys=False, width=120).replace("{paradigm}", "${item.paradigm}")
-    return f"{HEADER}{text}{SHOWN}"
+def render(text: str = "") -> str:
+    """The text of a dvc.yaml with the table's stages; what follows them, from ``metrics`` on, stays."""
+    stages = yaml.safe_dump({"stages": {stage.name: _entry(stage) for stage in STAGES}}, sort_keys=False, width=120)
+    _, metrics, rest = text.partition("metrics:\n")
+    return f"{HEADER}{stages.replace('{paradigm}', '${item.paradigm}')}{metrics}{rest}"
 
 
 def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
@@ -89,9 +49,10 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("usage: python -m dti_pipeline.dvc [--check]", file=sys.stderr)
         return 2
+    text = FILE.read_text(encoding="utf-8") if FILE.is_file() else ""
     if not arguments:
-        FILE.write_text(render(), encoding="utf-8")
-    elif not FILE.is_file() or FILE.read_text(encoding="utf-8") != render():
+        FILE.write_text(render(text), encoding="utf-8")
+    elif text != render(text):
         print(f"{FILE} is not what the stage table renders: run `python -m dti_pipeline.dvc`", file=sys.stderr)
         return 1
     return 0
