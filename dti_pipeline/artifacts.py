@@ -163,16 +163,6 @@ def read(folder: Path, made_by: str, report: type[Any] | None = None) -> Manifes
     return Manifest(folder, raw["stage"], said, raw["config"], raw["inputs"], raw["files"])
 
 
-def verify(manifest: Manifest[Any]) -> None:
-    """Raise InputError naming the first file that is missing or is not what its manifest says. Cost: one read."""
-    for name, expected in manifest.files.items():
-        path = manifest.path / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing: its manifest lists it")
-        if file_digest(path) != expected:
-            raise InputError(f"{path} was changed after it was published: its digest differs from the manifest's")
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON into place, keys sorted: equal content is equal bytes."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -9,9 +9,8 @@ from contextlib import suppress
 import dagster as dg
 
 from dti_pipeline.defs.assets import ASSETS
-from dti_pipeline.defs.automation import SCHEDULES, SENSORS
+from dti_pipeline.defs.automation import JOBS, SCHEDULES, SENSORS
 from dti_pipeline.defs.console import console
-from dti_pipeline.defs.jobs import JOBS
 from dti_pipeline.defs.resources import Project
 from dti_pipeline.defs.training import TrainingProcess
 from dti_pipeline.errors import InputError

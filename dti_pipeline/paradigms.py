@@ -1,4 +1,4 @@
-"""The attention paradigms as values: how far tokens see, how prompts are cut, how a model is served and drawn.
+"""The attention paradigms as values: how far tokens see, how prompts are cut, how plots draw them.
 
 No other code compares their names: a new paradigm is one entry of :data:`PARADIGMS`.
 
@@ -44,7 +44,6 @@ class Paradigm:
     text: Reach  # of text and label tokens
     sums: Reach  # of [SUM] tokens
     streams: bool  # training prompts hold many targets; else one
-    served: str  # how a trained model is asked, and whether that equals training
     style: Style
 
     def __str__(self) -> str:
@@ -65,22 +64,11 @@ class Paradigm:
 
 
 SLIDING_WINDOW = Paradigm(
-    "sliding_window", text=Reach.PROMPT, sums=Reach.PROMPT, streams=False, style=Style("#000000", "-", "o", ""),
-    served="one prompt a target, as trained",
-)  # fmt: skip
-DTI = Paradigm(
-    "dti", text=Reach.WINDOW, sums=Reach.WINDOW, streams=True, style=Style("#D55E00", "--", "s", "//"),
-    served="one prompt a target; training also carries what lies further back in hidden states",
-)  # fmt: skip
-DTI_GROWING = Paradigm(
-    "dti_growing", text=Reach.PROMPT, sums=Reach.PROMPT, streams=True, style=Style("#0072B2", "-.", "^", ".."),
-    served="one growing prompt a user, as trained",
-)  # fmt: skip
-DTI_ISOLATED = Paradigm(
-    "dti_isolated", text=Reach.ITEM, sums=Reach.WINDOW, streams=True, style=Style("#009E73", ":", "D", "xx"),
-    served="one prompt a target, as trained; states of an item can be kept",
-)  # fmt: skip
-
+    "sliding_window", Reach.PROMPT, Reach.PROMPT, streams=False, style=Style("#000000", "-", "o", "")
+)
+DTI = Paradigm("dti", Reach.WINDOW, Reach.WINDOW, streams=True, style=Style("#D55E00", "--", "s", "//"))
+DTI_GROWING = Paradigm("dti_growing", Reach.PROMPT, Reach.PROMPT, streams=True, style=Style("#0072B2", "-.", "^", ".."))
+DTI_ISOLATED = Paradigm("dti_isolated", Reach.ITEM, Reach.WINDOW, streams=True, style=Style("#009E73", ":", "D", "xx"))
 #: In the order of tables: the baseline first.
 PARADIGMS: tuple[Paradigm, ...] = (SLIDING_WINDOW, DTI, DTI_GROWING, DTI_ISOLATED)
 #: What every other paradigm is compared with.

@@ -89,7 +89,7 @@ def _materialize(
     context.log.info(metadata.headline(report))
     output = work.paths.resolve(work.config.events.path) if stage.gives else stage.output(work.paths, paradigm)
     checked = checks.results(stage, report)
-    if not any(checks.refuses(result) for result in checked):
+    if all(result.passed or result.severity == dg.AssetCheckSeverity.WARN for result in checked):
         dvc_record.record(stage, work, paradigm, context.log)
     return dg.MaterializeResult(
         metadata=metadata.describe(report, output),

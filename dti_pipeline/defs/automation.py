@@ -1,21 +1,40 @@
-"""Sensors and the schedule: new log files, every night, the refresh of cheap assets.
+"""Jobs, and what starts them without a person: new log files, every night, the refresh of cheap assets.
 
-None trains, and all are off until somebody turns them on; only the sensor that ends killed runs is on.
+No sensor or schedule trains, and all are off until somebody turns them on, but the sensor that ends killed runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from itertools import takewhile
 
 import dagster as dg
 
 from dti_pipeline import config
 from dti_pipeline.config import Config
-from dti_pipeline.defs.jobs import prepare_log
+from dti_pipeline.defs.assets import BY_PARADIGM
 from dti_pipeline.defs.processes import killed_runs
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import STAGES
+
+SHARED = [stage.asset for stage in takewhile(lambda stage: not stage.per_paradigm, STAGES)]
+PER_PARADIGM = [stage.asset for stage in STAGES if stage.per_paradigm]
+COMPARISON = [stage.asset for stage in STAGES if stage.asset not in (*SHARED, *PER_PARADIGM)]
+#: Dagster's daemon starts a run again, from the step it was in, when the run's own process was killed.
+RETRIED = {"dagster/max_retries": "2", "dagster/retry_strategy": "FROM_FAILURE"}
+
+prepare_log = dg.define_asset_job(
+    "prepare_log", selection=SHARED, description="Raw log to tokens: what every paradigm shares. Minutes, no GPU."
+)
+one_paradigm = dg.define_asset_job(
+    "one_paradigm",
+    selection=PER_PARADIGM,
+    partitions_def=BY_PARADIGM,
+    tags=RETRIED,
+    description="Pack, train and evaluate one paradigm, on tokens that are there.",
+)
 
 #: Suffixes of files that are still being written.
 UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
@@ -79,5 +98,6 @@ def _files(settings: Config, paths: Paths) -> list[tuple[str, int, int]]:
     return found
 
 
+JOBS = [prepare_log, one_paradigm]
 SENSORS = [new_log_files, refresh_cheap_stages, killed_runs]
 SCHEDULES = [nightly]

@@ -160,8 +160,3 @@ def results(stage: Stage[Any], report: object) -> list[dg.AssetCheckResult]:
         severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
         found.append(dg.AssetCheckResult(passed=passed, check_name=check.name, severity=severity, metadata=seen))
     return found
-
-
-def refuses(result: dg.AssetCheckResult) -> bool:
-    """Whether a result stops what comes after."""
-    return not result.passed and result.severity == dg.AssetCheckSeverity.ERROR

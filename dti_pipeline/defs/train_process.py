@@ -35,23 +35,22 @@ def main() -> None:
     parser.add_argument("--paradigm", required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--tag", dest="tags", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     under_torchrun = "RANK" in os.environ
     # When whoever started this is killed, it saves and ends, and torchrun has its processes do so. Those whose torchrun
     # was killed can only end: they wait for one another.
-    _when_the_parent_ends(signal.SIGKILL if under_torchrun else signal.SIGTERM)
+    when_the_parent_ends(signal.SIGKILL if under_torchrun else signal.SIGTERM)
     if arguments.processes > 1 and not under_torchrun:
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
         torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={arguments.processes} -m {MODULE}"
         os.execv(sys.executable, [sys.executable, *torchrun.split(), *sys.argv[1:]])
-    tags = dict(tag.split("=", 1) for tag in arguments.tags)
     speaks = os.environ.get("RANK", "0") == "0"
     with open_dagster_pipes() if speaks else nullcontext() as pipes:
         try:
             paths = Paths.from_env()
             settings = config.load(paths.params, arguments.overrides)
             listeners = [report_to(pipes)] if pipes else []
+            tags = {"dagster.run_id": pipes.run_id} if pipes else {}
             pipeline.execute(pipeline.TRAIN, settings, paths, arguments.paradigm, listeners, tags)
         except (InputError, CheckFailed) as error:
             if pipes is None:
@@ -60,7 +59,7 @@ def main() -> None:
             pipes.report_custom_message({FAILURE: str(error)})
 
 
-def _when_the_parent_ends(number: signal.Signals) -> None:
+def when_the_parent_ends(number: signal.Signals) -> None:
     """Get that signal then, also after exec. Elsewhere than on Linux a killed parent leaves its child."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
@@ -30,7 +31,6 @@ def run(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, work
     checkpoint.
     """
     arguments = ["--paradigm", paradigm, "--processes", str(work.config.training.processes)]
-    arguments += ["--tag", f"dagster.run_id={context.run_id}"]
     for override in work.overrides:
         arguments += ["--set", override]
     try:
@@ -86,7 +86,5 @@ def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
     """Wait that long, through further cancels: one is often two signals."""
     until = time.monotonic() + seconds
     while process.poll() is None and (left := until - time.monotonic()) > 0:
-        try:
+        with suppress(*CANCELLED, subprocess.TimeoutExpired):
             process.wait(left)
-        except (*CANCELLED, subprocess.TimeoutExpired):
-            continue

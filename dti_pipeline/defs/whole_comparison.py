@@ -13,7 +13,7 @@ from dagster._time import get_current_timestamp
 
 from dti_pipeline import config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs.jobs import RETRIED
+from dti_pipeline.defs.automation import RETRIED
 from dti_pipeline.paths import Paths
 
 
