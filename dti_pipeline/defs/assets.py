@@ -12,7 +12,7 @@ import dagster as dg
 
 from dti_pipeline import artifacts, lineage, pipeline
 from dti_pipeline.defs import checks, dvc_record, metadata, processes, training
-from dti_pipeline.defs.conditions import CONDITIONS
+from dti_pipeline.defs.automation import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.events.report import RawLog

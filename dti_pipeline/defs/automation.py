@@ -1,6 +1,7 @@
-"""Jobs, and what starts them without a person: new log files, every night, the refresh of cheap assets.
+"""Jobs, and what runs without a person: new log files, every night, the refresh of cheap assets.
 
-No sensor or schedule trains, and all are off until somebody turns them on, but the sensor that ends killed runs.
+Nothing of it trains, and all sensors and schedules are off until somebody turns them on, but the one that ends killed
+runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import dagster as dg
 
 from dti_pipeline import config
 from dti_pipeline.config import Config
-from dti_pipeline.defs.assets import BY_PARADIGM
 from dti_pipeline.defs.processes import killed_runs
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
@@ -31,7 +31,6 @@ prepare_log = dg.define_asset_job(
 one_paradigm = dg.define_asset_job(
     "one_paradigm",
     selection=PER_PARADIGM,
-    partitions_def=BY_PARADIGM,
     tags=RETRIED,
     description="Pack, train and evaluate one paradigm, on tokens that are there.",
 )
@@ -39,6 +38,32 @@ one_paradigm = dg.define_asset_job(
 #: Suffixes of files that are still being written.
 UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
 LOOK_SECONDS = 30
+
+
+def _after(asset: str) -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+    """Met when that input was made in a run without this asset, whatever happened to the other inputs."""
+    updated = dg.AutomationCondition.newly_updated() & ~dg.AutomationCondition.executed_with_root_target()
+    return (
+        dg.AutomationCondition.any_deps_match(updated).allow(dg.AssetSelection.assets(asset)).since_last_handled()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+    ).with_label(f"after {asset}")
+
+
+#: An asset that exists is made again when an input was; a missing one is not begun.
+_REFRESH = (
+    dg.AutomationCondition.eager()
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    & ~dg.AutomationCondition.missing()
+).with_label("refresh")
+
+#: By stage; the log comes from outside, the model from a person. An evaluation follows its model, not the log: after a
+#: change of the log the old model belongs to other tokens.
+CONDITIONS: dict[str, dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]] = {
+    **dict.fromkeys(("ingest", "validate", "tokenize", "pack"), _REFRESH),
+    "evaluate": _after("model"),
+    "compare": _after("evaluation"),
+}
 
 refresh_cheap_stages = dg.AutomationConditionSensorDefinition(
     "refresh_cheap_stages",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dti_pipeline import dvc
+from dti_pipeline import artifacts, dvc
 from dti_pipeline.defs.resources import Work
 from dti_pipeline.pipeline import Stage
 
@@ -22,10 +21,7 @@ def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Log
     if reason := _not_recorded(stage, work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
-    turn = home / ".dvc" / "tmp" / "dagster.lock"  # DVC itself waits only seconds for another commit
-    turn.parent.mkdir(exist_ok=True)
-    with turn.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with artifacts.alone(home / ".dvc" / "tmp" / "commit"):  # DVC itself waits only seconds for another one
         command = [str(program), "commit", "--quiet", "--force", name]
         done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
