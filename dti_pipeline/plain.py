@@ -54,7 +54,7 @@ Share = Annotated[float, Range(0, 1)]
 
 
 def require(ok: bool, key: str, rule: str, value: object) -> None:
-    """Raise InputError where a rule is broken that no single type can hold."""
+    """Raise InputError, which names the key, where a rule is broken."""
     if not ok:
         raise InputError(f"params key `{key}` must be {rule}, not {value!r}")
 
@@ -129,9 +129,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return float("" if isinstance(value, bool) else value)
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"params key `{key}` must be a number, not {value!r}") from None
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise InputError(f"params key `{key}` must be {describe(hint)}, not {value!r}")
+    require(isinstance(value, hint) and not (hint is int and isinstance(value, bool)), key, describe(hint), value)
+    return value
 
 
 def describe(hint: Any) -> str:

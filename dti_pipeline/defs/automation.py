@@ -35,10 +35,6 @@ one_paradigm = dg.define_asset_job(
     description="Pack, train and evaluate one paradigm, on tokens that are there.",
 )
 
-#: Suffixes of files that are still being written.
-UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
-LOOK_SECONDS = 30
-
 
 def _after(asset: str) -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
     """Met when that input was made in a run without this asset, whatever happened to the other inputs."""
@@ -81,9 +77,13 @@ nightly = dg.ScheduleDefinition(
 )
 
 
+#: Suffixes of files that are still being written.
+UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
+
+
 @dg.sensor(
     job=prepare_log,
-    minimum_interval_seconds=LOOK_SECONDS,
+    minimum_interval_seconds=30,
     description="Ingests the raw log again when `events.path` (in data/raw, say) has new or changed files, once they"
     " have been the same for two looks. Never trains.",
 )
