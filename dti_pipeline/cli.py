@@ -183,7 +183,7 @@ def plan_cost(
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.55,
     as_json: Json = False,
 ) -> None:
-    """What a training will cost, before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
+    """Cost of a training before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
@@ -309,17 +309,17 @@ def score_requests(
         folder = tracking.model_folder(*_configure(None, None), model) if model.startswith("models:/") else Path(model)
     else:
         raise InputError("name the model by one of --paradigm and --model")
-    from dti_pipeline.serving.score import score_file, score_stream
+    from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
     from dti_pipeline.serving.scorer import Scorer
 
     scorer, stdout = Scorer.load(folder, cache_items=cache_items), sys.stdout.buffer
     report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
     if as_json:
         _print_json(report)
-    elif not stream:
+    elif isinstance(report, ScoreReport):
         _say(
-            f"{report['candidates']:,} candidates of {report['requests']:,} requests in {report['seconds']:,.1f} s,"
-            f" {report['candidates_per_second']:,.0f} a second"
+            f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
+            f" {report.candidates_per_second:,.0f} a second"
         )
 
 
