@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 from typer.core import TyperGroup
 
-from dti_pipeline import config, pipeline, tracking
+from dti_pipeline import config, explain, pipeline, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
@@ -207,8 +207,6 @@ def show_config(
 
     Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
     """
-    from dti_pipeline import explain
-
     settings, _ = _configure(overrides, params)
     if key is not None:
         _answer(explain.explained(settings, key), as_json, explain.text)
@@ -324,7 +322,7 @@ def score_requests(
 
 
 def main() -> None:
-    """Entry point of the ``dti`` script."""
+    """The ``dti`` script."""
     app()
 
 

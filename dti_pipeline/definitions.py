@@ -10,8 +10,7 @@ import dagster as dg
 
 from dti_pipeline.defs.assets import ASSETS
 from dti_pipeline.defs.automation import JOBS, SCHEDULES, SENSORS
-from dti_pipeline.defs.console import console
-from dti_pipeline.defs.resources import Project
+from dti_pipeline.defs.resources import Project, console
 from dti_pipeline.defs.training import TrainingProcess
 from dti_pipeline.errors import InputError
 

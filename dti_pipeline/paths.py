@@ -1,8 +1,4 @@
-"""The only place that knows folder names.
-
-Everything a project makes lives under one home (``DTI_HOME``, default: the working directory),
-so that two projects, or two tests, never meet.
-"""
+"""Files and folders of a project: all it makes lives under one home, ``DTI_HOME`` or the working directory."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Without ``from __future__ import annotations``: Dagster reads the annotations of
 
 import hashlib
 import warnings
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ KINDS = {
 }
 #: One run at a time in each pool (dagster.yaml). `gpu`, `duckdb`: memory for one. `dvc`: the others are short and end
 #: with a commit that locks the repository.
-POOLS = {"ingest": "duckdb", "validate": "duckdb", "train": "gpu", "evaluate": "gpu"}
-OTHER_POOL = "dvc"
+POOLS = defaultdict(lambda: "dvc", ingest="duckdb", validate="duckdb", train="gpu", evaluate="gpu")
 #: Read where each step is a pod (docs/operations.md, "Kubernetes"): what uses a GPU asks the cluster for one.
 GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
 
@@ -62,8 +62,8 @@ def build(stage: Stage[Any]) -> dg.AssetsDefinition:
         kinds=KINDS[stage.name],
         metadata=_code_reference(stage),
         code_version=_code_version(stage),
-        pool=POOLS.get(stage.name, OTHER_POOL),
-        op_tags=GPU_POD if POOLS.get(stage.name) == "gpu" else None,
+        pool=POOLS[stage.name],
+        op_tags=GPU_POD if POOLS[stage.name] == "gpu" else None,
         automation_condition=CONDITIONS.get(stage.name),
         check_specs=checks.specs(stage),
     )
