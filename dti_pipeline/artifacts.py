@@ -1,10 +1,8 @@
 """The only place that writes or reads a stage's output folder.
 
-A stage writes into a folder beside its target; when it is done the folder gets a ``manifest.json`` and takes
-the target's place by rename. A reader therefore sees the old output or the new one, never half of either.
-
-One digest names a folder everywhere: :func:`folder_digest` is DVC's own directory hash (MD5 over the sorted list of
-file hashes), so ``dvc.lock``, Dagster's data version and MLflow's dataset digest are the same 32 characters.
+A stage writes into a folder beside its target, which gets a ``manifest.json`` and takes the target's place by rename:
+a reader sees the old output or the new one. :func:`folder_digest` is DVC's own directory hash, so ``dvc.lock``,
+Dagster's data version and MLflow's dataset digest are the same 32 characters.
 """
 
 from __future__ import annotations
@@ -53,21 +51,18 @@ class Manifest(Generic[R]):
 
 
 def file_digest(path: Path) -> str:
-    """MD5 of a file's bytes: 32 hexadecimal characters, what DVC records for a file. Cost: one read."""
+    """MD5 of a file's bytes, as DVC records it: 32 hexadecimal characters. Cost: one read."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "md5").hexdigest()
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in folder.rglob("*") if p.is_file()}
 
 
 def folder_digest(folder: Path) -> str:
     """DVC's hash of a directory, less its ``.dir`` ending: 32 hexadecimal characters. Cost: one read of every file."""
-    rows = sorted(
-        ({"md5": md5, "relpath": name} for name, md5 in _file_digests(folder).items()), key=lambda row: row["relpath"]
-    )
+    rows = [{"md5": md5, "relpath": name} for name, md5 in sorted(_file_digests(folder).items())]
     return hashlib.md5(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
@@ -82,18 +77,14 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def publish(
-    target: Path,
-    stage: str,
-    config: Mapping[str, Any] | None = None,
-    inputs: Mapping[str, Path] | None = None,
+    target: Path, stage: str, config: Mapping[str, Any] | None = None, inputs: Mapping[str, Path] | None = None
 ) -> Iterator[Draft]:
-    """Write a stage's output folder: all of it or nothing.
+    """Write a stage's output folder: all of it or, on an exception, nothing.
 
     ``config`` is the part of the configuration that shaped the output; ``inputs`` are the files or folders that were
-    read, recorded by digest. On an exception the draft is removed and the old output stays as it was.
+    read, recorded by digest before the work starts.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Read before the work starts: what is recorded is what the stage saw.
     digests = {name: digest(path) for name, path in (inputs or {}).items()}
     draft = Draft(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
     draft.path.chmod(0o755)  # mkdtemp makes it private; outputs are for everyone who can read the project
@@ -116,10 +107,7 @@ def publish(
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Hold an output while it is made: a second process that would make it waits for this one to end, however it ends.
-
-    For what takes hours: two at once would overwrite each other's work.
-    """
+    """Hold an output that takes hours: a second process that would make it waits for this one's end, whatever it is."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{target.name}.lock").open("w") as lock:
         try:
@@ -134,8 +122,8 @@ def _take_place(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
-    # A folder cannot be renamed over a folder that holds files: the old one steps aside first. A crash between the
-    # two renames leaves no target, which a reader reports as "not there yet"; it never leaves a mixture.
+    # A folder cannot be renamed over one that holds files: the old one steps aside. A crash between the two renames
+    # leaves no target, never a mixture.
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     target.rename(old / target.name)
     draft.rename(target)
@@ -155,40 +143,28 @@ def read(folder: Path, made_by: str, report: type[Any] | None = None) -> Manifes
 
     Raises InputError where there is none or another version wrote it; ``made_by`` is the command that it names.
     """
-    path = folder / MANIFEST
+    path, again = folder / MANIFEST, f"run `dti {made_by}` again"
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST}: run `dti {made_by}` first")
     try:
         raw = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} line {error.lineno} is not JSON: run `dti {made_by}` again") from error
+        raise InputError(f"{path} line {error.lineno} is not JSON: {again}") from error
     if raw.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema version {raw.get('schema_version')}, this version reads {SCHEMA_VERSION}:"
-            f" run `dti {made_by}` again"
-        )
+        version = raw.get("schema_version")
+        raise InputError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}: {again}")
     said = raw["report"]
     if report is not None:
         try:
             said = from_plain(report, said)
         except InputError as error:
             found = str(error).replace("params key", "key")
-            raise InputError(f"{path} is of another version ({found}): run `dti {made_by}` again") from error
+            raise InputError(f"{path} is of another version ({found}): {again}") from error
     return Manifest(folder, raw["stage"], said, raw["config"], raw["inputs"], raw["files"])
 
 
-def verify(manifest: Manifest[Any]) -> None:
-    """Raise InputError naming the first file that is missing or is not what its manifest says. Cost: one read."""
-    for name, expected in manifest.files.items():
-        path = manifest.path / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing: its manifest lists it")
-        if file_digest(path) != expected:
-            raise InputError(f"{path} was changed after it was published: its digest differs from the manifest's")
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename; keys are sorted, so that equal content is equal bytes."""
+    """Write JSON into place, keys sorted: equal content is equal bytes."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
+from typer.core import TyperGroup
 
-from dti_pipeline import config, pipeline
+from dti_pipeline import config, explain, pipeline, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
@@ -27,41 +28,45 @@ from dti_pipeline.training.bar import progress_bar
 from dti_pipeline.training.lines import lines
 from dti_pipeline.validation.report import ValidateReport
 
+console = Console(stderr=True)
+
+
+class Commands(TyperGroup):
+    """Exit codes: 0 done, 1 a check or target failed, 2 bad input or usage, with one sentence on standard error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (InputError, CheckFailed) as error:
+            kind, code = ("error", 2) if isinstance(error, InputError) else ("failed", 1)
+            console.print(f"[bold red]{kind}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(code) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Dynamic Target Isolation for CTR prediction: a raw log in, a comparison of paradigms out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-console = Console(stderr=True)
+
+
+def _known(paradigm: str | None) -> str | None:
+    return None if paradigm is None else named(paradigm).name
+
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter.")]
-Params = Annotated[
-    Path | None, typer.Option("--params", help="Such as recipes/small.yaml; default: params.yaml in the home.")
-]
+Params = Annotated[Path | None, typer.Option(help="Such as recipes/small.yaml; default: params.yaml in the home.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
-Paradigm = Annotated[
-    str | None, typer.Option("--paradigm", help=f"One of {', '.join(names())}; default: each in `paradigms`.")
-]
+NAMES = ", ".join(names())
+Paradigm = Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: each in `paradigms`.")]
 
 
 def _configure(overrides: list[str] | None, params: Path | None) -> tuple[Config, Paths]:
     paths = Paths.from_env()
     return config.load(config.find(params, paths.home) if params else paths.params, overrides or ()), paths
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """0 done, 1 a check or target failed, 2 bad input or usage; one sentence on standard error."""
-    try:
-        yield
-    except InputError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except CheckFailed as error:
-        console.print(f"[bold red]failed:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
 
 
 def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> object:
@@ -96,38 +101,31 @@ def _show(title: str, report: object) -> None:
             print(f"  {name:<30} {value:>14,}" if isinstance(value, int) else f"  {name:<30} {value:>14,.4f}")
 
 
+def _answer(report: object, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print a report as one line of JSON, or in words."""
+    print(json.dumps(to_plain(report), ensure_ascii=False) if as_json else text(report).removesuffix("\n"))
+
+
 def _print_json(report: object) -> None:
-    print(json.dumps(to_plain(report), ensure_ascii=False))
-
-
-def _paradigms(stage: Stage[Any], settings: Config, paradigm: str | None) -> tuple[str | None, ...]:
-    if paradigm is not None:
-        named(paradigm)  # or it is refused
-    return (paradigm,) if paradigm else settings.paradigms if stage.per_paradigm else (None,)
+    _answer(report, True, str)
 
 
 def _stage_command(stage: Stage[Any]) -> None:
     """Give a stage of the table its command."""
-    example = f"dti {stage.name} {'--paradigm dti' if stage.per_paradigm else '--json'}"
 
-    def run(overrides: list[str] | None, params: Path | None, as_json: bool, paradigm: str | None) -> None:
-        with _exit_codes():
-            settings, paths = _configure(overrides, params)
-            reports = {one: _run(stage, settings, paths, one, as_json) for one in _paradigms(stage, settings, paradigm)}
-            if as_json:
-                _print_json(next(iter(reports.values())) if len(reports) == 1 else reports)
-
-    def per_paradigm(
-        overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None
-    ) -> None:
-        run(overrides, params, as_json, paradigm)
+    def each(overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None) -> None:
+        settings, paths = _configure(overrides, params)
+        wanted = (paradigm,) if paradigm else settings.paradigms if stage.per_paradigm else (None,)
+        reports = {one: _run(stage, settings, paths, one, as_json) for one in wanted}
+        if as_json:
+            _print_json(next(iter(reports.values())) if len(reports) == 1 else reports)
 
     def once(overrides: Set = None, params: Params = None, as_json: Json = False) -> None:
-        run(overrides, params, as_json, None)
+        each(overrides, params, as_json)
 
-    app.command(stage.name, help=f"{stage.summary}\n\nExample: `{example}`")(
-        per_paradigm if stage.per_paradigm else once
-    )
+    example = f"dti {stage.name} {'--paradigm dti' if stage.per_paradigm else '--json'}"
+    command = app.command(stage.name, help=f"{stage.summary}\n\nExample: `{example}`")
+    command(each if stage.per_paradigm else once)
 
 
 for _stage in pipeline.STAGES:
@@ -140,12 +138,11 @@ def run_all(overrides: Set = None, params: Params = None, as_json: Json = False)
 
     Example: `dti run --set events.source=movielens --set events.path=data/raw/movielens-latest-small`
     """
-    with _exit_codes():
-        settings, paths = _configure(overrides, params)
-        for stage, paradigm in pipeline.plan(settings):
-            report = _run(stage, settings, paths, paradigm, as_json)
-        if as_json:
-            _print_json(report)
+    settings, paths = _configure(overrides, params)
+    for stage, paradigm in pipeline.plan(settings):
+        report = _run(stage, settings, paths, paradigm, as_json)
+    if as_json:
+        _print_json(report)
 
 
 @app.command("fetch")
@@ -160,23 +157,18 @@ def fetch_log(
     """
     from dti_pipeline.events.fetch import fetch
 
-    with _exit_codes():
-        bar = Progress(
-            *Progress.get_default_columns(), DownloadColumn(), console=console, disable=not console.is_terminal
+    bar = Progress(*Progress.get_default_columns(), DownloadColumn(), console=console, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task(name, total=None)
+        report = fetch(
+            name,
+            Paths.from_env(),
+            category,
+            say=_say,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-        with bar:
-            task = bar.add_task(name, total=None)
-            report = fetch(
-                name,
-                Paths.from_env(),
-                category,
-                say=_say,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        if as_json:
-            _print_json(report)
-        else:
-            print(f"fetched {name}; use it: `--set events.source={report.source} --set events.path={report.path}`")
+    use = f"fetched {name}; use it: `--set events.source={report.source} --set events.path={report.path}`"
+    _answer(report, as_json, lambda _: use)
 
 
 @app.command("plan")
@@ -184,9 +176,7 @@ def plan_cost(
     overrides: Set = None,
     params: Params = None,
     gpu: Annotated[str, typer.Option(help="B200, H200, H100, A100, A100-40GB, L40S or L4.")] = "H100",
-    model: Annotated[
-        str | None, typer.Option(help="llama-3.1-8b and others by name, or a folder; default: params.yaml's.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="llama-3.1-8b, say, or a folder; default: params.yaml's.")] = None,
     users: Annotated[int | None, typer.Option(help="Of a log that is not there yet.")] = None,
     interactions: Annotated[int | None, typer.Option(help="Of each of its users.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of each, label included; default 20.")] = None,
@@ -200,10 +190,9 @@ def plan_cost(
     from dti_pipeline.planning.plan import plan
     from dti_pipeline.planning.render import render
 
-    with _exit_codes():
-        settings, paths = _configure(overrides, params)
-        report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
-        print(json.dumps(report) if as_json else render(report), end="\n" if as_json else "")
+    settings, paths = _configure(overrides, params)
+    report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
+    _answer(report, as_json, render)
 
 
 @app.command("config")
@@ -218,34 +207,24 @@ def show_config(
 
     Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
     """
-    from dti_pipeline import explain
-
-    with _exit_codes():
-        settings, _ = _configure(overrides, params)
-        if key is not None:
-            entries = explain.explained(settings, key)
-            print(json.dumps(list(map(to_plain, entries)), ensure_ascii=False) if as_json else explain.text(entries))
-        elif as_json:
-            print(json.dumps(to_plain(explain.masked(settings)), ensure_ascii=False))
-        else:
-            print(explain.in_force(settings, changed), end="")
+    settings, _ = _configure(overrides, params)
+    if key is not None:
+        _answer(explain.explained(settings, key), as_json, explain.text)
+    else:
+        _answer(explain.masked(settings), as_json, lambda config: explain.in_force(config, changed))
 
 
 def make_study(
     grid: Annotated[Path, typer.Argument(help="The study's file.")] = Path("experiments/study.yaml"),
-    only: Annotated[list[str] | None, typer.Option("--only", metavar="GROUP", help="Only this group of runs.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="GROUP", help="Only this group of runs.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what would run and what it costs; run nothing.")] = False,
     prepared: Annotated[bool, typer.Option("--prepare", help="Make the logs' tokens, nothing else.")] = False,
-    reported: Annotated[
-        bool | None, typer.Option("--report/--no-report", help="Only tables and pictures; or only runs.")
-    ] = None,
+    reported: Annotated[bool | None, typer.Option("--report/--no-report", help="Only the tables; or the runs.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; their seconds then say nothing of speed.")] = 1,
     budget_seconds: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
-    log: Annotated[list[str] | None, typer.Option("--log", metavar="NAME=PATH", help="Where a raw log lies.")] = None,
+    log: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a raw log lies.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of tokens and runs; default: study in the home.")] = None,
-    track: Annotated[
-        bool | None, typer.Option("--track/--no-track", help="Record in MLflow; default: tracking.enabled.")
-    ] = None,
+    track: Annotated[bool | None, typer.Option(help="Record in MLflow; default: tracking.enabled.")] = None,
     params: Params = None,
     as_json: Json = False,
 ) -> None:
@@ -255,20 +234,19 @@ def make_study(
     """
     from experiments import command
 
-    with _exit_codes():
-        settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
-        task = command.Task(
-            grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, command.logs(log or ())
-        )
-        if listed:
-            report = command.show(task)
-        elif prepared:
-            report = command.prepare(task, paths)
-        else:
-            report = command.make(task, settings, paths, reported, _say)
-        print(json.dumps(report, ensure_ascii=False) if as_json else command.text(report))
-        if report.get("failed"):
-            raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
+    settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
+    task = command.Task(
+        grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, command.logs(log or ())
+    )
+    if listed:
+        report = command.show(task)
+    elif prepared:
+        report = command.prepare(task, paths)
+    else:
+        report = command.make(task, settings, paths, reported, _say)
+    _answer(report, as_json, command.text)
+    if report.get("failed"):
+        raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
 
 
 if importlib.util.find_spec("experiments"):  # a package beside this one, which need not be installed
@@ -277,7 +255,7 @@ if importlib.util.find_spec("experiments"):  # a package beside this one, which 
 
 @app.command("mask")
 def draw_mask(
-    paradigm: Annotated[str | None, typer.Option(help=f"One of {', '.join(names())}; default: all of them.")] = None,
+    paradigm: Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: all.")] = None,
     context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
     targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
@@ -290,34 +268,27 @@ def draw_mask(
     """
     from dti_pipeline.modeling.masks import draw
 
-    with _exit_codes():
-        if paradigm is not None:
-            named(paradigm)  # or it is refused
-        masks = draw.prompt_masks(paradigm, context, targets, tokens)
-        if out is not None:
-            draw.picture(masks, out)
-        if as_json:
-            print(json.dumps(masks[paradigm].plain() if paradigm else {name: m.plain() for name, m in masks.items()}))
-        elif out is None:
-            page = Console()
-            drawings = [draw.text(mask, page.width if page.is_terminal else None) for mask in masks.values()]
-            page.print(*drawings, sep="\n\n", soft_wrap=True)
+    masks = draw.prompt_masks(paradigm, context, targets, tokens)
+    if out is not None:
+        draw.picture(masks, out)
+    if as_json:
+        _print_json(masks[paradigm].plain() if paradigm else {name: mask.plain() for name, mask in masks.items()})
+    elif out is None:
+        page = Console()
+        drawings = [draw.text(mask, page.width if page.is_terminal else None) for mask in masks.values()]
+        page.print(*drawings, sep="\n\n", soft_wrap=True)
 
 
 @app.command("score")
 def score_requests(
     file: Annotated[Path, typer.Argument(help="Requests, JSONL or Parquet; `-` reads JSONL from standard input.")],
-    paradigm: Annotated[str | None, typer.Option("--paradigm", help="Use this paradigm's model of the home.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A folder, or models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's.")
+    paradigm: Annotated[
+        str | None, typer.Option(callback=_known, help="Use this paradigm's model of the home.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Answers, JSONL or .parquet; default: standard out.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="A folder, models:/NAME@ALIAS or models:/NAME/VERSION.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Answers, JSONL or .parquet; default: standard out.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Answer each line of standard input when it comes.")] = False,
-    cache_items: Annotated[
-        bool, typer.Option("--cache-items", help="dti_isolated: compute what the model makes of an item once.")
-    ] = False,
+    cache_items: Annotated[bool, typer.Option("--cache-items", help="dti_isolated: keep the states of items.")] = False,
     as_json: Json = False,
 ) -> None:
     """P(click) of candidate items for users' histories, by a trained model.
@@ -327,42 +298,31 @@ def score_requests(
     Examples: `dti score requests.jsonl --paradigm dti --out answers.jsonl`,
     `dti score requests.jsonl --model models:/dti@champion`
     """
-    with _exit_codes():
-        if stream and (str(file) != "-" or out is not None):
-            raise InputError("--stream reads standard input (`-`) and answers on standard output")
-        if (paradigm is None) == (model is None):
-            raise InputError("name the model by one of --paradigm and --model")
-        if paradigm is not None:
-            named(paradigm)  # or it is refused
-        from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
-        from dti_pipeline.serving.scorer import Scorer
+    if stream and (str(file) != "-" or out is not None):
+        raise InputError("--stream reads standard input (`-`) and answers on standard output")
+    if paradigm is not None and model is None:
+        folder = Paths.from_env().model(paradigm)
+    elif model is not None and paradigm is None:
+        # A folder, or a version in the registry.
+        folder = tracking.model_folder(*_configure(None, None), model) if model.startswith("models:/") else Path(model)
+    else:
+        raise InputError("name the model by one of --paradigm and --model")
+    from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
+    from dti_pipeline.serving.scorer import Scorer
 
-        scorer, stdout = Scorer.load(_model_folder(paradigm, model), cache_items=cache_items), sys.stdout.buffer
-        report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
-        if as_json:
-            _print_json(report)
-        elif isinstance(report, ScoreReport):
-            _say(
-                f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
-                f" {report.candidates_per_second:,.0f} a second"
-            )
-
-
-def _model_folder(paradigm: str | None, model: str | None) -> Path:
-    """The model of ``dti score``: a paradigm's in the home, a folder, or a version of the registry."""
-    if paradigm is not None:
-        return Paths.from_env().model(paradigm)
-    assert model is not None
-    if not model.startswith("models:/"):
-        return Path(model)
-    from dti_pipeline import tracking
-
-    settings, paths = _configure(None, None)
-    return tracking.model_folder(settings, paths, model)
+    scorer, stdout = Scorer.load(folder, cache_items=cache_items), sys.stdout.buffer
+    report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
+    if as_json:
+        _print_json(report)
+    elif isinstance(report, ScoreReport):
+        _say(
+            f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
+            f" {report.candidates_per_second:,.0f} a second"
+        )
 
 
 def main() -> None:
-    """Entry point of the ``dti`` script."""
+    """The ``dti`` script."""
     app()
 
 

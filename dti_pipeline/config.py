@@ -1,7 +1,7 @@
 """The one configuration: ``params.yaml`` read into frozen, typed sections.
 
 Each package declares its own section in its ``settings.py``: type and range of a key in its annotation, its meaning in
-its comment; ``dti config --explain KEY`` prints them. All code imports sections from here. Nothing heavy is imported.
+its comment; ``dti config --explain KEY`` prints them. All code imports sections from here.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def find(params: Path, home: Path) -> Path:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read params.yaml (all defaults where the file does not exist) and apply ``stage.key=value`` overrides.
+    """Read params.yaml, all defaults where there is none, and apply ``section.key=value`` overrides.
 
-    The environment says where runs are recorded (``DTI_TRACKING_URI``) where neither does.
+    ``DTI_TRACKING_URI`` says where runs are recorded where neither does.
     """
     raw: Any = (parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}) if path.is_file() else {}
     if not isinstance(raw, dict):
@@ -96,8 +96,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, leaf = key.strip().split(".")
     node = raw
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
             raise InputError(f"--set {override!r}: `{parent}` is a value, not a section")
-        node = child
     node[leaf] = parse_yaml(text, f"--set {override!r}:")

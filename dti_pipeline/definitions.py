@@ -1,39 +1,29 @@
-"""Dagster's entry point: assets, jobs, sensors and schedules, which ``dg dev`` at the project's root loads.
-
-They are listed, not discovered: a module with a ``@dg.definitions`` function silently loses its assets.
-"""
+"""Dagster's entry point: the assets, jobs, sensors and schedules that ``dg dev`` at the project's root loads."""
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
+from contextlib import suppress
 
 import dagster as dg
 
 from dti_pipeline.defs.assets import ASSETS
-from dti_pipeline.defs.automation import SCHEDULES, SENSORS
-from dti_pipeline.defs.console import console
-from dti_pipeline.defs.jobs import JOBS
-from dti_pipeline.defs.resources import Project
+from dti_pipeline.defs.automation import JOBS, SCHEDULES, SENSORS
+from dti_pipeline.defs.resources import Project, console
 from dti_pipeline.defs.training import TrainingProcess
 from dti_pipeline.errors import InputError
 
 
 def executor() -> dg.ExecutorDefinition:
-    """The executor of a run's steps: this process, or the one that ``DTI_EXECUTOR=module:name`` names.
-
-    A run is a chain of stages that each use every core, so a process for each would only add its start. Training has a
-    process of its own under every executor. On a cluster, dagster-k8s gives each step a pod.
-    """
+    """The executor of a run's steps: this process, since each uses every core, or what ``DTI_EXECUTOR=module:name``
+    names. On a cluster, dagster-k8s gives each step a pod."""
     name = os.environ.get("DTI_EXECUTOR", "dagster:in_process_executor")
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError):
-        found = None
-    if not isinstance(found, dg.ExecutorDefinition):
-        raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
-    return found
+    with suppress(ImportError, AttributeError, ValueError):
+        found = pkgutil.resolve_name(name)
+        if isinstance(found, dg.ExecutorDefinition):
+            return found
+    raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
 
 
 defs = dg.Definitions(

@@ -1,4 +1,4 @@
-"""DVC's entry point: ``dvc.yaml``, rendered from the stage table.
+"""DVC's entry point: the stages of ``dvc.yaml``, rendered from the stage table.
 
 ``python -m dti_pipeline.dvc`` writes it into the working directory; ``--check`` says whether the one there is current.
 """
@@ -15,61 +15,19 @@ from dti_pipeline.pipeline import STAGES, Stage
 
 FILE = Path("dvc.yaml")
 HEADER = """\
-# Rendered from dti_pipeline/pipeline.py by `python -m dti_pipeline.dvc`; a test fails when it differs. Do not edit.
-# `dvc repro` runs what changed, `dvc metrics show` and `dvc plots show` read the comparison.
+# The stages are rendered from dti_pipeline/pipeline.py by `python -m dti_pipeline.dvc`: do not edit them; a test fails
+# when they differ. Metrics and plots are written here. `dvc repro` runs what changed, `dvc metrics show` and
+# `dvc plots show` read the comparison.
 """
 #: DVC would delete it before each run; ingestion reads the files that it parsed before.
 KEPT = frozenset({"data/staged"})
-METRICS = ["reports/comparison/metrics"]  # a file for each paradigm, a line of `dvc metrics show`
-#: Of `dti study`, committed.
-PICTURES = ("auc_seconds", "speedup_k", "leak_k", "auc_n", "cost_history")
-PLOTS: list[dict[str, Any] | str] = [
-    {
-        "auc_against_training_time": {
-            "title": "Validation AUC against training time",
-            "template": "by_paradigm",
-            "x": "train_seconds",
-            "y": {"reports/comparison/learning_curve.csv": "val_auc"},
-            "x_label": "training time (s)",
-            "y_label": "AUC",
-        }
-    },
-    {
-        "roc": {
-            "title": "ROC of the test targets",
-            "template": "by_paradigm",
-            "x": "fpr",
-            "y": {"reports/comparison/roc.csv": "tpr"},
-            "x_label": "false positive rate",
-            "y_label": "true positive rate",
-        }
-    },
-    {
-        "calibration": {
-            "title": "Calibration",
-            "template": "by_paradigm",
-            "x": "predicted",
-            "y": {"reports/comparison/calibration.csv": "observed"},
-            "x_label": "mean predicted probability",
-            "y_label": "observed click rate",
-        }
-    },
-    {
-        "speedup": {
-            "title": "Training speed per target against sliding_window",
-            "template": "bar_horizontal",
-            "x": "speedup",
-            "y": {"reports/comparison/speedup.csv": "paradigm"},
-        }
-    },
-    *(f"docs/img/study_{name}.png" for name in PICTURES),
-]
 
 
-def render() -> str:
-    """The text of dvc.yaml."""
-    content = {"stages": {stage.name: _entry(stage) for stage in STAGES}, "metrics": METRICS, "plots": PLOTS}
-    return f"{HEADER}{yaml.safe_dump(content, sort_keys=False, width=120)}"
+def render(text: str = "") -> str:
+    """The text of a dvc.yaml with the table's stages; what follows them, from ``metrics`` on, stays."""
+    stages = yaml.safe_dump({"stages": {stage.name: _entry(stage) for stage in STAGES}}, sort_keys=False, width=120)
+    _, metrics, rest = text.partition("metrics:\n")
+    return f"{HEADER}{stages.replace('{paradigm}', '${item.paradigm}')}{metrics}{rest}"
 
 
 def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
@@ -78,21 +36,12 @@ def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
 
 
 def _entry(stage: Stage[Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"desc": stage.summary, "cmd": f"dti {stage.name}"}
-    if stage.per_paradigm:
-        # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.
-        entry = {"matrix": {"paradigm": "${paradigms}"}, **entry}
-        entry["cmd"] += " --paradigm ${item.paradigm}"
-    if stage.deps:
-        entry["deps"] = [_path(dep) for dep in stage.deps]
-    if stage.params:
-        entry["params"] = list(stage.params)
-    entry["outs"] = [{_path(out): {"persist": True}} if out in KEPT else _path(out) for out in stage.outs]
-    return entry
-
-
-def _path(path: str) -> str:
-    return path.replace("{paradigm}", "${item.paradigm}")
+    # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.
+    entry: dict[str, Any] = {"matrix": {"paradigm": "${paradigms}"}} if stage.per_paradigm else {}
+    command = f"dti {stage.name} --paradigm {{paradigm}}" if stage.per_paradigm else f"dti {stage.name}"
+    entry |= {"desc": stage.summary, "cmd": command, "deps": list(stage.deps), "params": list(stage.params)}
+    entry["outs"] = [{out: {"persist": True}} if out in KEPT else out for out in stage.outs]
+    return {key: value for key, value in entry.items() if value}
 
 
 def main(arguments: list[str]) -> int:
@@ -100,12 +49,12 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("usage: python -m dti_pipeline.dvc [--check]", file=sys.stderr)
         return 2
-    if arguments:
-        if FILE.is_file() and FILE.read_text(encoding="utf-8") == render():
-            return 0
+    text = FILE.read_text(encoding="utf-8") if FILE.is_file() else ""
+    if not arguments:
+        FILE.write_text(render(text), encoding="utf-8")
+    elif text != render(text):
         print(f"{FILE} is not what the stage table renders: run `python -m dti_pipeline.dvc`", file=sys.stderr)
         return 1
-    FILE.write_text(render(), encoding="utf-8")
     return 0
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import io
 import re
 import textwrap
-import tokenize
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,10 +57,7 @@ def _yaml(value: Any) -> str:
 
 
 def explained(config: Config, key: str) -> list[Entry]:
-    """The entry of a key; of a section also those of its keys; of "" all.
-
-    Raises InputError that says what became of a removed key, and names the nearest to an unknown one.
-    """
+    """The entry of a key; of a section also those of its keys; of "" all. InputError names the nearest one."""
     entries = list(_entries(masked(config), Config()))
     found = [entry for entry in entries if not key or f"{entry.key}.".startswith(f"{key}.")]
     if not found:
@@ -99,19 +93,14 @@ def _entries(section: Any, defaults: Any, parent: str = "") -> Iterator[Entry]:
 
 
 def documentation(kind: type) -> dict[str, str]:
-    """What a dataclass's comments say of each field: whole lines above it, then what stands behind it."""
-    source = inspect.getsource(kind)
-    comments, whole = {}, set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("# ")
-            if token.line.lstrip().startswith("#"):
-                whole.add(token.start[0])
-    found = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            first, last = node.lineno, node.end_lineno or node.lineno
-            while first - 1 in whole:
-                first -= 1
-            found[node.target.id] = " ".join(comments[line] for line in range(first, last + 1) if line in comments)
+    """The comments of a dataclass's fields: whole lines above a field, then what stands behind it. One line a field."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        if line.lstrip().startswith("#"):
+            above.append(line.lstrip("# "))
+            continue
+        if field := re.match(r"    (\w+): .*?(?:  # (.*))?$", line):
+            found[field[1]] = " ".join(filter(None, [*above, field[2]]))
+        above = []
     return found

@@ -1,11 +1,13 @@
-"""Lineage of a result: the code's commit, the machine, the libraries. Light; imports none of them."""
+"""Lineage of a result: the code's commit, the machine, the versions of libraries. Imports none of them."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -33,16 +35,14 @@ class Commit:
 def commit() -> Commit | None:
     """The commit that ``DTI_COMMIT`` names, as images do; else the one of the package's own source.
 
-    None where it is installed without its repository, or without git, and nothing is named. Only the package decides
-    what is dirty: every stage that DVC or Dagster runs rewrites dvc.lock, and a changed params.yaml is recorded with
-    the result anyway.
+    None where nothing is named and there is no repository or no git. Only the package decides what is dirty: every
+    stage that DVC or Dagster runs rewrites dvc.lock, and parameters are recorded with the result.
     """
-    if named := os.environ.get("DTI_COMMIT"):  # who copied the code here knows better than what lies around it
+    if named := os.environ.get("DTI_COMMIT"):
         return Commit(named, dirty=False)
     sha = _output("git", "-C", str(SOURCE), "rev-parse", "HEAD")
     if sha is None or _output("git", "-C", str(SOURCE), "ls-files", "--error-unmatch", "paths.py") is None:
-        # A site-packages folder inside somebody else's repository is not that repository's code.
-        return None
+        return None  # site-packages inside somebody else's repository is not that repository's code
     changed = _output("git", "-C", str(SOURCE), "status", "--porcelain", "--untracked-files=no", "--", ".")
     return Commit(sha, bool(changed))
 
@@ -50,38 +50,31 @@ def commit() -> Commit | None:
 def hardware(gpus: Sequence[str] | None = None) -> str:
     """The hardware of a duration: the GPUs, else the CPU and its usable cores.
 
-    ``gpus``: names of those in use, one for each; none at all: the CPU; None: whatever GPUs the machine has.
+    ``gpus``: names of those in use, each as often as it is; empty: the CPU; None: all GPUs of the machine.
     """
     names = _gpus() if gpus is None else gpus
     if names:
         return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_cpu()}, {cores} cores"
+    cpu = f"{platform.machine()} CPU"
+    with suppress(OSError):
+        models = re.findall(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        cpu = next((model for model in models if "unknown" not in model), cpu)
+    return f"{cpu}, {cores} cores"
 
 
 def versions() -> dict[str, str]:
     """This package, Python and the libraries that figures may depend on, by name; one that is not there is left out."""
     found = {"dti-pipeline": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 @cache
 def _gpus() -> tuple[str, ...]:
     return tuple((_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines())
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name") and "unknown" not in line:
-                return line.partition(":")[2].strip()
-    return f"{platform.machine()} CPU"
 
 
 def _output(*command: str) -> str | None:

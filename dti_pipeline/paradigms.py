@@ -1,7 +1,6 @@
-"""The attention paradigms as values: how far tokens see, how prompts are cut, how a model is served and drawn.
+"""The attention paradigms as values: how far tokens see, how prompts are cut, how plots draw them.
 
-Masks, packing, cost, drawing, prediction and plots read these fields; none compares names. A new paradigm is one entry
-of :data:`PARADIGMS` and its rule in ``tests/model/oracle.py``.
+No other code compares their names: a new paradigm is one entry of :data:`PARADIGMS`.
 
     paradigm         a text or label token of interaction i sees   [SUM] of target i sees
     sliding_window   everything before it in its prompt            the same
@@ -45,7 +44,6 @@ class Paradigm:
     text: Reach  # of text and label tokens
     sums: Reach  # of [SUM] tokens
     streams: bool  # training prompts hold many targets; else one
-    served: str  # how a trained model is asked, and whether that equals training
     style: Style
 
     def __str__(self) -> str:
@@ -57,8 +55,7 @@ class Paradigm:
         return self.text is Reach.ITEM
 
     def in_streams(self) -> Paradigm:
-        """The paradigm for prompts of many targets. A model trained on single targets sees n interactions back there,
-        as it does in its own prompts."""
+        """The paradigm in prompts of many targets: one of single targets sees n interactions back, as in its own."""
         return self if self.streams else replace(self, text=Reach.WINDOW, sums=Reach.WINDOW)
 
     def targets(self, wanted: int | None) -> int | None:
@@ -67,38 +64,11 @@ class Paradigm:
 
 
 SLIDING_WINDOW = Paradigm(
-    "sliding_window",
-    text=Reach.PROMPT,
-    sums=Reach.PROMPT,
-    streams=False,
-    served="one prompt a target, as trained",
-    style=Style("#000000", "-", "o", ""),
+    "sliding_window", Reach.PROMPT, Reach.PROMPT, streams=False, style=Style("#000000", "-", "o", "")
 )
-DTI = Paradigm(
-    "dti",
-    text=Reach.WINDOW,
-    sums=Reach.WINDOW,
-    streams=True,
-    served="one prompt a target; training also carries what lies further back in hidden states",
-    style=Style("#D55E00", "--", "s", "//"),
-)
-DTI_GROWING = Paradigm(
-    "dti_growing",
-    text=Reach.PROMPT,
-    sums=Reach.PROMPT,
-    streams=True,
-    served="one growing prompt a user, as trained",
-    style=Style("#0072B2", "-.", "^", ".."),
-)
-DTI_ISOLATED = Paradigm(
-    "dti_isolated",
-    text=Reach.ITEM,
-    sums=Reach.WINDOW,
-    streams=True,
-    served="one prompt a target, as trained; states of an item can be kept",
-    style=Style("#009E73", ":", "D", "xx"),
-)
-
+DTI = Paradigm("dti", Reach.WINDOW, Reach.WINDOW, streams=True, style=Style("#D55E00", "--", "s", "//"))
+DTI_GROWING = Paradigm("dti_growing", Reach.PROMPT, Reach.PROMPT, streams=True, style=Style("#0072B2", "-.", "^", ".."))
+DTI_ISOLATED = Paradigm("dti_isolated", Reach.ITEM, Reach.WINDOW, streams=True, style=Style("#009E73", ":", "D", "xx"))
 #: In the order of tables: the baseline first.
 PARADIGMS: tuple[Paradigm, ...] = (SLIDING_WINDOW, DTI, DTI_GROWING, DTI_ISOLATED)
 #: What every other paradigm is compared with.

@@ -1,14 +1,13 @@
-"""The whole pipeline on one page.
+"""The whole pipeline on one page: the table from which the command line, Dagster's assets and ``dvc.yaml`` are built.
 
-Each stage is a plain function ``(config, paths) -> report`` (``(config, paths, paradigm) -> report`` where it exists
-once for each paradigm). Dagster's assets, ``dvc.yaml`` and the command line are built from this table; a test holds
-them together.
+Each stage is a plain function ``(config, paths) -> report``, or ``(config, paths, paradigm) -> report`` where it exists
+once for each paradigm.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,9 +31,8 @@ R = TypeVar("R")
 class Stage(Generic[R]):
     """One step from the raw log to the comparison.
 
-    ``deps`` and ``outs`` are paths relative to the project's home; ``{paradigm}`` stands for the paradigm and
-    ``${section.key}`` for a parameter, in DVC's own notation. ``params`` are the sections or keys of params.yaml that
-    the stage reads: a change in any other key leaves its output valid.
+    ``deps`` and ``outs`` are paths below the project's home; ``{paradigm}`` stands for the paradigm and, in DVC's
+    notation, ``${section.key}`` for a parameter. A change of a key that is not in ``params`` leaves the output valid.
     """
 
     name: str  # the verb: command, DVC stage
@@ -44,7 +42,7 @@ class Stage(Generic[R]):
     summary: str
     outs: tuple[str, ...]
     deps: tuple[str, ...] = ()
-    params: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()  # the sections or keys of params.yaml that it reads
     per_paradigm: bool = False
     told: bool = False  # it takes hours: listeners hear how far it has come, and one process at a time makes its output
     needed: Callable[[Config], bool] = lambda config: True  # False: its output is there without it
@@ -52,8 +50,7 @@ class Stage(Generic[R]):
 
     def run(self, config: Config, paths: Paths, paradigm: str | None = None, **options: Any) -> R:
         """Import the stage's function and call it."""
-        module, _, name = self.function.partition(":")
-        function: Callable[..., R] = getattr(importlib.import_module(module), name)
+        function: Callable[..., R] = pkgutil.resolve_name(self.function)
         arguments = (config, paths, paradigm) if self.per_paradigm else (config, paths)
         return function(*arguments, **options)
 
@@ -63,97 +60,48 @@ class Stage(Generic[R]):
 
 
 SYNTH = Stage(
-    name="synth",
-    asset="log",
-    function="dti_pipeline.events.synthetic:synth",
-    report=SynthReport,
+    name="synth", asset="log", function="dti_pipeline.events.synthetic:synth", report=SynthReport,
     summary="The raw log. For `events.source: synthetic` it is made here; any other log is read where it lies.",
-    outs=("data/raw/synthetic",),
-    params=("synth",),
-    needed=lambda config: config.events.source == "synthetic",
-    gives="${events.path}",
-)
-
+    outs=("data/raw/synthetic",), params=("synth",),
+    needed=lambda config: config.events.source == "synthetic", gives="${events.path}",
+)  # fmt: skip
 INGEST = Stage(
-    name="ingest",
-    asset="events",
-    function="dti_pipeline.events.ingest:ingest",
-    report=IngestReport,
+    name="ingest", asset="events", function="dti_pipeline.events.ingest:ingest", report=IngestReport,
     summary="Raw log to canonical interactions, ordered by user and time; bad rows quarantined with their reason.",
-    deps=("${events.path}",),
-    outs=("data/events", "data/staged"),
-    params=("events", "split"),
-)
-
+    deps=("${events.path}",), outs=("data/events", "data/staged"), params=("events", "split"),
+)  # fmt: skip
 VALIDATE = Stage(
-    name="validate",
-    asset="checks",
-    function="dti_pipeline.validation.validate:validate",
-    report=ValidateReport,
+    name="validate", asset="checks", function="dti_pipeline.validation.validate:validate", report=ValidateReport,
     summary="Great Expectations suites over the raw and the canonical rows; a failure stops what comes after.",
-    deps=("data/events", "data/staged"),
-    outs=("data/checks",),
-    params=("events", "split", "validation"),
-)
-
+    deps=("data/events", "data/staged"), outs=("data/checks",), params=("events", "split", "validation"),
+)  # fmt: skip
 TOKENIZE = Stage(
-    name="tokenize",
-    asset="tokens",
-    function="dti_pipeline.packing.tokenize:tokenize",
-    report=TokenizeReport,
+    name="tokenize", asset="tokens", function="dti_pipeline.packing.tokenize:tokenize", report=TokenizeReport,
     summary="Every item text to tokens, once; interactions as memory-mapped columns beside them.",
-    deps=("data/events", "data/checks"),
-    outs=("data/tokens",),
-    params=("tokens", "validation.required"),
-)
-
+    deps=("data/events", "data/checks"), outs=("data/tokens",), params=("tokens", "validation.required"),
+)  # fmt: skip
 PACK = Stage(
-    name="pack",
-    asset="shards",
-    function="dti_pipeline.packing.pack:pack",
-    report=PackReport,
+    name="pack", asset="shards", function="dti_pipeline.packing.pack:pack", report=PackReport, per_paradigm=True,
     summary="Histories to prompts of n context interactions and k targets, prompts to rows of constant length.",
-    deps=("data/tokens",),
-    outs=("data/shards/{paradigm}",),
-    params=("packing", "split.min_history"),
-    per_paradigm=True,
-)
-
+    deps=("data/tokens",), outs=("data/shards/{paradigm}",), params=("packing", "split.min_history"),
+)  # fmt: skip
 TRAIN = Stage(
-    name="train",
-    asset="model",
-    function="dti_pipeline.training.train:train",
-    report=TrainReport,
-    summary="The language model learns P(click) at the [SUM] tokens; the same loop for every paradigm.",
-    deps=("data/tokens", "data/shards/{paradigm}"),
-    outs=("models/{paradigm}",),
-    params=("model", "training"),
-    per_paradigm=True,
-    told=True,
-)
-
+    name="train", asset="model", function="dti_pipeline.training.train:train", report=TrainReport, per_paradigm=True,
+    summary="The language model learns P(click) at the [SUM] tokens; the same loop for every paradigm.", told=True,
+    deps=("data/tokens", "data/shards/{paradigm}"), outs=("models/{paradigm}",), params=("model", "training"),
+)  # fmt: skip
 EVALUATE = Stage(
-    name="evaluate",
-    asset="evaluation",
-    function="dti_pipeline.evaluation.evaluate:evaluate",
-    report=Evaluation,
+    name="evaluate", asset="evaluation", function="dti_pipeline.evaluation.evaluate:evaluate", report=Evaluation,
     summary="Scores of the held-out targets, in sliding-window and in streaming prompts, and what they are worth.",
     deps=("data/events", "data/tokens", "data/shards/{paradigm}", "models/{paradigm}"),
-    outs=("reports/evaluation/{paradigm}",),
-    params=("evaluation",),
-    per_paradigm=True,
-)
-
+    outs=("reports/evaluation/{paradigm}",), params=("evaluation",), per_paradigm=True,
+)  # fmt: skip
 COMPARE = Stage(
-    name="compare",
-    asset="comparison",
-    function="dti_pipeline.evaluation.compare:compare",
-    report=Comparison,
+    name="compare", asset="comparison", function="dti_pipeline.evaluation.compare:compare", report=Comparison,
     summary="Paradigms side by side: AUC, training time, paired differences with intervals, cost-free floors.",
-    deps=("data/events", "reports/evaluation"),
+    deps=("data/events", "reports/evaluation"), params=("paradigms", "evaluation", "comparison"),
     outs=("reports/comparison", "reports/comparison.json", "reports/comparison.md", "reports/comparison.html"),
-    params=("paradigms", "evaluation", "comparison"),
-)
+)  # fmt: skip
 
 STAGES: tuple[Stage[Any], ...] = (SYNTH, INGEST, VALIDATE, TOKENIZE, PACK, TRAIN, EVALUATE, COMPARE)
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -175,9 +123,9 @@ def execute(
     listeners: Iterable[Listener] = (),
     tags: Mapping[str, str] | None = None,
 ) -> R:
-    """Run one stage with its record kept: the one entry point of command line, orchestrators and studies.
+    """Run one stage and record it: what command line, orchestrators and studies call.
 
-    ``listeners`` hear the events of a stage that is ``told``; ``tags`` (an orchestrator's run id, say) go onto the
+    ``listeners`` hear the events of a stage that is ``told``; ``tags``, such as an orchestrator's run id, go onto the
     tracked run.
     """
     with ExitStack() as held:

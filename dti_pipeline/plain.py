@@ -1,11 +1,11 @@
-"""Frozen dataclasses from plain values and back, with types and ranges checked.
+"""Frozen dataclasses from YAML or plain values and back, with types and ranges checked.
 
-A wrong value is an InputError: one sentence that names its key. YAML is read here too, since a key that stands twice
-has to be noticed before it is a mapping.
+A wrong value is an InputError: one sentence that names its key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -54,7 +54,7 @@ Share = Annotated[float, Range(0, 1)]
 
 
 def require(ok: bool, key: str, rule: str, value: object) -> None:
-    """Raise InputError where a rule is broken that no single type can hold."""
+    """Raise InputError, which names the key, where a rule is broken."""
     if not ok:
         raise InputError(f"params key `{key}` must be {rule}, not {value!r}")
 
@@ -64,20 +64,20 @@ def from_plain(kind: type[T], raw: Any, key: str = "") -> T:
 
     A class may say in ``REMOVED`` which fields it no longer has: name -> the rest of a sentence that says what to do.
     """
-    if not isinstance(raw, Mapping):
-        raise InputError(f"params key `{key}` must be a mapping, not {raw!r}")
+    require(isinstance(raw, Mapping), key, "a mapping", raw)
     hints = typing.get_type_hints(kind, include_extras=True)
     known = [f.name for f in dataclasses.fields(kind)]
     values = {}
+    prefix = f"{key}." if key else ""
     for name, value in raw.items():
-        full = f"{key}.{name}" if key else str(name)
+        full = f"{prefix}{name}"
         refuse_removed(kind, name, full)
         if name not in known:
             raise InputError(f"unknown params key `{full}`{nearest(str(name), known)}")
         values[name] = _convert(hints[name], value, full)
     for f in dataclasses.fields(kind):
         if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
-            raise InputError(f"params key `{key}.{f.name}` is missing" if key else f"params key `{f.name}` is missing")
+            raise InputError(f"params key `{prefix}{f.name}` is missing")
     return kind(**values)
 
 
@@ -107,8 +107,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             require(converted in bounds, key, str(bounds), value)
         return converted
     if origin is dict:
-        if not isinstance(value, Mapping):
-            raise InputError(f"params key `{key}` must be a mapping, not {value!r}")
+        require(isinstance(value, Mapping), key, "a mapping", value)
         return {str(name): _convert(args[1], one, f"{key}.{name}") for name, one in value.items()}
     if origin is Literal:
         if value not in args or isinstance(value, bool):
@@ -117,32 +116,21 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     if origin in (types.UnionType, typing.Union):
         for arm in args:
-            if arm is type(None) and value is None:
-                return None
-        for arm in (a for a in args if a is not type(None)):
-            try:
+            with contextlib.suppress(InputError):
                 return _convert(arm, value, key)
-            except InputError:
-                continue
         raise InputError(f"params key `{key}` must be {describe(hint)}, not {value!r}")
     if origin is tuple:
         items = [args[0]] * len(value) if isinstance(value, (list, tuple)) and args[1:] == (...,) else list(args)
-        if not isinstance(value, (list, tuple)) or len(items) != len(value):
-            raise InputError(f"params key `{key}` must be a list ({describe(hint)}), not {value!r}")
+        fits = isinstance(value, (list, tuple)) and len(items) == len(value)
+        require(fits, key, f"a list ({describe(hint)})", value)
         return tuple(_convert(item, v, f"{key}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
-    if hint is float:
-        return _number(value, key)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise InputError(f"params key `{key}` must be {describe(hint)}, not {value!r}")
-
-
-def _number(value: Any, key: str) -> float:
-    """A float, also of text: YAML reads 1e-3 as text. True and false are no numbers."""
-    try:
-        return float("" if isinstance(value, bool) else value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"params key `{key}` must be a number, not {value!r}") from None
+    if hint is float:  # also of text: YAML reads 1e-3 as text. True and false are no numbers
+        try:
+            return float("" if isinstance(value, bool) else value)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"params key `{key}` must be a number, not {value!r}") from None
+    require(isinstance(value, hint) and not (hint is int and isinstance(value, bool)), key, describe(hint), value)
+    return value
 
 
 def describe(hint: Any) -> str:

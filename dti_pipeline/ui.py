@@ -12,10 +12,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from dti_pipeline import config
 from dti_pipeline.errors import InputError
@@ -29,7 +28,7 @@ STOP_SECONDS = 30
 
 @dataclass
 class Server:
-    """A child process in a group of its own: Ctrl-C reaches only this process, which stops its children in order."""
+    """A child process in a group of its own, which Ctrl-C does not reach."""
 
     name: str
     url: str
@@ -50,11 +49,10 @@ class Server:
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until:
             self.check()
-            try:
+            with suppress(OSError):
                 urllib.request.urlopen(self.url, timeout=5).close()
                 return
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                time.sleep(0.3)
+            time.sleep(0.3)
         raise InputError(f"{self.name} did not answer at {self.url} within {READY_SECONDS} s: see {self.log}")
 
     def check(self) -> None:
@@ -64,16 +62,13 @@ class Server:
 
     def stop(self) -> None:
         """Interrupt it, then kill what is left of its group."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                print(f"{self.name} does not end by itself", file=sys.stderr)
+        self.process.send_signal(signal.SIGINT)
         try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{self.name} does not end by itself", file=sys.stderr)
+        with suppress(ProcessLookupError):  # nothing was left
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # nothing was left
         self.process.wait()
 
 
@@ -82,16 +77,14 @@ def free_port(wanted: int) -> int:
     for port in range(wanted, wanted + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with suppress(OSError):
                 probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
+                return port
     raise InputError(f"no free port from {wanted} to {wanted + 99}")
 
 
 def servers(paths: Paths) -> list[Server]:
-    """Start both; with an MLflow server named by ``tracking.uri``, only Dagster, its links leading there."""
+    """Start both; where ``tracking.uri`` names an MLflow server, only Dagster, whose links lead there."""
     programs = Path(sys.executable).parent
     logs = paths.home / ".dagster" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -131,7 +124,10 @@ def main() -> int:
         for server in reversed(running):
             print(f"  {server.name:<8} {_front_page(server, experiment)}", flush=True)
         print("Ctrl-C stops both.", flush=True)
-        _watch(running, time.sleep)
+        while True:
+            for server in running:
+                server.check()
+            time.sleep(1)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -145,21 +141,14 @@ def main() -> int:
 
 def _front_page(server: Server, experiment: str) -> str:
     """Dagster's address, or that of the trainings in MLflow, whose own front page is about language-model traces."""
-    query = urllib.parse.urlencode({"experiment_name": experiment})
     if server.name != "MLflow":
         return server.url
+    query = urllib.parse.urlencode({"experiment_name": experiment})
     try:
         with urllib.request.urlopen(f"{server.url}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
             return mlflow_page.address(server.url, json.load(answer)["experiment"]["experiment_id"])
     except urllib.error.HTTPError:
         return mlflow_page.address(server.url)  # nothing was trained yet
-
-
-def _watch(running: list[Server], pause: Callable[[float], None]) -> NoReturn:
-    while True:
-        for server in running:
-            server.check()
-        pause(1.0)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,65 @@
-"""Sensors and the schedule: new log files, every night, the refresh of cheap assets.
+"""Jobs, and what runs without a person: new log files, every night, the refresh of cheap assets.
 
-All are off until somebody turns them on under Automation, and none trains: a person decides on a GPU's hours. Only the
-sensor that ends killed runs is on from the beginning.
+Nothing of it trains, and all sensors and schedules are off until somebody turns them on, but the one that ends killed
+runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from itertools import takewhile
 
 import dagster as dg
 
 from dti_pipeline import config
 from dti_pipeline.config import Config
-from dti_pipeline.defs.jobs import prepare_log
 from dti_pipeline.defs.processes import killed_runs
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import STAGES
 
-#: Suffixes of files that are still being written.
-UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
-LOOK_SECONDS = 30
+SHARED = [stage.asset for stage in takewhile(lambda stage: not stage.per_paradigm, STAGES)]
+PER_PARADIGM = [stage.asset for stage in STAGES if stage.per_paradigm]
+COMPARISON = [stage.asset for stage in STAGES if stage.asset not in (*SHARED, *PER_PARADIGM)]
+#: Dagster's daemon starts a run again, from the step it was in, when the run's own process was killed.
+RETRIED = {"dagster/max_retries": "2", "dagster/retry_strategy": "FROM_FAILURE"}
+
+prepare_log = dg.define_asset_job(
+    "prepare_log", selection=SHARED, description="Raw log to tokens: what every paradigm shares. Minutes, no GPU."
+)
+one_paradigm = dg.define_asset_job(
+    "one_paradigm",
+    selection=PER_PARADIGM,
+    tags=RETRIED,
+    description="Pack, train and evaluate one paradigm, on tokens that are there.",
+)
+
+
+def _after(asset: str) -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+    """Met when that input was made in a run without this asset, whatever happened to the other inputs."""
+    updated = dg.AutomationCondition.newly_updated() & ~dg.AutomationCondition.executed_with_root_target()
+    return (
+        dg.AutomationCondition.any_deps_match(updated).allow(dg.AssetSelection.assets(asset)).since_last_handled()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+    ).with_label(f"after {asset}")
+
+
+#: An asset that exists is made again when an input was; a missing one is not begun.
+_REFRESH = (
+    dg.AutomationCondition.eager()
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+    & ~dg.AutomationCondition.missing()
+).with_label("refresh")
+
+#: By stage; the log comes from outside, the model from a person. An evaluation follows its model, not the log: after a
+#: change of the log the old model belongs to other tokens.
+CONDITIONS: dict[str, dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]] = {
+    **dict.fromkeys(("ingest", "validate", "tokenize", "pack"), _REFRESH),
+    "evaluate": _after("model"),
+    "compare": _after("evaluation"),
+}
 
 refresh_cheap_stages = dg.AutomationConditionSensorDefinition(
     "refresh_cheap_stages",
@@ -40,17 +77,20 @@ nightly = dg.ScheduleDefinition(
 )
 
 
+#: Suffixes of files that are still being written.
+UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".version")
+
+
 @dg.sensor(
     job=prepare_log,
-    minimum_interval_seconds=LOOK_SECONDS,
+    minimum_interval_seconds=30,
     description="Ingests the raw log again when `events.path` (in data/raw, say) has new or changed files, once they"
     " have been the same for two looks. Never trains.",
 )
 def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Request the cheap stages once for each state of the raw log's files.
+    """Request the cheap stages once for each state of the raw log's files; a file still being written changes it.
 
-    The cursor holds the state that was last seen and the one that was last asked for. A file that is still being
-    written changes between two looks: size and time of modification are part of the state.
+    The cursor holds the state that was last seen and the one that was last requested.
     """
     paths = Paths.from_env()
     try:
@@ -59,10 +99,10 @@ def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.Ski
         return dg.SkipReason(str(error))
     if settings.events.source == "synthetic":
         return dg.SkipReason("events.source is synthetic: no file comes from outside, the asset `log` makes it")
-    files = list(_files(settings, paths))
+    files = _files(settings, paths)
     if not files:
         return dg.SkipReason(f"{settings.events.path} (params key events.path) has no file yet")
-    state = _state(files)
+    state = hashlib.md5(json.dumps(files).encode()).hexdigest()
     cursor = json.loads(context.cursor) if context.cursor else {}
     if state == cursor.get("requested"):
         return dg.SkipReason(f"nothing new at {settings.events.path}")
@@ -73,20 +113,16 @@ def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.Ski
     return dg.RunRequest(run_key=state, tags={"log.files": str(len(files)), "log.state": state})
 
 
-def _files(settings: Config, paths: Paths) -> Iterator[tuple[str, Path]]:
-    """The raw log's finished files, hidden ones left out, by name."""
-    root = paths.resolve(settings.events.path)
+def _files(settings: Config, paths: Paths) -> list[tuple[str, int, int]]:
+    """Names, bytes and times of modification of the raw log's finished files, hidden ones left out; none is read."""
+    root, found = paths.resolve(settings.events.path), []
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         parts = path.relative_to(root).parts
         if path.is_file() and not path.name.endswith(UNFINISHED) and not any(part.startswith(".") for part in parts):
-            yield "/".join(parts), path
+            found.append(("/".join(parts), path.stat().st_size, path.stat().st_mtime_ns))
+    return found
 
 
-def _state(files: list[tuple[str, Path]]) -> str:
-    """Digest of the files' names, sizes and times of modification: 32 characters. Cost: no file is read."""
-    rows = [(name, stat.st_size, stat.st_mtime_ns) for name, path in files for stat in [path.stat()]]
-    return hashlib.md5(json.dumps(rows).encode()).hexdigest()
-
-
+JOBS = [prepare_log, one_paradigm]
 SENSORS = [new_log_files, refresh_cheap_stages, killed_runs]
 SCHEDULES = [nightly]

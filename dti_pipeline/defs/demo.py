@@ -7,7 +7,7 @@ import sys
 import dagster as dg
 
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs.jobs import COMPARISON, PER_PARADIGM, SHARED
+from dti_pipeline.defs.automation import COMPARISON, PER_PARADIGM, SHARED
 from dti_pipeline.paths import Paths
 
 PARADIGMS = ("sliding_window", "dti")  # the baseline and the method, whatever else there is

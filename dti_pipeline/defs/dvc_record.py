@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import subprocess
@@ -10,26 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dti_pipeline import dvc
+from dti_pipeline import artifacts, dvc
 from dti_pipeline.defs.resources import Work
 from dti_pipeline.pipeline import Stage
 
 
 def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Logger) -> None:
-    """``dvc commit`` the stage, where the home is a DVC project; a log line says why where it is not done.
-
-    A commit that fails is a warning: the data is made, and the line says how to record it by hand. DVC holds a lock on
-    its repository and gives up after seconds, so the commits of several runs wait for one another here.
-    """
+    """``dvc commit`` the stage, or log why not. A commit that fails is a warning, with the command to type."""
     name, home = dvc.stage_name(stage, paradigm), work.paths.home
     program = shutil.which("dvc", path=str(Path(sys.executable).parent)) or shutil.which("dvc")
     if reason := _not_recorded(stage, work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
-    turn = home / ".dvc" / "tmp" / "dagster.lock"
-    turn.parent.mkdir(exist_ok=True)
-    with turn.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with artifacts.alone(home / ".dvc" / "tmp" / "commit"):  # DVC itself waits only seconds for another one
         command = [str(program), "commit", "--quiet", "--force", name]
         done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:

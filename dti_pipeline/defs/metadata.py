@@ -76,13 +76,14 @@ def _compared(report: Comparison) -> dict[str, float]:
 
 def _tables(name: str, value: Any) -> dict[str, Any]:
     """A nested value as a table where it has the shape of one, else as JSON."""
-    if isinstance(value, list):
-        return {name: table(value)} if _are_rows(value) else {name: dg.MetadataValue.json(value)}
-    if all(isinstance(inner, Mapping) for inner in value.values()):
-        return {name: _matrix({key: _flat(inner) for key, inner in value.items()})}
-    if all(_is_plain(inner) or inner is None for inner in value.values()):
-        return {name: table([{"": key, "value": inner} for key, inner in value.items()])}
-    if all(isinstance(inner, list) and _are_rows(inner) for inner in value.values()):
+    if _are_rows(value):
+        return {name: table(value)}
+    inner = value.values() if isinstance(value, Mapping) else [value]
+    if all(isinstance(one, Mapping) for one in inner):
+        return {name: _matrix({key: _flat(one) for key, one in value.items()})}
+    if all(_is_plain(one) or one is None for one in inner):
+        return {name: table([{"": key, "value": one} for key, one in value.items()])}
+    if all(map(_are_rows, inner)):
         return {f"{name}: {key}": table(rows) for key, rows in value.items()}
     return {name: dg.MetadataValue.json(value)}
 
@@ -98,14 +99,17 @@ def _matrix(entries: Mapping[str, Mapping[str, Any]]) -> dg.MarkdownMetadataValu
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= (
-            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 
-def _are_rows(values: Sequence[Any]) -> bool:
-    return all(isinstance(row, Mapping) and not any(isinstance(v, Mapping) for v in row.values()) for row in values)
+def _are_rows(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(row, Mapping) and not any(isinstance(one, Mapping) for one in row.values()) for row in values
+    )
 
 
 def _is_plain(value: Any) -> bool:
@@ -113,8 +117,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A figure of six digits, as many as a page shows well; NumPy's scalars pass for Python's until they are
-    written."""
+    """A figure of six digits, for which a page has room; a plain float where NumPy's passed for one."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -129,12 +132,9 @@ def _cell(value: Any) -> str:
 
 
 def _links(report: object) -> dict[str, Any]:
-    runs: dict[str, str | None] = {}
-    if isinstance(report, TrainReport):
-        runs = {"mlflow_run": report.mlflow_run_id}
-    elif isinstance(report, Evaluation):
-        runs = {"mlflow_run": report.training.mlflow_run_id}
-    elif isinstance(report, Comparison):
+    trained = report.training if isinstance(report, Evaluation) else report
+    runs: dict[str, str | None] = {"mlflow_run": getattr(trained, "mlflow_run_id", None)}
+    if isinstance(report, Comparison):
         runs = {f"mlflow_run: {name}": row.mlflow_run_id for name, row in report.paradigms.items()}
     return {name: dg.MetadataValue.url(mlflow_page.run_address(run)) for name, run in runs.items() if run}
 

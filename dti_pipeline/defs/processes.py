@@ -1,7 +1,6 @@
-"""Ends runs whose process was killed: otherwise they would hold their pools for ever.
+"""Ends runs whose process was killed, which would hold their pools for ever.
 
-Dagster's own monitoring knows only the processes that its running server started. A machine that went down, a stopped
-server, a killed ``dg launch`` or ``make demo`` leave runs that stay "started".
+Dagster's own monitoring knows only processes that its running server started.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The resource of every asset: the project's home and its configuration."""
+"""What runs are given: the project's home and configuration, and a logger for terminals."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,3 +37,24 @@ class Project(dg.ConfigurableResource[Any]):
         """Read the configuration: an edited params.yaml counts from the next step on."""
         paths = Paths.from_env()
         return Work(config.load(paths.params, self.overrides), paths, tuple(self.overrides))
+
+
+class Formatter(logging.Formatter):
+    """Dagster's records carry the step and the bare message beside the composed one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        meta = getattr(record, "dagster_meta", {})
+        message = f"{self.formatTime(record, '%H:%M:%S')}  {meta.get('step_key') or '':<12}{meta.get('orig_message')}"
+        event = meta.get("dagster_event")
+        failure = getattr(event.event_specific_data, "error", None) if event is not None else None
+        return f"{message} {failure.message if failure else ''}".rstrip()
+
+
+@dg.logger
+def console(context: dg.InitLoggerContext) -> logging.Logger:
+    """Time, asset, message. A run has it with ``loggers: {console: {}}`` in its configuration."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Formatter())
+    log = logging.Logger("dti", logging.INFO)
+    log.addHandler(handler)
+    return log

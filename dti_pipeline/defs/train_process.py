@@ -1,7 +1,7 @@
 """The training process that the ``model`` asset starts: one stage, its progress told through Dagster Pipes.
 
 With ``training.processes`` above 1 it becomes torchrun, which starts this again in every process; the first one speaks.
-Imports no Dagster: what trains also runs where only dagster-pipes is installed.
+Needs dagster-pipes, not Dagster.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 from dagster_pipes import PipesContext, open_dagster_pipes
 
@@ -36,58 +35,34 @@ def main() -> None:
     parser.add_argument("--paradigm", required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--tag", dest="tags", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     under_torchrun = "RANK" in os.environ
-    # Whoever starts this may be killed. Alone, it then saves and ends; torchrun, told so, has its processes save, and
-    # what is left of them when torchrun itself was killed can only end: they wait for one another.
-    _when_the_parent_ends(signal.SIGKILL if under_torchrun else signal.SIGTERM)
+    # When whoever started this is killed, it saves and ends, and torchrun has its processes do so. Those whose torchrun
+    # was killed can only end: they wait for one another.
+    when_the_parent_ends(signal.SIGKILL if under_torchrun else signal.SIGTERM)
     if arguments.processes > 1 and not under_torchrun:
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
-        os.execv(sys.executable, [*torchrun(arguments.processes), *sys.argv[1:]])
-    tags = dict(tag.split("=", 1) for tag in arguments.tags)
-    with _pipes() as pipes:
+        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={arguments.processes} -m {MODULE}"
+        os.execv(sys.executable, [sys.executable, *torchrun.split(), *sys.argv[1:]])
+    speaks = os.environ.get("RANK", "0") == "0"
+    with open_dagster_pipes() if speaks else nullcontext() as pipes:
         try:
             paths = Paths.from_env()
             settings = config.load(paths.params, arguments.overrides)
             listeners = [report_to(pipes)] if pipes else []
+            tags = {"dagster.run_id": pipes.run_id} if pipes else {}
             pipeline.execute(pipeline.TRAIN, settings, paths, arguments.paradigm, listeners, tags)
         except (InputError, CheckFailed) as error:
             if pipes is None:
                 raise
-            # A message and a clean exit, not an exit code: a code would reach the run's page as a stack trace.
+            # Not an exit code, which would reach the run's page as a stack trace.
             pipes.report_custom_message({FAILURE: str(error)})
 
 
-def torchrun(processes: int) -> list[str]:
-    """The command that runs this module in several processes.
-
-    Not `accelerate launch`: with `--cpu --num_processes 2` it runs one process and says nothing.
-    """
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "-m",
-        MODULE,
-    ]
-
-
-def _when_the_parent_ends(number: signal.Signals) -> None:
-    """Get that signal then; it holds through exec. Linux knows it, elsewhere a killed parent leaves its child."""
+def when_the_parent_ends(number: signal.Signals) -> None:
+    """Get that signal then, also after exec. Elsewhere than on Linux a killed parent leaves its child."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
-
-
-@contextmanager
-def _pipes() -> Iterator[PipesContext | None]:
-    if os.environ.get("RANK", "0") != "0":
-        yield None
-        return
-    with open_dagster_pipes() as pipes:
-        yield pipes
 
 
 def report_to(pipes: PipesContext) -> Listener:

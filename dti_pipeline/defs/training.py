@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
@@ -24,21 +25,17 @@ CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt)
 
 
 def run(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, work: Work, paradigm: str) -> TrainReport:
-    """Train through Dagster Pipes and return the report of the model's manifest.
+    """Train through Dagster Pipes, with progress as log lines, and return the report of the model's manifest.
 
-    Progress comes back as log lines while it runs. Raises CheckFailed with the process's own sentence where it failed
-    on purpose; a crash is tried again, from the last checkpoint. A cancelled one saves a checkpoint and ends.
+    Raises CheckFailed with the process's own sentence where it failed on purpose; a crash is tried again, from the last
+    checkpoint.
     """
     arguments = ["--paradigm", paradigm, "--processes", str(work.config.training.processes)]
-    arguments += ["--tag", f"dagster.run_id={context.run_id}"]
     for override in work.overrides:
         arguments += ["--set", override]
     try:
-        pipes.run(
-            context=context,
-            command=[sys.executable, "-m", MODULE, *arguments],
-            env={"DTI_HOME": str(work.paths.home)},
-        )
+        command = [sys.executable, "-m", MODULE, *arguments]
+        pipes.run(context=context, command=command, env={"DTI_HOME": str(work.paths.home)})
     except Crashed as error:
         # Not a RetryPolicy on the asset: Dagster applies one to a cancelled step too.
         raise dg.RetryRequested(RETRIES, RETRY_SECONDS) from dg.Failure(str(error))
@@ -50,31 +47,20 @@ class Crashed(Exception):
 
 
 class TrainingProcess(dg.PipesSubprocessClient):
-    """Dagster's client for a process on this machine, with a cancel that waits and leaves nothing behind.
+    """Dagster's client, with a cancel that waits for the process; Dagster's own leaves it on its GPU after 20 s."""
 
-    Dagster's own waits for 20 s and then leaves the process to itself, on its GPU.
-    """
-
-    def run(  # type: ignore[override]  # Dagster's own has the same arguments
+    def run(  # type: ignore[override]  # Dagster's own has more arguments
         self,
         *,
         context: dg.OpExecutionContext | dg.AssetExecutionContext,
-        command: str | Sequence[str],
-        extras: Mapping[str, Any] | None = None,
+        command: Sequence[str],
         env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
     ) -> dg.PipesClientCompletedInvocation:
         """Run the command to its end. Raises CheckFailed for a failure it reported, Crashed for another one."""
-        with dg.open_pipes_session(
-            context=context, context_injector=self.context_injector, message_reader=self.message_reader, extras=extras
-        ) as session:
+        with dg.open_pipes_session(context, self.context_injector, self.message_reader) as session:
+            environment = {**os.environ, **(env or {}), **session.get_bootstrap_env_vars()}
             # A session of its own: Ctrl-C in a terminal reaches it once, through us.
-            process = subprocess.Popen(
-                command,
-                cwd=cwd or self.cwd,
-                env={**os.environ, **self.env, **(env or {}), **session.get_bootstrap_env_vars()},
-                start_new_session=True,
-            )
+            process = subprocess.Popen(command, env=environment, start_new_session=True)
             try:
                 code = process.wait()
             except CANCELLED:
@@ -97,10 +83,8 @@ class TrainingProcess(dg.PipesSubprocessClient):
 
 
 def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
-    """Wait that long, whatever else is asked of us meanwhile: one cancel is often two signals."""
+    """Wait that long, through further cancels: one is often two signals."""
     until = time.monotonic() + seconds
     while process.poll() is None and (left := until - time.monotonic()) > 0:
-        try:
+        with suppress(*CANCELLED, subprocess.TimeoutExpired):
             process.wait(left)
-        except (*CANCELLED, subprocess.TimeoutExpired):
-            continue

@@ -1,7 +1,6 @@
-"""The whole comparison as a backfill: ``python -m dti_pipeline.defs.whole_comparison``.
+"""``python -m dti_pipeline.defs.whole_comparison``: a backfill of all assets, which the running Dagster takes up.
 
-Requests from the running Dagster what *Materialize all* in its lineage requests: the shared assets in one run, then a
-run for each of the ``paradigms`` in params.yaml, then the comparison.
+The shared assets are one run, then comes one for each of the ``paradigms`` in params.yaml, then the comparison.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from dagster._time import get_current_timestamp
 
 from dti_pipeline import config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs.jobs import RETRIED
+from dti_pipeline.defs.automation import RETRIED
 from dti_pipeline.paths import Paths
 
 
 def request(instance: dg.DagsterInstance, paradigms: list[str]) -> str:
-    """Add the backfill to the instance's queue, where Dagster's daemon takes it; returns its id."""
+    """Add the backfill to the queue of Dagster's daemon; returns its id."""
     graph = defs.resolve_asset_graph()
     backfill = PartitionBackfill.from_asset_partitions(
         backfill_id=make_new_backfill_id(),

@@ -26,7 +26,6 @@ FIFTH = Paradigm(
     text=Reach.ITEM,
     sums=Reach.PROMPT,
     streams=True,
-    served="one growing prompt a user, as trained",
     style=Style("#CC79A7", "-", "v", "\\\\"),
 )
 

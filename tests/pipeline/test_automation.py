@@ -12,9 +12,8 @@ import pytest
 
 from dti_pipeline.definitions import defs
 from dti_pipeline.defs import processes
-from dti_pipeline.defs.automation import SENSORS, new_log_files, nightly
+from dti_pipeline.defs.automation import SENSORS, SHARED, new_log_files, nightly, prepare_log
 from dti_pipeline.defs.checks import CHECKS
-from dti_pipeline.defs.jobs import SHARED, prepare_log
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES

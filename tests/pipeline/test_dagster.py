@@ -16,8 +16,8 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
 from dti_pipeline.defs import demo, processes, training, whole_comparison
+from dti_pipeline.defs.automation import RETRIED
 from dti_pipeline.defs.checks import CHECKS
-from dti_pipeline.defs.jobs import RETRIED
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.report import Decision, Delta

@@ -198,7 +198,7 @@ def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(page: Page) ->
     assert not page.paths.checkpoints("dti").exists()
     report = artifacts.read(page.paths.model("dti"), "train", TrainReport).report
     assert report.world_size == 2
-    assert f"{report['targets']:,} targets to see" in page.log(run)
+    assert f"{report.targets:,} targets to see" in page.log(run)
     store = MlflowClient(page.paths.tracking_uri)
     (tracked,) = store.search_runs([store.get_experiment_by_name("dti").experiment_id])
     assert tracked.info.run_id == report.mlflow_run_id

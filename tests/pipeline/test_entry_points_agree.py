@@ -33,7 +33,17 @@ DEPS = {
 
 
 def test_committed_dvc_yaml_is_what_the_table_renders() -> None:
-    assert (ROOT / "dvc.yaml").read_text() == dvc.render()
+    text = (ROOT / "dvc.yaml").read_text()
+    assert text == dvc.render(text)
+    pictures = [plot for plot in yaml.safe_load(text)["plots"] if isinstance(plot, str)]
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_what_is_written_by_hand_stays_and_stages_do_not() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    mine = text.replace("cmd: dti synth", "cmd: other").replace("title: Calibration", "title: Mine")
+    assert dvc.render(mine) == text.replace("title: Calibration", "title: Mine")
 
 
 def test_check_names_a_dvc_yaml_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -125,9 +125,9 @@ def test_a_process_hears_when_the_one_that_started_it_is_killed(tmp_path: Path) 
     child, heard = tmp_path / "child", tmp_path / "heard"
     script = (
         "import os, signal, sys, time\n"
-        "from dti_pipeline.defs.train_process import _when_the_parent_ends\n"
+        "from dti_pipeline.defs.train_process import when_the_parent_ends\n"
         f"signal.signal(signal.SIGTERM, lambda *_: open({str(heard)!r}, 'w').write('1') and sys.exit())\n"
-        "_when_the_parent_ends(signal.SIGTERM)\n"
+        "when_the_parent_ends(signal.SIGTERM)\n"
         f"open({str(child)!r}, 'w').write(str(os.getpid()))\n"
         "time.sleep(60)"
     )
