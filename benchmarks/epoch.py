@@ -101,15 +101,11 @@ def measured(
     torch.manual_seed(training.seed)
     model = model_of(settings, store, named(paradigm))
     optimizer = ready(model, accelerator.device, training)
-    prepared = accelerator.prepare(model)
-
-    def run(first: int, stop: Callable[[], bool]) -> Any:
-        trainer = trainer_of(prepared, optimizer, accelerator, training, rows, Progress(step=first))
-        trainer.run(stop)
-        return trainer
-
-    warm = run(0, after_steps(WARM_UP_STEPS)).progress.step
-    trainer = run(warm, after_seconds(seconds))
+    warming = trainer_of(model, accelerator.prepare(model), optimizer, accelerator, training, rows)
+    warming.run(after_steps(WARM_UP_STEPS))
+    warm = warming.progress.step
+    trainer = replace(warming, progress=Progress(step=warm))
+    trainer.run(after_seconds(seconds))
     done, loader = trainer.progress, trainer.loader
     steps: Steps = loader.steps
     rate = sum(steps[number].targets for number in range(warm, done.step)) / done.train_seconds
@@ -123,8 +119,8 @@ def measured(
         "epoch_seconds": round(plan.targets / rate, 1),
         "padding_share": plan.padding_share,
         "tokens_per_batch": training.tokens_per_batch,
-        "tokens_per_pass": loader.size * rows.row_length,
-        "passes_per_step": -(-steps.most_rows // loader.size),
+        "tokens_per_pass": loader.rows_per_batch * rows.row_length,
+        "passes_per_step": -(-steps.most_rows // loader.rows_per_batch),
         "targets_per_step": training.targets_per_step,
         "cuda_graph": training.cuda_graph,
         "counted_steps": done.step - warm,

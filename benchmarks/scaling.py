@@ -39,10 +39,10 @@ from benchmarks.lib.llama import CONTEXT
 from benchmarks.lib.timing import between, forget_peak_memory, gpus, mark, peak_memory_gib
 from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
-from dti_pipeline.training.loader import Work
-from dti_pipeline.training.loop import Trainer
-from dti_pipeline.training.sharding import shard
-from dti_pipeline.training.train import DDP
+from dti_pipeline.training.devices import DDP
+from dti_pipeline.training.loader import MicroBatches
+from dti_pipeline.training.runner import EagerRunner
+from dti_pipeline.training.sharding import compile_layers, shard
 
 K = {DTI: 50, SLIDING_WINDOW: 1}
 #: Name -> weights that are trained, and training.sharding.
@@ -98,6 +98,8 @@ class Bench:
         model = llama.model(shape, settings, CONTEXT, self.given.tokens, self.device, dtype, compiled=not sharded)
         if sharded:
             shard(model, self._mesh(world), None if cpu else torch.bfloat16)
+            if not cpu:
+                compile_layers(model)
         return model.train()
 
     def _mesh(self, world: int) -> DeviceMesh:
@@ -107,7 +109,7 @@ class Bench:
             return init_device_mesh(kind, (self.world,))
         return init_device_mesh(kind, (self.world, 1), mesh_dim_names=("others", "itself"))["itself"]
 
-    def work(self, paradigm: Paradigm, shape: Shape) -> Work:
+    def work(self, paradigm: Paradigm, shape: Shape) -> MicroBatches:
         """One row, of this process's own users."""
         given, seed = self.given, self.accelerator.process_index
         plan, _ = llama.plan(K[paradigm], given.tokens, given.tokens_per_interaction, shape.vocabulary, seed=seed)
@@ -120,7 +122,6 @@ class Bench:
             process_index=0,
             device=self.device,
             autocast=self.accelerator.autocast,
-            no_sync=lambda model: nullcontext(),
             backward=lambda loss: loss.backward(),
         )
 
@@ -137,10 +138,10 @@ class Bench:
         return Times(statistics.median(times), peak_memory_gib(self.device))
 
 
-def whole_step(trainer: Trainer, work: Work, exchange: bool = True) -> None:
-    with nullcontext() if exchange else trainer.model.no_sync():  # type: ignore[operator]
-        trainer.gradients(work)
-    trainer.update(trainer.config.learning_rate)
+def whole_step(runner: EagerRunner, work: MicroBatches, exchange: bool = True) -> None:
+    with nullcontext() if exchange else runner.model.no_sync():  # type: ignore[operator]
+        runner.gradients(work)
+    runner.update(llama.LEARNING_RATE)
 
 
 @contextmanager
@@ -157,15 +158,15 @@ def alone(bench: Bench, case: str, shape: Shape, paradigms: list[Paradigm]) -> d
     times: dict[Paradigm, Times] = {}
     with without_memory(f"{case} alone"):
         model = bench.model(shape, *CASES[case], world=1)
-        trainer = llama.trainer(model, model, bench.itself())
+        runner = llama.runner(model, model, bench.itself())
         for paradigm in paradigms:
             model.switch(paradigm, False, "rope", "none")
             work = bench.work(paradigm, shape)
             for _ in range(2):
-                whole_step(trainer, work)
+                whole_step(runner, work)
             bench.wait()
             if bench.first:
-                times[paradigm] = bench.time(lambda work=work: whole_step(trainer, work))
+                times[paradigm] = bench.time(lambda work=work: whole_step(runner, work))
             bench.wait()
     return times
 
@@ -177,25 +178,25 @@ def together(
     trained, sharding = CASES[case]
     model = bench.model(shape, trained, sharding, bench.world)
     prepared = model if sharding == "full" else bench.accelerator.prepare(model)
-    trainer = llama.trainer(model, prepared, bench.accelerator)
+    runner = llama.runner(model, prepared, bench.accelerator)
     for paradigm in paradigms:
         model.switch(paradigm, False, "rope", "none")
         work = bench.work(paradigm, shape)
-        times = bench.slowest(bench.time(lambda work=work: whole_step(trainer, work)))
+        times = bench.slowest(bench.time(lambda work=work: whole_step(runner, work)))
         row = facts(bench, case, shape, paradigm, work, bench.world, times)
         if paradigm in reference:
             row["efficiency"] = round(reference[paradigm].step / times.step, 4)
         if sharding == "none":
-            apart = bench.slowest(bench.time(lambda work=work: whole_step(trainer, work, exchange=False)))
+            apart = bench.slowest(bench.time(lambda work=work: whole_step(runner, work, exchange=False)))
             row["step_ms_without_exchange"] = round(apart.step, 1)
             row["exchange_share"] = round(1 - apart.step / times.step, 4)
-        spent = profiled(lambda work=work: whole_step(trainer, work))
+        spent = profiled(lambda work=work: whole_step(runner, work))
         row["communication_kernels_ms"] = round(spent["communication"], 1)
         yield row
 
 
 def facts(
-    bench: Bench, case: str, shape: Shape, paradigm: Paradigm, work: Work, processes: int, times: Times
+    bench: Bench, case: str, shape: Shape, paradigm: Paradigm, work: MicroBatches, processes: int, times: Times
 ) -> dict[str, Any]:
     seconds = times.step / 1000
     return {

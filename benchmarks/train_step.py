@@ -43,7 +43,7 @@ from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.paradigms import DTI, DTI_GROWING, DTI_ISOLATED, SLIDING_WINDOW, Paradigm
 from dti_pipeline.planning import cost
 from dti_pipeline.planning.shape import SHAPES
-from dti_pipeline.training.loader import Work
+from dti_pipeline.training.loader import MicroBatches
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Measured:
     """One variant's steps."""
 
     variant: Variant
-    work: list[Work]
+    work: list[MicroBatches]
     pairs: float  # visible (query, key) pairs of a micro-batch
     passes: list[float] = field(default_factory=list)  # milliseconds, each
     updates: list[float] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Bench:
         dtype = torch.float32 if cpu else torch.bfloat16
         self.model = llama.model(self.shape, settings, CONTEXT, 2 * given.tokens, self.device, dtype).train()
         self.adapters = sum(p.numel() for n, p in self.model.trained().items() if "lora" in n)
-        self.trainer = llama.trainer(self.model, accelerator.prepare(self.model), accelerator)
+        self.runner = llama.runner(self.model, accelerator.prepare(self.model), accelerator)
 
     def prepare(self, variant: Variant) -> Measured:
         """Assemble the variant's rows, and take a step that is not counted: it compiles."""
@@ -150,10 +150,10 @@ class Bench:
         forget_peak_memory(self.device)
         marks = [mark(self.device)]
         for work in measured.work:
-            self.trainer.gradients(work)
+            self.runner.gradients(work)
             marks.append(mark(self.device))
         with record_function("update"):
-            self.trainer.update(self.trainer.config.learning_rate)
+            self.runner.update(llama.LEARNING_RATE)
         marks.append(mark(self.device))
         *passes, update = (between(start, end) for start, end in pairwise(marks))
         measured.passes += passes
@@ -211,7 +211,7 @@ def warmed_up(bench: Bench, variants: list[Variant], seconds: float, steps: int)
             measured[-1].forget()
         except torch.OutOfMemoryError as error:
             print(f"no memory for {variant}: {str(error).splitlines()[0]}")
-            bench.trainer.optimizer.zero_grad(set_to_none=True)
+            bench.runner.optimizer.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
     return measured
@@ -225,7 +225,7 @@ def table(bench: Bench, measured: list[Measured]) -> list[dict[str, Any]]:
     rows = []
     for one in measured:
         seconds, variant = one.seconds(targets), one.variant
-        batch = one.work[0].passes[0]
+        batch = one.work[0].batches[0]
         rows.append(
             {
                 "paradigm": variant.paradigm.name,

@@ -67,17 +67,17 @@ class Side:
         torch.manual_seed(settings.training.seed)
         model = model_of(settings, store, paradigm).train()
         optimizer = ready(model, torch.device("cpu"), settings.training)
-        self._trainer = trainer_of(model, optimizer, Accelerator(cpu=True), settings.training, rows)
+        self._trainer = trainer_of(model, model, optimizer, Accelerator(cpu=True), settings.training, rows)
         self._loader = self._trainer.loader
-        work = [self._loader.work(number) for number in range(min(8, self._loader.steps.count))]
+        work = [self._loader.micro_batches(number) for number in range(min(8, self._loader.steps.count))]
         self.targets = statistics.mean(one.step.targets for one in work)
         self.tokens = statistics.mean(one.tokens for one in work)
         self._numbers = itertools.cycle(range(len(work)))
 
     def step(self) -> None:
         """The next step, assembly included."""
-        self._trainer.gradients(self._loader.work(next(self._numbers)))
-        self._trainer.update(self._trainer.config.learning_rate)
+        self._trainer.runner.gradients(self._loader.micro_batches(next(self._numbers)))
+        self._trainer.runner.update(self._trainer.config.learning_rate)
 
 
 if __name__ == "__main__":

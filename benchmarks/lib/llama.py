@@ -16,7 +16,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
 from transformers import LlamaConfig
 
-from benchmarks.lib.training import trainer_of
 from dti_pipeline.config import LoraConfig, ModelConfig, TrainingConfig
 from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
 from dti_pipeline.modeling.network import backbone
@@ -30,12 +29,13 @@ from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.uniform import SPECIAL, uniform_store
 from dti_pipeline.paradigms import DTI, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
-from dti_pipeline.training.loader import Work
-from dti_pipeline.training.loop import Trainer
+from dti_pipeline.training.loader import MicroBatches
 from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.runner import EagerRunner
 from dti_pipeline.training.steps import Step
 
 CONTEXT = 20  # interactions, n
+LEARNING_RATE = 1e-4
 #: Large enough to have every part of the real ones, small enough for a test.
 TINY = Shape("tiny", 2, 64, 4, 2, 16, 96, 512, tied=False)
 #: Row lengths are a multiple of a matrix product's tile and some tokens over: where 64 divides the number of rows, an
@@ -106,12 +106,12 @@ def plan(
     return rows(store, CONTEXT, k, *((1, prompt) if dense else (count, length))), count
 
 
-def work(plan: Rows, wanted: np.ndarray, device: torch.device) -> Work:
+def work(plan: Rows, wanted: np.ndarray, device: torch.device) -> MicroBatches:
     """A step of one micro-batch, the wanted rows, as the loader hands it to the loop."""
     layout = plan.assemble(wanted)
     batch = Batch.of(layout, plan.store.label)
     step = Step(0, wanted, len(batch.target), 0)
-    return Work(step, [batch.pin() if device.type == "cuda" else batch], int((layout.kind != Kind.PAD).sum()))
+    return MicroBatches(step, [batch.pin() if device.type == "cuda" else batch], int((layout.kind != Kind.PAD).sum()))
 
 
 class Causal:
@@ -189,7 +189,7 @@ def lora(shape: Shape, rank: int = 16, **more: Any) -> ModelConfig:
     return ModelConfig(name_or_path=shape.name, lora=LoraConfig(rank=rank, alpha=32), head="verbaliser", **more)
 
 
-def trainer(model: Model, prepared: nn.Module, accelerator: Any) -> Trainer:
-    """The project's loop over ``prepared``, of which only single steps are taken."""
-    training = TrainingConfig(learning_rate=1e-4)
-    return trainer_of(prepared, optimizer_for(model, training), accelerator, training, plan(1, 128, 2, 8)[0])
+def runner(model: Model, prepared: nn.Module, accelerator: Any) -> EagerRunner:
+    """The steps of a training of ``prepared``, the model as accelerate has wrapped it."""
+    training = TrainingConfig(learning_rate=LEARNING_RATE)
+    return EagerRunner(prepared, optimizer_for(model, training), accelerator, training.max_gradient_norm)

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from dti_pipeline.config import Config, TrainingConfig
-from dti_pipeline.modeling.network.compilation import compile_parts
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.pack import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds
@@ -18,9 +17,12 @@ from dti_pipeline.packing.report import PlanReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.fallback import choose
+from dti_pipeline.training.forms import forms_of
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.steps import Steps
 
 
@@ -38,34 +40,41 @@ def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: An
     )
 
 
-def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> Optimizer:
-    """Place and compile a model as a training of one process does; return its optimizer."""
+def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> AdamW:
+    """Place a model as a training of one process does; return its optimizer."""
     compute = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
     model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph))
-    optimizer = optimizer_for(model, training)
-    if device.type == "cuda":
-        compile_parts(model)
-    return optimizer
+    return optimizer_for(model, training)
 
 
 def trainer_of(
+    model: CTRModel,
     prepared: nn.Module,
-    optimizer: Optimizer,
+    optimizer: AdamW,
     accelerator: Accelerator,
     config: TrainingConfig,
     rows: Rows,
     progress: Progress | None = None,
 ) -> Trainer:
-    """A training that tells nobody, evaluates nothing and saves nothing."""
+    """A training that tells nobody, evaluates nothing and saves nothing. ``prepared`` is the model as accelerate has
+    wrapped it. Raises RuntimeError where its plan cannot be had: a benchmark measures what it names."""
     steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
+    loader = Loader(rows, steps, config.tokens_per_batch, accelerator.device)
+    prepared.train()
+    forms = forms_of(model, prepared, optimizer, accelerator, config)
+    chosen = choose(forms, loader, 0, optimizer, accelerator, _refuse)
     return Trainer(
         model=prepared,
-        optimizer=optimizer,
+        runner=chosen.runner,
+        loader=chosen.loader,
         accelerator=accelerator,
         config=config,
-        loader=Loader(rows, steps, config.tokens_per_batch, accelerator.device),
         progress=progress or Progress(),
         emit=lambda event: None,
         evaluate=dict,
         checkpoint=lambda: None,
     )
+
+
+def _refuse(fall: FellBack) -> None:
+    raise RuntimeError(fall.line)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 class Average:
-    """The average of a model's trained weights. Memory: one copy of them; time: one pass over them a step.
+    """The exponential moving average of a model's trained weights. Memory: one copy of them; time: reading them once a
+    step.
 
-    Step t moves it towards the weights by 1 - min(decay, t / (t + 9)), so that it does not remember where training
-    began (as TensorFlow's moving averages do).
+    Step t moves it towards the weights by 1 - min(decay, t / (t + 9)), as TensorFlow's moving averages do: it forgets
+    where training began.
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter], decay: float) -> None:

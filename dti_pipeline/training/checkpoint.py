@@ -134,7 +134,7 @@ def restore(
 def folder(config: Config, paths: Paths, paradigm: str) -> Path:
     """Where a training of this configuration and of the present shards keeps its resume state. Reads the shards."""
     shaped_by = config.sections("model", "training")
-    del shaped_by["training"]["checkpoint_seconds"]  # how often it is saved does not change what is trained
+    del shaped_by["training"]["checkpoint_seconds"]  # how often it is saved does not change the model
     content = json.dumps([shaped_by, folder_digest(paths.shards(paradigm))], sort_keys=True)
     return paths.checkpoints(paradigm) / hashlib.md5(content.encode()).hexdigest()[:12]
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
-from torch.optim import Optimizer
 
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.training.loader import Loader
+from dti_pipeline.training.optimizer import allocate_moments
 from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.runner import StepRunner
 
@@ -48,7 +48,7 @@ def choose(
     forms: Sequence[Form],
     loader: Loader,
     number: int,
-    optimizer: Optimizer,
+    optimizer: torch.optim.AdamW,
     accelerator: Accelerator,
     tell: Callable[[FellBack], None],
 ) -> Chosen:
@@ -62,13 +62,13 @@ def choose(
     left = list(forms)
     while True:
         form, *slower = left
-        trial = _Trial(form, loader, number, optimizer, accelerator)
-        runner = trial.run(last=not slower)
-        failed, no_memory = _anywhere(accelerator, runner is None, trial.no_memory)
-        if runner is not None and not failed:
-            return Chosen(runner, trial.loader, falls)
-        runner = None
-        reason = trial.reason or "it failed in another process"
+        tried = _try(form, loader, number, optimizer, accelerator.device, last=not slower)
+        failure = tried if isinstance(tried, _Failure) else None
+        failed, no_memory = _anywhere(accelerator, failure is not None, failure is not None and failure.no_memory)
+        if not failed and not isinstance(tried, _Failure):
+            return Chosen(tried, replace(loader, pad_targets=tried.pads_targets), falls)
+        del tried
+        reason = failure.reason if failure is not None else "it failed in another process"
         halved = loader.halved() if no_memory else None
         if halved is not None:
             reason = f"out of memory; set training.tokens_per_batch to {halved.tokens_per_batch} ({reason})"
@@ -88,41 +88,40 @@ def choose(
         tell(fall)
 
 
-class _Trial:
-    """One form, tried on one step."""
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    no_memory: bool
 
-    def __init__(self, form: Form, loader: Loader, number: int, optimizer: Optimizer, accelerator: Accelerator) -> None:
-        self.form, self.loader, self.number = form, loader, number
-        self.optimizer, self.device = optimizer, accelerator.device
-        self.reason, self.no_memory = "", False
 
-    def run(self, last: bool) -> StepRunner | None:
-        """The form's runner; None where it failed: ``reason`` and ``no_memory`` then say why. The error of the ``last``
-        form is raised, unless it is of memory."""
-        generators, runner = _Generators(self.device), None
-        try:
-            runner = self.form.make()
-            self.loader = replace(self.loader, pad_targets=runner.pads_targets)
-            share = self.loader.micro_batches(self.number)
-            runner.try_out(replace(share, batches=share.batches[:2]))  # the second has the first's gradients beside it
-            return runner
-        except (InputError, CheckFailed):
+def _try(
+    form: Form, loader: Loader, number: int, optimizer: torch.optim.AdamW, device: torch.device, last: bool
+) -> StepRunner | _Failure:
+    """The form's runner, tried on step ``number``. An error of the ``last`` form is raised, unless it is of memory."""
+    generators, works = _Generators(device), False
+    try:
+        allocate_moments(optimizer)
+        runner = form.make()
+        share = replace(loader, pad_targets=runner.pads_targets).micro_batches(number)
+        runner.try_out(replace(share, batches=share.batches[:2]))  # the second has the first's gradients beside it
+        works = True
+        return runner
+    except (InputError, CheckFailed):
+        raise
+    except Exception as error:
+        no_memory = out_of_memory(error)
+        if last and not no_memory:
             raise
-        except Exception as error:
-            self.no_memory = out_of_memory(error)
-            if last and not self.no_memory:
-                raise
-            self.reason, runner = in_one_line(error), None
-            log.debug("%s could not be had", self.form.name, exc_info=True)
-            return None
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            generators.restore(failed=runner is None)
-            if runner is None:
-                gc.collect()  # tensors of what failed
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats(self.device)
+        log.debug("%s could not be had", form.name, exc_info=True)
+        return _Failure(in_one_line(error), no_memory)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        generators.restore(works)
+        if not works:
+            gc.collect()  # tensors that the error's frames hold
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
 
 
 class _Generators:
@@ -135,15 +134,15 @@ class _Generators:
             generator = torch.cuda.default_generators[index]
             self._cuda = generator, generator.clone_state()
 
-    def restore(self, failed: bool) -> None:
+    def restore(self, works: bool) -> None:
         torch.set_rng_state(self._cpu)
         if self._cuda is None:
             return
         generator, state = self._cuda
-        if failed:  # a capture that broke off leaves the generator's state inside it: another takes its place
-            generator.graphsafe_set_state(state)
-        else:  # a graph goes on drawing from the state that it has recorded
+        if works:  # a graph goes on drawing from the state that it has recorded
             generator.set_state(state.get_state())
+        else:  # a capture that broke off leaves the generator's state inside it: another takes its place
+            generator.graphsafe_set_state(state)
 
 
 def out_of_memory(error: BaseException) -> bool:

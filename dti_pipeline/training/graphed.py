@@ -28,7 +28,7 @@ from dti_pipeline.training.loader import MicroBatches
 from dti_pipeline.training.runner import EagerRunner
 
 log = logging.getLogger(__name__)
-#: Runs before a recording: they compile, and load what is loaded when first used.
+#: Runs before a recording: they compile, and load libraries that are loaded when first used.
 WARM_UP_RUNS = 3
 #: Recordings of one training. Sizes of [SUM] rows may grow a few times, each of which is one; more is a mistake.
 MOST_RECORDINGS = 64
@@ -130,7 +130,7 @@ class GraphedMicroBatches:
         gc.collect()  # a tensor or graph that is dropped in the middle of a recording may end it
         self._input = batch.to(self._device)
         with torch.random.fork_rng([self._device]):
-            # On the stream of the recording: what autograd remembers of a parameter includes its stream.
+            # On the stream of the recording: autograd remembers a parameter with its stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UP_RUNS):

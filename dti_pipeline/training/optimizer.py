@@ -11,7 +11,7 @@ from dti_pipeline.config import TrainingConfig
 
 
 def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, as norms and biases are scales, not features."""
+    """AdamW; weight decay on matrices only, as norms and biases are scales, not features. Fused on a GPU."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -28,15 +28,16 @@ def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:
-    """Make the moments that AdamW would make in its first step, zeros: a step that is tried out before it then takes
-    the memory that later ones will."""
+    """Make the moments that AdamW would make in its first step, zeros, unless they are there: a step that is tried out
+    before it then takes the memory that later ones will."""
     content = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in enumerate(parameters):
-        if number not in content["state"]:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            content["state"][number] = {"step": torch.zeros(()), **moments}
-    optimizer.load_state_dict(content)
+    missing = [number for number in range(len(parameters)) if number not in content["state"]]
+    for number in missing:
+        moments = {name: torch.zeros_like(parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
+        content["state"][number] = {"step": torch.zeros(()), **moments}
+    if missing:
+        optimizer.load_state_dict(content)
 
 
 def learning_rate(config: TrainingConfig, targets_seen: int, targets_total: int) -> float:

@@ -37,7 +37,7 @@ class StepRunner(Protocol):
         clipping, to be read before the next update."""
 
     def try_out(self, share: MicroBatches) -> None:
-        """Compile, capture and allocate what a step needs. Weights and optimizer are unchanged afterwards; gradients
+        """Compile, capture and allocate everything that a step needs. Weights and optimizer are unchanged afterwards; gradients
         and random generators are not, and no process waits for another unless weights are sharded."""
 
 
@@ -89,7 +89,7 @@ class EagerRunner:
             # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
             processes = self.accelerator.num_processes
             part, loss = self._objective(logits, batch.label, batch.weight, processes, step_targets)
-        # Outside autocast, which would round what the forward pass kept in fp32.
+        # Outside autocast, which would round tensors that the forward pass kept in fp32.
         self.accelerator.backward(part)
         return loss.detach()
 

@@ -33,7 +33,7 @@ from dti_pipeline.training.fallback import choose
 from dti_pipeline.training.forms import LOST_WITH, forms_of
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
-from dti_pipeline.training.optimizer import allocate_moments, optimizer_for
+from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Checkpointing, Event, FellBack, Listener, Started, announce
 from dti_pipeline.training.steps import Steps
 
@@ -113,7 +113,6 @@ class Setup:
         sharded = settings.sharding == "full"
         prepared: nn.Module = self.model if sharded else accelerator.prepare(self.model)
         prepared.train()
-        allocate_moments(self.optimizer)
         rank, world = accelerator.process_index, accelerator.num_processes
         loader = Loader(self.rows, self.steps, settings.tokens_per_batch, accelerator.device, rank, world)
         number = self.progress.step % self.steps.count

@@ -1,11 +1,9 @@
-"""Which rows make up each optimizer step: a pure function of the plan, the seed and the step's number.
+"""The rows of each optimizer step: a pure function of the plan, the seed and the step's number.
 
 Rows are drawn in a new order each epoch and dealt out to as many steps as make about ``targets_per_step`` *targets*
 each, so that a step means the same for every paradigm, however many targets its rows hold. All steps have the same
-number of rows, or one less: they are packed full, so that equal rows are nearly equal targets, and a GPU, whose passes
-have one shape, is given almost no empty rows. (MovieLens-1M, 2,048 targets a step, k = 50: the largest step has 7 rows,
-and targets have a standard deviation of 5.2 %. Cut where the running count of targets passes equal shares it had 9, and
-they 5.9 %; at k = 10 it is 5.5 % against 3.1, with whole histories 9.5 against 8.8.)
+number of rows, or one less. Rows are packed full, so that equal rows are nearly equal targets; and a GPU, whose
+micro-batches have one shape, then computes almost no empty rows.
 
 Nothing is remembered between steps: a run that resumes at step i asks for step i.
 """

@@ -1,4 +1,4 @@
-"""Time as a measured quantity: seconds of training proper, and peak memory."""
+"""Measured quantities: seconds of training proper, and peak memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class Stopwatch:
-    """Seconds of training proper: the watch stands still during evaluation, checkpoints and warm-up.
+    """Seconds of training proper: the watch is stopped during evaluation and checkpoints.
 
-    On a GPU starting and stopping wait for the work that was queued, which is part of the time; nothing else does.
+    On a GPU starting and stopping wait for queued kernels, whose time counts; reading does not wait.
     """
 
     def __init__(self, seconds: float, device: torch.device) -> None:
@@ -22,14 +22,14 @@ class Stopwatch:
         self._since = self._now()
 
     def stop(self) -> float:
-        """Stand still; seconds so far."""
+        """Stop; seconds so far."""
         if self._since is not None:
             self._seconds += self._now() - self._since
             self._since = None
         return self._seconds
 
     def read(self) -> float:
-        """Seconds so far, without stopping or waiting: of the last step whose numbers were read from the device."""
+        """Seconds so far, without stopping or waiting for the device."""
         return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
     def _now(self) -> float:

@@ -28,14 +28,14 @@ def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
     store = llama.log(prompts, context + 1, c, llama.TINY.vocabulary)
     packed = llama.work(llama.rows(store, context, 1, prompts, 128), np.arange(1), CPU)
     dense = llama.work(llama.rows(store, context, 1, 1, length), np.arange(prompts), CPU)
-    assert dense.passes[0].token.shape == (prompts, length)
+    assert dense.batches[0].token.shape == (prompts, length)
     assert dense.step.targets == packed.step.targets == prompts
     gradients = []
     logits = []
     for work, is_dense in ((packed, False), (dense, True)):
         model.switch(SLIDING_WINDOW, is_dense, "rope", "none")
         model.zero_grad()
-        logits.append(model(work.passes[0]))
+        logits.append(model(work.batches[0]))
         logits[-1].square().sum().backward()
         gradients.append({name: weight.grad.clone() for name, weight in model.trained().items()})
     assert logits[0].abs().max() > 0.01
@@ -48,7 +48,7 @@ def test_a_model_that_forgets_is_one_switch_away() -> None:
     settings = llama.lora(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, 3, 128, CPU, torch.float32).eval()
-    batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).passes[0]
+    batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).batches[0]
     said = []
     for forgetting in ("none", "linear", "none"):
         model.switch(DTI, False, "rope", forgetting)

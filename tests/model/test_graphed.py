@@ -1,4 +1,4 @@
-"""Training as a CUDA graph is the training it is without: passes that never wait for the device, and, on a GPU,
+"""Training as a CUDA graph is the training without: micro-batches that never wait for the device, and, on a GPU,
 gradients, random numbers and whole trainings."""
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from tests.model.test_precision import assert_near
 CPU = torch.device("cpu")
 
 
-# Passes that never wait
+# Micro-batches that never wait
 
 
 @RULES
 @pytest.mark.parametrize("paradigm", names())
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
-def test_no_shape_of_a_pass_depends_on_what_it_computes(
+def test_no_shape_of_a_micro_batch_depends_on_its_values(
     paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tensors that hold nothing: whoever asked for a value, or for as many rows as are True, would get an error,

@@ -24,7 +24,7 @@ from dti_pipeline.evaluation.report import Decision, Delta
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES, Stage
 from dti_pipeline.tracking import registry
-from dti_pipeline.training.progress import Evaluated, Finished, Started, Stepped
+from dti_pipeline.training.progress import Evaluated, FellBack, Finished, Started, Stepped
 from dti_pipeline.validation.report import Outcome
 from tests.pipeline.stand_ins import Stages, launch
 from tests.project import ROOT
@@ -315,15 +315,20 @@ def test_progress_is_told_in_words() -> None:
         def info(self, line: str) -> None:
             self.lines.append(line)
 
+        def warning(self, line: str) -> None:
+            self.lines.append(f"warning: {line}")
+
     pipes = Pipes()
     listen = report_to(pipes)  # type: ignore[arg-type]
     listen(Started("dti", 1000, 200, 42, "cpu", 1, "0" * 32))
+    listen(FellBack("a CUDA graph", "compiled layers", "no memory"))
     for step in (1, 2):  # the second within five seconds: not told
         listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
     listen(Evaluated(400, 4.0, {"auc": 0.7}))
     listen(Finished(1000, 3725.0, TRAIN))
     assert pipes.lines == [
         "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",
+        "warning: the training goes on with compiled layers instead of a CUDA graph: no memory",
         "201 of 1,000 targets (20%), loss 0.5000, 50 targets/s, 1:15 left",
         "validation after 400 targets: auc 0.7000",
         "1,000 targets in 1:02:05 of training",
