@@ -28,14 +28,8 @@ def progress_bar(console: Console) -> Listener:
             for line in event.execution:
                 console.print(line, style="dim", markup=False, highlight=False)
             bar.start()
-            task = bar.add_task(
-                f"train {event.paradigm}",
-                total=event.targets_total,
-                rate="",
-                loss="-",
-                auc="-",
-                completed=event.targets_seen,
-            )
+            total, seen = event.targets_total, event.targets_seen
+            task = bar.add_task(f"train {event.paradigm}", total=total, completed=seen, rate="", loss="-", auc="-")
         elif task is None:
             return
         elif isinstance(event, Stepped):

@@ -27,13 +27,9 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
                 " distributed_type to MULTI_GPU, and training.sharding to full where a model does not fit one GPU"
             )
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
-        kwargs_handlers=[DDP],
-    )
-    if accelerator.num_processes != settings.processes:
-        # accelerate runs one process where it was asked for two and found no launcher: never let that pass.
+    precision = "bf16" if settings.dtype == "bfloat16" else "no"
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[DDP])
+    if accelerator.num_processes != settings.processes:  # accelerate goes on with one where there is no launcher
         raise InputError(
             f"params key `training.processes` is {settings.processes}, but {accelerator.num_processes} are running:"
             f" start with `torchrun --nproc-per-node {settings.processes} -m dti_pipeline.cli train ..`"

@@ -8,17 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Signals that come within it are one request to stop.
+#: Signals within it are one request: a terminal signals every process of a command, and some pass theirs on.
 ONE_REQUEST_SECONDS = 10.0
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM has come; a later signal acts as it always does.
-
-    One request is often several signals: a terminal signals every process of a command, and the ones that started
-    others pass theirs on.
-    """
+    """A function that says whether SIGINT or SIGTERM has come; a later signal acts as it always does."""
     received: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -54,15 +53,15 @@ class Trainer:
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
         progress, steps = self.progress, self.loader.steps
-        self.model.train()
-        watch = Stopwatch(progress.train_seconds, self.accelerator.device)
         report_every = max(1, steps.count // REPORTS)
-        evaluate_after = self._evaluation_steps()
-        last_checkpoint = time.monotonic()
+        evaluations = self.config.evaluations
+        evaluate_after = {round(steps.count * (i + 1) / evaluations) for i in range(evaluations)}  # evenly spread
         waits = self.accelerator.device.type == "cpu"  # a step is over when its call returns
         losses: list[Tensor] = []
         counted = 0
-        watch.start()
+        self.model.train()
+        last_checkpoint = time.monotonic()
+        watch = Stopwatch(progress.train_seconds, self.accelerator.device)
         for share in self.loader.start(progress.step):
             loss, norm, rate = self._step(share)
             self._report(watch)  # of the step before, while a GPU is busy with this one
@@ -105,9 +104,7 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return wishes
         before, device = self._wishes, self.accelerator.device
-        self._wishes = cast(
-            Tensor, self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
-        )
+        self._wishes = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
         return [False] * len(wishes) if before is None else [count > 0 for count in before.tolist()]
 
     def _step(self, share: MicroBatches) -> tuple[Tensor, Tensor, float]:
@@ -119,33 +116,23 @@ class Trainer:
             total = self.accelerator.reduce(total, "sum")
         return total, norm, rate
 
-    def _evaluation_steps(self) -> set[int]:
-        """After which steps the validation targets are scored: evenly spread, the last step among them."""
-        count = self.config.evaluations
-        return {round(self.loader.steps.count * (i + 1) / count) for i in range(count)} if count else set()
-
     def _report(self, watch: Stopwatch) -> None:
         """Emit the pending report, once its step is over."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         (loss, norm), p = pending.numbers(), pending.progress
-        p.train_seconds = watch.read()
+        seconds = p.train_seconds = watch.read()
         done = p.targets_seen / self.loader.steps.targets
-        event = Stepped(
-            step=p.step,
-            targets_seen=p.targets_seen,
-            loss=loss,
-            learning_rate=pending.learning_rate,
-            gradient_norm=norm,
-            targets_per_second=p.targets_seen / p.train_seconds,
-            tokens_per_second=p.tokens_seen / p.train_seconds,
-            train_seconds=p.train_seconds,
-            seconds_left=p.train_seconds * (1 - done) / done,
-            peak_memory_gib=peak_memory_gib(self.accelerator.device),
-        )
         p.history.append(_row(p, loss=loss, learning_rate=pending.learning_rate))
-        self.emit(event)
+        self.emit(
+            Stepped(
+                p.step, p.targets_seen, loss, pending.learning_rate, gradient_norm=norm,
+                targets_per_second=p.targets_seen / seconds, tokens_per_second=p.tokens_seen / seconds,
+                train_seconds=seconds, seconds_left=seconds * (1 - done) / done,
+                peak_memory_gib=peak_memory_gib(self.accelerator.device),
+            )
+        )  # fmt: skip
 
     def _evaluate(self) -> None:
         self.model.eval()
@@ -172,9 +159,5 @@ def _fetched(numbers: Tensor) -> Callable[[], list[float]]:
 
 
 def _row(progress: Progress, **values: float) -> dict[str, float]:
-    return {
-        "targets_seen": progress.targets_seen,
-        "train_seconds": round(progress.train_seconds, 3),
-        "step": progress.step,
-        **values,
-    }
+    seconds = round(progress.train_seconds, 3)
+    return {"targets_seen": progress.targets_seen, "train_seconds": seconds, "step": progress.step, **values}

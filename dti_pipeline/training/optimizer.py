@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,14 +18,8 @@ def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    cuda = any(p.is_cuda for p in trained)
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        eps=config.adam_epsilon,
-        fused=cuda,
-    )
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.98), "eps": config.adam_epsilon}
+    return torch.optim.AdamW([g for g in groups if g["params"]], fused=any(p.is_cuda for p in trained), **options)
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:

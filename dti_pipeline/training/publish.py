@@ -27,7 +27,7 @@ def publish(setup: Setup) -> TrainReport:
     accelerator, model = setup.accelerator, setup.model
     if setup.average is not None:
         setup.average.apply()
-    made = report(setup)
+    made = _report(setup)
     sharded = setup.config.training.sharding == "full"
     weights = sharding.whole(model.trained(), keep=accelerator.is_main_process) if sharded else None
     if accelerator.is_main_process:
@@ -39,9 +39,8 @@ def publish(setup: Setup) -> TrainReport:
     return made
 
 
-def report(setup: Setup) -> TrainReport:
-    """The report of a training that is done."""
-    progress, model, store, plan = setup.progress, setup.model, setup.store, setup.shards.report
+def _report(setup: Setup) -> TrainReport:
+    progress, model, plan, store = setup.progress, setup.model, setup.shards.report, setup.loader.rows.store
     device, training = setup.accelerator.device, setup.config.training
     scores = [row for row in progress.history if "val_auc" in row]
     loss = next(row["loss"] for row in reversed(progress.history) if "loss" in row)
@@ -79,12 +78,8 @@ def report(setup: Setup) -> TrainReport:
 def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -> None:
     """Write the model folder. ``weights``: the trained ones, whole, where the model's own are sharded."""
     config, paths, paradigm = setup.config, setup.paths, setup.paradigm
-    with artifacts.publish(
-        paths.model(paradigm),
-        "train",
-        config.sections("model", "training"),
-        {"tokens": paths.tokens, "shards": paths.shards(paradigm)},
-    ) as draft:
+    inputs = {"tokens": paths.tokens, "shards": paths.shards(paradigm)}
+    with artifacts.publish(paths.model(paradigm), "train", config.sections("model", "training"), inputs) as draft:
         storage.save(setup.model, draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
         if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
@@ -93,15 +88,14 @@ def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -
             writer = csv.DictWriter(handle, HISTORY_COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(setup.progress.history)
-        artifacts.write_text(draft.path / "README.md", model_card(config, paradigm, made))
+        artifacts.write_text(draft.path / "README.md", _model_card(config, made))
         draft.report = made
 
 
-def model_card(config: Config, paradigm: str, report: TrainReport) -> str:
-    """The README of a model folder, for whoever finds it."""
+def _model_card(config: Config, report: TrainReport) -> str:
     base = config.model.name_or_path or "Llama-style, from scratch"
     auc = report.validation_auc
-    return f"""# CTR model trained with paradigm `{paradigm}`
+    return f"""# CTR model trained with paradigm `{report.paradigm}`
 
 P(click) of a target item given a user's previous {config.packing.context} interactions and their labels.
 

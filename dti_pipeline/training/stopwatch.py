@@ -9,28 +9,25 @@ import torch
 
 
 class Stopwatch:
-    """Seconds of training proper: the watch is stopped during evaluation and checkpoints.
+    """Seconds of training proper, ``seconds`` of them before: stopped during evaluation and checkpoints.
 
     On a GPU starting and stopping wait for queued kernels, whose time counts; reading does not wait.
     """
 
     def __init__(self, seconds: float, device: torch.device) -> None:
         self._seconds, self._device = seconds, device
-        self._since: float | None = None
+        self.start()
 
     def start(self) -> None:
         self._since = self._now()
 
     def stop(self) -> float:
-        """Stop; seconds so far."""
-        if self._since is not None:
-            self._seconds += self._now() - self._since
-            self._since = None
+        self._seconds += self._now() - self._since
         return self._seconds
 
     def read(self) -> float:
-        """Seconds so far, without stopping or waiting for the device."""
-        return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        """Seconds so far of a watch that runs."""
+        return self._seconds + time.perf_counter() - self._since
 
     def _now(self) -> float:
         if self._device.type == "cuda":

@@ -13,6 +13,7 @@ from dti_pipeline.training.progress import (
     Stepped,
     announce,
 )
+from tests.reports import TRAIN
 
 STARTED = Started("dti", 1000, 200, 42, "cpu", 1, "0" * 32, execution=("compiled layers: no (no CUDA device)",))
 
@@ -26,7 +27,7 @@ def test_events_become_lines() -> None:
         listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
     listen(Evaluated(400, 4.0, {"auc": 0.7}))
     listen(Checkpointing(400, "folder"))
-    listen(Finished(1000, 3725.0))
+    listen(Finished(1000, 3725.0, TRAIN))
     assert told == [
         "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",
         "compiled layers: no (no CUDA device)",
