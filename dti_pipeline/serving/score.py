@@ -43,7 +43,7 @@ def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]
     seconds = time.perf_counter() - start
     return {
         "model": str(scorer.manifest.path),
-        "paradigm": scorer.model.paradigm,
+        "paradigm": scorer.model.paradigm.name,
         "requests": answered,
         "candidates": candidates,
         "seconds": round(seconds, 3),
@@ -70,7 +70,7 @@ def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[s
         stdout.flush()
     if refused:
         raise CheckFailed(f"{refused} of {refused + answered} lines were no requests: each was answered by its error")
-    return {"model": str(scorer.manifest.path), "paradigm": scorer.model.paradigm, "requests": answered}
+    return {"model": str(scorer.manifest.path), "paradigm": scorer.model.paradigm.name, "requests": answered}
 
 
 def _answer(request: Request, probabilities: Sequence[float]) -> dict[str, Any]:
