@@ -1,9 +1,9 @@
 """The results of a study: rows of single runs, gathered, compared with one another, and written to two files.
 
 ``study_rows.jsonl.xz`` holds a row a run: the columns of :meth:`Run.facts`, figures of training and evaluation, and the
-columns that compare it with other rows, of :func:`derive`. A failed run has ``error``. A trial (``measure: validation``)
-has ``validation_auc``, ``learning`` (training seconds and validation AUC at each point of its curve) and floors of
-validation targets, nothing of test targets. ``study.json`` is their summary: means over seeds, and where they come from.
+columns that compare it with others (:func:`derive`). A failed run has ``error``. A trial (``measure: validation``) has
+``validation_auc``, ``learning`` (training seconds and validation AUC at each point of its curve) and floors of
+validation targets, nothing of test targets. ``study.json`` is their summary: means over seeds, and their origin.
 """
 
 from __future__ import annotations
@@ -224,10 +224,8 @@ def measured(row: Row, rows: Iterable[Row]) -> tuple[Line | None, Line | None]:
     this machine's sliding window; else one that has both; else another.
     """
     rows, here = list(rows), row.get("hardware", "")
-    own, windows = (
-        _by_machine(row, rows, row["paradigm"], row["k"], row["fixes"]),
-        _by_machine(row, rows, BASELINE, 1, ""),
-    )
+    own = _by_machine(row, rows, row["paradigm"], row["k"], row["fixes"])
+    windows = _by_machine(row, rows, BASELINE, 1, "")
     places = [here] if here in windows else sorted(own, key=lambda machine: (machine not in windows, machine != here))
     place = next((machine for machine in places if machine in own), "")
     return own.get(place), windows.get(place)
@@ -290,7 +288,8 @@ def resampled(row: Row, work: Path) -> tuple[Array, Array] | None:
     path = work / row["dataset"] / "runs" / row["config"] / PREDICTIONS
     if not path.is_file():
         return None
-    target, user, label, score = (column.to_numpy() for column in pq.read_table(path).columns)
+    table = pq.read_table(path)
+    target, user, label, score = (table[name].to_numpy() for name in ("row", "user", "label", "probability"))
     found = metrics.auc(label, score)
     if found is None or abs(found - row["auc"]) >= 1e-4:
         return None

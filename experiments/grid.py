@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -131,8 +131,7 @@ class Grid:
     def chosen(self, only: Iterable[str] = ()) -> tuple[Run, ...]:
         """All runs, or those of the named groups. InputError names the nearest group."""
         wanted = set(only)
-        for name in wanted:
-            known(f"{self.path}: asked for group", name, self.group_names)
+        known(f"{self.path}: asked for group", wanted, self.group_names)
         return tuple(run for run in self.runs if not wanted or wanted & set(run.groups))
 
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
@@ -218,19 +217,19 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """The columns that identify the run in the results."""
-        training = self.config.training
+        packing, training = self.config.packing, self.config.training
         return {
             "dataset": self.data_set,
             "split": self.config.split.rule,
             "group": self.groups[0],
             "paradigm": self.paradigm,
             "k": self.k,
-            "n": self.config.packing.context,
+            "n": packing.context,
             "fixes": self.fixes,
             "model": self.model,
             "epochs": training.epochs,
             "seed": training.seed,
-            "row_length": self.config.packing.row_length,
+            "row_length": packing.row_length,
             "measure": self.measure,
             "config": self.digest,
             "command": f"dti study --only {self.groups[0]}",
@@ -266,7 +265,8 @@ def load(path: Path) -> Grid:
         grid = replace(from_plain(Grid, _read(path)), path=str(path))
     except InputError as error:
         raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
-    _check_names(grid)
+    _check_parameters(grid)
+    _check_groups(grid)
     _check_rehearsals(grid)
     _check_measures(grid)
     _check_told_apart(grid)
@@ -280,41 +280,42 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist") from error
 
 
-def known(where: str, name: str, names: Iterable[str]) -> None:
-    """InputError where a name is none of ``names``, with the nearest of them."""
+def known(where: str, asked: Iterable[str], names: Iterable[str]) -> None:
+    """InputError where one that is ``asked`` for is none of ``names``, with the nearest of them."""
     names = list(names)
-    if name not in names:
-        raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
+    for name in asked:
+        if name not in names:
+            raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
 
 
-def _check_names(grid: Grid) -> None:
-    for figure, names in grid.figures.items():
-        for name in names:
-            known(f"{grid.path}, figures.{figure}: it draws", name, grid.group_names)
-    variants = {f"fixes.{name}": params for name, params in grid.fixes.items()}
-    variants |= {f"models.{name}": params for name, params in grid.models.items()}
-    variants |= {f"group {group.name}, params": group.params for group in grid.groups}
-    for where, params in variants.items():
+def _check_parameters(grid: Grid) -> None:
+    """No fix, model or group changes the log itself."""
+    changes = {f"{kind}.{name}": one for kind in ("fixes", "models") for name, one in getattr(grid, kind).items()}
+    changes |= {f"group {group.name}, params": group.params for group in grid.groups}
+    for where, params in changes.items():
         if wrong := set(params) & {*DATA_SECTIONS, "validation"}:
             raise InputError(
                 f"{grid.path}, {where}: `{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
             )
-    options = {
-        "data_sets": list(grid.data_sets),
-        "paradigms": list(paradigms.names()),
-        "fixes": ["", *grid.fixes],
+
+
+def _check_groups(grid: Grid) -> None:
+    """Groups and figures name what there is."""
+    allowed = {
+        "data_sets": grid.data_sets, "paradigms": paradigms.names(), "fixes": ["", *grid.fixes],
         "models": ["", *grid.models],
-    }
+    }  # fmt: skip
     for group in grid.groups:
         if not group.name:
             raise InputError(f"{grid.path}: every group needs a name")
         where = f"{grid.path}, group {group.name}:"
-        for key, allowed in options.items():
-            for name in getattr(group, key):
-                known(f"{where} `{key}` has", name, allowed)
-        for key in (f.name for f in fields(Group)):
-            if getattr(group, key) == () and key not in ("k", "n", "epochs"):
+        for key, names in allowed.items():
+            known(f"{where} `{key}` has", getattr(group, key), names)
+        for key in (*allowed, "seeds"):
+            if not getattr(group, key):
                 raise InputError(f"{where} `{key}` is empty")
+    for figure, names in grid.figures.items():
+        known(f"{grid.path}, figures.{figure}: it draws", names, grid.group_names)
 
 
 def _check_rehearsals(grid: Grid) -> None:
@@ -323,7 +324,7 @@ def _check_rehearsals(grid: Grid) -> None:
         if data_set.rehearsal is None:
             continue
         where, of, train = f"{grid.path}, data set {name}:", data_set.rehearsal.of, data_set.rehearsal.train
-        known(f"{where} `rehearsal.of` is", of, logs)
+        known(f"{where} `rehearsal.of` is", [of], logs)
         if not 0 < train < 1:
             raise InputError(f"{where} `rehearsal.train` must be between 0 and 1, not {train}")
         if (rule := grid.config(of).split.rule) != "user_order":
@@ -354,14 +355,13 @@ def _check_told_apart(grid: Grid) -> None:
     together |= {f"figures.{name}": set(groups) for name, groups in grid.figures.items()}
     for where, groups in together.items():
         seen: dict[tuple[Any, ...], Run] = {}
-        for run in grid.runs:
-            if groups & set(run.groups):
-                facts = run.facts()
-                if seen.setdefault(tuple(facts[fact] for fact in SHOWN), run) is not run:
-                    raise InputError(
-                        f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a"
-                        " model, a fix or a data set of the difference, which tables name"
-                    )
+        for run in (run for run in grid.runs if groups & set(run.groups)):
+            facts = run.facts()
+            if seen.setdefault(tuple(facts[fact] for fact in SHOWN), run) is not run:
+                raise InputError(
+                    f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a model,"
+                    " a fix or a data set of the difference, which tables name"
+                )
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from matplotlib.ticker import NullFormatter
 
 from dti_pipeline.evaluation.plots import logarithmic, plain, save
 from dti_pipeline.paradigms import named, names
-from dti_pipeline.planning.cost import token_speedup
 from experiments import analyse
 from experiments.analyse import Line, Row
 from experiments.grid import BASELINE, Grid, known
@@ -33,7 +32,7 @@ def draw_all(grid: Grid, rows: list[Row], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, groups in grid.figures.items():
-        known(f"{grid.path}, figures: it has", name, DRAWINGS)
+        known(f"{grid.path}, figures: it has", [name], DRAWINGS)
         chosen = {row["config"]: row for group in groups for row in analyse.of_group(grid, rows, group)}
         if DRAWINGS[name](grid, analyse.lines(chosen.values()), rows, folder / f"study_{name}"):
             drawn.append(f"study_{name}")
@@ -59,9 +58,12 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
     steps = dict(_steps(grid))
     places = _places([line["k"] for line in lines] + [row["k"] for found in steps.values() for row in found])
 
+    def title(name: str, n: int, hardware: str) -> str:
+        return f"{name}, n = {n}\n{hardware}"
+
     def panel(line: Line) -> str:
-        timed = analyse.pace(line.rows[0], rows)
-        return _machine(line["dataset"], line["n"], timed.hardware if timed else line["hardware"])
+        timed = analyse.measured(line.rows[0], rows)[0] or line
+        return title(line["dataset"], line["n"], timed["hardware"])
 
     curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")), panel)
     bounds: dict[str, set[tuple[float, float]]] = {}
@@ -73,13 +75,11 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         for row in found:
             if row["paradigm"] != BASELINE and row["speedup"] is not None:
                 made = " ".join(part for part in (name, row.get("model")) if part)
-                where = _machine(made, row["n"], row["hardware"])
+                where = title(made, row["n"], row["hardware"])
                 variant = f"{row['targets_per_step']:,} targets a step" if several else row.get("fixes", "")
                 curve = curves.setdefault(where, {}).setdefault((row["paradigm"], variant), [])
                 curve.append((places[row["k"]], row["speedup"]))
-                fewer = row.get("bound") or row.get("fewer_tokens")
-                fewer = fewer or token_speedup(row["n"], row["tokens_per_interaction"], row["k"])
-                bounds.setdefault(where, set()).add((places[row["k"]], fewer))
+                bounds.setdefault(where, set()).add((places[row["k"]], row.get("bound") or row["fewer_tokens"]))
 
     def finish(axes: Axes) -> None:
         points = sorted(bounds.get(axes.get_title(), ()))
@@ -111,10 +111,7 @@ def leak_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
 
 
 def auc_n(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
-    """AUC against the number of context interactions, with the floor that sees as many.
-
-    Nothing is drawn for one number.
-    """
+    """AUC against the number of context interactions, with the floor that sees as many."""
     if len({line["n"] for line in lines}) < 2:
         return False
     floors: dict[str, dict[int, float]] = {}
@@ -148,18 +145,7 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
     return _draw(_curves(lines, point, lambda line: "Cost of a target against history length"), finish, path, "")
 
 
-DRAWINGS: dict[str, Callable[[Grid, list[Line], list[Row], Path], bool]] = {
-    "auc_seconds": auc_seconds,
-    "speedup_k": speedup_k,
-    "leak_k": leak_k,
-    "auc_n": auc_n,
-    "cost_history": cost_history,
-}
-
-
-def _machine(name: str, n: int, hardware: str) -> str:
-    """The title of a panel of speed-ups: they are of one n and one machine."""
-    return f"{name}, n = {n}\n{hardware}"
+DRAWINGS = {draw.__name__: draw for draw in (auc_seconds, speedup_k, leak_k, auc_n, cost_history)}
 
 
 def _curves(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -68,9 +68,6 @@ def execute(
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -112,8 +109,9 @@ def _together(grid: Grid, work: Path, runs: Iterable[Run], workers: int, deadlin
 def _start(grid: Grid, work: Path, run: Run, workers: int) -> subprocess.Popen[Any]:
     own = folder(work, run)
     own.mkdir(parents=True, exist_ok=True)
-    if analyse.failed(own / ROW):  # one that a process of an earlier call has just finished stands
-        (own / ROW).unlink()
+    row = own / ROW  # one that a process of an earlier call has just finished stands
+    if row.is_file() and "error" in json.loads(row.read_text(encoding="utf-8")):
+        row.unlink()
     words = [sys.executable, "-m", "experiments.run", grid.path, str(work), run.digest, str(workers)]
     with (own / "log.txt").open("w") as output:
         # A session of its own: Ctrl-C reaches it through terminate() alone, once.

@@ -61,11 +61,9 @@ def document(grid: Grid, rows: list[Row], text: str) -> str:
     def part(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
         names = pictures.DRAWINGS if kind == "figure" else [*grid.group_names, *grid.others]
-        known(f"{grid.document} asks for {kind}", name, names)
-        if kind == "figure":
-            made = _picture(grid, name)
-        else:
-            made = (group_tables if kind == "study" else history_tables)(grid, rows, name)
+        known(f"{grid.document} asks for {kind}", [name], names)
+        tables = history_tables if kind == "histories" else group_tables
+        made = _picture(grid, name) if kind == "figure" else tables(grid, rows, name)
         return f"{match[1]}\n{made or 'Not measured yet.'}\n\n{match[4]}"
 
     return MARKED.sub(part, text)
@@ -171,10 +169,10 @@ def _conditions(shown: Sequence[Line], same: Sequence[str]) -> list[str]:
 def _timed(shown: Sequence[Line], rows: list[Row]) -> list[str]:
     """The machines and commits of seconds that are taken from trainings alone on their machine."""
     beside = [row for line in shown for row in line.rows if not analyse.alone(row)]
-    paces = [found for row in beside if (found := analyse.pace(row, rows))]
-    machines = sorted({found.hardware for found in paces})
-    commits = sorted({commit[:10] for found in paces for commit in found.commits})
-    return [f"seconds: {', '.join(machines)}, commit {', '.join(commits)}"] if paces else []
+    alone = [found for row in beside if (found := analyse.measured(row, rows)[0])]
+    machines = sorted({found["hardware"] for found in alone})
+    commits = sorted({commit[:10] for found in alone for commit in found.values("commit")})
+    return [f"seconds: {', '.join(machines)}, commit {', '.join(commits)}"] if alone else []
 
 
 def _learning(line: Line) -> list[str]:
