@@ -112,8 +112,8 @@ def summary(rows: Sequence[Row]) -> Iterator[Row]:
 def gather(grid: Grid, work: Path) -> list[Row]:
     """The rows of the results and of the runs' folders, in the grid's order; the former where both have one.
 
-    A run's group and the names of its variants are the grid's of today. Rows of runs that the grid does not declare are
-    left out; those of other kinds of models stay. Raises InputError where rows of a log come from different data.
+    A run's group and variants are called as the grid calls them today. Rows of runs that it does not declare are left
+    out; those of other kinds of models stay. Raises InputError where rows of a log come from different data.
     """
     found = {row["config"]: row for row in read(grid)}
     for path in sorted(work.glob(f"*/runs/*/{ROW}")):
@@ -187,6 +187,11 @@ def seconds(row: Row, rows: Iterable[Row]) -> float | None:
         return row["train_seconds"]
     found = measured(row, rows)[0]
     return row["targets"] / _pace(found) if found and row.get("targets") else None
+
+
+def mean_seconds(line: Line, rows: Iterable[Row]) -> float | None:
+    known = [found for row in line.rows if (found := seconds(row, rows)) is not None]
+    return statistics.fmean(known) if known else None
 
 
 def timed(row: Row, rows: Iterable[Row]) -> Row:

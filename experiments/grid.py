@@ -121,7 +121,7 @@ class Grid:
         return [(name, *same) for name in run.groups if any(part.equal == "seconds" for part in self.group(name))]
 
     def group(self, name: str) -> tuple[Group, ...]:
-        """The entries of a group: it may be written in several parts."""
+        """The parts of a group, which may be several."""
         return tuple(group for group in self.groups if group.name == name)
 
     @property
@@ -129,7 +129,7 @@ class Grid:
         return tuple(dict.fromkeys(group.name for group in self.groups))
 
     def chosen(self, only: Iterable[str] = ()) -> tuple[Run, ...]:
-        """All runs, or those of the named groups. InputError names the nearest group."""
+        """All runs, or those of the named groups."""
         wanted = set(only)
         known(f"{self.path}: asked for group", wanted, self.group_names)
         return tuple(run for run in self.runs if not wanted or wanted & set(run.groups))
@@ -237,10 +237,9 @@ class Run:
 
     def label(self) -> str:
         """For a line of a terminal."""
-        training = self.config.training
-        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={self.config.packing.context}", self.fixes]
-        parts += [self.model, f"{training.epochs:g} epochs", f"seed {training.seed}"]
-        return " ".join(part for part in parts if part)
+        facts = self.facts()
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", self.fixes, self.model]
+        return " ".join(part for part in (*parts, f"{facts['epochs']:g} epochs", f"seed {facts['seed']}") if part)
 
 
 def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
@@ -265,11 +264,8 @@ def load(path: Path) -> Grid:
         grid = replace(from_plain(Grid, _read(path)), path=str(path))
     except InputError as error:
         raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
-    _check_parameters(grid)
-    _check_groups(grid)
-    _check_rehearsals(grid)
-    _check_measures(grid)
-    _check_told_apart(grid)
+    for check in (_check_names, _check_rehearsals, _check_measures, _check_told_apart):
+        check(grid)
     return grid
 
 
@@ -288,19 +284,14 @@ def known(where: str, asked: Iterable[str], names: Iterable[str]) -> None:
             raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
 
 
-def _check_parameters(grid: Grid) -> None:
-    """No fix, model or group changes the log itself."""
+def _check_names(grid: Grid) -> None:
+    """Groups and figures name what there is, and no run changes its log."""
     changes = {f"{kind}.{name}": one for kind in ("fixes", "models") for name, one in getattr(grid, kind).items()}
     changes |= {f"group {group.name}, params": group.params for group in grid.groups}
     for where, params in changes.items():
         if wrong := set(params) & {*DATA_SECTIONS, "validation"}:
-            raise InputError(
-                f"{grid.path}, {where}: `{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
-            )
-
-
-def _check_groups(grid: Grid) -> None:
-    """Groups and figures name what there is."""
+            said = f"`{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
+            raise InputError(f"{grid.path}, {where}: {said}")
     allowed = {
         "data_sets": grid.data_sets, "paradigms": paradigms.names(), "fixes": ["", *grid.fixes],
         "models": ["", *grid.models],
@@ -354,14 +345,15 @@ def _check_told_apart(grid: Grid) -> None:
     together = {f"group {name}": {name} for name in grid.group_names}
     together |= {f"figures.{name}": set(groups) for name, groups in grid.figures.items()}
     for where, groups in together.items():
-        seen: dict[tuple[Any, ...], Run] = {}
+        seen: set[tuple[Any, ...]] = set()
         for run in (run for run in grid.runs if groups & set(run.groups)):
-            facts = run.facts()
-            if seen.setdefault(tuple(facts[fact] for fact in SHOWN), run) is not run:
+            facts = tuple(run.facts()[fact] for fact in SHOWN)
+            if facts in seen:
                 raise InputError(
                     f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a model,"
                     " a fix or a data set of the difference, which tables name"
                 )
+            seen.add(facts)
 
 
 def _given(**values: Any) -> dict[str, Any]:

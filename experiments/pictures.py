@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +16,7 @@ from experiments import analyse
 from experiments.analyse import Line, Row
 from experiments.grid import BASELINE, Grid, known
 
-#: The fill of the markers tells variants of one paradigm apart.
-FILLS = ("full", "none", "left", "top", "right", "bottom")
+FILLS = ("full", "none", "left", "top", "right", "bottom")  # of markers: they tell variants of one paradigm apart
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of a panel
 ABREAST = 3  # panels
 
@@ -42,15 +40,12 @@ def draw_all(grid: Grid, rows: list[Row], folder: Path) -> list[str]:
 def auc_seconds(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
     """One curve a paradigm: its AUC after trainings of several lengths."""
 
-    def point(line: Line) -> Point:
-        alone = [found for row in line.rows if (found := analyse.seconds(row, rows)) is not None]
-        return (fmean(alone) if alone else None), line.mean("auc")
-
     def finish(axes: Axes) -> None:
         logarithmic(axes)
         axes.set(xlabel="training time (s)", ylabel="AUC, single prompts")
 
-    return _draw(_curves(lines, point), finish, path, "AUC against training time")
+    curves = _curves(lines, lambda line: (analyse.mean_seconds(line, rows), line.mean("auc")))
+    return _draw(curves, finish, path, "AUC against training time")
 
 
 def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:

@@ -27,9 +27,7 @@ Say = Callable[[str], None]
 
 def prepare(grid: Grid, work: Path, runs: Iterable[Run], raw: Mapping[str, Path], home: Paths) -> list[str]:
     """Make the tokens of every log that the runs need; return the logs' names. ``raw`` as in :func:`logs.prepare`.
-
-    Raises InputError where the results hold rows of a log that come from other data.
-    """
+    InputError where the results hold rows of a log that come from other data."""
     done, where = analyse.gather(grid, work), grid.beside(grid.results) / analyse.ROWS
     names = list(dict.fromkeys(run.data_set for run in runs))
     for name in names:
@@ -135,18 +133,17 @@ def _finish(grid: Grid, work: Path, run: Run, code: int) -> analyse.Row:
 def _found(row: analyse.Row) -> str:
     if "error" in row:
         return f"failed: {row['error']}"
-    parts = [f"AUC {row['auc']:.4f} streaming {row['auc_streaming']:.4f}"] if row.get("auc") is not None else []
-    if row["measure"] == "validation" and row["validation_auc"] is not None:
-        parts.append(f"validation AUC {row['validation_auc']:.4f}")
-    return " ".join([*parts, f"{row['targets_per_second']:,.0f} targets/s"])
+    scores = ""
+    if row.get("auc") is not None:
+        scores = f"AUC {row['auc']:.4f} streaming {row['auc_streaming']:.4f} "
+    elif row["measure"] == "validation" and row["validation_auc"] is not None:
+        scores = f"validation AUC {row['validation_auc']:.4f} "
+    return f"{scores}{row['targets_per_second']:,.0f} targets/s"
 
 
 def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    """Each run with its state and its cost, as the packer counts it: tokens and seconds.
-
-    Tokens are None where the log is not prepared here. Seconds take the fastest speed measured on the same log,
-    paradigm and model, None where none was; they hold for one run at a time.
-    """
+    """Each run with its state and its cost: tokens, None where the log is not prepared here, and seconds at the fastest
+    speed measured on the same log, paradigm and model, None where none was; they hold for one run at a time."""
     gathered = {row["config"]: row for row in analyse.gather(grid, work)}
     speeds: dict[tuple[str, ...], float] = {}
     for row in gathered.values():
@@ -167,7 +164,7 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
             "config": run.digest,
             "tokens": tokens,
             "seconds": round(tokens / speed, 1) if tokens and speed else None,
-            "error": found.get("error") if found else None,
+            "error": (found or {}).get("error"),
         }
 
 

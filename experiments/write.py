@@ -27,19 +27,15 @@ SPLITS = {"user_order": "split by each user's order, not by time", "global_time"
 
 
 def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, Any]:
-    """Write results, tables and pictures anew; record them where ``tracking.enabled``.
-
-    Everything but new intervals, and floors of logs that no row has, comes from the results file: a clone without the
-    runs makes the same document.
-    """
+    """Write results, tables and pictures anew; record them where ``tracking.enabled``. Only new intervals, and floors
+    of logs that no row has, need the runs: a clone makes the same document."""
     rows = analyse.gather(grid, work)
     analyse.derive(grid, rows, work)
     analyse.save(grid, rows)
-    drawn: list[str] = []
-    files = {"": [grid.beside(grid.results) / ROWS]}
+    drawn, files = [], {"": [grid.beside(grid.results) / ROWS]}
     if grid.pictures:
-        drawn = pictures.draw_all(grid, rows, grid.beside(grid.pictures))
-        files["pictures"] = sorted(grid.beside(grid.pictures).glob("study_*"))
+        folder = grid.beside(grid.pictures)
+        drawn, files["pictures"] = pictures.draw_all(grid, rows, folder), sorted(folder.glob("study_*"))
     if grid.document and (path := grid.beside(grid.document)).is_file():
         artifacts.write_text(path, document(grid, rows, path.read_text(encoding="utf-8")))
     tracking.record_study(
@@ -183,11 +179,10 @@ def _learning(line: Line) -> list[str]:
 
 
 def _speed(line: Line, rows: list[Row]) -> list[str]:
-    alone = [found for row in line.rows if (found := analyse.seconds(row, rows)) is not None]
     own = Line(tuple(row for row in line.rows if analyse.alone(row)) or ({},))
     rates = [_amount(own.mean(name)) for name in ("targets_per_second", "tokens_per_second")]
     ratios = [f"{value:.1f}x" if (value := line.mean(name)) else MISSING for name in ("fewer_tokens", "speedup")]
-    return [_amount(fmean(alone) if alone else None), *rates, *ratios]
+    return [_amount(analyse.mean_seconds(line, rows)), *rates, *ratios]
 
 
 def _fact(value: Any) -> str:

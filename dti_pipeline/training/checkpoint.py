@@ -29,7 +29,7 @@ from dti_pipeline.training.average import Average
 
 log = logging.getLogger(__name__)
 
-KEEP = 2  # newest checkpoints kept: one could be on a disk that fails while the next is written
+KEEP = 2  # newest checkpoints: one may be damaged
 TENSORS, STATE, RUN = "state.safetensors", "state.json", "run.json"
 
 

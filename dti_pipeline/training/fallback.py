@@ -23,14 +23,13 @@ from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.runner import StepRunner
 
 log = logging.getLogger(__name__)
-#: Characters of an error that a line quotes.
-QUOTED = 300
+QUOTED = 300  # characters of an error that a line quotes
 
 
 class Form(NamedTuple):
-    """One way to compute steps: its name for users, and a function that makes the runner."""
+    """One way to compute steps."""
 
-    name: str
+    name: str  # for users
     make: Callable[[], StepRunner]
 
 
@@ -52,9 +51,9 @@ def choose(
 ) -> Chosen:
     """Try ``forms``, the fastest first, on step ``number``; all processes together, with the same answer.
 
-    Each fall is logged and told in one line. Raises the last form's error, and InputError where a micro-batch of one
-    row does not fit the memory. Cost: up to two micro-batches, and whatever compiles. Where weights are sharded, an
-    error in one process alone leaves the others waiting in their exchange.
+    Raises the last form's error, and InputError where a micro-batch of one row does not fit the memory. Cost: up to two
+    micro-batches, and whatever compiles. Where weights are sharded, an error in one process alone leaves the others
+    waiting in their exchange.
     """
     falls: list[FellBack] = []
     left = list(forms)

@@ -1,12 +1,10 @@
 """The step of a small model as CUDA graphs, one of a micro-batch and one of the update.
 
-A small model is launch-bound: its kernels take microseconds, and a CPU needs longer to launch them. A CUDA graph
-records the launches once and replays them in one call.
-
-Recorded kernels have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay
-writes its gradients over the last one's, and a step of several adds them up; the number of the step's targets and the
-learning rate are read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an
-error. Random numbers are new at each replay, as torch advances its generator for a graph as for single kernels.
+A small model is launch-bound; a CUDA graph records the launches once and replays them in one call. Recorded kernels
+have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay writes its
+gradients over the last one's, and a step of several adds them up; the number of the step's targets and the learning
+rate are read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an error. Random
+numbers are new at each replay.
 """
 
 from __future__ import annotations
@@ -34,13 +32,10 @@ MOST_RECORDINGS = 64
 
 
 class _Recording(NamedTuple):
-    """A recorded micro-batch; each replay writes its loss and its gradients anew."""
-
     key: object  # see GraphedRunner._key
-    batch: Batch  # that the kernels read
+    memory: Tensor  # of the micro-batch that the kernels read
     graph: torch.cuda.CUDAGraph
-    loss: Tensor
-    gradients: dict[nn.Parameter, Tensor]
+    loss: Tensor  # which each replay writes anew
 
 
 class GraphedRunner:
@@ -58,7 +53,8 @@ class GraphedRunner:
         self._device = next(model.parameters()).device
         self._stream = torch.cuda.Stream(self._device)
         self._step_targets = torch.ones((), device=self._device)
-        self._sums: dict[nn.Parameter, Tensor] = {}  # gradients of a step of several micro-batches
+        self._made: dict[nn.Parameter, Tensor] = {}  # gradients, which each replay writes anew
+        self._sums: dict[nn.Parameter, Tensor] = {}  # of a step of several micro-batches
         self._recording: _Recording | None = None
         self._recordings = 0
 
@@ -80,7 +76,7 @@ class GraphedRunner:
         for batch in others:
             total += self._replay(batch)
             self._add_up(first=False)
-        for parameter, gradient in (self._sums if others else self._made()).items():
+        for parameter, gradient in (self._sums if others else self._made).items():
             parameter.grad = gradient
         return total
 
@@ -89,21 +85,16 @@ class GraphedRunner:
         if self._recording is None or self._recording.key != self._key(batch):
             self._record(batch)
         assert self._recording is not None
-        assert self._recording.batch.memory is not None
         assert batch.memory is not None
-        self._recording.batch.memory.copy_(batch.memory, non_blocking=True)
+        self._recording.memory.copy_(batch.memory, non_blocking=True)
         self._recording.graph.replay()
         return self._recording.loss
 
-    def _made(self) -> dict[nn.Parameter, Tensor]:
-        return self._recording.gradients if self._recording is not None else {}
-
     def _add_up(self, first: bool) -> None:
-        made = self._made()
-        if self._sums.keys() != made.keys():
-            self._sums = {parameter: torch.empty_like(gradient) for parameter, gradient in made.items()}
+        if self._sums.keys() != self._made.keys():
+            self._sums = {parameter: torch.empty_like(gradient) for parameter, gradient in self._made.items()}
         add_or_copy = torch._foreach_copy_ if first else torch._foreach_add_
-        add_or_copy(list(self._sums.values()), list(made.values()))
+        add_or_copy(list(self._sums.values()), list(self._made.values()))
 
     def _key(self, batch: Batch) -> object:
         """Everything that decides which kernels a micro-batch is."""
@@ -117,7 +108,7 @@ class GraphedRunner:
             raise RuntimeError(f"micro-batches have had {MOST_RECORDINGS} different shapes: they are not padded to one")
         self._recordings += 1
         torch.cuda.synchronize(self._device)  # the last recording may still be at work
-        self._recording = None
+        self._recording, self._made = None, {}
         gc.collect()  # a tensor or graph that is dropped in the middle of a recording may end it
         key, batch = self._key(batch), batch.to(self._device)
         parameters = list(self._model.trained().values())
@@ -133,11 +124,12 @@ class GraphedRunner:
             # The loader's thread goes on allocating pinned memory: only this thread may not.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 loss = self._eager.add_gradients(batch, self._step_targets)
-        # Made in the recording, since there were none to add to: each replay writes them anew.
-        gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+        # Made in the recording, since there were none to add to.
+        self._made = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
         _drop_gradients(parameters)
         log.info("recorded a micro-batch of %s as a CUDA graph", tuple(batch.token.shape))
-        self._recording = _Recording(key, batch, graph, loss, gradients)
+        assert batch.memory is not None
+        self._recording = _Recording(key, batch.memory, graph, loss)
 
 
 def _drop_gradients(parameters: list[nn.Parameter]) -> None:
@@ -146,11 +138,8 @@ def _drop_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 class GraphedUpdate:
-    """Clipping and the step of ``optimizer`` as a CUDA graph. It records ``update``, a function of the learning rate
-    that returns the norm of the gradients.
-
-    One recording for each place where the gradients lie: steps of one and of several micro-batches differ in it.
-    """
+    """Clipping and the step of ``optimizer`` as a CUDA graph of ``update``, a function of the learning rate that gives
+    the norm of the gradients. One recording for each place where gradients lie: after one micro-batch, or several."""
 
     def __init__(self, optimizer: Optimizer, update: Callable[[Tensor], Tensor]) -> None:
         self._optimizer, self._update = optimizer, update

@@ -25,14 +25,12 @@ def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:
     """Make the moments that AdamW would make in its first step, zeros, unless they are there: a step that is tried out
     before it then takes the memory that later ones will."""
-    content = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    missing = [number for number in range(len(parameters)) if number not in content["state"]]
-    for number in missing:
-        moments = {name: torch.zeros_like(parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
-        content["state"][number] = {"step": torch.zeros(()), **moments}
-    if missing:
-        optimizer.load_state_dict(content)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                step = torch.zeros((), device=parameter.device if group["fused"] else None)
+                moments = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": step, **moments}
 
 
 def learning_rate(config: TrainingConfig, targets_seen: int, targets_total: int) -> float:

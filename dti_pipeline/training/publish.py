@@ -14,10 +14,10 @@ from dti_pipeline.modeling.network import storage
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import ITEMS
 from dti_pipeline.training import checkpoint, sharding
+from dti_pipeline.training.loop import peak_memory_gib
 from dti_pipeline.training.progress import Finished
 from dti_pipeline.training.report import Texts, TrainReport
 from dti_pipeline.training.setup import Setup
-from dti_pipeline.training.stopwatch import peak_memory_gib
 
 HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
 
@@ -46,33 +46,22 @@ def _report(setup: Setup) -> TrainReport:
     loss = next(row["loss"] for row in reversed(progress.history) if "loss" in row)
     tokens = artifacts.read(setup.paths.tokens, "tokenize", TokenizeReport)
     text = tokens.config["tokens"]
+    seconds = progress.train_seconds
     return TrainReport(
-        paradigm=setup.paradigm,
-        train_seconds=round(progress.train_seconds, 3),
-        targets=progress.targets_seen,
-        targets_unique=plan.targets,
-        tokens=progress.tokens_seen,
-        targets_per_second=round(progress.targets_seen / progress.train_seconds, 3),
-        tokens_per_second=round(progress.tokens_seen / progress.train_seconds, 3),
-        tokens_per_target=plan.tokens_per_target,
-        padding_share=plan.padding_share,
-        steps=progress.step,
-        epochs=training.epochs,
-        seed=training.seed,
-        loss=loss if math.isfinite(loss) else None,
-        validation_auc=scores[-1]["val_auc"] if scores else None,
+        paradigm=setup.paradigm, epochs=training.epochs, seed=training.seed, steps=progress.step,
+        train_seconds=round(seconds, 3), targets=progress.targets_seen, targets_unique=plan.targets,
+        tokens=progress.tokens_seen, tokens_per_target=plan.tokens_per_target, padding_share=plan.padding_share,
+        targets_per_second=round(progress.targets_seen / seconds, 3),
+        tokens_per_second=round(progress.tokens_seen / seconds, 3),
+        loss=loss if math.isfinite(loss) else None, validation_auc=scores[-1]["val_auc"] if scores else None,
         parameters=sum(p.numel() for p in model.parameters()),
         parameters_trained=sum(p.numel() for p in model.trained().values()),
-        device=device.type,
-        hardware=setup.hardware,
-        world_size=setup.accelerator.num_processes,
-        peak_memory_gib=round(peak_memory_gib(device), 3),
-        mlflow_run_id=progress.run_id,
-        execution=model.plan.plain(),
-        fallbacks=tuple(fall.line for fall in setup.falls),
+        device=device.type, hardware=setup.hardware, world_size=setup.accelerator.num_processes,
+        peak_memory_gib=round(peak_memory_gib(device), 3), mlflow_run_id=progress.run_id,
+        execution=model.plan.plain(), fallbacks=tuple(fall.line for fall in setup.falls),
         texts=Texts(text["template"], text["max_text_tokens"], tokens.report.prefix_tokens),
         network=storage.network_facts(model, store.vocabulary, plan.row_length, store.special, len(store.prefix)),
-    )
+    )  # fmt: skip
 
 
 def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -> None:

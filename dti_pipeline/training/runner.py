@@ -41,8 +41,7 @@ class StepRunner(Protocol):
 
 
 class EagerRunner:
-    """Launches every kernel itself. The model's layers may be compiled; ``compiled`` compiles the rest of the step too,
-    as a CUDA graph wants it."""
+    """Launches every kernel itself. ``compiled`` compiles what is around the model, as a CUDA graph wants it."""
 
     pads_targets = False
 
@@ -97,8 +96,8 @@ class EagerRunner:
 def objective(
     logits: Tensor, label: Tensor, weight: Tensor, processes: int, step_targets: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The share of a micro-batch of T targets, with ``logits``, ``label`` and ``weight`` (T,), in the mean loss of a
-    step of ``step_targets``, to be averaged over ``processes``; and its summed loss."""
+    """The share of a micro-batch of T targets, all tensors (T,), in the mean loss of a step of ``step_targets``, to be
+    averaged over ``processes``; and its summed loss."""
     loss = binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
     return loss * processes / step_targets, loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.network.ctr_model import CTRModel
@@ -28,7 +29,6 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.devices import accelerator_for
 from dti_pipeline.training.fallback import choose
 from dti_pipeline.training.forms import LOST_WITH, forms_of
 from dti_pipeline.training.loader import Loader
@@ -36,6 +36,10 @@ from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Checkpointing, Event, FellBack, Listener, Started, announce
 from dti_pipeline.training.steps import Steps
+
+#: Buffers never change: sending the first process's to all others with every step would cost for nothing, and under
+#: model.frozen_weights float8 they are the whole model.
+DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 
 
 @dataclass
@@ -118,17 +122,12 @@ class Setup:
 
     def _started(self) -> Started:
         return Started(
-            self.paradigm,
-            self.loader.steps.targets,
-            self.progress.targets_seen,
+            self.paradigm, self.loader.steps.targets, self.progress.targets_seen,
             parameters=sum(p.numel() for p in self.model.trained().values()),
-            device=str(self.accelerator.device),
-            world_size=self.accelerator.num_processes,
-            dataset_digest=artifacts.folder_digest(self.shards.path),
-            hardware=self.hardware,
-            run_id=self.progress.run_id,
-            execution=tuple(self.model.plan.lines()),
-        )
+            device=str(self.accelerator.device), world_size=self.accelerator.num_processes,
+            dataset_digest=artifacts.folder_digest(self.shards.path), hardware=self.hardware,
+            run_id=self.progress.run_id, execution=tuple(self.model.plan.lines()),
+        )  # fmt: skip
 
     def save(self) -> None:
         """Write a checkpoint; all processes together."""
@@ -153,6 +152,27 @@ class Setup:
         label = store.label[target]
         scores = {"auc": metrics.auc(label, probability), "log_loss": metrics.log_loss(label, probability)}
         return {name: value for name, value in scores.items() if value is not None}
+
+
+def accelerator_for(settings: TrainingConfig) -> Accelerator:
+    """accelerate, on the configured device; the number of processes must be the configured one."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("params key `training.device` is cuda, but there is no CUDA device")
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate was asked for {engine}, which would shard the weights beside this project: set"
+                " distributed_type to MULTI_GPU, and training.sharding to full where a model does not fit one GPU"
+            )
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    precision = "bf16" if settings.dtype == "bfloat16" else "no"
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[DDP])
+    if accelerator.num_processes != settings.processes:  # accelerate goes on with one where there is no launcher
+        raise InputError(
+            f"params key `training.processes` is {settings.processes}, but {accelerator.num_processes} are running:"
+            f" start with `torchrun --nproc-per-node {settings.processes} -m dti_pipeline.cli train ..`"
+        )
+    return accelerator
 
 
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator) -> CTRModel:

@@ -21,7 +21,7 @@ from dti_pipeline.modeling.speed import compiler
 
 def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
     """Shard ``model`` in place over the processes of ``mesh``, a layer at a time; everything outside the layers is
-    gathered for a whole pass. A model in the CPU's memory moves to the GPUs so, and need never fit one as a whole.
+    gathered for a whole pass. From the CPU's memory it moves to the GPUs so, and need never fit one as a whole.
 
     ``compute``: the precision that weights are gathered and used in, where it is not their own; gradients are averaged
     in fp32. The optimizer must be made afterwards: its parameters are new ones.
@@ -40,7 +40,6 @@ def compile_layers(model: CTRModel) -> None:
 
 
 def uncompile_layers(model: CTRModel) -> None:
-    """Undo :func:`compile_layers`."""
     for layer in backbone.decoder_of(model.lm).layers:
         layer.__dict__.pop("forward", None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dti_pipeline.training.lines import lines
+from dti_pipeline.training.listeners import lines
 from dti_pipeline.training.progress import (
     Checkpointing,
     Evaluated,
