@@ -128,9 +128,7 @@ def begin(folder: Path, run_id: str) -> None:
 
 
 def run_id(folder: Path) -> str | None:
-    """The tracker's run that a training would continue; None where it would begin one."""
-    if found := _newest(folder):
-        return found[1]["progress"]["run_id"]
+    """The tracker's run of a training that has no checkpoint yet; None where it would begin one."""
     return json.loads((folder / RUN).read_text(encoding="utf-8"))["run_id"] if (folder / RUN).is_file() else None
 
 

@@ -95,16 +95,14 @@ class Loader:
         return prefetched(steps, self.assemble) if self.device.type == "cuda" else map(self.assemble, steps)
 
 
-def prefetched(
-    steps: Iterable[Step], assemble: Callable[[Step], MicroBatches], ahead: int = AHEAD
-) -> Iterator[MicroBatches]:
-    """``assemble`` of each step, in order, with ``ahead`` more in the making, by one thread: several would wait for the
-    interpreter's lock. ``steps`` are drawn in the caller's; an error of ``assemble`` is raised at its step."""
+def prefetched(steps: Iterable[Step], assemble: Callable[[Step], MicroBatches]) -> Iterator[MicroBatches]:
+    """``assemble`` of each step, in order, with :data:`AHEAD` more in the making, by one thread: several would wait for
+    the interpreter's lock. ``steps`` are drawn in the caller's; an error of ``assemble`` is raised at its step."""
     pool, waiting = ThreadPoolExecutor(1, "loader"), deque[Future[MicroBatches]]()
     try:
         for step in steps:
             waiting.append(pool.submit(assemble, step))
-            if len(waiting) > ahead:
+            if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -134,7 +134,7 @@ class Setup:
         accelerator = self.accelerator
         own = checkpoint.random_state()
         random = {name: accelerator.gather(state[None].to(accelerator.device)) for name, state in own.items()}
-        self.emit(Checkpointing(self.progress.targets_seen, str(self.checkpoints)))
+        self.emit(Checkpointing(self.progress.targets_seen))
         write = accelerator.is_main_process
         checkpoint.save(self.checkpoints, self.progress, self.model, self.optimizer, random, self.average, write)
         accelerator.wait_for_everyone()  # one that ended before the state is written would take the others with it
