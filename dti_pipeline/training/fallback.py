@@ -88,7 +88,7 @@ def _try(
 ) -> tuple[StepRunner | None, str, bool]:
     """The form's runner, tried on step ``number``, or none; why it may yet have to give way, and whether it ran out of
     memory. An error of the ``last`` form is raised, unless it is of memory."""
-    generators, works = _Generators(device), False
+    restore_generators, works = _generators(device), False
     try:
         allocate_moments(optimizer)
         runner = form.make()
@@ -106,7 +106,7 @@ def _try(
         return None, in_one_line(error), no_memory
     finally:
         optimizer.zero_grad(set_to_none=True)
-        generators.restore(works)
+        restore_generators(works)
         if not works:
             gc.collect()  # tensors that the error's frames hold
             if device.type == "cuda":
@@ -114,25 +114,22 @@ def _try(
                 torch.cuda.reset_peak_memory_stats(device)
 
 
-class _Generators:
-    """The states of torch's random generators on the CPU and on ``device``."""
+def _generators(device: torch.device) -> Callable[[bool], None]:
+    """A function that puts torch's random generators back as they are now; it is told whether a trial succeeded."""
+    cpu, cuda = torch.get_rng_state(), device.type == "cuda"
+    if cuda:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+        state = generator.clone_state()
 
-    def __init__(self, device: torch.device) -> None:
-        self._cpu, self._cuda = torch.get_rng_state(), None
-        if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            generator = torch.cuda.default_generators[index]
-            self._cuda = generator, generator.clone_state()
-
-    def restore(self, works: bool) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is None:
-            return
-        generator, state = self._cuda
-        if works:  # a graph goes on drawing from the state that it has recorded
+    def restore(works: bool) -> None:
+        torch.set_rng_state(cpu)
+        if cuda and works:  # a graph goes on drawing from the state that it has recorded
             generator.set_state(state.get_state())
-        else:  # a capture that broke off leaves the generator's state inside it: another takes its place
+        elif cuda:  # a capture that broke off leaves the generator's state inside it: another takes its place
             generator.graphsafe_set_state(state)
+
+    return restore
 
 
 def _out_of_memory(error: BaseException) -> bool:
