@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,11 +136,8 @@ class Grid:
 
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
         """The parameters of a log with changes on top; InputError names the wrong key and the file."""
-        merged = self._params(data_set)
-        for change in changes:
-            merged = _merge(merged, change)
         try:
-            return from_plain(Config, merged)
+            return from_plain(Config, reduce(_merge, changes, self._params(data_set)))
         except InputError as error:
             raise InputError(f"{self.path}, data set {data_set}: {error}") from error
 
