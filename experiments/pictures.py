@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -50,15 +50,13 @@ def auc_seconds(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> b
 
 def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
     """Targets a second over the sliding window's, against k, with the bound that the ratio of tokens sets."""
-    steps = dict(_steps(grid))
+    files = [grid.beside(grid.results) / name for name in grid.speed]
+    steps = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()}
     places = _places([line["k"] for line in lines] + [row["k"] for found in steps.values() for row in found])
-
-    def title(name: str, n: int, hardware: str) -> str:
-        return f"{name}, n = {n}\n{hardware}"
 
     def panel(line: Line) -> str:
         timed = analyse.measured(line.rows[0], rows)[0] or line
-        return title(line["dataset"], line["n"], timed["hardware"])
+        return f"{line['dataset']}, n = {line['n']}\n{timed['hardware']}"
 
     curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")), panel)
     bounds: dict[str, set[tuple[float, float]]] = {}
@@ -70,7 +68,7 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         for row in found:
             if row["paradigm"] != BASELINE and row["speedup"] is not None:
                 made = " ".join(part for part in (name, row.get("model")) if part)
-                where = title(made, row["n"], row["hardware"])
+                where = f"{made}, n = {row['n']}\n{row['hardware']}"
                 variant = f"{row['targets_per_step']:,} targets a step" if several else row.get("fixes", "")
                 curve = curves.setdefault(where, {}).setdefault((row["paradigm"], variant), [])
                 curve.append((places[row["k"]], row["speedup"]))
@@ -194,11 +192,3 @@ def _k_axis(axes: Axes, places: dict[int | str, float]) -> None:
     axes.set_xticks(list(places.values()), [str(k) for k in places])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="k, targets a prompt")
-
-
-def _steps(grid: Grid) -> Iterator[tuple[str, list[Row]]]:
-    """The results of training-step benchmarks, where there are any."""
-    for name in grid.speed:
-        path = grid.beside(grid.results) / name
-        if path.is_file():
-            yield path.stem, json.loads(path.read_text(encoding="utf-8"))

@@ -22,6 +22,8 @@ from experiments.grid import FACTS, Grid, known
 MARKED = re.compile(r"(<!-- (?P<kind>study|histories|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Facts that all lines of a table share, as its conditions say them.
 SHARED = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}", "epochs": "{} epochs"}
+EVALUATED = ("AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]")
+TRIAL = ("validation AUC", "best", "curve")
 SPEED = ("train s", "targets/s", "tokens/s", "fewer tokens", "speed-up")
 SPLITS = {"user_order": "split by each user's order, not by time", "global_time": "split by global time"}
 
@@ -69,7 +71,7 @@ def _picture(grid: Grid, name: str) -> str:
     path = grid.beside(grid.pictures or "") / f"study_{name}.svg"
     if not grid.pictures or not grid.document or not path.is_file():
         return "Not drawn yet."
-    said = (pictures.DRAWINGS[name].__doc__ or "").splitlines()[0].rstrip(".")
+    said = (pictures.DRAWINGS[name].__doc__ or "").rstrip(".")
     return f"![{said}]({os.path.relpath(path, grid.beside(grid.document).parent)})"
 
 
@@ -121,10 +123,7 @@ def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) 
     compared = ("auc_difference_equal_seconds" if equal_seconds else "auc_difference", "auc_difference_unfixed")
     trials = any(line["measure"] == "validation" for line in shown)
     evaluated = any(line.values("auc") for line in shown)
-    header = ["", *facts, "seeds"]
-    if evaluated:
-        header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]"]
-    header += ["validation AUC", "best", "curve"] if trials else SPEED
+    header = ["", *facts, "seeds", *(EVALUATED if evaluated else ()), *(TRIAL if trials else SPEED)]
     body = []
     for line in shown:
         cells = [f"`{line['paradigm']}`", *(_fact(line[fact]) for fact in facts), str(len(line.rows))]
@@ -153,13 +152,10 @@ def _conditions(shown: Sequence[Line], same: Sequence[str]) -> list[str]:
     shared = [SHARED[fact].format(_fact(first[fact])) for fact in same if first[fact] not in (None, "")]
     said += ["1 epoch" if one == "1 epochs" else one for one in shared]
     workers = sorted(set(every.values("workers")))
-    return [
-        *said,
-        SPLITS.get(first["split"], first["split"]),
-        *sorted(set(every.values("hardware"))),
-        "one at a time" if workers == [1] else f"{' and '.join(map(str, workers))} at a time",
-        f"commit {', '.join(sorted({commit[:10] for commit in every.values('commit')}))}",
-    ]
+    beside = "one at a time" if workers == [1] else f"{' and '.join(map(str, workers))} at a time"
+    commits = ", ".join(sorted({commit[:10] for commit in every.values("commit")}))
+    machines = sorted(set(every.values("hardware")))
+    return [*said, SPLITS.get(first["split"], first["split"]), *machines, beside, f"commit {commits}"]
 
 
 def _timed(shown: Sequence[Line], rows: list[Row]) -> list[str]:
