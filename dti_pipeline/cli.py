@@ -169,7 +169,7 @@ def fetch_log(
                 name,
                 Paths.from_env(),
                 category,
-                say=lambda text: console.print(text, highlight=False, soft_wrap=True),
+                say=_say,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         if as_json:
@@ -192,7 +192,7 @@ def plan_cost(
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.55,
     as_json: Json = False,
 ) -> None:
-    """What a training will cost, before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
+    """Cost of a training before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
 
     Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
     """
@@ -264,9 +264,7 @@ def make_study(
         elif prepared:
             report = command.prepare(task, paths)
         else:
-            report = command.make(
-                task, settings, paths, reported, lambda text: console.print(text, highlight=False, soft_wrap=True)
-            )
+            report = command.make(task, settings, paths, reported, _say)
         print(json.dumps(report, ensure_ascii=False) if as_json else command.text(report))
         if report.get("failed"):
             raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
@@ -335,23 +333,22 @@ def score_requests(
             raise InputError("name the model by one of --paradigm and --model")
         if paradigm is not None:
             named(paradigm)  # or it is refused
-        from dti_pipeline.serving.score import score_file, score_stream
+        from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
         from dti_pipeline.serving.scorer import Scorer
 
         scorer, stdout = Scorer.load(_model_folder(paradigm, model), cache_items=cache_items), sys.stdout.buffer
         report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
         if as_json:
-            print(json.dumps(report, ensure_ascii=False))
-        elif not stream:
-            console.print(
-                f"{report['candidates']:,} candidates of {report['requests']:,} requests in {report['seconds']:,.1f} s,"
-                f" {report['candidates_per_second']:,.0f} a second",
-                highlight=False,
+            _print_json(report)
+        elif isinstance(report, ScoreReport):
+            _say(
+                f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
+                f" {report.candidates_per_second:,.0f} a second"
             )
 
 
 def _model_folder(paradigm: str | None, model: str | None) -> Path:
-    """Where the model of ``dti score`` is: a paradigm's in the home, a folder, or a version of the registry."""
+    """The model of ``dti score``: a paradigm's in the home, a folder, or a version of the registry."""
     if paradigm is not None:
         return Paths.from_env().model(paradigm)
     assert model is not None

@@ -1,4 +1,4 @@
-"""Where a result comes from: the code's commit, the machine, the libraries. Light; imports none of them."""
+"""Lineage of a result: the code's commit, the machine, the libraries. Light; imports none of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from dti_pipeline import __version__
 
 SOURCE = Path(__file__).resolve().parent
-#: What figures may depend on, beside the code.
+#: Libraries that figures may depend on, beside the code.
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "pyarrow")
 
 
@@ -48,7 +48,7 @@ def commit() -> Commit | None:
 
 
 def hardware(gpus: Sequence[str] | None = None) -> str:
-    """What a duration was measured on: the GPUs, else the CPU and its usable cores.
+    """The hardware of a duration: the GPUs, else the CPU and its usable cores.
 
     ``gpus``: names of those in use, one for each; none at all: the CPU; None: whatever GPUs the machine has.
     """

@@ -96,7 +96,7 @@ class Paths:
 
     @property
     def study(self) -> Path:
-        """What ``dti study`` works in: a home for each of its logs, and a folder for each of its runs."""
+        """Working folder of ``dti study``: a home for each of its logs, and a folder for each of its runs."""
         return self.home / "study"
 
     @property

@@ -163,6 +163,11 @@ def describe(hint: Any) -> str:
     return str(hint)
 
 
+def part_of(whole: Any, base: type) -> dict[str, Any]:
+    """The fields that a dataclass has from one of its bases, by name, as they are."""
+    return {f.name: getattr(whole, f.name) for f in dataclasses.fields(base)}
+
+
 def to_plain(value: Any) -> Any:
     """A section or a report as dicts, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

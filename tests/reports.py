@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from dti_pipeline.evaluation.report import (
     Compared,
     Comparison,
@@ -18,6 +16,7 @@ from dti_pipeline.evaluation.report import (
 )
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts, SynthReport
 from dti_pipeline.packing.report import PackReport, PlanReport, TokenizeReport
+from dti_pipeline.plain import part_of
 from dti_pipeline.training.report import Texts, TrainingSummary, TrainReport
 from dti_pipeline.validation.report import SuiteCounts, ValidateReport
 
@@ -55,7 +54,7 @@ TRAIN = TrainReport(
     world_size=1, peak_memory_gib=0.5, mlflow_run_id=RUN, texts=Texts("{item_text}", 32, ()), network={}, execution={},
     fallbacks=(),
 )  # fmt: skip
-SUMMARY = TrainingSummary(**{field.name: getattr(TRAIN, field.name) for field in fields(TrainingSummary)})
+SUMMARY = TrainingSummary(**part_of(TRAIN, TrainingSummary))
 FIGURES = Figures(
     auc=0.75, log_loss=0.6, gauc=0.7, gauc_users=9, gauc_users_skipped=0, ne=0.9, f1=0.7, accuracy=0.7, brier=0.2,
     ece=0.01, mean_prediction=0.5, predicted_over_observed=1.0, auc_interval=(0.7, 0.8),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from dti_pipeline.defs.assets import BY_PARADIGM
-from dti_pipeline.pipeline import STAGES
+from dti_pipeline.pipeline import COMPARE, STAGES
 
-SHARED = [stage.asset for stage in STAGES if not stage.per_paradigm and stage.name != "compare"]
+SHARED = [stage.asset for stage in STAGES if not stage.per_paradigm and stage is not COMPARE]
 PER_PARADIGM = [stage.asset for stage in STAGES if stage.per_paradigm]
-COMPARISON = [stage.asset for stage in STAGES if stage.name == "compare"]
+COMPARISON = [COMPARE.asset]
 #: Dagster's daemon starts a run again, from the step it was in, when the run's own process was killed; a training then
 #: continues from its checkpoint. A run that failed or was cancelled is left to a person.
 RETRIED = {"dagster/max_retries": "2", "dagster/retry_strategy": "FROM_FAILURE"}

@@ -18,7 +18,7 @@ from dti_pipeline.tracking import mlflow_page
 from dti_pipeline.training.report import TrainReport
 from dti_pipeline.validation.report import ValidateReport
 
-#: The figures of a report that a log line has room for; of others all.
+#: The figures of a report for its log line; of others all.
 HEADLINES: dict[type, tuple[str, ...]] = {
     SynthReport: ("rows", "users", "items", "best_possible_auc"),
     IngestReport: ("read", "kept", "quarantined", "duplicates", "users", "items"),
@@ -52,7 +52,7 @@ def describe(report: object, output: Path) -> dict[str, Any]:
 
 
 def headline(report: object) -> str:
-    """The few figures of a report that a log line has room for."""
+    """The few figures of a report for a log line."""
     figures: Mapping[str, Any] = _compared(report) if isinstance(report, Comparison) else to_plain(report)
     names = HEADLINES.get(type(report), figures)
     found = {name: figures[name] for name in names if figures[name] is not None}
@@ -75,7 +75,7 @@ def _compared(report: Comparison) -> dict[str, float]:
 
 
 def _tables(name: str, value: Any) -> dict[str, Any]:
-    """What is no single figure: as a table where it has the shape of one, else as JSON."""
+    """A nested value as a table where it has the shape of one, else as JSON."""
     if isinstance(value, list):
         return {name: table(value)} if _are_rows(value) else {name: dg.MetadataValue.json(value)}
     if all(isinstance(inner, Mapping) for inner in value.values()):
@@ -113,7 +113,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A figure of six digits, which is what a page has room for; NumPy's scalars pass for Python's until they are
+    """A figure of six digits, as many as a page shows well; NumPy's scalars pass for Python's until they are
     written."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
@@ -140,7 +140,7 @@ def _links(report: object) -> dict[str, Any]:
 
 
 def _mask(paradigm: str) -> dg.MarkdownMetadataValue:
-    """Who sees whom in a small prompt of the paradigm."""
+    """The attention mask of a small prompt of the paradigm."""
     from dti_pipeline.modeling.masks import draw  # torch: here, where a training has just taken longer
 
     with tempfile.TemporaryDirectory() as folder:

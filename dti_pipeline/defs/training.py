@@ -19,7 +19,7 @@ from dti_pipeline.errors import CheckFailed
 from dti_pipeline.training.report import TrainReport
 
 RETRIES, RETRY_SECONDS = 2, 10
-#: What Dagster raises in a run that is cancelled, and what Ctrl-C raises.
+#: Exceptions of a run that is cancelled, and of Ctrl-C.
 CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt)
 
 

@@ -40,7 +40,7 @@ class Users:
         self._seed = seed
 
     def draws(self) -> Iterator[Array]:
-        """How often each user was drawn, (users,), once a sample; multinomial, always the same for the same seed."""
+        """Counts of each user's draws, (users,), once a sample; multinomial, always the same for the same seed."""
         generator = np.random.default_rng(self._seed)
         for _ in range(self.samples):
             drawn = generator.integers(self.count, size=self.count)

@@ -1,6 +1,6 @@
 """Compare the paradigms: one set of targets, one set of resamples, the cost-free floors in every table.
 
-What is compared are the scores that :mod:`dti_pipeline.evaluation.evaluate` published; no model is run here.
+It compares the scores that :mod:`dti_pipeline.evaluation.evaluate` published; no model is run here.
 """
 
 from __future__ import annotations

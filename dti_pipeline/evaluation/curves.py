@@ -22,7 +22,7 @@ class LearningPoint:
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of one paradigm, or of a floor (which has no learning curve)."""
+    """The curves of one paradigm, or of a floor (which has no learning curve)."""
 
     roc: list[tuple[float, float]]  # false and true positive rate
     calibration: list[Bin]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,11 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics, plots
 from dti_pipeline.evaluation.curves import Curves, LearningPoint
 from dti_pipeline.evaluation.interactions import Interactions
-from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Slices
+from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Quality, Slices
 from dti_pipeline.evaluation.scoreboard import Scoreboard
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.paths import Paths
-from dti_pipeline.plain import to_plain
+from dti_pipeline.plain import part_of, to_plain
 from dti_pipeline.training.report import TrainingSummary, TrainReport
 
 #: The two forms a target is scored in, by its column of scores. The first is what counts: a server sees one target.
@@ -63,22 +62,15 @@ def measure(
     for form, score in scores.items():
         board.add(form, score)
     forms = Forms(**{form: board.figures(form) for form in FORMS})
-    figures = forms.sliding_window
     served = scores["sliding_window"]
     report = Evaluation(
+        **part_of(forms.sliding_window, Quality),
         paradigm=paradigm,
         split=settings.split,
         targets=len(rows),
         users=board.users.count,
         users_in_training=len(np.intersect1d(user, log.user[log.train])),
         click_rate=float(label.mean()),
-        auc=figures.auc,
-        log_loss=figures.log_loss,
-        gauc=figures.gauc,
-        ne=figures.ne,
-        f1=figures.f1,
-        accuracy=figures.accuracy,
-        ece=figures.ece,
         auc_streaming=forms.streaming.auc,
         forms=forms,
         slices=Slices(
@@ -86,7 +78,7 @@ def measure(
             item_popularity=metrics.slices(label, served, log.popularity()[rows], metrics.POPULARITY_BUCKETS),
         ),
         scoring=dict(seconds),
-        training=TrainingSummary(**{f.name: getattr(model.report, f.name) for f in fields(TrainingSummary)}),
+        training=TrainingSummary(**part_of(model.report, TrainingSummary)),
         prompts=PromptShape(shards.report.context, shards.report.targets_per_prompt),
     )
     curves = Curves(

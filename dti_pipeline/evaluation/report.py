@@ -13,20 +13,26 @@ from dti_pipeline.paradigms import names
 from dti_pipeline.training.report import TrainingSummary
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Every metric of one set of scores, see :mod:`dti_pipeline.evaluation.metrics`."""
+@dataclass(frozen=True)
+class Quality:
+    """The chief metrics of one set of scores, see :mod:`dti_pipeline.evaluation.metrics`."""
 
     auc: float | None
     log_loss: float | None  # nats
     gauc: float | None
-    gauc_users: int  # users with both classes, whom gAUC counts
-    gauc_users_skipped: int
     ne: float | None  # normalised entropy
     f1: float | None
     accuracy: float | None
-    brier: float | None
     ece: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(Quality):
+    """Every metric of one set of scores."""
+
+    gauc_users: int  # users with both classes, whom gAUC counts
+    gauc_users_skipped: int
+    brier: float | None
     mean_prediction: float | None
     predicted_over_observed: float | None  # clicks
     auc_interval: tuple[float, float] | None = None  # of resampled users
@@ -67,8 +73,8 @@ class Forms:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One paradigm's model on the held-out targets; the figures at the top are those of one prompt a target."""
+class Evaluation(Quality):
+    """One paradigm's model on the held-out targets; the metrics at the top are those of one prompt a target."""
 
     paradigm: str
     split: str
@@ -76,13 +82,6 @@ class Evaluation:
     users: int
     users_in_training: int
     click_rate: float
-    auc: float | None
-    log_loss: float | None
-    gauc: float | None
-    ne: float | None
-    f1: float | None
-    accuracy: float | None
-    ece: float | None
     auc_streaming: float | None
     forms: Forms
     slices: Slices
@@ -93,7 +92,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What was evaluated, on what, with which intervals."""
+    """The conditions of a comparison: targets, split, prompts and intervals."""
 
     source: str
     rule: str  # split.rule

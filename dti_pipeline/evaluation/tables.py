@@ -113,7 +113,7 @@ def rows(comparison: Comparison) -> Iterator[Row]:
 
 
 def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and lines of what stands below the main table: slices, and the figures it has no room for."""
+    """Title, header and lines of the tables below the main one: slices, and the figures it has no space for."""
     compared = dict(comparison.each())
     titles = {
         "history_length": "AUC by history length (earlier rows of the user)",
@@ -147,7 +147,7 @@ def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
 
 
 def where_next() -> list[str]:
-    """What a reader opens after the table."""
+    """Files and pages to open after the table."""
     return [
         "`reports/comparison.html`: this, with the pictures; `reports/comparison.json`: every figure",
         "`reports/evaluation/<paradigm>/predictions.parquet`: every score",

@@ -1,4 +1,4 @@
-"""One plain sentence on each paradigm, and what a reader must know beside it. No claim goes beyond its interval."""
+"""Verdicts: one plain sentence on each paradigm, and notes. No claim goes beyond its interval."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _floors(paradigm: str, comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What limits the comparison, one sentence each."""
+    """Limits of the comparison, one sentence each."""
     protocol, paradigms, found = comparison.protocol, comparison.paradigms, []
     if BASE not in paradigms:
         found.append(f"{BASE} has no evaluation here: no speed-up and no AUC difference can be given.")

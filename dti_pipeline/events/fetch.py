@@ -61,7 +61,7 @@ class _Record:
     files: dict[str, FetchedFile] = field(default_factory=dict)
 
 
-#: What ``dti fetch`` knows by name; ``amazon`` takes a category besides.
+#: Logs that ``dti fetch`` knows by name; ``amazon`` takes a category besides.
 COLLECTIONS = {
     "movielens-1m": Collection(
         GROUPLENS, ("ml-1m.zip",), GROUPLENS_TERMS, "movielens", "c4d9eecfca2ab87c1945afe126590906"
@@ -90,8 +90,8 @@ def fetch(
     """Bring a public log to ``data/raw/<name>`` (``data/raw/amazon-<category>``), where it stays as it came.
 
     ``base_url`` is a mirror to take the files from. ``say`` hears the owner's terms before the first download, and
-    whatever else a person should know; ``progress`` hears bytes. What was fetched is kept in ``<name>.fetched.json``
-    beside the data: a log without a published checksum is compared with it the next time. A log that is there is not
+    whatever else a person should know; ``progress`` hears bytes. A record is kept in ``<name>.fetched.json`` beside
+    the data: a log without a published checksum is compared with it the next time. A log that is there is not
     fetched again: remove its folder first. Raises InputError for an unknown name or category, a server that fails (run
     it again: the download goes on where it stopped), a wrong checksum and an unsafe or corrupt archive.
     """

@@ -1,4 +1,4 @@
-"""How one file is written: what turns it into rows of wanted values, whatever log it belongs to.
+"""File forms: the columns or keys that turn one file into rows of wanted values, whatever log it belongs to.
 
 Each form has a view of its own in ``sql/`` that yields (line, raw, problem, values); after it, all logs are read alike.
 """

@@ -1,4 +1,4 @@
-"""Where each kind of log keeps its rows and its titles, and how they are written there."""
+"""Readers of the known logs: the files with interactions and titles, and their forms."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Log:
 
 @dataclass(frozen=True)
 class _Reader:
-    """What tells one source from another."""
+    """One source's file names, forms and rating scale."""
 
     logs: tuple[str, ...]  # name patterns of files with interactions
     items: tuple[str, ...]  # and of those with titles, beside them

@@ -173,7 +173,7 @@ def _write(path: Path, header: str, lines: list[str]) -> None:
 
 
 def _test_targets(rows: _Rows, split: SplitConfig) -> np.ndarray:
-    """Which rows are test targets under the global time split: bool (rows)."""
+    """Mask of the test targets under the global time split: bool (rows)."""
     order = np.lexsort((np.arange(len(rows.user)), rows.user))  # rows are in time order already
     user = rows.user[order]
     first = np.searchsorted(user, user)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Packed:
-    """Where each prompt went."""
+    """The row of each prompt."""
 
     row: NDArray[np.int64]  # (p,) row of each prompt
     rows: int  # how many rows there are
@@ -62,7 +62,7 @@ def _fill(
     row: NDArray[np.int64],
     by_room: dict[int, NDArray[np.int64]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Put prompts of one length into rows of one room; what is left of either comes back."""
+    """Put prompts of one length into rows of one room; the rest of either comes back."""
     each = room // length
     used = min(len(bins), -(-len(group) // each))
     placed = min(len(group), used * each)

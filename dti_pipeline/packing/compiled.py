@@ -8,8 +8,9 @@ from numba import njit
 
 
 def compiled(function: Any) -> Any:
-    """Without the interpreter's lock; kept for the next process where a folder for that can be written to. What is kept
-    is made anew when the function's own file changes: constants of other files have to be handed over."""
+    """Compile a loop, without the interpreter's lock; numba's cache keeps it for the next process where it can write.
+
+    The cache is made anew when the function's own file changes: constants of other files have to be arguments."""
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba has found none: the package is another user's, who has no home here

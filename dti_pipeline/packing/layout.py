@@ -1,4 +1,4 @@
-"""What every token of a packed row is: the one structure that packing and modeling share.
+"""Layout of packed rows, token by token: the one structure that packing and modeling share.
 
 A row holds whole prompts, one after another, then padding. Each token knows its prompt (``document``), its interaction
 within the prompt, its kind, and its position. From these four arrays alone the masks decide who sees whom.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class Kind(IntEnum):
-    """What a token is."""
+    """Kind of a token."""
 
     TEXT = 0  # the item's text
     SUM = 1  # [SUM]: stands after a target's text, its hidden state predicts the click; nobody else sees it

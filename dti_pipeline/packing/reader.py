@@ -1,8 +1,7 @@
 """Row plans and token store to token arrays: the layout of a prompt, token by token, compiled by numba.
 
-As numpy's whole-array operations it was some fifteen passes over arrays that no cache holds, 2 to 3 times slower with
-all that makes a batch (docs/benchmark.md, "Loader"), and kept the interpreter's lock for some of them, for which a
-thread that trains waited.
+Compiled, since whole-array operations of numpy would take many passes over arrays that no cache holds, and keep the
+interpreter's lock meanwhile (docs/benchmark.md, "Loader").
 """
 
 from __future__ import annotations
@@ -60,21 +59,22 @@ class Rows:
         return max(1, tokens // self.row_length)
 
     def assemble(
-        self, rows: NDArray[np.int64], height: int = 0, room: Mapping[str, NDArray[Any]] | None = None
+        self, rows: NDArray[np.int64], height: int = 0, buffers: Mapping[str, NDArray[Any]] | None = None
     ) -> Layout:
-        """Layout of the named rows, shape (len(rows), row_length); filled up to ``height`` rows with padding. Arrays
-        that ``room`` has are written over, not made.
+        """Layout of the named rows, shape (len(rows), row_length); padded to ``height`` rows. Arrays in ``buffers``
+        are written over, not made.
 
-        Cost: O(tokens), one pass, without the interpreter's lock. Compiled when first used, a second for mapped arrays
-        and one for those in memory, and kept for the user's next process. Raises IndexError for rows that the plan has
-        not, and for prompts that do not fit.
+        Cost: O(tokens), one pass, without the interpreter's lock; compiled when first used, and cached for the user's
+        next process. Raises IndexError for rows that the plan has not, and for prompts that do not fit.
         """
         store, special = self.store, self.store.special
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a plan of {len(self)}")
         shape = (max(len(rows), height), self.row_length)
-        made = {name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if room is None or name not in room}
-        layout = Layout(**made, **(room or {}))
+        made = {
+            name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if buffers is None or name not in buffers
+        }
+        layout = Layout(**made, **(buffers or {}))
         _write(
             rows,
             self.bounds,

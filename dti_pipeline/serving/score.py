@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,10 +23,30 @@ from dti_pipeline.serving.scorer import Scorer
 CHUNK = 4096
 ANSWERS = pa.schema([("user_id", pa.string()), ("probabilities", pa.list_(pa.float64()))])
 
+
+@dataclass(frozen=True)
+class Answered:
+    """Requests that a model has answered."""
+
+    model: str  # folder
+    paradigm: str
+    requests: int
+
+
+@dataclass(frozen=True)
+class ScoreReport(Answered):
+    """A file of requests."""
+
+    candidates: int
+    seconds: float
+    candidates_per_second: float
+    out: str | None  # file of the answers; None: standard output
+
+
 Write = Callable[[Sequence[Request], Sequence[Sequence[float]]], None]
 
 
-def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]) -> dict[str, Any]:
+def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]) -> ScoreReport:
     """Score every request of a file, in order; answers go to ``out``, or to ``stdout`` as they are made.
 
     An answer is ``{"user_id": .., "probabilities": [..]}``, one probability for each candidate in the request's order.
@@ -41,18 +62,18 @@ def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]
             answered += len(chunk)
             candidates += sum(map(len, scores))
     seconds = time.perf_counter() - start
-    return {
-        "model": str(scorer.manifest.path),
-        "paradigm": scorer.model.paradigm.name,
-        "requests": answered,
-        "candidates": candidates,
-        "seconds": round(seconds, 3),
-        "candidates_per_second": round(candidates / seconds, 1),
-        "out": None if out is None else str(out),
-    }
+    return ScoreReport(
+        model=str(scorer.manifest.path),
+        paradigm=scorer.model.paradigm.name,
+        requests=answered,
+        candidates=candidates,
+        seconds=round(seconds, 3),
+        candidates_per_second=round(candidates / seconds, 1),
+        out=None if out is None else str(out),
+    )
 
 
-def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[str, Any]:
+def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> Answered:
     """Score each line when it comes, as a service. A line that is no request is answered with ``{"error": ..}``.
 
     Raises CheckFailed at the end of the stream where there were such lines.
@@ -70,7 +91,7 @@ def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> dict[s
         stdout.flush()
     if refused:
         raise CheckFailed(f"{refused} of {refused + answered} lines were no requests: each was answered by its error")
-    return {"model": str(scorer.manifest.path), "paradigm": scorer.model.paradigm.name, "requests": answered}
+    return Answered(str(scorer.manifest.path), scorer.model.paradigm.name, answered)
 
 
 def _answer(request: Request, probabilities: Sequence[float]) -> dict[str, Any]:

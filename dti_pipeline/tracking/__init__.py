@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dti_pipeline.paths import Paths
     from dti_pipeline.training.progress import Listener
 
-#: What MLflow reads while it is imported.
+#: Environment that MLflow reads while it is imported.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -108,7 +108,7 @@ def _note(comparison: Comparison, page: str) -> str:
 
 
 def _against_baseline(comparison: Comparison, paradigm: str) -> dict[str, float]:
-    """How many times faster than the baseline a training was, and at what cost in AUC."""
+    """Speed-up of a training against the baseline, and its cost in AUC."""
     delta = comparison.auc_delta.get(paradigm)
     found = {"speedup": comparison.speedup.get(paradigm), "auc_delta": delta.mean if delta else None}
     return {f"comparison/{name}": round(value, 6) for name, value in found.items() if value is not None}  # a column

@@ -1,4 +1,4 @@
-"""How MLflow's page shows the trainings: saved views with what the method is about, quality against time.
+"""Saved views of MLflow's page: trainings by quality against time.
 
 MLflow's usual table has no metric. A view is a tag of the experiment, in the form that MLflow 3's own "Save as new
 view" writes; a version that does not know it shows its usual table. Whether the page opens on trainings or on traces of
@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 
-#: Where links to MLflow point, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
+#: Links to MLflow point here, unless DTI_MLFLOW_URL says otherwise: the address of `mlflow ui`.
 URL = "http://127.0.0.1:5000"
 VIEW = "paradigms"
 #: Columns of the views and their widths in pixels, the claim first: how good, how long, how many times, how much worse.
@@ -32,14 +32,14 @@ LEADING = {"1": 73, "attributes.`Run Name`": 250, "runDateAndNestInfo": 145, "du
 
 
 def address(url: str, experiment: str | None = None) -> str:
-    """Where an MLflow page at ``url`` shows that view of an experiment, by its id; without one, the experiments."""
+    """The address of that view of an experiment, by its id, on an MLflow page at ``url``; without one, of the list."""
     if experiment is None:
         return f"{url}/#/experiments?workflowType=machine_learning"
     return f"{url}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
 
 
 def run_address(run_id: str) -> str:
-    """Where the MLflow page shows a run."""
+    """The address of a run on the MLflow page."""
     return f"{os.environ.get('DTI_MLFLOW_URL') or URL}/#/runs/{run_id}"
 
 

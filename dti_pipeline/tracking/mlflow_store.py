@@ -1,4 +1,4 @@
-"""Where the records are: the MLflow store of a configuration and its experiment."""
+"""The MLflow store of a configuration, and its experiment."""
 
 from __future__ import annotations
 

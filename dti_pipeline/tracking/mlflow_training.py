@@ -30,7 +30,7 @@ POINTS = 1000
 FLUSH_SECONDS = 1.0  # a transaction costs 5-10 ms whatever it holds
 AWAY_SECONDS = 120.0  # until a store that did not answer is asked again: each time holds the training up
 BATCH = 1000  # values MLflow takes in one call
-#: What shapes a model and its evaluation.
+#: Sections that shape a model and its evaluation.
 SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation")
 
 

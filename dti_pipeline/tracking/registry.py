@@ -56,7 +56,7 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
             name, f"models:/{model_id}", run.info.run_id, tags={"paradigm": paradigm}, model_id=model_id
         )
     store.set_registered_model_alias(name, paradigm, version.version)
-    # What MLflow's own `register_model` leaves on the model, for the page of models and the table of runs.
+    # As MLflow's own `register_model` does, for the page of models and the table of runs.
     link = json.dumps([{"name": name, "version": version.version}])
     store.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return version

@@ -1,4 +1,4 @@
-"""What MLflow runs to build a served model ("models from code", so that nothing is pickled). Import nothing from here.
+"""The script that MLflow runs to build a served model ("models from code": nothing is pickled). Import nothing from it.
 
 See :mod:`dti_pipeline.tracking.pyfunc`. Without ``from __future__ import annotations``: MLflow reads the annotations of
 ``predict`` as they stand, and warns of what it cannot evaluate.

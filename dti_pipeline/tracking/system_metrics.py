@@ -1,4 +1,4 @@
-"""How busy the machine is while it trains: MLflow's own readings, under the names its page has a tab for.
+"""System metrics of a training: MLflow's own readings, under the names its page has a tab for.
 
 MLflow's thread samples every ten seconds, so that a short training has none, and counts samples from 0 again after a
 resume. Here they are read when the training reports a step, once a second at most, and belong to the targets seen by

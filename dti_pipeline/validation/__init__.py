@@ -1,4 +1,4 @@
-"""2. Is this batch fit to train on? Great Expectations suites over raw and canonical rows; plain outcomes out.
+"""Data validation: Great Expectations suites over raw and canonical rows.
 
-What runs the suites imports great_expectations and duckdb; `outcome` and `gate`, which others use, import neither.
+`report` and `requirement`, which others use, import neither great_expectations nor duckdb.
 """

@@ -1,4 +1,4 @@
-"""Memory of the batch that last passed: what the next one is measured against."""
+"""Drift baseline: the profile of the batch that last passed, for the next one to be compared with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def profile(config: Config, tables: Tables, batch: str) -> Profile:
 
 
 def previous(paths: Paths, current: Profile) -> Profile | None:
-    """What to compare with, or None: the batch accepted before this one, if it was of the same kind.
+    """The profile to compare with: of the batch accepted before this one, if it was of the same kind, else None.
 
     The accepted batch itself, validated again, meets what it met the first time, so that its outcomes are the same.
     Raises InputError for a file that cannot be read.

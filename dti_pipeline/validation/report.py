@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one expectation found."""
+    """The outcome of one expectation."""
 
     suite: str  # raw, canonical, splits, batch, drift
     name: str  # short and stable, unique in its suite: the name of the check in an orchestrator
@@ -32,7 +32,7 @@ class SuiteCounts:
 
 @dataclass(frozen=True)
 class BatchKind:
-    """How a log was read and labelled: only batches of one kind are comparable."""
+    """Reading and labelling of a log: only batches of one kind are comparable."""
 
     source: str
     label_threshold: float

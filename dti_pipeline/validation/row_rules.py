@@ -1,11 +1,11 @@
-"""What every single row is expected to be. Each rule is the query that finds the rows that break it."""
+"""Expectations about single rows. Each rule is the query that finds the rows that break it."""
 
 from __future__ import annotations
 
 from dti_pipeline.config import Config
 from dti_pipeline.validation.rule import Rule, unexpected_rows
 
-# What tells one interaction from another opens every list of failing rows.
+# The columns that identify an interaction open every list of failing rows.
 _ROW = "user_id, position, item_id"
 _LINE = "source_file, line, user_id, item_id"
 # The rating scale of the log: lowest and highest, None where it is open.
@@ -129,7 +129,7 @@ def values(config: Config, table: str, scale: Scale) -> list[Rule]:
             "untitled_share",
             "item_text",
             f"At most {share:.2%} of the rows are of items without a title of their own",
-            # What ingestion writes for an item that no title came with.
+            # Ingestion writes this for an item that no title came with.
             f"SELECT {_ROW}, item_text FROM {{batch}} WHERE item_text = 'item ' || item_id",
             max_share=share,
         ),

@@ -1,4 +1,4 @@
-"""What a batch is expected to be, in five suites of Great Expectations' own terms.
+"""Five Great Expectations suites for a batch.
 
 Expectations about rows are queries (see row_rules); those about columns, splits and figures are stock and see frames
 of a few rows. Descriptions are what people read, in Data Docs and on the command line.

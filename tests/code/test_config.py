@@ -218,14 +218,6 @@ def test_the_demo_s_recipe_is_params_yaml() -> None:
     assert (ROOT / "recipes/demo.yaml").read_text() == (ROOT / "params.yaml").read_text()
 
 
-def test_the_small_recipe_is_the_study_s() -> None:
-    (study,) = ROOT.glob("*/study.yaml")
-    params = yaml.safe_load(study.read_text())["data_sets"]["ml-1m"]["params"]
-    recipe, expected = config.load(ROOT / "recipes/small.yaml"), from_plain(Config, params)
-    for section in ("events", "split", "tokens", "packing", "model", "training", "evaluation"):
-        assert getattr(recipe, section) == getattr(expected, section)
-
-
 def test_a_recipe_is_found_from_any_folder(home: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

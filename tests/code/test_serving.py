@@ -292,7 +292,7 @@ def test_an_answer_comes_before_the_next_question_is_asked(scorer: Scorer) -> No
                 raise StopIteration
             return b'{"history": [], "candidates": [{"item_id": 1}]}\n'
 
-    assert score.score_stream(Talk(), scorer, out)["requests"] == 3
+    assert score.score_stream(Talk(), scorer, out).requests == 3
 
 
 def test_without_a_model_or_a_way_to_name_one_the_command_says_so(home: Paths) -> None:

@@ -14,6 +14,8 @@ import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
 WIDE = 1024
+#: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
+MANY_TENSORS = 200
 #: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel.
 KERNEL_HEAD_BYTES = 512
 
@@ -39,6 +41,7 @@ class Traits:
     projections_biased: bool  # keys or values have biases
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
+    trained_tensors: int
 
 
 @dataclass(frozen=True)
@@ -68,43 +71,43 @@ class ExecutionPlan:
     ) -> ExecutionPlan:
         """The plan for a model with ``traits`` on ``device``. ``cuda_graph`` says whether one is wished for,
         ``sharded`` whether processes hold parts of the weights."""
-        cuda = device.type == "cuda"
-        bound = cuda and traits.width < WIDE
-        on_cpu = Choice(False, "no CUDA device")
-        of_launches = Choice(False, "more kernels, and launches already take the time")
-
-        def where_arithmetic_takes_time(reason: str) -> Choice:
-            return on_cpu if not cuda else of_launches if bound else Choice(True, reason)
-
-        last = Choice(True, "nobody reads other rows") if not bound else of_launches
-        if not traits.last_layer_at_sums:
-            last = Choice(False, "this architecture's last layer needs all rows")
-        distinct = Choice(not bound, "forgetting projects each token once") if not bound else of_launches
-        if not traits.forgets:
-            distinct = Choice(False, "nothing is forgotten")
-        elif not traits.embeds_tokens_alone:
-            distinct = Choice(False, "embeddings depend on more than the token")
-        graph = Choice(True, "launches would take the time")
-        for ok, reason in (
-            (cuda, on_cpu.reason),
-            (cuda_graph, "training.cuda_graph is false"),
-            (bound, f"at a width of {WIDE} or more arithmetic takes the time"),
-            (processes == 1 and not sharded, "several processes exchange gradients"),
-        ):
-            if not ok:
-                graph = Choice(False, reason)
-                break
+        cuda, bound = device.type == "cuda", device.type == "cuda" and traits.width < WIDE
+        on_gpu = cuda, "no CUDA device"
+        not_bound = not bound, "more kernels, and launches already take the time"
+        tensors, head = traits.trained_tensors, traits.head_width
         return cls(
             device=device,
             compute=compute,
             launch_bound=Choice(bound, f"width {traits.width}, on {device.type}"),
-            last_layer_at_sums=last,
-            reordered_keys=where_arithmetic_takes_time("most blocks of keys are visible as a whole"),
-            distinct_tokens=distinct,
-            sum_kernel=_kernel(traits, device, compute),
-            compiled_layers=Choice(True, "one graph for all alike layers") if cuda else on_cpu,
-            compiled_surroundings=Choice(True, "fewer launches") if bound else Choice(False, "not launch-bound"),
-            cuda_graph=graph,
+            last_layer_at_sums=_unless(
+                "nobody reads other rows",
+                (traits.last_layer_at_sums, "this architecture's last layer needs all rows"),
+                not_bound,
+            ),
+            reordered_keys=_unless("most blocks of keys are visible as a whole", on_gpu, not_bound),
+            distinct_tokens=_unless(
+                "forgetting projects each token once",
+                (traits.forgets, "nothing is forgotten"),
+                (traits.embeds_tokens_alone, "embeddings depend on more than the token"),
+                not_bound,
+            ),
+            sum_kernel=_unless(
+                "scores stay on the chip",
+                on_gpu,
+                (find_spec("triton") is not None, "no Triton"),
+                (head * compute.itemsize <= KERNEL_HEAD_BYTES, f"heads of {head} do not fit into shared memory"),
+                (not (traits.forgets and traits.projections_biased), "keys or values have biases"),
+            ),
+            compiled_layers=_unless("one graph for all alike layers", on_gpu),
+            compiled_surroundings=Choice(bound, "fewer launches" if bound else "not launch-bound"),
+            cuda_graph=_unless(
+                "launches would take the time",
+                on_gpu,
+                (cuda_graph, "training.cuda_graph is false"),
+                (bound, f"at a width of {WIDE} or more arithmetic takes the time"),
+                (tensors < MANY_TENSORS, f"an update of {tensors} tensors compiles for minutes"),
+                (processes == 1 and not sharded, "several processes exchange gradients"),
+            ),
         )
 
     @property
@@ -118,10 +121,8 @@ class ExecutionPlan:
 
     def lines(self) -> list[str]:
         """One readable line a choice."""
-        return [
-            f"{name.replace('_', ' ')}: {'yes' if choice else 'no'} ({choice.reason})"
-            for name, choice in self.choices.items()
-        ]
+        names = {name: name.replace("_", " ").replace("sums", "[SUM] rows only") for name in self.choices}
+        return [f"{names[name]}: {'yes' if one else 'no'} ({one.reason})" for name, one in self.choices.items()]
 
     def plain(self) -> dict[str, Any]:
         """What a manifest keeps."""
@@ -129,13 +130,7 @@ class ExecutionPlan:
         return {"device": self.device.type, "compute": str(self.compute).removeprefix("torch."), **choices}
 
 
-def _kernel(traits: Traits, device: torch.device, compute: torch.dtype) -> Choice:
-    if device.type != "cuda":
-        return Choice(False, "no CUDA device")
-    if find_spec("triton") is None:
-        return Choice(False, "no Triton")
-    if traits.head_width * compute.itemsize > KERNEL_HEAD_BYTES:
-        return Choice(False, f"heads of {traits.head_width} do not fit into shared memory")
-    if traits.forgets and traits.projections_biased:
-        return Choice(False, "keys or values have biases")
-    return Choice(True, "scores stay on the chip")
+def _unless(reason: str, *conditions: tuple[bool, str]) -> Choice:
+    """On, for ``reason``; off where a condition does not hold, for the reason of the first such."""
+    against = next((why for holds, why in conditions if not holds), None)
+    return Choice(True, reason) if against is None else Choice(False, against)

@@ -1,0 +1,88 @@
+"""The execution plan: each choice with its reason, from the model's traits and the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from dti_pipeline.modeling.network.execution import MANY_TENSORS, WIDE, ExecutionPlan, Traits
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NARROW = Traits(
+    width=128,
+    head_width=32,
+    last_layer_at_sums=True,
+    projections_biased=False,
+    forgets=True,
+    embeds_tokens_alone=True,
+    trained_tensors=40,
+)
+LARGE = dataclasses.replace(NARROW, width=WIDE, head_width=128)
+
+
+def on(plan: ExecutionPlan) -> set[str]:
+    return {name for name, choice in plan.choices.items() if choice}
+
+
+def test_a_narrow_model_on_a_gpu_saves_launches() -> None:
+    plan = ExecutionPlan.make(NARROW, CUDA, cuda_graph=True)
+    wanted = {"launch_bound", "compiled_layers", "compiled_surroundings", "cuda_graph"}
+    assert on(plan) - {"sum_kernel"} == wanted
+
+
+def test_a_wide_model_on_a_gpu_saves_arithmetic() -> None:
+    plan = ExecutionPlan.make(LARGE, CUDA, torch.bfloat16, cuda_graph=True)
+    wanted = {"last_layer_at_sums", "reordered_keys", "distinct_tokens", "compiled_layers"}
+    assert on(plan) - {"sum_kernel"} == wanted
+    assert "arithmetic takes the time" in plan.cuda_graph.reason
+
+
+def test_on_a_cpu_nothing_is_compiled() -> None:
+    assert on(ExecutionPlan.make(NARROW, CPU, cuda_graph=True)) == {"last_layer_at_sums", "distinct_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("circumstances", "traits", "reason"),
+    [
+        ({"cuda_graph": False}, NARROW, "training.cuda_graph is false"),
+        ({"processes": 2}, NARROW, "several processes"),
+        ({"sharded": True}, NARROW, "several processes"),
+        ({}, dataclasses.replace(NARROW, trained_tensors=MANY_TENSORS), f"an update of {MANY_TENSORS} tensors"),
+    ],
+)
+def test_a_graph_is_left_out_for_a_reason(circumstances: dict[str, int], traits: Traits, reason: str) -> None:
+    plan = ExecutionPlan.make(traits, CUDA, **{"cuda_graph": True, **circumstances})
+    assert not plan.cuda_graph
+    assert reason in plan.cuda_graph.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "choice"),
+    [
+        ({"last_layer_at_sums": False}, "last_layer_at_sums"),
+        ({"forgets": False}, "distinct_tokens"),
+        ({"embeds_tokens_alone": False}, "distinct_tokens"),
+        ({"projections_biased": True}, "sum_kernel"),
+        ({"head_width": 512}, "sum_kernel"),
+    ],
+)
+def test_a_trait_takes_a_choice_away_with_its_reason(
+    changes: dict[str, bool], choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dti_pipeline.modeling.network.execution.find_spec", lambda name: object())
+    assert ExecutionPlan.make(LARGE, CUDA, torch.bfloat16).choices[choice]
+    plan = ExecutionPlan.make(dataclasses.replace(LARGE, **changes), CUDA, torch.bfloat16)
+    assert not plan.choices[choice]
+    assert plan.choices[choice].reason
+
+
+def test_a_plan_is_said_line_by_line_and_kept_whole() -> None:
+    plan = ExecutionPlan.make(LARGE, CUDA, torch.bfloat16).without("compiled_layers", "the compiler raised")
+    assert "compiled layers: no (the compiler raised)" in plan.lines()
+    assert len(plan.lines()) == len(plan.choices)
+    kept = plan.plain()
+    assert kept["device"] == "cuda"
+    assert kept["compute"] == "bfloat16"
+    assert kept["compiled_layers"] == {"on": False, "reason": "the compiler raised"}
