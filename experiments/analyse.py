@@ -150,8 +150,9 @@ def derive(grid: Grid, rows: Sequence[Row], work: Path) -> None:
         usual[config] = known.get((run.against if run else window_of_recipe(grid, row, known.values())) or "")
         equal_seconds[config] = known.get((run and run.against_seconds) or "")
         unfixed[config] = plain.get(identity(row, "fixes")) if row["fixes"] else None
-        row["speedup"] = speedup(row, usual[config], known.values())
-        row["fewer_tokens"] = fewer_tokens(row, known.values())
+        method = row["paradigm"] in names() and row["paradigm"] != BASELINE
+        row["speedup"] = speedup(row, usual[config], known.values()) if method else None
+        row["fewer_tokens"] = fewer_tokens(row, known.values()) if method else None
     scores = cache(lambda config: resampled(known[config], work))
     for line in lines(known.values()):
         differences(line, "auc_difference", usual, scores)
@@ -206,8 +207,6 @@ def timed(row: Row, rows: Iterable[Row]) -> Row:
 def speedup(row: Row, against: Row | None, rows: Iterable[Row]) -> float | None:
     """Targets a second over the sliding window's, both measured alone on one machine: of the row and of ``against``
     where both were, else of other trainings of the same work."""
-    if row["paradigm"] not in names() or row["paradigm"] == BASELINE:
-        return None
     if against is not None and alone(against) and alone(row) and against["hardware"] == row["hardware"]:
         return round(row["targets_per_second"] / against["targets_per_second"], 3)
     own, window = measured(row, rows)
@@ -216,8 +215,6 @@ def speedup(row: Row, against: Row | None, rows: Iterable[Row]) -> float | None:
 
 def fewer_tokens(row: Row, rows: Iterable[Row]) -> float | None:
     """The sliding window's tokens a target over the row's: the bound of a speed-up where time goes with tokens."""
-    if row["paradigm"] not in names() or row["paradigm"] == BASELINE:
-        return None
     found = [r for r in rows if r["paradigm"] == BASELINE and all(r[key] == row[key] for key in ("dataset", "n"))]
     return round(found[-1]["tokens_per_target"] / row["tokens_per_target"], 3) if found else None
 
@@ -245,8 +242,8 @@ def _by_machine(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixe
     return {machine: Line(tuple(same)) for machine, same in found.items()}
 
 
-def _pace(line: Line) -> float:
-    return statistics.median(line.values("targets_per_second"))
+def _pace(trainings: Line) -> float:
+    return statistics.median(trainings.values("targets_per_second"))
 
 
 def differences(
