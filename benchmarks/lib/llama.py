@@ -25,8 +25,7 @@ from dti_pipeline.modeling.network.compilation import compile_parts
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
-from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.uniform import SPECIAL, uniform_store
+from dti_pipeline.packing.store import SPECIAL, TokenStore, uniform_store
 from dti_pipeline.paradigms import DTI, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
 from dti_pipeline.training.loader import MicroBatches

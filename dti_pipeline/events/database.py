@@ -1,4 +1,4 @@
-"""DuckDB, in memory for one call: no database file, so no lock and nothing that differs from run to run."""
+"""DuckDB, in memory for one call: no database file, so no lock."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".duckdb.", dir=scratch) as spill, duckdb.connect() as connection:
         try:
-            connection.execute(f"SET memory_limit = {_literal(memory_limit)}")
+            connection.execute(f"SET memory_limit = {literal(memory_limit)}")
         except duckdb.Error as error:
             raise InputError(
                 f"params key `events.memory_limit` must be a size such as 2GB, not {memory_limit!r}"
             ) from error
-        connection.execute(f"SET temp_directory = {_literal(spill)}")
+        connection.execute(f"SET temp_directory = {literal(spill)}")
+        connection.execute("SET autoinstall_known_extensions = false")  # nothing is downloaded
         connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
         yield connection
 
@@ -46,10 +47,9 @@ def script(name: str) -> str:
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     """Write an ordered query to a zstd Parquet file; the same rows give the same bytes, however many threads run."""
-    connection.execute(
-        f"COPY ({query}) TO {_literal(str(path))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)"
-    )
+    connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)")
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def literal(text: object) -> str:
+    """Text as SQL writes it."""
+    return "'" + str(text).replace("'", "''") + "'"

@@ -22,9 +22,8 @@ Progress = Callable[[int, int | None], None]
 def download(url: str, target: Path, md5: str | None = None, progress: Progress | None = None) -> str:
     """Fetch ``url`` to ``target`` through ``target.part`` and return the file's MD5.
 
-    A part that is there is gone on with, if the server still has that same file and can send the rest of it; otherwise
-    the file comes whole. Raises InputError when the server refuses or breaks off (the part stays for the next try) or
-    when the checksum is not ``md5`` (the part is removed).
+    A part that is there is resumed if the server still has that same file; otherwise the file comes whole. Raises
+    InputError when the server refuses or breaks off (the part stays) or when the checksum is not ``md5`` (it goes).
     """
     part, version = target.with_name(target.name + ".part"), target.with_name(target.name + ".version")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +43,7 @@ AMAZON_CATEGORIES = (
 
 @dataclass(frozen=True)
 class Collection:
-    """A public log: its files under one address, and what its owner asks of those who use it."""
+    """A public log: its files under one address, and its owner's terms."""
 
     base_url: str
     files: tuple[str, ...]  # an archive, or the files themselves
@@ -74,26 +73,20 @@ COLLECTIONS = {
 NAMES = (*COLLECTIONS, "amazon")
 
 
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def fetch(
     name: str,
     paths: Paths,
     category: str | None = None,
     *,
     base_url: str | None = None,
-    say: Callable[[str], None] = _to_stderr,
+    say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> FetchReport:
-    """Bring a public log to ``data/raw/<name>`` (``data/raw/amazon-<category>``), where it stays as it came.
+    """Bring a public log to ``data/raw/<name>`` (``data/raw/amazon-<category>``); one that is there stays.
 
-    ``base_url`` is a mirror to take the files from. ``say`` hears the owner's terms before the first download, and
-    whatever else a person should know; ``progress`` hears bytes. A record is kept in ``<name>.fetched.json`` beside
-    the data: a log without a published checksum is compared with it the next time. A log that is there is not
-    fetched again: remove its folder first. Raises InputError for an unknown name or category, a server that fails (run
-    it again: the download goes on where it stopped), a wrong checksum and an unsafe or corrupt archive.
+    ``base_url`` is a mirror to take the files from. ``say`` hears the owner's terms before the first download and of
+    files that changed since ``<name>.fetched.json`` recorded them; ``progress`` hears bytes. Raises InputError for an
+    unknown name or category, a server that fails, a wrong checksum and an unsafe or corrupt archive.
     """
     collection, name = _collection(name, category)
     folder, record_path = paths.raw / name, paths.raw / f"{name}.fetched.json"
@@ -128,9 +121,11 @@ def _place(downloads: Path, folder: Path) -> None:
         for path in sorted(downloads.iterdir()):
             if path.suffix == ".zip":
                 unpack(path, aside)
-            else:
-                _check_gzip(path)
-                path.rename(aside / path.name)
+                continue
+            with path.open("rb") as handle:
+                if handle.read(2) != b"\x1f\x8b":
+                    raise InputError(f"{path.name} is not a gzip file: the server sent something else")
+            path.rename(aside / path.name)
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside)
@@ -138,12 +133,6 @@ def _place(downloads: Path, folder: Path) -> None:
             shutil.rmtree(downloads)
         raise
     shutil.rmtree(downloads)
-
-
-def _check_gzip(path: Path) -> None:
-    with path.open("rb") as handle:
-        if handle.read(2) != b"\x1f\x8b":
-            raise InputError(f"{path.name} is not a gzip file: the server sent something else")
 
 
 def _collection(name: str, category: str | None) -> tuple[Collection, str]:

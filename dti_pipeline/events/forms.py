@@ -1,6 +1,6 @@
 """File forms: the columns or keys that turn one file into rows of wanted values, whatever log it belongs to.
 
-Each form has a view of its own in ``sql/`` that yields (line, raw, problem, values); after it, all logs are read alike.
+Each form has a view in ``sql/`` that yields (line, raw, problem, values); from there on all logs are read alike.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,18 +38,28 @@ class Form:
     clock: bool = False  # the file has timestamps
     header: int = 0  # lines before the first row
     encoding: str = "utf-8"
-    genres: tuple[str, ...] | None = field(default=None)  # names of flag columns; None: genres are text
+    genres: tuple[str, ...] | None = None  # names of flag columns; None: genres are text
 
     def lines(self, path: Path) -> Lines:
         """The file's lines as this form has them."""
-        separated = self.view == "separated" and self.variables["quoted"]
-        record = record_pattern(self.variables["separator"], self.variables["width"]) if separated else None
+        quoted = self.view == "separated" and self.variables["quoted"]
+        record = record_pattern(self.variables["separator"], self.variables["width"]) if quoted else None
         return Lines(path, self.header, self.encoding, record)
 
 
-def separated(separator: str, width: int, places: Mapping[str, int], wanted: Sequence[str], **form: Any) -> Form:
-    """Fields without quotes or header: ``places`` are 1-based."""
-    return _separated(separator, width, [places.get(name, 0) for name in wanted], "timestamp" in places, False, **form)
+def separated(separator: str, width: int, places: Sequence[int], quoted: bool = False, **form: Any) -> Form:
+    """Lines of ``width`` fields; ``places`` are the wanted values' fields, from 1, or 0 for one that is not there."""
+    mark = re.escape(separator)
+    value = f'"(?:[^"]|"")*"|[^"{mark}][^{mark}]*|'
+    variables = {
+        "separator": separator,
+        "width": width,
+        "places": list(places),
+        "quoted": quoted,
+        "field": f"({value}){mark}",
+        "record": f"(?:(?:{value}){mark})*",
+    }
+    return Form("separated", variables, **form)
 
 
 def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, str]) -> Form | None:
@@ -59,64 +69,51 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
     """
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
-        return _parquet(path, names, wanted, keys)
+        chosen = _choose(path, _parquet_columns(path), names, keys)
+        return Form("parquet", {"columns": [chosen.get(name) for name in wanted]}, "timestamp" in chosen)
     is_json = suffix in (".jsonl", ".json", ".ndjson")
     lines = head(path, PROBED if is_json else 1)
     if not lines:
         return None
-    return _json(path, lines, names, wanted, keys) if is_json else _csv(path, lines[0], names, wanted, keys)
-
-
-def _csv(path: Path, header: str, names: Names, wanted: Sequence[str], keys: Mapping[str, str]) -> Form:
-    separator = max(",\t;|", key=header.count)
-    try:
-        columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
-    except csv.Error as error:
-        raise InputError(f"{path} line 1 is not a header: {error}") from error
+    if is_json:
+        columns = _json_keys(lines)
+        # Where no line is an object there are no keys to choose from: every line goes to the quarantine.
+        chosen = _choose(path, columns or [options[0] for options in names.values()], names, keys)
+        pointers = ["/" + chosen.get(name, ABSENT).replace("~", "~0").replace("/", "~1") for name in wanted]
+        return Form("json", {"pointers": pointers}, "timestamp" in chosen)
+    separator = max(",\t;|", key=lines[0].count)
+    columns = _csv_columns(path, lines[0], separator)
     chosen = _choose(path, columns, names, keys)
     places = [columns.index(chosen[name]) + 1 if name in chosen else 0 for name in wanted]
     encoding = encoding_of(path) if wanted == ITEM else "utf-8"
-    return _separated(separator, len(columns), places, "timestamp" in chosen, True, header=1, encoding=encoding)
+    clock = "timestamp" in chosen
+    return separated(separator, len(columns), places, quoted=True, clock=clock, header=1, encoding=encoding)
 
 
-def _separated(separator: str, width: int, places: list[int], clock: bool, quoted: bool, **form: Any) -> Form:
-    mark = re.escape(separator)
-    value = f'"(?:[^"]|"")*"|[^"{mark}][^{mark}]*|'
-    variables = {
-        "separator": separator,
-        "width": width,
-        "places": places,
-        "quoted": quoted,
-        "field": f"({value}){mark}",
-        "record": f"(?:(?:{value}){mark})*",
-    }
-    return Form("separated", variables, clock, **form)
+def _csv_columns(path: Path, header: str, separator: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    except csv.Error as error:
+        raise InputError(f"{path} line 1 is not a header: {error}") from error
 
 
-def _json(path: Path, lines: list[str], names: Names, wanted: Sequence[str], keys: Mapping[str, str]) -> Form:
-    columns: dict[str, None] = {}
+def _json_keys(lines: list[str]) -> list[str]:
+    keys: dict[str, None] = {}
     for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
-            columns.update(dict.fromkeys(record))
-    # Where no line is an object there are no keys to choose from: every line goes to the quarantine.
-    first = {name: options[0] for name, options in names.items()}
-    chosen = _choose(path, list(columns), names, keys) if columns else first
-    keys_read = [chosen.get(name, ABSENT) for name in wanted]
-    pointers = ["/" + key.replace("~", "~0").replace("/", "~1") for key in keys_read]
-    return Form("json", {"pointers": pointers}, "timestamp" in chosen)
+            keys.update(dict.fromkeys(record))
+    return list(keys)
 
 
-def _parquet(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, str]) -> Form:
+def _parquet_columns(path: Path) -> list[str]:
     try:
-        columns = pq.read_schema(path).names
+        return pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a Parquet file") from error
-    chosen = _choose(path, columns, names, keys)
-    return Form("parquet", {"columns": [chosen.get(name) for name in wanted]}, "timestamp" in chosen)
 
 
 def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str, str]) -> dict[str, str]:
@@ -131,6 +128,6 @@ def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str,
 
 
 def _listed(columns: Sequence[str]) -> str:
-    """Names for a message: not all of a wide table's, and what a file of some other kind has in their place is cut."""
+    """Names for a message, cut: a file of another kind may have anything in their place."""
     shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in columns[:20]]
     return ", ".join(shown + ["..."] * (len(columns) > 20)) or "none"

@@ -8,12 +8,11 @@ from typing import Any
 import duckdb
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, SplitConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import connect, run_script, write_parquet
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts
-from dti_pipeline.events.sources import Log, locate
-from dti_pipeline.events.split import split
+from dti_pipeline.events.sources import locate
 from dti_pipeline.events.staging import stage
 from dti_pipeline.paths import Paths
 
@@ -35,117 +34,110 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read or has no usable row.
     """
     log = locate(config.events, paths)
-    inputs = {f"log/{file.name}": file.path for file in log.logs} | {
-        f"items/{file.name}": file.path for file in log.items
-    }
+    inputs = {f"log/{file.name}": file.path for file in log.logs}
+    inputs |= {f"items/{file.name}": file.path for file in log.items}
     with (
         connect(config.events.memory_limit, paths.events.parent) as connection,
         artifacts.publish(paths.events, "ingest", config.sections("events", "split"), inputs) as draft,
     ):
-        parts, item_parts = stage(connection, log, paths.staged)
-        _gather(connection, config, log, parts, item_parts)
-        ledger = _ledger(connection)
-        _require_rows(connection, ledger, paths.resolve(config.events.path))
+        _gather(connection, config.events.max_users, *stage(connection, log, paths.staged))
+        ledger = _ledger(connection, paths.resolve(config.events.path))
         clock = any(file.form.clock for file in log.logs if file.form)
-        split(connection, config.split, clock)
+        _split(connection, config.split, clock)
         run_script(connection, "canonical", threshold=config.split.label_threshold)
         columns = "user_id, item_id, item_text, timestamp, rating, label, split, position"
-        write_parquet(
-            connection, f'SELECT {columns} FROM interactions ORDER BY "user", position', draft.path / INTERACTIONS
-        )
+        query = f'SELECT {columns} FROM interactions ORDER BY "user", position'
+        write_parquet(connection, query, draft.path / INTERACTIONS)
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
-        scale = (log.lowest, log.highest)
-        report = draft.report = _report(connection, config.split.min_history, ledger, clock, scale)
+        report = draft.report = IngestReport(
+            **ledger,
+            **_facts(connection, config.split.min_history),
+            clock=clock,
+            rating_scale=(log.lowest, log.highest),
+        )
     return report
 
 
 def _gather(
-    connection: duckdb.DuckDBPyConnection, config: Config, log: Log, parts: list[Path], item_parts: list[Path]
+    connection: duckdb.DuckDBPyConnection, max_users: int | None, parts: dict[str, Path], item_parts: list[Path]
 ) -> None:
     connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
-    names = [file.name for file in log.logs if file.form]
-    connection.executemany(
-        "INSERT INTO files VALUES (?, ?, ?)",
-        [(index, name, str(part)) for index, (name, part) in enumerate(zip(names, parts, strict=True))],
-    )
+    for index, (name, part) in enumerate(parts.items()):
+        connection.execute("INSERT INTO files VALUES (?, ?, ?)", [index, name, str(part)])
     connection.execute("CREATE TEMP TABLE item_rows (file INTEGER, line BIGINT, item_id VARCHAR, item_text VARCHAR)")
     for index, part in enumerate(item_parts):
         connection.execute("INSERT INTO item_rows SELECT $1, * FROM read_parquet($2)", [index, str(part)])
-    parts_read = sorted({str(part) for part in parts})  # files that hold the same share a part
-    run_script(connection, "gather", parts=parts_read, max_users=config.events.max_users)
+    parts_read = sorted({str(part) for part in parts.values()})  # files that hold the same share a part
+    run_script(connection, "gather", parts=parts_read, max_users=max_users)
 
 
-def _ledger(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Every count taken by itself, so that the sum is a check."""
-    read, quarantined, kept, duplicates, staged = _row(
+def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:
+    """Every count taken by itself, so that the sum is a check. Raises InputError where no row is usable."""
+    ledger = _row(
         connection,
-        """SELECT (SELECT count(*) FROM read_rows), (SELECT count(*) FROM quarantine), (SELECT count(*) FROM history),
-           (SELECT coalesce(sum(copies - 1), 0)::BIGINT FROM history), (SELECT count(*) FROM staged)""",
+        """SELECT (SELECT count(*) FROM read_rows) AS read, (SELECT count(*) FROM history) AS kept,
+           (SELECT count(*) FROM quarantine) AS quarantined,
+           (SELECT coalesce(sum(copies - 1), 0)::BIGINT FROM history) AS duplicates,
+           (SELECT count(*) FROM staged) - (SELECT count(*) FROM read_rows) AS rows_left_out,
+           (SELECT count(DISTINCT user_id) FROM staged WHERE reason IS NULL)
+           - (SELECT count(*) FROM users) AS users_left_out""",
     )
-    if read != kept + quarantined + duplicates:
-        raise AssertionError(f"ledger: {read} read is not {kept} kept + {quarantined} quarantined + {duplicates} twice")
-    users, chosen = _row(
-        connection,
-        """SELECT (SELECT count(DISTINCT user_id) FROM staged WHERE reason IS NULL), (SELECT count(*) FROM users)""",
-    )
-    return {
-        "read": read,
-        "kept": kept,
-        "quarantined": quarantined,
-        "duplicates": duplicates,
-        "rows_left_out": staged - read,
-        "users_left_out": users - chosen,
-    }
-
-
-def _require_rows(connection: duckdb.DuckDBPyConnection, ledger: dict[str, int], path: Path) -> None:
+    if ledger["read"] != ledger["kept"] + ledger["quarantined"] + ledger["duplicates"]:
+        raise AssertionError(f"ledger: read is not kept + quarantined + duplicates: {ledger}")
     if not ledger["read"]:
         raise InputError(f"{path} is an empty log: it has no rows")
     if not ledger["kept"]:
-        name, line, reason = _row(connection, "SELECT source_file, line, reason FROM quarantine LIMIT 1")
-        raise InputError(f"{path} has no usable row among {ledger['read']}: {name} line {line}, for one: {reason}")
+        first = _row(connection, "FROM quarantine LIMIT 1")
+        row = f"{first['source_file']} line {first['line']}, for one: {first['reason']}"
+        raise InputError(f"{path} has no usable row among {ledger['read']}: {row}")
+    return ledger
 
 
-def _report(
-    connection: duckdb.DuckDBPyConnection,
-    min_history: int,
-    ledger: dict[str, int],
-    clock: bool,
-    scale: tuple[float | None, float | None],
-) -> IngestReport:
-    users, items, rate, untitled, untitled_items, first, last = _row(
+def _split(connection: duckdb.DuckDBPyConnection, config: SplitConfig, clock: bool) -> None:
+    """View ``split_rows``: table ``history`` with each row's split, by the rule of ``config``.
+
+    A user's rows go train, validation, test in order, so that what precedes a target is never later than it. Raises
+    InputError for a log without timestamps under ``global_time``, or with no row to train on.
+    """
+    if config.rule == "global_time" and not clock:
+        raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")
+    shares = {"validation_share": config.validation_share, "test_share": config.test_share}
+    run_script(connection, f"split_{config.rule}", min_history=config.min_history, **shares)
+    query = "SELECT count(*) AS targets FROM split_rows WHERE split = 'train' AND position >= $1"
+    if not _row(connection, query, config.min_history)["targets"]:
+        raise InputError(
+            f"no row is left to train on: none before the held-out ones has {config.min_history} earlier rows of its"
+            " user (params key `split.min_history`)"
+        )
+
+
+def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str, Any]:
+    """Of the interactions and the quarantine, as the report names them."""
+    facts = _row(
         connection,
-        """SELECT count(DISTINCT user_id), count(DISTINCT item_id), avg(label), count(*) FILTER (untitled),
-           count(DISTINCT item_id) FILTER (untitled), min(timestamp), max(timestamp) FROM interactions""",
+        """SELECT count(DISTINCT user_id) AS users, count(DISTINCT item_id) AS items, avg(label) AS label_rate,
+           count(*) FILTER (untitled) AS untitled, count(DISTINCT item_id) FILTER (untitled) AS untitled_items,
+           min(timestamp) AS first_time, max(timestamp) AS last_time FROM interactions""",
     )
-    rows = connection.execute(
-        """SELECT split, count(*), count(*) FILTER (position >= $1), avg(label) FROM interactions GROUP BY split""",
+    splits = connection.execute(
+        "SELECT split, count(*), count(*) FILTER (position >= $1), avg(label) FROM interactions GROUP BY split",
         [min_history],
     ).fetchall()
-    splits = {name: SplitCounts(0, 0, None) for name in SPLITS} | {name: SplitCounts(*row) for name, *row in rows}
     files = connection.execute(
         """SELECT files.source_file, count(row), count(reason) FROM files LEFT JOIN read_rows USING (source_file)
            GROUP BY ALL ORDER BY files.source_file"""
     ).fetchall()
     reasons = connection.execute("SELECT reason, count(*) FROM quarantine GROUP BY reason ORDER BY reason").fetchall()
-    return IngestReport(
-        **ledger,
-        users=users,
-        items=items,
-        label_rate=rate,
-        untitled=untitled,
-        untitled_items=untitled_items,
-        first_time=first,
-        last_time=last,
-        splits=splits,
-        files={name: FileCounts(*counts) for name, *counts in files},
-        reasons=dict(reasons),
-        clock=clock,
-        rating_scale=scale,
-    )
+    return facts | {
+        "splits": dict.fromkeys(SPLITS, SplitCounts(0, 0, None)) | {name: SplitCounts(*row) for name, *row in splits},
+        "files": {name: FileCounts(*counts) for name, *counts in files},
+        "reasons": dict(reasons),
+    }
 
 
-def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()
+def _row(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> dict[str, Any]:
+    """The first row of an answer, by column."""
+    cursor = connection.execute(query, values)
+    row = cursor.fetchone()
     assert row is not None
-    return row
+    return dict(zip([column[0] for column in cursor.description], row, strict=True))

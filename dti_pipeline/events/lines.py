@@ -1,8 +1,7 @@
-"""A text file as its physical lines: exact line numbers, out of core, whatever bytes are in it.
+"""A text file as an Arrow stream of its physical lines: exact line numbers, out of core, whatever bytes are in it.
 
-DuckDB's own CSV reader numbers the rows it could read, skips blank lines and stops at bytes that are not UTF-8; a
-quarantine that names lines needs every line. So the file is cut at its newlines here, a block at a time and without a
-Python object per line, and handed to DuckDB as an Arrow stream; all that looks into a line is SQL.
+The quarantine names lines; DuckDB's own CSV reader skips blank ones and stops at bytes that are not UTF-8. So the file
+is cut at its newlines here, without a Python object per line; all that looks into a line is SQL.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,6 @@ from dti_pipeline.errors import InputError
 SCHEMA = pa.schema([("line", pa.int64()), ("text", pa.large_string()), ("utf8", pa.bool_())])
 BLOCK = 8 << 20  # bytes read at a time
 RECORD_LINES = 100  # a quoted CSV field may span this many lines; beyond it, its quote was never closed
-UNREADABLE = (OSError, EOFError, zlib.error)  # what a missing, truncated or corrupt file raises
 
 
 @dataclass
@@ -39,14 +38,13 @@ class Lines:
     error: BaseException | None = field(default=None, init=False)
 
     def stream(self) -> pa.RecordBatchReader:
-        """Arrow stream of (line, text, utf8): 1-based number, text with its line ending, and whether the bytes were
-        text at all. Memory: a few blocks."""
+        """(line, text, utf8): number from 1, text with its ending, whether it was UTF-8. Memory: a few blocks."""
         return pa.RecordBatchReader.from_batches(SCHEMA, self._batches())
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         try:
             first, rest, last = 1, b"", False
-            with open_bytes(self.path) as handle:
+            with reading(self.path) as handle:
                 while not last:
                     block = handle.read(BLOCK)
                     last = not block
@@ -127,41 +125,38 @@ def _record_ends(data: bytes, ends: np.ndarray, record: re.Pattern[bytes], last:
     return whole
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, unzipped where its name ends in .gz, without a byte order mark."""
-    handle: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment] # noqa: SIM115
-    if handle.read(3) != codecs.BOM_UTF8:
-        handle.seek(0)
-    return handle
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unzipped where its name ends in .gz, without a byte order mark.
+
+    Raises InputError for a file that is missing, truncated or corrupt.
+    """
+    zipped = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as handle:
+            if handle.read(3) != codecs.BOM_UTF8:
+                handle.seek(0)
+            yield handle  # type: ignore[misc]  # of gzip too
+    except (OSError, EOFError, zlib.error) as error:
+        state = "is not a whole gzip file" if zipped and not isinstance(error, FileNotFoundError) else "cannot be read"
+        raise InputError(f"{path} {state}: {error}") from error
 
 
 def head(path: Path, count: int) -> list[str]:
-    """The first lines, without their endings; bytes that are not UTF-8 as ISO-8859-1. Raises InputError for a file that
-    cannot be read."""
-    try:
-        with open_bytes(path) as handle:
-            lines = [handle.readline() for _ in range(count)]
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
+    """The first lines, without endings; those that are not UTF-8 as ISO-8859-1. Raises InputError as ``reading``."""
+    with reading(path) as handle:
+        lines = [handle.readline() for _ in range(count)]
     return [(line.decode() if _is_utf8(line) else line.decode("iso-8859-1")).rstrip("\r\n") for line in lines if line]
 
 
 def encoding_of(path: Path) -> str:
-    """``utf-8``, or ``iso-8859-1`` for a file that is not. Cost: one read. Raises InputError if it cannot be read."""
+    """``utf-8``, or ``iso-8859-1`` for a file that is not. Cost: one read. Raises InputError as ``reading``."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with open_bytes(path) as handle:
+        with reading(path) as handle:
             while block := handle.read(BLOCK):
                 decoder.decode(block)
-            decoder.decode(b"", final=True)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return "iso-8859-1"
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
     return "utf-8"
-
-
-def unreadable(path: Path, error: BaseException) -> InputError:
-    if path.suffix == ".gz" and not isinstance(error, FileNotFoundError):
-        return InputError(f"{path} is not a whole gzip file: {error}")
-    return InputError(f"{path} cannot be read: {error}")

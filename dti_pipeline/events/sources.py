@@ -41,14 +41,17 @@ class Log:
     highest: float | None
 
 
+_FormOf = Callable[[Path, EventsConfig], Form | None]
+
+
 @dataclass(frozen=True)
 class _Reader:
     """One source's file names, forms and rating scale."""
 
     logs: tuple[str, ...]  # name patterns of files with interactions
     items: tuple[str, ...]  # and of those with titles, beside them
-    log_form: Callable[[Path, EventsConfig], Form | None]
-    item_form: Callable[[Path, EventsConfig], Form | None]
+    log_form: _FormOf
+    item_form: _FormOf
     scale: tuple[float | None, float | None] = (None, None)
 
 
@@ -71,24 +74,26 @@ def locate(config: EventsConfig, paths: Paths) -> Log:
     if listed and not listed.is_file():
         raise InputError(f"params key `events.items_path` names {listed}, which is not a file")
     titles = _find(folder, reader.items, deep=root.is_dir())
-    items = [listed] if listed else titles
     logs = [root]
     if root.is_dir():
         logs = [path for path in _find(root, reader.logs, deep=True) if path not in {*titles, listed}]
     if not logs:
         raise InputError(f"{root} has no {config.source} log: looked for {' or '.join(reader.logs)}")
     files = tuple(File(path, _name(path, folder), reader.log_form(path, config)) for path in logs)
-    forms = [file.form for file in files if file.form]
-    if not forms:
+    clocks = {file.form.clock: file for file in reversed(files) if file.form}  # the first one of each
+    if not clocks:
         raise InputError(f"{root} is an empty log: it has no rows")
-    if len({form.clock for form in forms}) > 1:
-        without = next(file for file in files if file.form and not file.form.clock)
-        raise InputError(f"{without.path} has no timestamps and other files of the log do: keep them apart")
+    if len(clocks) > 1:
+        raise InputError(f"{clocks[False].path} has no timestamps and other files of the log do: keep them apart")
+    items = tuple(
+        File(path, _name(path, folder), reader.item_form(path, config)) for path in ([listed] if listed else titles)
+    )
+    lowest, highest = reader.scale
     return Log(
         files,
-        tuple(File(path, _name(path, folder), reader.item_form(path, config)) for path in items),
-        reader.scale[0] if config.min_rating is None else config.min_rating,
-        reader.scale[1] if config.max_rating is None else config.max_rating,
+        items,
+        lowest if config.min_rating is None else config.min_rating,
+        highest if config.max_rating is None else config.max_rating,
     )
 
 
@@ -110,74 +115,65 @@ def _rating_lines(path: Path, config: EventsConfig) -> Form | None:
         return None
     separator = max("::", "\t", key=lambda mark: sum(mark in line for line in lines))
     widths = [line.count(separator) + 1 for line in lines]
-    width = max(4, 3, key=widths.count)
-    places = dict(zip(INTERACTION[:width], range(1, width + 1), strict=True))
-    return separated(separator, width, places, INTERACTION)
+    timed = max(4, 3, key=widths.count) == 4
+    return separated(separator, 4, [1, 2, 3, 4, 0], clock=True) if timed else separated(separator, 3, [1, 2, 3, 0, 0])
+
+
+def _title_lines(path: Path, config: EventsConfig) -> Form | None:
+    if path.suffix == ".csv":
+        return named(path, {"item_id": ["movieId"], "title": ["title"], "genres": ["genres"]}, ITEM, {})
+    encoding = encoding_of(path)
+    if path.name == "u.item":
+        flags = range(6, 6 + len(GENRES_100K))
+        return separated("|", 24, [1, 2, *flags], encoding=encoding, genres=GENRES_100K)
+    return separated("::", 3, [1, 2, 3], encoding=encoding)
 
 
 def _movielens_log(path: Path, config: EventsConfig) -> Form | None:
     if path.suffix == ".csv":
-        names = {"user_id": ("userId",), "item_id": ("movieId",), "rating": ("rating",), "timestamp": ("timestamp",)}
+        names = {"user_id": ["userId"], "item_id": ["movieId"], "rating": ["rating"], "timestamp": ["timestamp"]}
         return named(path, names, INTERACTION, {})
     return _rating_lines(path, config)
 
 
-def _movielens_items(path: Path, config: EventsConfig) -> Form | None:
-    if path.suffix == ".csv":
-        return named(path, {"item_id": ("movieId",), "title": ("title",), "genres": ("genres",)}, ITEM, {})
-    if path.name == "u.item":
-        places = [1, 2, *range(6, 6 + len(GENRES_100K))]
-        columns = [f"field {place}" for place in places]
-        return separated(
-            "|", 24, dict(zip(columns, places, strict=True)), columns, encoding=encoding_of(path), genres=GENRES_100K
-        )
-    return separated("::", 3, {"item_id": 1, "title": 2, "genres": 3}, ITEM, encoding=encoding_of(path))
-
-
-def _amazon_log(path: Path, config: EventsConfig) -> Form | None:
-    """Field names of the 2023 release, or those of 2018."""
-    names: Names = {
-        "user_id": ("user_id", "reviewerID"),
-        "item_id": ("parent_asin", "asin"),
-        "rating": ("rating", "overall"),
-        "timestamp": ("timestamp", "unixReviewTime"),
-    }
-    return named(path, names, INTERACTION, {})
-
-
-def _amazon_items(path: Path, config: EventsConfig) -> Form | None:
-    return named(path, {"item_id": ("parent_asin", "asin"), "title": ("title",)}, ITEM, {})
-
-
 def _table_log(path: Path, config: EventsConfig) -> Form | None:
     columns = {name: getattr(config.columns, name) for name in INTERACTION}
-    names = {name: (column,) for name, column in columns.items() if column is not None}
+    names = {name: [column] for name, column in columns.items() if column is not None}
     return named(path, names, INTERACTION, {name: f"events.columns.{name}" for name in names})
 
 
 def _table_items(path: Path, config: EventsConfig) -> Form | None:
-    names = dict(zip(ITEM[:2], ((column,) for column in config.item_columns), strict=True))
+    names = {name: [column] for name, column in zip(ITEM, config.item_columns, strict=False)}
     return named(path, names, ITEM, dict.fromkeys(names, "events.item_columns"))
 
 
-def _synthetic_log(path: Path, config: EventsConfig) -> Form | None:
-    return named(path, {name: (name,) for name in INTERACTION[:4]}, INTERACTION, {})
+def _columns(wanted: Sequence[str], names: Names) -> _FormOf:
+    """Of a log whose columns have these names."""
+    return lambda path, config: named(path, names, wanted, {})
 
 
-def _synthetic_items(path: Path, config: EventsConfig) -> Form | None:
-    return named(path, {"item_id": ("item_id",), "title": ("title",)}, ITEM, {})
-
-
+#: Field names of Amazon's release of 2023, or those of 2018.
+_AMAZON_LOG = {
+    "user_id": ["user_id", "reviewerID"],
+    "item_id": ["parent_asin", "asin"],
+    "rating": ["rating", "overall"],
+    "timestamp": ["timestamp", "unixReviewTime"],
+}
 _READERS = {
-    "synthetic": _Reader(("ratings*.csv",), ("items.csv",), _synthetic_log, _synthetic_items, (1, 5)),
+    "synthetic": _Reader(
+        ("ratings*.csv",), ("items.csv",),
+        _columns(INTERACTION, {name: [name] for name in INTERACTION[:4]}),
+        _columns(ITEM, {"item_id": ["item_id"], "title": ["title"]}), (1, 5),
+    ),
     "movielens": _Reader(
         ("ratings*.csv", "ratings*.dat", "u.data"), ("movies.csv", "movies.dat", "u.item"),
-        _movielens_log, _movielens_items, (0.5, 5),
+        _movielens_log, _title_lines, (0.5, 5),
     ),
-    "movietweetings": _Reader(("ratings*.dat",), ("movies*.dat",), _rating_lines, _movielens_items, (0, 10)),
+    "movietweetings": _Reader(("ratings*.dat",), ("movies*.dat",), _rating_lines, _title_lines, (0, 10)),
     "amazon": _Reader(
         REVIEWS, tuple(f"meta{pattern}" for pattern in REVIEWS),
-        _amazon_log, _amazon_items, (1, 5),
+        _columns(INTERACTION, _AMAZON_LOG),
+        _columns(ITEM, {"item_id": ["parent_asin", "asin"], "title": ["title"]}), (1, 5),
     ),
     "table": _Reader(TABLES, (), _table_log, _table_items),
 }  # fmt: skip

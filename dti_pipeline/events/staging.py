@@ -1,7 +1,7 @@
-"""Each raw file parsed once: a Parquet part named by what the file holds and how it is read.
+"""Each raw file parsed once: a Parquet part named by the file's digest and by how it is read.
 
-A part that is there is not made again, so that ingesting the same files is a no-op and a new file costs only itself;
-a part no file asks for is removed, so that the folder is a function of the files and the parameters.
+A part that is there is not made again; one that no file asks for is removed, so that the folder is a function of the
+files and the parameters.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ import duckdb
 
 from dti_pipeline.artifacts import file_digest
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import run_script, script, write_parquet
-from dti_pipeline.events.lines import UNREADABLE, unreadable
+from dti_pipeline.events.database import literal, run_script, script, write_parquet
 from dti_pipeline.events.sources import File, Log
 
-LINES_VERSION = 1  # of lines.py: part of a part's name, as the text of the SQL is
+LINES_VERSION = 1  # of lines.py; goes into the name of a part, as the text of the SQL does
 BROKEN_PARQUET = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 ITEMS = "items"  # folder of the item parts
 
 
-def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tuple[list[Path], list[Path]]:
-    """Parse what is not parsed yet. Returns the parts of the logs and those of the item files, file by file.
+def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """Parse what is not parsed yet. Returns the parts of the logs by name of the file, and those of the item files.
 
     Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, reason``; ``line`` is 1-based in the file
     (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both null for a good row.
@@ -34,11 +33,10 @@ def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tupl
     Raises InputError for a file that cannot be read to its end.
     """
     scale = {"lowest": log.lowest, "highest": log.highest}
-    logs = [_part(connection, file, "interactions", scale, folder) for file in log.logs if file.form]
+    logs = {file.name: _part(connection, file, "interactions", scale, folder) for file in log.logs if file.form}
     items = [_part(connection, file, "items", {}, folder / ITEMS) for file in log.items if file.form]
-    wanted = {*logs, *items}
     for path in folder.rglob("*"):
-        if path.is_file() and path not in wanted:
+        if path.is_file() and path not in {*logs.values(), *items}:
             path.unlink()
     return logs, items
 
@@ -57,12 +55,11 @@ def _part(
         return part
     folder.mkdir(parents=True, exist_ok=True)
     aside = part.with_name(f".{part.name}.{os.getpid()}")
+    lines = None if form.view == "parquet" else form.lines(file.path)
     try:
-        if form.view == "parquet":
-            lines = None
-            _rows_of(connection, file.path, form.variables["columns"])
+        if lines is None:
+            _view_parquet(connection, file.path, form.variables["columns"])
         else:
-            lines = form.lines(file.path)
             connection.register("lines", lines.stream())
             run_script(connection, form.view, **form.variables)
         run_script(connection, kind, **variables)
@@ -71,20 +68,19 @@ def _part(
         aside.unlink(missing_ok=True)
         if lines is None and isinstance(error, BROKEN_PARQUET):
             raise InputError(f"{file.path} is not a whole Parquet file") from error
-        if lines is not None and isinstance(lines.error, UNREADABLE):
-            raise unreadable(file.path, lines.error) from lines.error
+        if lines is not None and isinstance(lines.error, InputError):
+            raise lines.error from error
         raise
     aside.replace(part)
     return part
 
 
-def _rows_of(connection: duckdb.DuckDBPyConnection, path: Path, columns: Sequence[str | None]) -> None:
-    """View ``records`` over a Parquet file: names of columns cannot be variables, so it is written here."""
+def _view_parquet(connection: duckdb.DuckDBPyConnection, path: Path, columns: Sequence[str | None]) -> None:
+    """View ``records`` over a Parquet file: names of columns cannot be variables of a script."""
     quoted = ['"' + name.replace('"', '""') + '"' if name else None for name in columns]
     casts = ", ".join(f"CAST({name} AS VARCHAR)" if name else "NULL" for name in quoted)
-    source = str(path).replace("'", "''")
     connection.execute(
         'CREATE OR REPLACE TEMP VIEW records AS SELECT line, to_json("values") AS raw, NULL AS problem, "values"'
         f' FROM (SELECT file_row_number + 1 AS line, [{casts}]::VARCHAR[] AS "values"'
-        f" FROM read_parquet('{source}', file_row_number = true))"
+        f" FROM read_parquet({literal(path)}, file_row_number = true))"
     )

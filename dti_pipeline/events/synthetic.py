@@ -1,16 +1,18 @@
-"""The demo's log: titles that say what they are about, people with tastes that change, and the truth beside them.
+"""The demo's log: titles about topics, people whose tastes change, and the true probability of every like.
 
-Every choice is this project's own. A person likes or dislikes each topic strongly; now and then one topic flips, so
-that recent history counts for more than old. P(like) = sigmoid(person + taste of the title's words + quality of the
-title). The probability that made each row is kept: scoring with it is the best AUC any model can reach.
+A person likes or dislikes each topic strongly; now and then one topic flips, so that recent history counts for more
+than old. P(like) = sigmoid(person + taste of the title's words + quality of the title). Scoring with the probability
+that made a row gives the best AUC that any model can reach.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig, SynthConfig
@@ -38,8 +40,7 @@ TAIL = 0.8  # exponent of the popularity law
 START, DAYS = 1_577_836_800, 730  # 2020-01-01 UTC, and the length of the log
 
 
-@dataclass(frozen=True)
-class _Rows:
+class _Rows(NamedTuple):
     """The good rows, ordered by time; arrays of one length."""
 
     user: np.ndarray  # from 1
@@ -63,24 +64,21 @@ def synth(config: Config, paths: Paths) -> SynthReport:
     with artifacts.publish(paths.synthetic, "synth", config.sections("synth")) as draft:
         planted, duplicates = _write_log(rng, draft.path / "ratings.csv", rows, config.synth.defects)
         _write(draft.path / "items.csv", "item_id,title", [f"{i},{title}" for i, title in enumerate(titles, 1)])
-        truth = zip(rows.user, rows.item, rows.timestamp, rows.probability, strict=True)
-        _write(
-            draft.path / "truth.csv",
-            "user_id,item_id,timestamp,probability",
-            [f"{user},{item},{time},{chance:.6f}" for user, item, time, chance in truth],
-        )
+        truth = [f"{user},{item},{time},{chance:.6f}" for user, item, time, chance, _ in zip(*rows, strict=True)]
+        _write(draft.path / "truth.csv", "user_id,item_id,timestamp,probability", truth)
         test = _test_targets(rows, SplitConfig())
+        liked, chance = rows.rating[test] > 3, rows.probability[test]
         report = draft.report = SynthReport(
-            rows=len(rows.user) + sum(planted.values()) + duplicates,
+            rows=len(rows.user) + planted.total() + duplicates,
             kept=len(rows.user),
-            quarantined=sum(planted.values()),
+            quarantined=planted.total(),
             duplicates=duplicates,
-            reasons=planted,
+            reasons=dict(sorted(planted.items())),
             users=len(np.unique(rows.user)),
             items=len(np.unique(rows.item)),
             label_rate=round(float((rows.rating > 3).mean()), 6),
             test_targets=int(test.sum()),
-            best_possible_auc=_auc(rows.rating[test] > 3, rows.probability[test]),
+            best_possible_auc=round(float(roc_auc_score(liked, chance)), 6) if len(np.unique(liked)) == 2 else None,
         )
     return report
 
@@ -123,31 +121,28 @@ def _ratings(rng: np.random.Generator, config: SynthConfig, topics: np.ndarray) 
         liked = rng.random(count) < probability
         rating = np.where(liked, rng.integers(4, 6, size=count), rng.integers(1, 4, size=count))
         columns.append((np.full(count, user), item + 1, time, probability, rating))
-    user_id, item_id, timestamp, probability, rating = (np.concatenate(column) for column in zip(*columns, strict=True))
-    order = np.lexsort((user_id, timestamp))
-    return _Rows(user_id[order], item_id[order], timestamp[order], probability[order], rating[order])
+    rows = _Rows(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    order = np.lexsort((rows.user, rows.timestamp))
+    return _Rows(*(column[order] for column in rows))
 
 
-def _write_log(rng: np.random.Generator, path: Path, rows: _Rows, defects: int) -> tuple[dict[str, int], int]:
+def _write_log(rng: np.random.Generator, path: Path, rows: _Rows, defects: int) -> tuple[Counter[str], int]:
     """The log with bad rows and as many duplicates spread over it. Returns how many of each reason, and duplicates."""
-    columns = zip(rows.user, rows.item, rows.rating, rows.timestamp, strict=True)
-    lines = [f"{user},{item},{rating},{time}" for user, item, rating, time in columns]
+    lines = [f"{user},{item},{rating},{time}" for user, item, time, _, rating in zip(*rows, strict=True)]
+    after: dict[int, list[str]] = defaultdict(list)  # what is inserted behind a line
     chosen = np.sort(rng.choice(len(lines), size=min(defects, len(lines)), replace=False))
-    copies = [(int(rng.integers(index, len(lines))), lines[index]) for index in chosen]  # after the row they repeat
-    bad = [(int(rng.integers(len(lines))), index % len(_DEFECTS)) for index in range(defects)]
-    inserted: list[tuple[int, str | bytes]] = [*copies]
-    planted: dict[str, int] = {}
-    for place, kind in bad:
-        reason, template = _DEFECTS[kind]
+    for index in chosen:
+        after[int(rng.integers(index, len(lines)))].append(lines[index])
+    planted: Counter[str] = Counter()
+    for index in range(defects):
+        place = int(rng.integers(len(lines)))
+        reason, template = _DEFECTS[index % len(_DEFECTS)]
         user, item, rating, time = lines[place].split(",")
-        inserted.append((place, template.format(user=user, item=item, rating=rating, time=time)))
-        planted[reason] = planted.get(reason, 0) + 1
-    after: dict[int, list[str]] = {}
-    for place, line in inserted:
-        after.setdefault(place, []).append(str(line))
+        after[place].append(template.format(user=user, item=item, rating=rating, time=time))
+        planted[reason] += 1
     everything = [text for index, line in enumerate(lines) for text in (line, *after.get(index, ()))]
     _write(path, "user_id,item_id,rating,timestamp", everything)
-    return dict(sorted(planted.items())), len(copies)
+    return planted, len(chosen)
 
 
 #: Reason in the quarantine, and the row that earns it. A lone byte 0xE9 (written through surrogateescape) is not UTF-8.
@@ -183,14 +178,3 @@ def _test_targets(rows: _Rows, split: SplitConfig) -> np.ndarray:
     if not len(times):
         return eligible
     return eligible & (rows.timestamp >= times[int(len(times) * (1 - split.test_share) + 1e-6)])
-
-
-def _auc(label: np.ndarray, score: np.ndarray) -> float | None:
-    """Area under the ROC curve by ranks; equal scores share theirs. None where there is one class only."""
-    if len(np.unique(label)) < 2:
-        return None
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positive = int(label.sum())
-    negative = len(label) - positive
-    return round(float((rank[label].sum() - positive * (positive + 1) / 2) / (positive * negative)), 6)

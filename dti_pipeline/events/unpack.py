@@ -9,40 +9,32 @@ from pathlib import Path, PurePosixPath
 
 from dti_pipeline.errors import InputError
 
-BLOCK = 1 << 20  # bytes
 MAX_BYTES = 4 << 30  # unpacked; the largest log in the catalogue has a hundredth of it
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> list[str]:
     """Unpack into ``folder``, less the one top folder that holds everything, if there is one; returns the names.
 
-    Raises InputError for a corrupt archive and for members that are absolute, climb out, are links or are encrypted,
-    or that unpack to more than ``max_bytes`` in all. Sizes are counted as they come, not believed.
+    Raises InputError for a corrupt archive, for members that are absolute, climb out, are links or are encrypted, and
+    for more than ``max_bytes`` in all, by sizes that reading holds the members to.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             for member in members:
                 _check(archive, member)
-            tops = {PurePosixPath(member.filename).parts[0] for member in members}
-            nested = len(tops) == 1 and all(len(PurePosixPath(member.filename).parts) > 1 for member in members)
-            left, names = max_bytes, []
-            for member in members:
-                parts = PurePosixPath(member.filename).parts[1 if nested else 0 :]
-                target = folder.joinpath(*parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as source, target.open("wb") as sink:
-                    while block := source.read(BLOCK):
-                        left -= len(block)
-                        if left < 0:
-                            raise InputError(f"{archive} unpacks to more than {max_bytes} bytes: it was not unpacked")
-                        sink.write(block)
-                names.append("/".join(parts))
+            if sum(member.file_size for member in members) > max_bytes:
+                raise InputError(f"{archive} unpacks to more than {max_bytes} bytes: it was not unpacked")
+            paths = [PurePosixPath(member.filename).parts for member in members]
+            nested = len({parts[0] for parts in paths}) == 1 and all(len(parts) > 1 for parts in paths)
+            for member, parts in zip(members, paths, strict=True):
+                member.filename = "/".join(parts[1:] if nested else parts)
+                opened.extract(member, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{archive} is not a whole zip archive: {error}") from error
     except (NotImplementedError, OSError) as error:  # a way of packing unknown here; members in each other's place
         raise InputError(f"{archive} cannot be unpacked: {error}") from error
-    return sorted(names)
+    return sorted(member.filename for member in members)
 
 
 def _check(archive: Path, member: zipfile.ZipInfo) -> None:

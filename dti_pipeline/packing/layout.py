@@ -1,14 +1,9 @@
-"""Layout of packed rows, token by token: the one structure that packing and modeling share.
-
-A row holds whole prompts, one after another, then padding. Each token knows its prompt (``document``), its interaction
-within the prompt, its kind, and its position. From these four arrays alone the masks decide who sees whom.
-"""
+"""Layout of packed rows, token by token: whole prompts one after another, then padding."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +36,6 @@ class Layout:
     kind: NDArray[np.int8]  # Kind
     position: NDArray[np.int32]  # within the prompt, from 0
     target: NDArray[np.int64]  # on [SUM]: row of the log that it predicts; -1 elsewhere
-
-    def as_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 #: Types of a layout's arrays.

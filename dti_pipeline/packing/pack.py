@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +35,9 @@ def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     """Plan the rows of one paradigm. Every target of the log is in exactly one prompt of its plan, or is counted as
     dropped with the reason. Plans hold spans of the log, never tokens."""
     store = TokenStore.open(paths.tokens)
-    with artifacts.publish(
-        paths.shards(paradigm), "pack", config.sections("packing", "split"), {"tokens": paths.tokens}
-    ) as draft:
-        plans = {}
+    recorded = config.sections("packing", "split")
+    plans = {}
+    with artifacts.publish(paths.shards(paradigm), "pack", recorded, {"tokens": paths.tokens}) as draft:
         for plan in PLANS:
             plans[plan], cut, row = plan_rows(config, store, named(paradigm), plan)
             columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
@@ -59,64 +57,56 @@ def plan_rows(
 ) -> tuple[PlanReport, Prompts, NDArray[np.int32]]:
     """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each.
 
-    Whole users are taken a block at a time and packed into rows of their own, so that memory is 20 bytes a prompt and a
-    few a row of the log, beside one block's. A row mixes the users of its block; training mixes all rows.
+    Users are packed a block at a time, into rows of their own. Memory: 20 bytes a prompt and a few a row of the log.
     """
     packing = config.packing
     split = SPLITS.index(plan.removesuffix("_streaming"))
-    in_log = (store.split == split) & (store.position >= config.split.min_history)
-    kept = in_log
+    kept = (store.split == split) & (store.position >= config.split.min_history)
+    in_log = int(kept.sum())
     if plan == "train":
-        if not in_log.any():
+        if not in_log:
             raise InputError(
                 f"no training target: no user has more than split.min_history = {config.split.min_history} rows"
             )
         if packing.max_targets is not None:
-            kept = limit(in_log, store.position, packing.max_targets, packing.seed)
+            kept = limit(kept, store.position, packing.max_targets, packing.seed)
     k = targets_per_prompt(config, plan, paradigm)
     text_lengths = (np.diff(store.offsets) + 1).astype(np.int32)
     # Room for a prompt a target; what is not written to takes no memory.
-    room = int(kept.sum())
-    spans: list[NDArray[Any]] = [np.empty(room, np.int32 if len(kept) < 2**31 else np.int64) for _ in range(3)]
-    length, row = np.empty(room, np.int32), np.empty(room, np.int32)
+    targets = int(kept.sum())
+    kind = np.int32 if len(kept) < 2**31 else np.int64
+    start, first_target, stop = (np.empty(targets, kind) for _ in range(3))
+    length, row = np.empty(targets, np.int32), np.empty(targets, np.int32)
     end = rows = ended = 0
     for number, block in enumerate(_blocks(store.position)):
-        cut = prompts.cut(
-            kept[block],
-            store.position[block],
-            text_lengths[store.text[block]],
-            packing.context,
-            k,
-            packing.row_length,
-            len(store.prefix),
-        )
-        ended += _cut_by_row(cut, k, store.position[block])
+        position, lengths = store.position[block], text_lengths[store.text[block]]
+        cut = prompts.cut(kept[block], position, lengths, packing.context, k, packing.row_length, len(store.prefix))
+        ended += _cut_by_row(cut, k, position)
         packed = best_fit.pack(cut.length, packing.row_length, packing.seed + number)
         order = np.argsort(packed.row, kind="stable")
         here = slice(end, end := end + len(cut))
-        for out, span in zip(spans, (cut.start, cut.first_target, cut.stop), strict=True):
-            out[here] = span[order] + block.start
+        start[here] = cut.start[order] + block.start
+        first_target[here] = cut.first_target[order] + block.start
+        stop[here] = cut.stop[order] + block.start
         length[here], row[here] = cut.length[order], packed.row[order] + rows
         rows += packed.rows
-    plan_prompts = Prompts(spans[0][:end], spans[1][:end], spans[2][:end], length[:end])
-
-    targets, dropped = plan_prompts.targets, int(in_log.sum()) - room
-    assert targets + dropped == int(in_log.sum()), "a target was lost"
-    tokens = int(plan_prompts.length.sum())
+    found = Prompts(start[:end], first_target[:end], stop[:end], length[:end])
+    assert found.targets == targets, "a target was lost"
+    dropped, tokens = in_log - targets, int(found.length.sum())
     report = PlanReport(
         targets=targets,
-        targets_in_log=int(in_log.sum()),
+        targets_in_log=in_log,
         dropped=dropped,
         dropped_reason=f"packing.max_targets = {packing.max_targets}" if dropped else None,
         targets_per_prompt=k or "all",
-        prompts=len(plan_prompts),
+        prompts=len(found),
         prompts_cut_by_row=ended,
         rows=rows,
         tokens=tokens,
         tokens_per_target=round(tokens / max(targets, 1), 4),
         padding_share=round(1 - tokens / max(rows * packing.row_length, 1), 6),
     )
-    return report, plan_prompts, row[:end]
+    return report, found, row[:end]
 
 
 def _blocks(position: NDArray[np.int32]) -> Iterator[slice]:
@@ -134,7 +124,9 @@ def _cut_by_row(cut: Prompts, k: int | None, position: NDArray[np.int32]) -> int
     """Prompts, in the log's order, that a full row ended before k targets were reached: the next goes on where they
     stop, in the same history."""
     ended = (cut.stop[:-1] == cut.first_target[1:]) & (position[cut.first_target[1:]] > 0)
-    return int((ended & (k is None or cut.stop[:-1] - cut.first_target[:-1] < (k or 0))).sum())
+    if k is not None:
+        ended &= cut.stop[:-1] - cut.first_target[:-1] < k
+    return int(ended.sum())
 
 
 def limit(targets: NDArray[np.bool_], position: NDArray[np.int32], most: int, seed: int) -> NDArray[np.bool_]:

@@ -48,55 +48,34 @@ def cut(
     """Cut every user's targets into prompts of up to ``targets`` (None: as many as a row holds).
 
     ``is_target``, ``position`` (index within the user's history) and ``lengths`` (tokens of text and label) are (m,),
-    ordered by user and time. A history shorter than ``context`` gives what it has. A prompt that would outgrow the row
-    is closed early and the next one opens with a context of its own, so no target is lost. Raises InputError where
-    even one target does not fit. Cost: O(m) vectorised steps, as many as the longest history has prompts.
+    ordered by user and time. A prompt that would outgrow the row is closed early and the next one opens with a context
+    of its own, so no target is lost. Raises InputError where even one target does not fit. Cost: a vectorised step for
+    each prompt of the longest history.
     """
-    m = len(is_target)
     # tokens[i]: of rows before i, as context; a span of targets has one [SUM] each besides.
-    tokens = np.zeros(m + 1, np.int64)
-    np.cumsum(lengths, out=tokens[1:])
-    as_targets = tokens + np.arange(m + 1)
-    history = np.arange(m) - position  # first row of each row's user
+    tokens = np.append(0, np.cumsum(lengths, dtype=np.int64))
+    as_targets = tokens + np.arange(len(tokens))
+    history = np.arange(len(position)) - position  # first row of each row's user
+    joined = is_target[:-1] & is_target[1:] & (position[1:] > 0)  # to the next row, in a run of a user's targets
+    first = np.flatnonzero(is_target & ~np.append(False, joined))
+    end = np.flatnonzero(is_target & ~np.append(joined, False)) + 1
 
-    follows = np.zeros(m, bool)
-    follows[1:] = is_target[:-1] & (position[1:] > 0)
-    first = np.flatnonzero(is_target & ~follows)  # first row of each run of targets
-    continues = np.append(follows, False)[1:] & np.append(is_target[1:], False)
-    end = np.flatnonzero(is_target & ~continues) + 1
-
-    parts = []
+    none = np.zeros(0, np.int64)
+    parts = [(none, none, none, none)]
     while len(first):
         start = np.maximum(history[first], first - context)
-        room = row_length - prefix_length - (tokens[first] - tokens[start])
-        stop = np.searchsorted(as_targets, as_targets[first] + room, side="right") - 1
+        used = prefix_length + tokens[first] - tokens[start]
+        stop = np.searchsorted(as_targets, as_targets[first] + row_length - used, side="right") - 1
         if (stop <= first).any():
-            _refuse(first[stop <= first], start[stop <= first], tokens, context, row_length, prefix_length)
+            needed = int((used + as_targets[first + 1] - as_targets[first])[stop <= first].max())
+            raise InputError(
+                f"params key `packing.row_length` is {row_length}, but the longest prompt of packing.context ="
+                f" {context} interactions and one target takes {needed} tokens: raise it to"
+                f" {-(-needed // 128) * 128}, or lower packing.context or tokens.max_text_tokens"
+            )
         stop = np.minimum(stop, end if targets is None else np.minimum(end, first + targets))
-        length = prefix_length + (tokens[first] - tokens[start]) + (as_targets[stop] - as_targets[first])
-        parts.append(Prompts(start, first, stop, length))
+        parts.append((start, first, stop, used + as_targets[stop] - as_targets[first]))
         more = stop < end
         first, end = stop[more], end[more]
-    if not parts:
-        empty = np.zeros(0, np.int64)
-        return Prompts(empty, empty, empty, empty)
-    joined = Prompts(
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "first_target", "stop", "length"))
-    )
-    return joined.take(np.argsort(joined.first_target, kind="stable"))
-
-
-def _refuse(
-    first: NDArray[np.int64],
-    start: NDArray[np.int64],
-    tokens: NDArray[np.int64],
-    context: int,
-    row_length: int,
-    prefix_length: int,
-) -> None:
-    needed = int((prefix_length + tokens[first + 1] - tokens[start] + 1).max())
-    raise InputError(
-        f"params key `packing.row_length` is {row_length}, but the longest prompt of packing.context = {context}"
-        f" interactions and one target takes {needed} tokens: raise it to {-(-needed // 128) * 128}, or lower"
-        " packing.context or tokens.max_text_tokens"
-    )
+    cut = Prompts(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return cut.take(np.argsort(cut.first_target, kind="stable"))

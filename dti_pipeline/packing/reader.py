@@ -1,12 +1,10 @@
 """Row plans and token store to token arrays: the layout of a prompt, token by token, compiled by numba.
 
-Compiled, since whole-array operations of numpy would take many passes over arrays that no cache holds, and keep the
-interpreter's lock meanwhile (docs/benchmark.md, "Loader").
+Whole-array operations of numpy are 2 to 3 times slower and keep the interpreter's lock (docs/benchmark.md, "Loader").
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +35,8 @@ class Rows:
         """A plan that ``dti pack`` made, memory-mapped."""
         report = artifacts.read(folder, "pack", PackReport).report
         columns = read_columns(folder / f"{plan}.arrow")
-        return cls(
-            store=store,
-            row_length=report.row_length,
-            start=columns["start"],
-            first_target=columns["first_target"],
-            stop=columns["stop"],
-            bounds=bounds(columns["row"]),
-        )
+        spans = columns["start"], columns["first_target"], columns["stop"]
+        return cls(store, report.row_length, *spans, bounds(columns["row"]))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -58,43 +50,27 @@ class Rows:
         """Rows of a batch of at most ``tokens`` tokens (one row at least)."""
         return max(1, tokens // self.row_length)
 
-    def assemble(
-        self, rows: NDArray[np.int64], height: int = 0, buffers: Mapping[str, NDArray[Any]] | None = None
-    ) -> Layout:
-        """Layout of the named rows, shape (len(rows), row_length); padded to ``height`` rows. Arrays in ``buffers``
-        are written over, not made.
+    def assemble(self, rows: NDArray[np.int64], height: int = 0) -> Layout:
+        """Layout of the named rows, (len(rows), row_length), padded to ``height`` rows.
 
-        Cost: O(tokens), one pass, without the interpreter's lock; compiled when first used, and cached for the user's
-        next process. Raises IndexError for rows that the plan has not, and for prompts that do not fit.
+        Cost: O(tokens), without the interpreter's lock; compiled when first used, and cached. Raises IndexError for
+        rows that the plan has not, and for prompts that do not fit.
         """
         store, special = self.store, self.store.special
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a plan of {len(self)}")
         shape = (max(len(rows), height), self.row_length)
-        made = {
-            name: np.empty(shape, dtype) for name, dtype in DTYPES.items() if buffers is None or name not in buffers
-        }
-        layout = Layout(**made, **(buffers or {}))
+        layout = Layout(**{name: np.empty(shape, dtype) for name, dtype in DTYPES.items()})
         _write(
-            rows,
-            self.bounds,
-            self.start,
-            self.first_target,
-            self.stop,
-            store.text,
-            store.label,
-            store.offsets,
-            store.tokens,
-            store.prefix,
-            (special["no"], special["yes"], special["sum"], special["pad"]),
-            KINDS,
+            rows, self.bounds, self.start, self.first_target, self.stop,
+            store.text, store.label, store.offsets, store.tokens, store.prefix,
+            (special["no"], special["yes"], special["sum"], special["pad"]), KINDS,
             (layout.token, layout.document, layout.interaction, layout.kind, layout.position, layout.target),
-        )
+        )  # fmt: skip
         return layout
 
 
-#: As plain numbers, and handed over: what numba keeps for the next process it makes anew when this file changes,
-#: but not when another does that this one's constants come from.
+#: Arguments, since numba's cache is made anew when this file changes, but not when a file of its constants does.
 KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(Kind.PAD), int(NO_DOCUMENT))
 
 

@@ -1,7 +1,4 @@
-"""The token store: each item text tokenised once, the log as memory-mapped columns beside it.
-
-Prompts are never copied out: a plan names a span of the log, and the reader gathers its tokens from here.
-"""
+"""The token store: each item text tokenised once, the log as memory-mapped columns beside it."""
 
 from __future__ import annotations
 
@@ -20,6 +17,8 @@ from dti_pipeline.packing.report import TokenizeReport
 SPLITS = ("train", "validation", "test")
 #: The log's items by id, for whoever has only ids to score: columns item_id and item_text.
 ITEMS = "items.parquet"
+#: Of a uniform store's one text; real stores take theirs from the tokenizer.
+SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,10 @@ class TokenStore:
     def open(cls, folder: Path) -> TokenStore:
         """Memory-map a store that ``dti tokenize`` made. Cost: nothing is read until it is used."""
         report = artifacts.read(folder, "tokenize", TokenizeReport).report
-        interactions = read_columns(folder / "interactions.arrow")
         return cls(
             tokens=read_columns(folder / "texts.arrow")["token"],
             offsets=read_columns(folder / "offsets.arrow")["offset"],
-            text=interactions["text"],
-            label=interactions["label"],
-            split=interactions["split"],
-            position=interactions["position"],
+            **read_columns(folder / "interactions.arrow"),
             prefix=np.asarray(report.prefix_tokens, np.int32),
             special=report.special_tokens,
             vocabulary=report.vocabulary,
@@ -72,3 +67,23 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
         name: column.chunk(0).to_numpy(zero_copy_only=True) if column.num_chunks else column.to_numpy()
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
+
+
+def uniform_store(users: int, interactions: int, tokens: int, train_share: float = 1.0) -> TokenStore:
+    """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (from 2).
+
+    Rows after the first ``train_share`` of a history are half validation, half test. Memory: 14 bytes a row.
+    """
+    rows = users * interactions
+    position = np.tile(np.arange(interactions, dtype=np.int32), users)
+    train = round(interactions * train_share)
+    return TokenStore(
+        tokens=np.full(tokens - 1, len(SPECIAL), np.int32),
+        offsets=np.array([0, tokens - 1], np.int64),
+        text=np.zeros(rows, np.int32),
+        label=np.zeros(rows, np.int8),
+        split=np.where(position < train, 0, np.where(position < (train + interactions + 1) // 2, 1, 2)).astype(np.int8),
+        position=position,
+        prefix=np.zeros(0, np.int32),
+        special=SPECIAL,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +32,13 @@ BLOCK = 1 << 18
 def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
-    Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; a text that is empty becomes
-    ``item <id>``, as an item without a title does, and one of which the tokenizer makes nothing is an error. Cost: one
-    pass over the distinct texts, one over the log; memory: 10 bytes a row and the distinct texts.
+    Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
+    Cost: one pass over the distinct texts, one over the log; memory: 10 bytes a row and the distinct texts.
     """
     require_passed(config, paths)
-    log = _read(paths.events / "interactions.parquet")
-    text_of_row, texts = _distinct_texts(log, config.tokens)
+    items, log = _read(paths.events / "interactions.parquet")
+    text_of_item, texts = _distinct_texts(items, config.tokens.template)
+    text_of_row = text_of_item[log.pop("item")]
     tokenizer = _tokenizer(config.tokens, texts)
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
@@ -49,19 +48,17 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     with artifacts.publish(paths.tokens, "tokenize", config.sections("tokens"), {"events": paths.events}) as draft:
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
-        write_columns(
-            draft.path / "interactions.arrow",
-            {"text": text_of_row, "label": log.label, "split": log.split, "position": log.position},
-        )
+        write_columns(draft.path / "interactions.arrow", {"text": text_of_row, **log})
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        pq.write_table(_catalogue(log), draft.path / ITEMS)
-        lengths = np.diff(offsets)
+        titles = dict(sorted(dict(items).items()))  # of each item the one that came up last
+        pq.write_table(pa.table({"item_id": list(titles), "item_text": list(titles.values())}), draft.path / ITEMS)
+        lengths = np.diff(offsets)[text_of_row]
         report = draft.report = TokenizeReport(
-            interactions=len(log.item),
+            interactions=len(text_of_row),
             texts=len(texts),
             texts_cut=cut,
-            tokens=int(lengths[text_of_row].sum()) + len(log.item),
-            tokens_per_interaction=round(float(lengths[text_of_row].mean()) + 1, 4),
+            tokens=int(lengths.sum()) + len(text_of_row),
+            tokens_per_interaction=round(float(lengths.mean()) + 1, 4),
             vocabulary=len(tokenizer),
             special_tokens=special,
             prefix_tokens=tuple(prefix),
@@ -69,65 +66,47 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     return report
 
 
-@dataclass(frozen=True)
-class _Log:
-    """The columns of the events that the store is made of, (m,) each; items as indices of ``items``."""
-
-    items: list[tuple[str, str]]  # distinct pairs of id and text, as they first occur
-    item: np.ndarray
-    label: np.ndarray
-    split: np.ndarray
-    position: np.ndarray
-
-
-def _read(path: Path) -> _Log:
-    """The log a block at a time: strings are read as codes, so that memory does not grow with them."""
+def _read(path: Path) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
+    """Distinct pairs of item id and text, as they first occur, and (m,) columns: item (a pair's index), label, split,
+    position. A block is read at a time, with strings as codes, so that memory does not grow with them."""
+    kinds = {"item": np.int32, "label": np.int8, "split": np.int8, "position": np.int32}
     coded = ["item_id", "item_text", "split"]
+    index: dict[tuple[str, str], int] = {}
+    end = 0
     with pq.ParquetFile(path, read_dictionary=coded) as file:
-        rows = file.metadata.num_rows
-        item, position = np.empty(rows, np.int32), np.empty(rows, np.int32)
-        label, split = np.empty(rows, np.int8), np.empty(rows, np.int8)
-        index: dict[tuple[str, str], int] = {}
-        end = 0
+        log = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items()}
         for batch in file.iter_batches(BLOCK, columns=[*coded, "label", "position"]):
             here = slice(end, end := end + len(batch))
-            item[here] = _items(batch["item_id"], batch["item_text"], index)
-            label[here], position[here] = batch["label"].to_numpy(), batch["position"].to_numpy()
+            log["item"][here] = _items(batch["item_id"], batch["item_text"], index)
             names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
-            split[here] = names[batch["split"].indices.to_numpy()]
-    return _Log(list(index), item, label, split, position)
+            log["split"][here] = names[batch["split"].indices.to_numpy()]
+            for name in ("label", "position"):
+                log[name][here] = batch[name].to_numpy()
+    return list(index), log
 
 
 def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple[str, str], int]) -> np.ndarray:
     """Index of each row's item; pairs that were not seen before are added to ``index``."""
     many = len(texts.dictionary)
-    pairs, inverse = np.unique(
-        ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy(), return_inverse=True
-    )
+    codes = ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy()
+    pairs, inverse = np.unique(codes, return_inverse=True)
     names, titles = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
     found = [index.setdefault((names[p // many], titles[p % many]), len(index)) for p in pairs.tolist()]
     return np.array(found, np.int32)[inverse]
 
 
-def _distinct_texts(log: _Log, config: TokensConfig) -> tuple[np.ndarray, list[str]]:
-    """Text index of each row, and the texts. An item that changed its title has a text for each."""
+def _distinct_texts(items: list[tuple[str, str]], template: str) -> tuple[np.ndarray, list[str]]:
+    """Text index of each item, and the texts. An item that changed its title has a text for each."""
+    key = f"params key `tokens.template` is {template!r}"
     try:
-        rendered = [render(config.template, item, text) for item, text in log.items]
+        rendered = [render(template, item, text) for item, text in items]
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"params key `tokens.template` is {config.template!r}: it may use {{item_text}} and {{item_id}} only"
-        ) from error
+        raise InputError(f"{key}: it may use {{item_text}} and {{item_id}} only") from error
     if "" in rendered:
-        raise InputError(f"params key `tokens.template` is {config.template!r}: it leaves items without any text")
+        raise InputError(f"{key}: it leaves items without any text")
     texts = sorted(set(rendered))
     index = {text: i for i, text in enumerate(texts)}
-    return np.array([index[text] for text in rendered], np.int32)[log.item], texts
-
-
-def _catalogue(log: _Log) -> pa.Table:
-    """Each item with its text (the one that came up last, where it has several), ordered by id."""
-    titles = sorted(dict(log.items).items())
-    return pa.table({"item_id": [item for item, _ in titles], "item_text": [text for _, text in titles]})
+    return np.array([index[text] for text in rendered], np.int32), texts
 
 
 def render(template: str, item_id: str, item_text: str | None) -> str:
@@ -143,9 +122,8 @@ def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenize
     try:
         return AutoTokenizer.from_pretrained(config.tokenizer)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({str(error).splitlines()[0]})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({reason})") from error
 
 
 def _train(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -162,8 +140,7 @@ def _train(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBas
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    corpus = [*texts, config.prefix] if config.prefix else texts
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.train_from_iterator([*texts, config.prefix] if config.prefix else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", extra_special_tokens=[SUM, "[YES]", "[NO]"]
     )
@@ -191,16 +168,13 @@ def encode(
     """Tokens end to end, (t + 1,) offsets, and how many texts were longer than ``max_text_tokens`` and were cut.
     Raises InputError for a text of which the tokenizer makes nothing."""
     # A title may read "[SUM]": it is text all the same.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    for text, ids in zip(texts, encoded, strict=True):
-        if not ids:
-            raise InputError(f"the tokenizer makes no token of the item text {text!r}")
-    cut = sum(len(ids) > max_text_tokens for ids in encoded)
+    options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
+    encoded = tokenizer(texts, **options)["input_ids"]
+    if [] in encoded:
+        raise InputError(f"the tokenizer makes no token of the item text {texts[encoded.index([])]!r}")
     kept = [ids[:max_text_tokens] for ids in encoded]
-    offsets = np.zeros(len(kept) + 1, np.int64)
-    np.cumsum([len(ids) for ids in kept], out=offsets[1:])
+    cut = sum(len(ids) > max_text_tokens for ids in encoded)
+    offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
     return np.concatenate(kept).astype(np.int32), offsets, cut
 
 

@@ -8,8 +8,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.pack import plan_rows, targets_per_prompt
-from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.uniform import uniform_store
+from dti_pipeline.packing.store import TokenStore, uniform_store
 from dti_pipeline.paradigms import BASELINE, named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
@@ -78,15 +78,13 @@ class Loader:
         batches, tokens = [], 0
         for index in range(most):
             rows = own[index] if index < len(own) else step.rows[:1]
-            pinned = cuda and self.pad_targets
-            buffer = PinnedBuffer.of(height, self.rows.row_length, self.padded_targets) if pinned else None
-            layout = self.rows.assemble(rows, height, buffer.layout if buffer else None)
-            batch = Batch.of(layout, self.rows.store.label, self.padded_targets, buffer)
+            layout = self.rows.assemble(rows, height)
+            batch = Batch.of(layout, self.rows.store.label, self.padded_targets)
             if index < len(own):
                 tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
             else:
                 batch = batch.without_weight()
-            batches.append(batch.pin() if cuda and batch.memory is None else batch)
+            batches.append(batch.pin() if cuda else batch)
         return MicroBatches(step, batches, tokens)
 
     def start(self, first: int) -> Iterator[MicroBatches]:

@@ -1,4 +1,1 @@
-"""Data validation: Great Expectations suites over raw and canonical rows.
-
-`report` and `requirement`, which others use, import neither great_expectations nor duckdb.
-"""
+"""Data validation: Great Expectations suites over raw and canonical rows."""

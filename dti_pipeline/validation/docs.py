@@ -1,8 +1,7 @@
 """Data Docs that can be read without a network.
 
-Great Expectations loads the stylesheet, the icons and the index's tables of its Data Docs from other hosts. Where these
-cannot be reached its index is empty and its pages bare, so each page gets a small stylesheet that yields to theirs
-(``:where`` weighs nothing) and the index a plain list of what was checked.
+Great Expectations loads stylesheet, icons and the tables of its index from other hosts. So each page gets a small
+stylesheet that yields to theirs (``:where`` weighs nothing), and the index a plain list of what was checked.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome]) -> None:
         text = page.read_text(encoding="utf-8")
         home = "../" * (len(page.relative_to(folder).parts) - 1)
         text = text.replace(_LOGO_HOST, f"{home}static/images/").replace("</head>", f"{_STYLE}</head>", 1)
-        text = text.replace(
-            "Data asset: None", f"Data asset: {page.stem.partition('-')[2]}", 1
-        )  # its name is in the file's
+        asset = page.stem.partition("-")[2]
+        text = text.replace("Data asset: None", f"Data asset: {asset}", 1)
         if page == folder / "index.html":
             text = text.replace("</nav>\n    <div", f"</nav>\n    {_checked(folder, outcomes)}<div", 1)
         page.write_text(text, encoding="utf-8")
@@ -46,19 +44,14 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 def _checked(folder: Path, outcomes: Sequence[Outcome]) -> str:
     pages = {page.relative_to(folder).parts[1]: page for page in folder.glob("validations/*/*/*/*.html")}
-    rows = []
+    rows = ""
     for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.suite == suite]
         failed = [outcome for outcome in own if not outcome.success]
-        mark = (
-            '<i class="fas fa-times text-danger"></i>' if failed else '<i class="fas fa-check-circle text-success"></i>'
-        )
-        says = (
-            "<br>".join(html.escape(f"{outcome.expected}: {outcome.observed}") for outcome in failed) or "as expected"
-        )
+        mark = f'<i class="fas {"fa-times text-danger" if failed else "fa-check-circle text-success"}"></i>'
+        says = "<br>".join(html.escape(f"{outcome.expected}: {outcome.observed}") for outcome in failed)
         link = f'<a href="{pages[suite].relative_to(folder).as_posix()}">{suite}</a>'
-        rows.append(
-            f"<tr><td>{mark}</td><td>{link}</td><td>{len(failed)} of {len(own)} failed</td><td>{says}</td></tr>"
-        )
-    table = f'<table class="table table-sm">{"".join(rows)}</table>'
+        cells = (mark, link, f"{len(failed)} of {len(own)} failed", says or "as expected")
+        rows += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    table = f'<table class="table table-sm">{rows}</table>'
     return f'<div class="checked"><h4>What was checked</h4>{table}</div>\n'

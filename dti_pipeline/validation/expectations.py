@@ -1,15 +1,13 @@
-"""The one expectation that Great Expectations does not have: its ``UnexpectedRowsExpectation``, run by DuckDB.
+"""Great Expectations' ``UnexpectedRowsExpectation``, run by DuckDB.
 
 Great Expectations 1.x reaches DuckDB only through SQLAlchemy, where most expectations fail (its issues 10738, 11579).
-Overriding ``_validate`` is the extension point its own documentation names; everything else, Data Docs included, is
-stock.
+Overriding ``_validate`` is the extension point its own documentation names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import great_expectations.expectations as gxe
@@ -18,31 +16,19 @@ from great_expectations.render.renderer.renderer import renderer
 
 from dti_pipeline.validation.tables import Tables
 
-# Great Expectations rebuilds expectations from plain values, so that a connection cannot travel inside one.
-_tables: ContextVar[Tables] = ContextVar("tables")
-
-
-@contextmanager
-def asking(tables: Tables) -> Iterator[None]:
-    """Within it, expectations ask these tables."""
-    token = _tables.set(tables)
-    try:
-        yield
-    finally:
-        _tables.reset(token)
+#: The tables that expectations ask: Great Expectations rebuilds these from plain values, which hold no connection.
+TABLES: ContextVar[Tables] = ContextVar("tables")
 
 
 class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
     """The query finds at most ``max_share`` of the batch's rows; those it finds are what is wrong.
 
-    ``{batch}`` in the query stands for the table. A result holds ``observed_value`` (plain words), ``unexpected_count``
-    and ``unexpected_rows``, the first ``max_shown_rows`` by value.
+    A result holds ``observed_value`` (plain words), ``unexpected_count`` and ``unexpected_rows``, the first by value.
     """
 
-    table: str  # what {batch} stands for
+    table: str  # {batch} in the query
     column: str | None = None  # Data Docs file the expectation under it; None: it is about whole rows
     max_share: float = 0.0  # of the table's rows, in [0, 1]
-    max_shown_rows: int = 20
 
     metric_dependencies: ClassVar[tuple[str, ...]] = ()
     success_keys: ClassVar[tuple[str, ...]] = ("unexpected_rows_query", "max_share")
@@ -51,7 +37,7 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
     def _validate(
         self, metrics: dict[str, Any], runtime_configuration: Any = None, execution_engine: Any = None
     ) -> dict[str, Any]:
-        tables = _tables.get()
+        tables = TABLES.get()
         query = str(self.unexpected_rows_query).replace("{batch}", self.table)
         found = tables.count(query)
         total = tables.count(f"FROM {self.table}")
@@ -63,7 +49,7 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
                 "element_count": total,
                 "unexpected_count": found,
                 "unexpected_percent": 100 * found / max(total, 1),
-                "unexpected_rows": [] if success else tables.rows(query, self.max_shown_rows),
+                "unexpected_rows": [] if success else tables.rows(query),
             },
         }
 
@@ -83,3 +69,22 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
                 styling={"body": {"classes": ["table-bordered", "table-sm", "mt-3"]}},
             )
         ]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An expectation with the name that people and orchestrators know it by: short, stable, unique in its suite."""
+
+    name: str
+    expectation: gxe.Expectation
+    rows: str | None = None  # query for the rows to show when an expectation about a figure fails
+
+
+def unexpected_rows(
+    table: str, name: str, column: str | None, description: str, query: str, max_share: float = 0.0
+) -> Rule:
+    """At most ``max_share`` of the rows of a table answer ``query``, in which ``{batch}`` stands for the table."""
+    expectation = ExpectUnexpectedRowsToBeAtMost(
+        table=table, column=column, description=description, unexpected_rows_query=query, max_share=max_share
+    )
+    return Rule(name, expectation)

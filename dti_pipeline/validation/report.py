@@ -78,22 +78,10 @@ def report(outcomes: Sequence[Outcome], profile: Profile | None, compared_with: 
     """Count the outcomes of each suite, and keep the failures."""
     failures = tuple(outcome for outcome in outcomes if not outcome.success)
     suites = {
-        suite: SuiteCounts(
-            expectations=sum(outcome.suite == suite for outcome in outcomes),
-            failed=sum(outcome.suite == suite for outcome in failures),
-        )
+        suite: SuiteCounts(*(sum(outcome.suite == suite for outcome in found) for found in (outcomes, failures)))
         for suite in dict.fromkeys(outcome.suite for outcome in outcomes)
     }
     drift = "nothing to compare with: no batch of this kind was accepted before"
     if compared_with is not None:
         drift = f"against the accepted batch {compared_with.batch[:8]} of {compared_with.rows:,} rows"
-    return ValidateReport(
-        success=not failures,
-        expectations=len(outcomes),
-        failed=len(failures),
-        suites=suites,
-        failures=failures,
-        profile=profile,
-        compared_with=compared_with,
-        drift=drift,
-    )
+    return ValidateReport(not failures, len(outcomes), len(failures), suites, failures, profile, compared_with, drift)

@@ -1,4 +1,4 @@
-"""Run suites: outcomes and Data Docs out. The only module that drives a Great Expectations context."""
+"""Run suites: outcomes and Data Docs out."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ from typing import Any
 import great_expectations as gx
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.core.run_identifier import RunIdentifier
-from great_expectations.data_context.types.base import (
-    DataContextConfig,
-    InMemoryStoreBackendDefaults,
-    ProgressBarsConfig,
-)
+from great_expectations.data_context.types import base
 
 from dti_pipeline.validation.docs import build
-from dti_pipeline.validation.expectations import asking
+from dti_pipeline.validation.expectations import TABLES, Rule
 from dti_pipeline.validation.report import Outcome
-from dti_pipeline.validation.rule import Rule
 from dti_pipeline.validation.suites import Suite
 from dti_pipeline.validation.tables import Tables
 
 
-def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_shown_rows: int) -> list[Outcome]:
+def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str) -> list[Outcome]:
     """Validate each suite and build Data Docs into ``docs`` (its ``index.html`` is the way in).
 
     Nothing is written anywhere else and nothing is sent anywhere. Cost: one query for each rule about rows.
     """
+    TABLES.set(tables)
     context = _context(docs)
     source = context.data_sources.add_pandas("log")
     identifier = RunIdentifier(run_name=run_name)  # one for all suites, so that the index shows them side by side
@@ -35,17 +31,15 @@ def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, max_
     for suite in suites:
         for rule in suite.rules:
             rule.expectation.meta = {"rule": rule.name}
-        stored = context.suites.add(
-            gx.ExpectationSuite(name=suite.name, expectations=[rule.expectation for rule in suite.rules])
-        )
+        expectations = [rule.expectation for rule in suite.rules]
+        stored = context.suites.add(gx.ExpectationSuite(name=suite.name, expectations=expectations))
         batch = source.add_dataframe_asset(suite.asset).add_batch_definition_whole_dataframe(suite.asset)
         definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=stored)
-        with asking(tables):
-            answer = context.validation_definitions.add(definition).run(
-                batch_parameters={"dataframe": suite.frame}, run_id=identifier
-            )
+        answer = context.validation_definitions.add(definition).run(
+            batch_parameters={"dataframe": suite.frame}, run_id=identifier
+        )
         results = {result.expectation_config.meta["rule"]: result for result in answer.results}
-        outcomes += [_outcome(suite.name, rule, results[rule.name], tables, max_shown_rows) for rule in suite.rules]
+        outcomes += [_outcome(suite.name, rule, results[rule.name], tables) for rule in suite.rules]
     build(context, docs, outcomes)
     return outcomes
 
@@ -57,28 +51,26 @@ def _context(docs: Path) -> Any:
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)},
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False},
     }
-    config = DataContextConfig(
-        store_backend_defaults=InMemoryStoreBackendDefaults(),
+    config = base.DataContextConfig(
+        store_backend_defaults=base.InMemoryStoreBackendDefaults(),
         data_docs_sites={"docs": site},
         analytics_enabled=False,
-        progress_bars=ProgressBarsConfig(globally=False),
+        progress_bars=base.ProgressBarsConfig(globally=False),
     )
     return gx.get_context(mode="ephemeral", project_config=config)
 
 
-def _outcome(
-    suite: str, rule: Rule, result: ExpectationValidationResult, tables: Tables, max_shown_rows: int
-) -> Outcome:
-    expectation, found = rule.expectation, result.result
+def _outcome(suite: str, rule: Rule, answer: ExpectationValidationResult, tables: Tables) -> Outcome:
+    expectation, found = rule.expectation, answer.result
     rows = found.get("unexpected_rows", [])
-    if not result.success and rule.rows:
-        rows = tables.rows(rule.rows, max_shown_rows)
+    if not answer.success and rule.rows:
+        rows = tables.rows(rule.rows)
     return Outcome(
         suite=suite,
         name=rule.name,
         expectation=expectation.expectation_type,
         column=getattr(expectation, "column", None),
-        success=bool(result.success),
+        success=bool(answer.success),
         expected=str(expectation.description),
         observed=_words(found.get("observed_value")),
         unexpected_count=int(found.get("unexpected_count", 0)),
@@ -91,10 +83,6 @@ def _words(observed: Any) -> str:
         return "not there"
     if isinstance(observed, list):
         return ", ".join(map(str, observed))
-    return (
-        f"{observed:,.6g}"
-        if isinstance(observed, float)
-        else f"{observed:,}"
-        if isinstance(observed, int)
-        else str(observed)
-    )
+    if isinstance(observed, float):
+        return f"{observed:,.6g}"
+    return f"{observed:,}" if isinstance(observed, int) else str(observed)

@@ -1,44 +1,40 @@
 """Five Great Expectations suites for a batch.
 
-Expectations about rows are queries (see row_rules); those about columns, splits and figures are stock and see frames
-of a few rows. Descriptions are what people read, in Data Docs and on the command line.
+Expectations about rows are queries; those about columns, splits and figures are Great Expectations' own and see frames
+of a few rows. Data Docs and the command line show the descriptions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import great_expectations.expectations as gxe
 import pandas
 
 from dti_pipeline.config import Config
 from dti_pipeline.events.report import IngestReport
-from dti_pipeline.validation import row_rules
+from dti_pipeline.validation.expectations import Rule, unexpected_rows
 from dti_pipeline.validation.report import Profile
-from dti_pipeline.validation.rule import Rule
 from dti_pipeline.validation.tables import Tables
 
+# The rating scale of the log: lowest and highest, None where it is open.
+Scale = tuple[float | None, float | None]
+# Each row beside the one before it in the file: a streaming window, constant memory at any size.
+_HISTORY = """
+    SELECT *, lag(user_id) OVER () AS previous_user, lag(position) OVER () AS previous_position,
+        lag(timestamp) OVER () AS previous_timestamp, lag(split) OVER () AS previous_split
+    FROM {batch}
+"""
 RAW_TYPES = {
-    "line": "BIGINT",
-    "raw": "VARCHAR",
-    "user_id": "VARCHAR",
-    "item_id": "VARCHAR",
-    "rating": "DOUBLE",
-    "timestamp": "BIGINT",
-    "item_text": "VARCHAR",
-    "reason": "VARCHAR",
-}
+    "line": "BIGINT", "raw": "VARCHAR", "user_id": "VARCHAR", "item_id": "VARCHAR", "rating": "DOUBLE",
+    "timestamp": "BIGINT", "item_text": "VARCHAR", "reason": "VARCHAR",
+}  # fmt: skip
 CANONICAL_TYPES = {
-    "user_id": "VARCHAR",
-    "item_id": "VARCHAR",
-    "item_text": "VARCHAR",
-    "timestamp": "BIGINT",
-    "rating": "DOUBLE",
-    "label": "TINYINT",
-    "split": "VARCHAR",
-    "position": "INTEGER",
-}
+    "user_id": "VARCHAR", "item_id": "VARCHAR", "item_text": "VARCHAR", "timestamp": "BIGINT", "rating": "DOUBLE",
+    "label": "TINYINT", "split": "VARCHAR", "position": "INTEGER",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,41 +47,106 @@ class Suite:
     rules: list[Rule]
 
 
-def raw(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
-    """Rows as they were read, good and bad: ``staged``, and ``parsed``, which adds the name of the source file."""
-    types = tables.types("staged")
-    rules = _schema(RAW_TYPES)
-    if types == RAW_TYPES:  # rules about rows name its columns
-        rules += row_rules.parsed(config, "parsed", scale)
-    return Suite("raw", "rows_as_read", pandas.DataFrame([types]), rules)
+def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
+    """Rows as they were read, good and bad: ``staged``, and ``parsed``, which adds the name of the source file.
 
-
-def canonical(config: Config, tables: Tables, scale: row_rules.Scale) -> Suite:
-    """The interactions that everything downstream reads."""
-    types = tables.types("interactions")
-    rules = _schema(CANONICAL_TYPES)
-    if types == CANONICAL_TYPES:
-        rules += row_rules.values(config, "interactions", scale) + row_rules.histories(config, "interactions")
-    return Suite("canonical", "interactions", pandas.DataFrame([types]), rules)
-
-
-def _schema(types: Mapping[str, str]) -> list[Rule]:
-    """Rules on a frame with one row: the table's own columns, each holding the name of its type."""
-    columns = gxe.ExpectTableColumnsToMatchOrderedList(
-        column_list=list(types), description="The columns are " + ", ".join(types)
-    )
-    return [
-        Rule("columns", columns),
+    ``reason`` says why a row was refused, null where it was not.
+    """
+    rule, share = partial(unexpected_rows, "parsed"), config.validation.max_quarantined_share
+    refused = "SELECT source_file, line, reason, raw FROM {batch} WHERE reason IS NOT NULL"
+    good = "SELECT source_file, line, user_id, item_id, {} FROM {{batch}} WHERE reason IS NULL AND {}".format
+    rules = [
+        rule("line_unique", "line", "A line of a raw file is read once", _repeated("source_file, line")),
+        rule("refused_row_kept", "raw", "A refused row keeps its line number and its text",
+            f"{refused} AND (raw IS NULL OR line IS NULL)"),
         *(
-            Rule(
-                f"{column}_type",
-                gxe.ExpectColumnMostCommonValueToBeInSet(
-                    column=column, value_set=[kind], description=f"{column} is of type {kind}"
-                ),
-            )
-            for column, kind in types.items()
+            rule(f"{column}_not_null", column, f"A row that was not refused has its {column}",
+                good("rating", f"{column} IS NULL"))
+            for column in ("user_id", "item_id", "rating")
         ),
-    ]
+        rule("rating_range", "rating", f"A row that was not refused has a rating {_words(scale)}",
+            good("rating", _outside(scale))),
+        rule("timestamp_range", "timestamp", "A time is not before 1970", good("timestamp", "timestamp < 0")),
+        rule("refused_share", "reason", f"At most {share:.2%} of the rows read were refused", refused, share),
+    ]  # fmt: skip
+    return _of_table("raw", "rows_as_read", tables.types("staged"), RAW_TYPES, rules)
+
+
+def canonical(config: Config, tables: Tables, scale: Scale) -> Suite:
+    """The interactions that everything downstream reads."""
+    rules = _values(config, scale) + _histories(config)
+    return _of_table("canonical", "interactions", tables.types("interactions"), CANONICAL_TYPES, rules)
+
+
+def _values(config: Config, scale: Scale) -> list[Rule]:
+    """The values of canonical interactions, each row by itself, and items the same wherever they occur."""
+    rule = partial(unexpected_rows, "interactions")
+    threshold, share = config.split.label_threshold, config.validation.max_untitled_share
+    return [
+        *(
+            rule(f"{column}_not_null", column, f"No row lacks its {column}", _rows(f"{column} IS NULL"))
+            for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position")
+        ),
+        rule("timestamp_not_null", "timestamp", "No row lacks its time, unless the log has no clock at all",
+            _rows("timestamp IS NULL AND (SELECT count(timestamp) FROM {batch}) > 0")),
+        rule("rating_range", "rating", f"A rating is {_words(scale)}", _rows(_outside(scale), "rating")),
+        rule("label_set", "label", "A label is 0 or 1", _rows("label NOT IN (0, 1)", "label")),
+        rule("label_of_rating", "label", f"The label is 1 where the rating is above {threshold:g}, else 0",
+            _rows(f"label IN (0, 1) AND label <> (rating > {threshold!r})::TINYINT", "rating", "label")),
+        rule("split_set", "split", "A split is train, validation or test",
+            _rows("split NOT IN ('train', 'validation', 'test')", "split")),
+        rule("item_text_not_blank", "item_text", "An item's text says something",
+            _rows("trim(item_text) = ''", "item_text")),
+        rule("item_one_text", "item_text", "An item has one text wherever it occurs",
+            "SELECT item_id, min(item_text) AS one_text, max(item_text) AS other_text FROM {batch}"
+            " GROUP BY item_id HAVING min(item_text) <> max(item_text)"),
+        rule("untitled_share", "item_text",
+            f"At most {share:.2%} of the rows are of items without a title of their own",
+            _rows("item_text = 'item ' || item_id", "item_text"),  # of an item without a title
+            share),
+    ]  # fmt: skip
+
+
+def _histories(config: Config) -> list[Rule]:
+    """The order of rows: places and times within a user, and the order of the splits."""
+    rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
+    rank = "list_position(['train', 'validation', 'test'], {})"
+    rules = [
+        rule("interaction_unique", None,
+            "A rating is there once: user, item, time and rating together are unique",
+            _repeated("user_id, item_id, timestamp, rating")),
+        rule("position_unique", "position", "A user has one row at a position", _repeated("user_id, position")),
+        rule("position_contiguous", "position",
+            "A user's rows stand together, their positions count 0, 1, 2, ...",
+            beside("position IS DISTINCT FROM CASE WHEN user_id = previous_user THEN previous_position + 1 ELSE 0 END",
+                "previous_position")),
+        rule("time_monotone", "timestamp", "Time never runs backwards within a user",
+            beside("user_id = previous_user AND timestamp < previous_timestamp", "timestamp", "previous_timestamp")),
+        rule("split_order", "split", "Within a user, train comes before validation and validation before test",
+            beside(f"user_id = previous_user AND {rank.format('split')} < {rank.format('previous_split')}",
+                "split", "previous_split")),
+        rule("split_clock", "split",
+            "On the one clock of all users, train ends before validation begins and validation before test",
+            _rows("(split = 'train' AND timestamp >= least(validation_start, test_start))"
+                " OR (split = 'validation' AND timestamp >= test_start)",
+                "split", "timestamp", table="{batch}, (SELECT"
+                " min(timestamp) FILTER (split = 'validation') AS validation_start,"
+                " min(timestamp) FILTER (split = 'test') AS test_start FROM {batch})")),
+    ]  # fmt: skip
+    return rules if config.split.rule == "global_time" else rules[:-1]
+
+
+def _of_table(name: str, asset: str, types: dict[str, str], wanted: dict[str, str], rules: list[Rule]) -> Suite:
+    """The types of a table's columns, in a frame of one row; where they are as wanted, its rows are checked too."""
+    columns = gxe.ExpectTableColumnsToMatchOrderedList(
+        column_list=list(wanted), description="The columns are " + ", ".join(wanted)
+    )
+    schema = [Rule("columns", columns)]
+    for column, kind in wanted.items():
+        words = f"{column} is of type {kind}"
+        expectation = gxe.ExpectColumnMostCommonValueToBeInSet(column=column, value_set=[kind], description=words)
+        schema.append(Rule(f"{column}_type", expectation))
+    return Suite(name, asset, pandas.DataFrame([types]), schema + rules if types == wanted else schema)
 
 
 def splits(config: Config, tables: Tables) -> Suite:
@@ -99,18 +160,14 @@ def splits(config: Config, tables: Tables) -> Suite:
         LEFT JOIN (SELECT *, position >= {config.split.min_history} AS target FROM interactions) USING (split)
         GROUP BY split
     """
-    minima = {
-        "targets": (needed, f"Every split has at least {needed:,} targets"),
-        "clicks": (1, "The targets of every split include clicks (label 1)"),
-        "skips": (1, "The targets of every split include skips (label 0)"),
-    }
+    minima = [
+        ("targets", f"Every split has at least {needed:,} targets", needed),
+        ("clicks", "The targets of every split include clicks (label 1)", 1),
+        ("skips", "The targets of every split include skips (label 0)", 1),
+    ]
     rules = [
-        Rule(
-            column,
-            gxe.ExpectColumnMinToBeBetween(column=column, min_value=minimum, description=words),
-            rows=f"FROM ({query}) WHERE {column} < {minimum}",
-        )
-        for column, (minimum, words) in minima.items()
+        _figure(column, words, least, None, f"FROM ({query}) WHERE {column} < {least}")
+        for column, words, least in minima
     ]
     return Suite("splits", "splits", tables.frame(f"FROM ({query}) ORDER BY list_position({order}, split)"), rules)
 
@@ -119,47 +176,59 @@ def batch(config: Config, profile: Profile, ledger: IngestReport) -> Suite:
     """The batch as a whole; ``ledger`` is ingestion's report."""
     limits = config.validation
     low, high = limits.label_rate
-    figures = {
-        "rows": profile.rows,
-        "users": profile.users,
-        "label_rate": profile.label_rate,
-        "unaccounted_rows": ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates,
-        "rows_beside_ledger": profile.rows - ledger.kept,
-    }
-    rules = [
-        _figure("rows", f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
-        _figure("users", f"There are at least {limits.min_users:,} users", limits.min_users, None),
-        _figure("label_rate", f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
-        _figure("unaccounted_rows", "Rows read = rows kept + quarantined + duplicates", 0, 0),
-        _figure("rows_beside_ledger", "The rows that are there are the rows that the ledger says were kept", 0, 0),
-    ]
-    return Suite("batch", "figures", pandas.DataFrame([figures]), rules)
+    lost = ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates
+    figures = [
+        ("rows", profile.rows, f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
+        ("users", profile.users, f"There are at least {limits.min_users:,} users", limits.min_users, None),
+        ("label_rate", profile.label_rate, f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
+        ("unaccounted_rows", lost, "Rows read = rows kept + quarantined + duplicates", 0, 0),
+        ("rows_beside_ledger", profile.rows - ledger.kept,
+            "The rows that are there are the rows that the ledger says were kept", 0, 0),
+    ]  # fmt: skip
+    return _of_figures("batch", "figures", figures)
 
 
 def drift(config: Config, profile: Profile, previous: Profile) -> Suite:
     """This batch against the one that last passed."""
-    limits = config.validation
-    figures = {
-        "label_rate_change": abs(profile.label_rate - previous.label_rate),
-        "volume_ratio": profile.rows / previous.rows,
-    }
-    rate = (
-        f"The share of 1 among the labels is within {limits.max_label_rate_drift:g}"
-        f" of the previous accepted batch's {previous.label_rate:.4f}"
-    )
-    volume = (
-        f"There are at least {limits.min_volume_ratio:g} times the previous accepted batch's {previous.rows:,} rows"
-    )
-    rules = [
-        _figure("label_rate_change", rate, None, limits.max_label_rate_drift),
-        _figure("volume_ratio", volume, limits.min_volume_ratio, None),
-    ]
-    return Suite("drift", "change_since_accepted", pandas.DataFrame([figures]), rules)
+    rate, volume = config.validation.max_label_rate_drift, config.validation.min_volume_ratio
+    figures = [
+        ("label_rate_change", abs(profile.label_rate - previous.label_rate),
+            f"The share of 1 among the labels is within {rate:g} of the previous accepted batch's"
+            f" {previous.label_rate:.4f}", None, rate),
+        ("volume_ratio", profile.rows / previous.rows,
+            f"There are at least {volume:g} times the previous accepted batch's {previous.rows:,} rows", volume, None),
+    ]  # fmt: skip
+    return _of_figures("drift", "change_since_accepted", figures)
 
 
-def _figure(column: str, description: str, low: float | None, high: float | None) -> Rule:
-    # In a frame of one row the minimum is the figure itself, which Data Docs then show as observed.
-    return Rule(
-        column,
-        gxe.ExpectColumnMinToBeBetween(column=column, min_value=low, max_value=high, description=description),
-    )
+def _of_figures(name: str, asset: str, figures: Sequence[tuple[str, float, str, float | None, float | None]]) -> Suite:
+    """Figures with their name, value, description, lowest and highest allowed value, in a frame of one row."""
+    frame = pandas.DataFrame([{column: value for column, value, *_ in figures}])
+    return Suite(name, asset, frame, [_figure(column, words, low, high) for column, _, words, low, high in figures])
+
+
+def _figure(column: str, description: str, low: float | None, high: float | None, rows: str | None = None) -> Rule:
+    """The bounds of a column's minimum: in a frame of one row that is the figure itself, which Data Docs then show."""
+    expectation = gxe.ExpectColumnMinToBeBetween(column=column, min_value=low, max_value=high, description=description)
+    return Rule(column, expectation, rows)
+
+
+def _rows(condition: str, *shown: str, table: str = "{batch}") -> str:
+    """Interactions that meet a condition; the columns that identify one open each row."""
+    return f"SELECT {', '.join(('user_id, position, item_id', *shown))} FROM {table} WHERE {condition}"
+
+
+def _repeated(columns: str) -> str:
+    return f"SELECT {columns}, count(*) AS times FROM {{batch}} GROUP BY ALL HAVING count(*) > 1"
+
+
+def _words(scale: Scale) -> str:
+    low, high = scale
+    bounds = [f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else ""]
+    return " and ".join(filter(None, bounds)) or "a finite number"
+
+
+def _outside(scale: Scale) -> str:
+    low, high = scale
+    bounds = [f"rating < {low!r}" if low is not None else "", f"rating > {high!r}" if high is not None else ""]
+    return f"({' OR '.join(filter(None, ['NOT isfinite(rating)', *bounds]))})"

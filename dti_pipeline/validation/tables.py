@@ -1,55 +1,54 @@
 """The Parquet files of one batch as read-only SQL tables, out of core.
 
-The suites ask questions in SQL and hand Great Expectations only the answers: counts, figures and a few offending rows.
-So a log of any size is checked within ``events.memory_limit``.
+Great Expectations gets only counts, figures and a few rows: any log is checked within ``events.memory_limit``.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pandas
 
+from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.database import connect, literal
+from dti_pipeline.events.ingest import INTERACTIONS
+from dti_pipeline.paths import Paths
 
 _DIGEST = 16  # characters of a raw file's digest that open the name of its part
 
 
+@dataclass(frozen=True)
 class Tables:
     """Named views on one in-memory connection."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
-
-    def view(self, name: str, query: str) -> None:
-        """Name a query."""
-        self._connection.execute(f"CREATE VIEW {name} AS {query}")
+    connection: duckdb.DuckDBPyConnection
+    shown: int  # rows that stand for all that a query finds
 
     def types(self, name: str) -> dict[str, str]:
         """Column names of a view, in order, with their SQL types."""
-        return {row[0]: row[1] for row in self._connection.execute(f"DESCRIBE {name}").fetchall()}
+        return {row[0]: row[1] for row in self.connection.execute(f"DESCRIBE {name}").fetchall()}
 
     def count(self, query: str) -> int:
         """Rows that a query returns."""
-        answer = self._connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
+        answer = self.connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
         assert answer is not None
         return int(answer[0])
 
-    def rows(self, query: str, limit: int) -> list[dict[str, Any]]:
-        """The first ``limit`` rows by value, as plain dicts that JSON can hold."""
-        cursor = self._connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL LIMIT {limit}")
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """The first ``shown`` rows by value, as plain dicts that JSON can hold."""
+        cursor = self.connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL LIMIT {self.shown}")
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, map(_plain, row), strict=True)) for row in cursor.fetchall()]
 
     def frame(self, query: str) -> pandas.DataFrame:
         """A query's answer as a frame. Only for answers of a few rows."""
-        return self._connection.execute(query).df()
+        return self.connection.execute(query).df()
 
 
 def _plain(value: Any) -> Any:
@@ -57,34 +56,22 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def open_tables(
-    staged: Path, interactions: Path, source_files: Mapping[str, str], memory_limit: str
-) -> Iterator[Tables]:
+def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -> Iterator[Tables]:
     """``staged`` over a folder of parts, ``parsed`` (the same and ``source_file``) and ``interactions``.
 
     ``source_files`` is name -> digest of the raw files; a part's name begins with the digest of the file it was parsed
     from. Raises InputError naming what cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="dti-validate-") as spill:
-        settings = {"memory_limit": memory_limit, "temp_directory": spill, "autoinstall_known_extensions": False}
-        with duckdb.connect(":memory:", config=settings) as connection:
-            tables = Tables(connection)
-            parts = f"read_parquet({_literal(staged / '*.parquet')}, filename = true)"
-            try:
-                tables.view("interactions", f"FROM read_parquet({_literal(interactions)})")
-                tables.view("staged", f"SELECT * EXCLUDE (filename) FROM {parts}")
-            except duckdb.Error as error:
-                raise InputError(f"{interactions} or {staged} is not whole: run `dti ingest` again") from error
-            names = {md5[:_DIGEST]: name for name, md5 in source_files.items()}
-            files = f"map({_literals(names)}, {_literals(names.values())})"
-            name = f"coalesce({files}[left(parse_filename(filename), {_DIGEST})], parse_filename(filename))"
-            tables.view("parsed", f"SELECT {name} AS source_file, * EXCLUDE (filename) FROM {parts}")
-            yield tables
-
-
-def _literal(text: object) -> str:
-    return "'" + str(text).replace("'", "''") + "'"
-
-
-def _literals(texts: Iterable[str]) -> str:
-    return f"[{', '.join(map(_literal, texts))}]::VARCHAR[]"
+    interactions = paths.events / INTERACTIONS
+    with connect(config.events.memory_limit, paths.checks.parent) as connection:
+        parts = f"read_parquet({literal(paths.staged / '*.parquet')}, filename = true)"
+        try:
+            connection.execute(f"CREATE VIEW interactions AS FROM read_parquet({literal(interactions)})")
+            connection.execute(f"CREATE VIEW staged AS SELECT * EXCLUDE (filename) FROM {parts}")
+        except duckdb.Error as error:
+            raise InputError(f"{interactions} or {paths.staged} is not whole: run `dti ingest` again") from error
+        names = {literal(md5[:_DIGEST]): literal(name) for name, md5 in source_files.items()}  # one for equal files
+        files = f"map([{', '.join(names)}]::VARCHAR[], [{', '.join(names.values())}]::VARCHAR[])"
+        name = f"coalesce({files}[left(parse_filename(filename), {_DIGEST})], parse_filename(filename))"
+        connection.execute(f"CREATE VIEW parsed AS SELECT {name} AS source_file, * EXCLUDE (filename) FROM {parts}")
+        yield Tables(connection, config.validation.max_shown_rows)

@@ -1,6 +1,9 @@
-"""The stage: check a batch, show what is wrong with it, remember it when nothing is."""
+"""Validation of a batch: check it, publish the outcomes, remember it for the next one where it passed."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import dataclass
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
@@ -8,13 +11,21 @@ from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.events.ingest import INTERACTIONS
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
-from dti_pipeline.plain import to_plain
-from dti_pipeline.validation import drift, suites
-from dti_pipeline.validation.report import ValidateReport, report
+from dti_pipeline.plain import from_plain, to_plain
+from dti_pipeline.validation import suites
+from dti_pipeline.validation.report import BatchKind, Profile, ValidateReport, report
 from dti_pipeline.validation.run import run
-from dti_pipeline.validation.tables import open_tables
+from dti_pipeline.validation.tables import Tables, open_tables
 
 OUTCOMES = "outcomes.json"
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """``data/accepted.json``: the batch that last passed, and the one that it was measured against."""
+
+    accepted: Profile
+    compared_with: Profile | None
 
 
 def validate(config: Config, paths: Paths) -> ValidateReport:
@@ -32,24 +43,24 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
     inputs = {"events": paths.events, "staged": paths.staged}
     with artifacts.publish(paths.checks, "validate", recorded, inputs) as draft:
         with (
-            open_tables(paths.staged, paths.events / INTERACTIONS, source_files, config.events.memory_limit) as tables,
+            open_tables(config, paths, source_files) as tables,
             artifacts.publish(paths.data_docs, "validate", recorded) as docs,
         ):
             chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale)]
             profile = previous = None
             if tables.types("interactions") == suites.CANONICAL_TYPES:  # figures of other columns would mean nothing
-                profile = drift.profile(config, tables, batch)
-                previous = drift.previous(paths, profile)
+                profile = _profile(config, tables, batch)
+                previous = _previous(paths, profile)
                 chosen += [suites.splits(config, tables), suites.batch(config, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
-            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", config.validation.max_shown_rows)
+            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}")
         artifacts.write_json(draft.path / OUTCOMES, to_plain(outcomes))
         found = draft.report = report(outcomes, profile, previous)
     if not found.success:
         raise CheckFailed(_sentence(found, paths), found)
     assert profile is not None  # its columns passed
-    drift.accept(paths, profile, previous)
+    artifacts.write_json(paths.accepted, to_plain(_Memory(profile, previous)))
     return found
 
 
@@ -62,3 +73,27 @@ def _sentence(report: ValidateReport, paths: Paths) -> str:
         f" expected: {first.expected}; observed: {first.observed}{afresh};"
         f" rows in {paths.checks / OUTCOMES} and {paths.data_docs / 'index.html'}"
     )
+
+
+def _profile(config: Config, tables: Tables, batch: str) -> Profile:
+    """Figures of a batch, named by its digest."""
+    query = "SELECT count(*), count(DISTINCT user_id), coalesce(avg(label), 0) FROM interactions"
+    (figures,) = tables.connection.execute(query).fetchall()
+    return Profile(batch, BatchKind(config.events.source, config.split.label_threshold), *figures)
+
+
+def _previous(paths: Paths, current: Profile) -> Profile | None:
+    """The profile to compare with: of the batch accepted before this one, if it was of the same kind, else None.
+
+    The accepted batch itself, validated again, meets what it met the first time, so that its outcomes are the same.
+    Raises InputError for a file that cannot be read.
+    """
+    if not paths.accepted.is_file():
+        return None
+    try:
+        memory: _Memory = from_plain(_Memory, json.loads(paths.accepted.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, InputError) as error:
+        message = f"{paths.accepted} is not a profile of an accepted batch: remove it to start afresh"
+        raise InputError(message) from error
+    last = memory.compared_with if memory.accepted.batch == current.batch else memory.accepted
+    return last if last and last.kind == current.kind else None

@@ -17,8 +17,7 @@ from dti_pipeline.config import CLONE
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.pack import pack
-from dti_pipeline.packing.store import write_columns
-from dti_pipeline.packing.uniform import uniform_store
+from dti_pipeline.packing.store import uniform_store, write_columns
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dti_pipeline.modeling.network.batch import Batch, PinnedBuffer
+from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.paradigms import names
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps
@@ -44,11 +44,11 @@ def test_filled_batches_differ_in_no_shape() -> None:
     assert sum(batch.weight.sum() for batch in batches) == rows.targets().sum()
 
 
-@pytest.mark.parametrize("filled_up_to", [0, 40])
-def test_a_batch_in_one_piece_of_memory_is_the_same_batch(filled_up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("padded_targets", [0, 40])
+def test_a_batch_in_one_piece_of_memory_is_the_same_batch(padded_targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log.random(users=5, seed=3)
     rows = log.rows(3, 4, 128)
-    batch = Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, filled_up_to)
+    batch = Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, padded_targets)
     zeros = torch.zeros
     monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: zeros(size, dtype=dtype))
     moved = batch.pin().to(CPU)
@@ -60,25 +60,6 @@ def test_a_batch_in_one_piece_of_memory_is_the_same_batch(filled_up_to: int, mon
         assert tensor.untyped_storage().data_ptr() == memory
     assert not moved.without_weight().to(CPU).weight.any()
     assert torch.equal(moved.weight, batch.weight)
-
-
-def test_a_batch_written_where_it_stays_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over whatever was there: a row of padding, and places of targets that rows have fewer of, too."""
-    log = Log.random(users=5, seed=3)
-    rows = log.rows(3, 4, 128)
-    expected = filled(log, rows)
-    full = torch.full
-    monkeypatch.setattr(torch, "empty", lambda size, dtype, pin_memory: full((size,), 0xA5, dtype=dtype))
-    room = PinnedBuffer.of(*expected.token.shape, expected.sum_slot.shape[1])
-    layout = rows.assemble(np.arange(len(rows)), len(rows) + 1, room.layout)
-    batch = Batch.of(layout, log.store.label, expected.sum_slot.shape[1], room)
-    assert batch.memory is room.memory
-    for made in (batch, batch.to(CPU)):
-        for tensor, other in zip(made.tensors(), expected.tensors(), strict=True):
-            assert torch.equal(tensor, other)
-            assert tensor.dtype == other.dtype
-            assert made.memory is not None
-            assert 0 <= tensor.data_ptr() - made.memory.data_ptr() < made.memory.nbytes
 
 
 def test_more_targets_than_places_are_an_error() -> None:

@@ -120,7 +120,7 @@ def test_rows_are_the_same_from_memory_that_cannot_be_written_to_and_integers_of
     same = dataclasses.replace(rows, store=dataclasses.replace(log.store, **store), **spans)
     for wanted in (np.arange(len(rows)), np.arange(2 * len(rows), dtype=np.int32)[: len(rows)]):
         found = same.assemble(wanted, len(rows) + 1)
-        for name, array in found.as_dict().items():
+        for name, array in vars(found).items():
             np.testing.assert_array_equal(array[:-1], getattr(expected, name))
         assert (found.kind[-1] == reader.Kind.PAD).all()
 
@@ -136,7 +136,7 @@ def test_rows_are_assembled_where_nothing_compiled_can_be_kept(monkeypatch: pyte
     expected = rows.assemble(np.arange(len(rows)))
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
     monkeypatch.setattr(reader, "_write", compiled(reader._write.py_func))
-    for name, array in rows.assemble(np.arange(len(rows))).as_dict().items():
+    for name, array in vars(rows.assemble(np.arange(len(rows)))).items():
         np.testing.assert_array_equal(array, getattr(expected, name))
 
 

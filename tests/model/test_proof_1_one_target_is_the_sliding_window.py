@@ -41,7 +41,7 @@ def test_every_paradigm_with_one_target_packs_the_sliding_window_s_bytes(
     layouts = []
     for name in (paradigm, "sliding_window"):
         rows = Rows.open(store, paths.shards(name), "train")
-        layouts.append(rows.assemble(np.arange(len(rows))).as_dict())
+        layouts.append(vars(rows.assemble(np.arange(len(rows)))))
     for name, values in layouts[0].items():
         assert values.tobytes() == layouts[1][name].tobytes(), name
 

@@ -26,7 +26,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.masks.visibility import Tokens, visible
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
-from dti_pipeline.packing.uniform import uniform_store
+from dti_pipeline.packing.store import uniform_store
 from dti_pipeline.paradigms import Paradigm, named
 
 #: Tokens of a prompt at most: beyond it the L x L matrix is no picture any more, and takes hundreds of megabytes.

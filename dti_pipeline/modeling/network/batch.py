@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from itertools import accumulate
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from dti_pipeline.packing.compiled import compiled
 from dti_pipeline.packing.layout import DTYPES, Kind, Layout
 
 #: Arrays with one number a token: those of a layout.
-OF_TOKENS = {name: dtype for name, dtype in DTYPES.items() if name != "target"}
+OF_TOKENS = tuple(name for name in DTYPES if name != "target")
 #: Arrays with one number a target, and with one for each place of a row where a target may be.
 OF_TARGETS = {
     "sum_index": np.int64,
@@ -54,30 +52,24 @@ class Batch:
     memory: Tensor | None = None  # the one buffer that holds all tensors, where there is one
 
     @classmethod
-    def of(
-        cls, layout: Layout, label_of_row: np.ndarray, padded_targets: int = 0, buffer: PinnedBuffer | None = None
-    ) -> Batch:
+    def of(cls, layout: Layout, label_of_row: np.ndarray, padded_targets: int = 0) -> Batch:
         """Tensors of a layout, whose arrays they share; ``label_of_row`` (m,) are the log's labels.
 
         With ``padded_targets``, every row has so many targets and no shape depends on the rows' content; IndexError
-        where a row has more. ``buffer`` is the memory that the layout was written into.
+        where a row has more.
         """
-        (rows, length), kind = layout.kind.shape, int(Kind.SUM)
+        kind = int(Kind.SUM)
         count = _count(layout.kind, kind)
         most = int(count.max(initial=0))
         if padded_targets and most > padded_targets:
             raise IndexError(f"a row of {most} targets, where there are to be {padded_targets}")
-        places = padded_targets or max(1, most)
-        arrays = (
-            buffer.arrays
-            if buffer
-            else _arrays(rows, length, places, rows * places if padded_targets else int(count.sum()))
-        )
-        named = {name: arrays[name] for name in (*OF_TARGETS, *OF_PLACES)}
+        rows, places = len(layout.kind), padded_targets or max(1, most)
+        targets = rows * places if padded_targets else int(count.sum())
+        named = {name: np.empty(targets, dtype) for name, dtype in OF_TARGETS.items()}
+        named |= {name: np.empty((rows, places), dtype) for name, dtype in OF_PLACES.items()}
         _find_targets(layout.kind, layout.target, label_of_row, count, padded_targets > 0, kind, tuple(named.values()))
         named |= {name: getattr(layout, name) for name in OF_TOKENS}
-        tensors = {name: torch.from_numpy(x) for name, x in named.items()}
-        return cls(host=None, memory=buffer.memory if buffer else None, **tensors)
+        return cls(host=None, memory=None, **{name: torch.from_numpy(x) for name, x in named.items()})
 
     @property
     def tokens(self) -> Tokens:
@@ -121,45 +113,6 @@ class Batch:
 
     def _named(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("host", "memory")}
-
-
-@dataclass(frozen=True)
-class PinnedBuffer:
-    """Pinned memory of one batch: the layout is written into it, and :meth:`Batch.of` adds the rest."""
-
-    arrays: dict[str, np.ndarray]  # of a batch's names
-    memory: Tensor
-
-    @classmethod
-    def of(cls, rows: int, length: int, targets: int) -> PinnedBuffer:
-        shapes = _shapes(rows, length, targets, rows * targets)
-        sizes = [np.dtype(dtype).itemsize * prod(shape) for shape, dtype in shapes.values()]
-        *starts, end = _starts(sizes)
-        memory = torch.empty(end, dtype=torch.uint8, pin_memory=True)
-        bytes_ = memory.numpy()
-        arrays = {
-            name: bytes_[start : start + size].view(dtype).reshape(shape)
-            for (name, (shape, dtype)), start, size in zip(shapes.items(), starts, sizes, strict=True)
-        }
-        return cls(arrays, memory)
-
-    @property
-    def layout(self) -> dict[str, np.ndarray]:
-        """The arrays of a layout."""
-        return {name: self.arrays[name] for name in OF_TOKENS}
-
-
-@cache
-def _shapes(rows: int, length: int, places: int, targets: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shapes and types, in the order of a batch's fields: as :meth:`Batch._in` places them in one memory."""
-    groups = ((OF_TOKENS, (rows, length)), (OF_TARGETS, (targets,)), (OF_PLACES, (rows, places)))
-    found = {name: (shape, dtype) for group, shape in groups for name, dtype in group.items()}
-    return {f.name: found[f.name] for f in fields(Batch) if f.name in found}
-
-
-def _arrays(rows: int, length: int, places: int, targets: int) -> dict[str, np.ndarray]:
-    shapes = _shapes(rows, length, places, targets)
-    return {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items() if name not in OF_TOKENS}
 
 
 @compiled
