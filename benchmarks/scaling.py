@@ -39,9 +39,9 @@ from benchmarks.lib.llama import CONTEXT
 from benchmarks.lib.timing import between, forget_peak_memory, gpus, mark, peak_memory_gib
 from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, Paradigm
 from dti_pipeline.planning.shape import SHAPES, Shape
-from dti_pipeline.training.devices import DDP
 from dti_pipeline.training.loader import MicroBatches
 from dti_pipeline.training.runner import EagerRunner
+from dti_pipeline.training.setup import DDP
 from dti_pipeline.training.sharding import compile_layers, shard
 
 K = {DTI: 50, SLIDING_WINDOW: 1}

@@ -24,8 +24,7 @@ from dti_pipeline.paradigms import named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.plain import to_plain
-from dti_pipeline.training.bar import progress_bar
-from dti_pipeline.training.lines import lines
+from dti_pipeline.training.listeners import lines, progress_bar
 from dti_pipeline.validation.report import ValidateReport
 
 console = Console(stderr=True)

@@ -1,13 +1,9 @@
 """The results of a study: rows of single runs, gathered, compared with one another, and written to two files.
 
 ``study_rows.jsonl.xz`` holds a row a run: the columns of :meth:`Run.facts`, figures of training and evaluation, and the
-columns that compare it with other rows. Those are ``auc_difference`` (to the sliding window of equal epochs and seed,
-paired, with its interval and that of the mean over all seeds), ``auc_difference_equal_seconds``,
-``auc_difference_unfixed`` (to the same without fixes), ``speedup``, ``fewer_tokens`` and ``floors``. A failed run has
-``error``. A trial (``measure: validation``) has ``validation_auc``, ``learning`` (training seconds and validation AUC
-at each point of its curve) and floors of validation targets, nothing of test targets.
-
-``study.json`` is their summary to read and to quote: means over seeds, and where the rows come from.
+columns that compare it with others (:func:`derive`). A failed run has ``error``. A trial (``measure: validation``) has
+``validation_auc``, ``learning`` (training seconds and validation AUC at each point of its curve) and floors of
+validation targets, nothing of test targets. ``study.json`` is their summary: means over seeds, and their origin.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -103,30 +99,22 @@ def save(grid: Grid, rows: Sequence[Row]) -> None:
 
 def summary(rows: Sequence[Row]) -> Iterator[Row]:
     """A row for each evaluated or timed configuration: means over its seeds. Seconds are those of :func:`timed`."""
+    digits = {"auc": 6, "auc_streaming": 6, "log_loss": 6, "train_seconds": 3, "targets_per_second": 1}
     for line in lines(row | timed(row, rows) for row in rows if row["measure"] != "validation"):
-        means = {
-            name: None if (mean := line.mean(name)) is None else round(mean, digits)
-            for name, digits in (("auc", 6), ("auc_streaming", 6), ("log_loss", 6), ("train_seconds", 3),
-                                 ("targets_per_second", 1))
-        }  # fmt: skip
+        means = {name: line.mean(name) for name in digits}
         yield {
             **{fact: line[fact] for fact in ("dataset", "split", "group", "paradigm", *FACTS)},
             "seed": line.values("seed"),
-            **means,
+            **{name: None if mean is None else round(mean, digits[name]) for name, mean in means.items()},
             **{fact: ", ".join(sorted(set(line.values(fact)))) for fact in ("hardware", "commit", "command")},
         }
-
-
-def failed(path: Path) -> bool:
-    """Whether a run's own row is there and has an error."""
-    return path.is_file() and "error" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def gather(grid: Grid, work: Path) -> list[Row]:
     """The rows of the results and of the runs' folders, in the grid's order; the former where both have one.
 
-    A run's group and the names of its variants are the grid's of today. Rows of runs that the grid does not declare are
-    left out; those of other kinds of models stay. Raises InputError where rows of a log come from different data.
+    A run's group and variants are called as the grid calls them today. Rows of runs that it does not declare are left
+    out; those of other kinds of models stay. Raises InputError where rows of a log come from different data.
     """
     found = {row["config"]: row for row in read(grid)}
     for path in sorted(work.glob(f"*/runs/*/{ROW}")):
@@ -149,7 +137,11 @@ def gather(grid: Grid, work: Path) -> list[Row]:
 
 
 def derive(grid: Grid, rows: Sequence[Row], work: Path) -> None:
-    """Fill in the columns that compare rows. Cost: a second for each row of 100,000 targets whose pairs are new."""
+    """Fill in the columns that compare rows: differences of AUC to the sliding window of equal epochs and seed, to that
+    of equal seconds, and to the same without fixes; ``speedup``, ``fewer_tokens`` and ``floors``.
+
+    Cost: a second for each row of 100,000 targets whose pairs are new.
+    """
     runs = {run.digest: run for run in grid.runs}
     known = {row["config"]: row for row in rows if "error" not in row}
     plain = {identity(row, "fixes"): row for row in known.values() if not row["fixes"]}
@@ -159,8 +151,9 @@ def derive(grid: Grid, rows: Sequence[Row], work: Path) -> None:
         usual[config] = known.get((run.against if run else window_of_recipe(grid, row, known.values())) or "")
         equal_seconds[config] = known.get((run and run.against_seconds) or "")
         unfixed[config] = plain.get(identity(row, "fixes")) if row["fixes"] else None
-        row["speedup"] = speedup(row, usual[config], known.values())
-        row["fewer_tokens"] = fewer_tokens(row, known.values())
+        method = row["paradigm"] in names() and row["paradigm"] != BASELINE
+        row["speedup"] = speedup(row, usual[config], known.values()) if method else None
+        row["fewer_tokens"] = fewer_tokens(row, known.values()) if method else None
     scores = cache(lambda config: resampled(known[config], work))
     for line in lines(known.values()):
         differences(line, "auc_difference", usual, scores)
@@ -178,17 +171,10 @@ def window_of_recipe(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:
         "paradigm": BASELINE, "measure": "quality", "fixes": "", "model": "", "epochs": recipe.training.epochs,
         "row_length": recipe.packing.row_length, "dataset": row["dataset"], "n": row["n"],
     }  # fmt: skip
-    usual = [other for other in rows if sought.items() <= other.items()]
-    same = [other for other in usual if other["seed"] == row["seed"]]
-    return (same or usual)[0]["config"] if usual else None
-
-
-class Pace(NamedTuple):
-    """The speed of trainings that had their machine to themselves."""
-
-    targets_per_second: float  # their median
-    hardware: str
-    commits: tuple[str, ...]
+    usual = sorted(
+        (other for other in rows if sought.items() <= other.items()), key=lambda other: other["seed"] != row["seed"]
+    )
+    return usual[0]["config"] if usual else None
 
 
 def alone(row: Row) -> bool:
@@ -201,8 +187,13 @@ def seconds(row: Row, rows: Iterable[Row]) -> float | None:
     nobody measured it."""
     if alone(row) and row.get("train_seconds") is not None:
         return row["train_seconds"]
-    found = pace(row, rows)
-    return row["targets"] / found.targets_per_second if found and row.get("targets") else None
+    found = measured(row, rows)[0]
+    return row["targets"] / _pace(found) if found and row.get("targets") else None
+
+
+def mean_seconds(line: Line, rows: Iterable[Row]) -> float | None:
+    known = [found for row in line.rows if (found := seconds(row, rows)) is not None]
+    return statistics.fmean(known) if known else None
 
 
 def timed(row: Row, rows: Iterable[Row]) -> Row:
@@ -214,67 +205,53 @@ def timed(row: Row, rows: Iterable[Row]) -> Row:
     return {"train_seconds": round(took, 3) if took else None, **speeds}
 
 
-def pace(row: Row, rows: Iterable[Row]) -> Pace | None:
-    """That of the same work, measured alone, and beside the sliding window if that was measured anywhere.
-
-    It is of the row's own machine if the sliding window was measured there, so that no line has another machine's
-    seconds beside this machine's sliding window; else of another.
-    """
-    return _pair(row, rows)[0]
-
-
 def speedup(row: Row, against: Row | None, rows: Iterable[Row]) -> float | None:
     """Targets a second over the sliding window's, both measured alone on one machine: of the row and of ``against``
     where both were, else of other trainings of the same work."""
-    if row["paradigm"] not in names() or row["paradigm"] == BASELINE:
-        return None
     if against is not None and alone(against) and alone(row) and against["hardware"] == row["hardware"]:
         return round(row["targets_per_second"] / against["targets_per_second"], 3)
-    own, window = _pair(row, rows)
-    return round(own.targets_per_second / window.targets_per_second, 3) if own and window else None
+    own, window = measured(row, rows)
+    return round(_pace(own) / _pace(window), 3) if own and window else None
 
 
 def fewer_tokens(row: Row, rows: Iterable[Row]) -> float | None:
     """The sliding window's tokens a target over the row's: the bound of a speed-up where time goes with tokens."""
-    if row["paradigm"] not in names() or row["paradigm"] == BASELINE:
-        return None
     found = [r for r in rows if r["paradigm"] == BASELINE and all(r[key] == row[key] for key in ("dataset", "n"))]
     return round(found[-1]["tokens_per_target"] / row["tokens_per_target"], 3) if found else None
 
 
-def _pair(row: Row, rows: Iterable[Row]) -> tuple[Pace | None, Pace | None]:
-    """The pace of the row's work and the sliding window's, of one machine."""
+def measured(row: Row, rows: Iterable[Row]) -> tuple[Line | None, Line | None]:
+    """Trainings of the row's work with nothing beside them, and of its sliding window, all on one machine.
+
+    That is the row's own if the sliding window was measured there, so that no line has another machine's seconds beside
+    this machine's sliding window; else one that has both; else another.
+    """
     rows, here = list(rows), row.get("hardware", "")
-    own, windows = _paces(row, rows, row["paradigm"], row["k"], row["fixes"]), _paces(row, rows, BASELINE, 1, "")
+    own = _by_machine(row, rows, row["paradigm"], row["k"], row["fixes"])
+    windows = _by_machine(row, rows, BASELINE, 1, "")
     places = [here] if here in windows else sorted(own, key=lambda machine: (machine not in windows, machine != here))
     place = next((machine for machine in places if machine in own), "")
     return own.get(place), windows.get(place)
 
 
-def _paces(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> dict[str, Pace]:
-    """The pace of some work like the row's, by machine."""
+def _by_machine(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixes: str) -> dict[str, Line]:
+    sought = {"paradigm": paradigm, "k": k, "fixes": fixes, "workers": 1} | {key: row.get(key) for key in SAME_WORK}
     found: dict[str, list[Row]] = {}
     for other in rows:
-        named = (other["paradigm"], other["k"], other["fixes"]) == (paradigm, k, fixes)
-        if named and alone(other) and all(other.get(key) == row.get(key) for key in SAME_WORK):
+        if all(other.get(key) == value for key, value in sought.items()):
             found.setdefault(other["hardware"], []).append(other)
-    return {
-        machine: Pace(
-            statistics.median(other["targets_per_second"] for other in same),
-            machine,
-            tuple(sorted({other["commit"] for other in same})),
-        )
-        for machine, same in found.items()
-    }
+    return {machine: Line(tuple(same)) for machine, same in found.items()}
+
+
+def _pace(trainings: Line) -> float:
+    return statistics.median(trainings.values("targets_per_second"))
 
 
 def differences(
-    line: Line,
-    column: str,
-    against: Mapping[str, Row | None],
-    scores: Callable[[str], tuple[Array, Array] | None],
+    line: Line, column: str, against: Mapping[str, Row | None], scores: Callable[[str], tuple[Array, Array] | None]
 ) -> None:
-    """Fill in ``column``: AUCs of a line's rows less those of the rows they are compared with, ``against``.
+    """Fill in ``column``: AUCs of a line's rows less those of the rows they are compared with, ``against``, with the
+    paired interval of each and of their mean.
 
     ``scores`` returns :func:`resampled` of a row's config. Intervals found before stand while all the AUCs do, for the
     scores need not be on this machine.
@@ -331,7 +308,7 @@ def _paired(own: tuple[Array, Array] | None, other: tuple[Array, Array] | None) 
 
 
 def _floors(grid: Grid, rows: list[Row], work: Path) -> None:
-    """The floors of each log, n and evaluated split, on every row; taken from a row that has them."""
+    """Give every row the floors of its log, n and evaluated split; taken from a row that has them."""
     known: dict[tuple[Any, ...], Mapping[str, float]] = {}
     for row in sorted(rows, key=lambda row: not row.get("floors")):
         trial = row["measure"] == "validation"

@@ -79,12 +79,13 @@ def text(report: Report) -> str:
     if "runs" not in report:
         plain = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in report.items()}
         return "\n".join(f"{key.replace('_', ' '):<12} {value}" for key, value in plain.items())
-    lines = [f"{'state':<6} {'config':<12} {'M tokens':>9} {'seconds':>8}  run (groups)", "-" * 100]
+    rule = "-" * 100
+    lines = [f"{'state':<6} {'config':<12} {'M tokens':>9} {'seconds':>8}  run (groups)", rule]
     for row in report["runs"]:
-        tokens = f"{row['tokens'] / 1e6:9.2f}" if row["tokens"] else f"{'?':>9}"
-        seconds = f"{row['seconds']:8.0f}" if row["seconds"] else f"{'?':>8}"
-        lines.append(f"{row['state']:<6} {row['config']:<12} {tokens} {seconds}  {row['run']} ({row['group']})")
-        lines += [f"       {row['error']}"] if row["error"] else []
-    left = f"{report['left']} runs left, {report['tokens_left'] / 1e6:,.1f} M tokens"
+        tokens = f"{row['tokens'] / 1e6:.2f}" if row["tokens"] else "?"
+        seconds = f"{row['seconds']:.0f}" if row["seconds"] else "?"
+        lines.append(f"{row['state']:<6} {row['config']:<12} {tokens:>9} {seconds:>8}  {row['run']} ({row['group']})")
+        if row["error"]:
+            lines.append(f"       {row['error']}")
     known = f", {report['seconds_left']:,} s of those whose speed is known" if report["seconds_left"] else ""
-    return "\n".join([*lines, "-" * 100, left + known])
+    return "\n".join([*lines, rule, f"{report['left']} runs left, {report['tokens_left'] / 1e6:,.1f} M tokens{known}"])

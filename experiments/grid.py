@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ class Grid:
         return [(name, *same) for name in run.groups if any(part.equal == "seconds" for part in self.group(name))]
 
     def group(self, name: str) -> tuple[Group, ...]:
-        """The entries of a group: it may be written in several parts."""
+        """The parts of a group, which may be several."""
         return tuple(group for group in self.groups if group.name == name)
 
     @property
@@ -129,19 +129,15 @@ class Grid:
         return tuple(dict.fromkeys(group.name for group in self.groups))
 
     def chosen(self, only: Iterable[str] = ()) -> tuple[Run, ...]:
-        """All runs, or those of the named groups. InputError names the nearest group."""
+        """All runs, or those of the named groups."""
         wanted = set(only)
-        for name in wanted:
-            known(f"{self.path}: asked for group", name, self.group_names)
+        known(f"{self.path}: asked for group", wanted, self.group_names)
         return tuple(run for run in self.runs if not wanted or wanted & set(run.groups))
 
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
         """The parameters of a log with changes on top; InputError names the wrong key and the file."""
-        merged = self._params(data_set)
-        for change in changes:
-            merged = _merge(merged, change)
         try:
-            return from_plain(Config, merged)
+            return from_plain(Config, reduce(_merge, changes, self._params(data_set)))
         except InputError as error:
             raise InputError(f"{self.path}, data set {data_set}: {error}") from error
 
@@ -218,19 +214,19 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """The columns that identify the run in the results."""
-        training = self.config.training
+        packing, training = self.config.packing, self.config.training
         return {
             "dataset": self.data_set,
             "split": self.config.split.rule,
             "group": self.groups[0],
             "paradigm": self.paradigm,
             "k": self.k,
-            "n": self.config.packing.context,
+            "n": packing.context,
             "fixes": self.fixes,
             "model": self.model,
             "epochs": training.epochs,
             "seed": training.seed,
-            "row_length": self.config.packing.row_length,
+            "row_length": packing.row_length,
             "measure": self.measure,
             "config": self.digest,
             "command": f"dti study --only {self.groups[0]}",
@@ -238,10 +234,9 @@ class Run:
 
     def label(self) -> str:
         """For a line of a terminal."""
-        training = self.config.training
-        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={self.config.packing.context}", self.fixes]
-        parts += [self.model, f"{training.epochs:g} epochs", f"seed {training.seed}"]
-        return " ".join(part for part in parts if part)
+        facts = self.facts()
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", self.fixes, self.model]
+        return " ".join(part for part in (*parts, f"{facts['epochs']:g} epochs", f"seed {facts['seed']}") if part)
 
 
 def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
@@ -266,10 +261,8 @@ def load(path: Path) -> Grid:
         grid = replace(from_plain(Grid, _read(path)), path=str(path))
     except InputError as error:
         raise InputError(f"{path}: {str(error).replace('params key', 'key')}") from error
-    _check_names(grid)
-    _check_rehearsals(grid)
-    _check_measures(grid)
-    _check_told_apart(grid)
+    for check in (_check_names, _check_rehearsals, _check_measures, _check_told_apart):
+        check(grid)
     return grid
 
 
@@ -280,41 +273,37 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist") from error
 
 
-def known(where: str, name: str, names: Iterable[str]) -> None:
-    """InputError where a name is none of ``names``, with the nearest of them."""
+def known(where: str, asked: Iterable[str], names: Iterable[str]) -> None:
+    """InputError where one that is ``asked`` for is none of ``names``, with the nearest of them."""
     names = list(names)
-    if name not in names:
-        raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
+    for name in asked:
+        if name not in names:
+            raise InputError(f"{where} {name!r}, none of {', '.join(map(repr, names))}{nearest(name, names)}")
 
 
 def _check_names(grid: Grid) -> None:
-    for figure, names in grid.figures.items():
-        for name in names:
-            known(f"{grid.path}, figures.{figure}: it draws", name, grid.group_names)
-    variants = {f"fixes.{name}": params for name, params in grid.fixes.items()}
-    variants |= {f"models.{name}": params for name, params in grid.models.items()}
-    variants |= {f"group {group.name}, params": group.params for group in grid.groups}
-    for where, params in variants.items():
+    """Groups and figures name what there is, and no run changes its log."""
+    changes = {f"{kind}.{name}": one for kind in ("fixes", "models") for name, one in getattr(grid, kind).items()}
+    changes |= {f"group {group.name}, params": group.params for group in grid.groups}
+    for where, params in changes.items():
         if wrong := set(params) & {*DATA_SECTIONS, "validation"}:
-            raise InputError(
-                f"{grid.path}, {where}: `{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
-            )
-    options = {
-        "data_sets": list(grid.data_sets),
-        "paradigms": list(paradigms.names()),
-        "fixes": ["", *grid.fixes],
+            said = f"`{min(wrong)}` shapes the log, not a run: make a data set of its own of it"
+            raise InputError(f"{grid.path}, {where}: {said}")
+    allowed = {
+        "data_sets": grid.data_sets, "paradigms": paradigms.names(), "fixes": ["", *grid.fixes],
         "models": ["", *grid.models],
-    }
+    }  # fmt: skip
     for group in grid.groups:
         if not group.name:
             raise InputError(f"{grid.path}: every group needs a name")
         where = f"{grid.path}, group {group.name}:"
-        for key, allowed in options.items():
-            for name in getattr(group, key):
-                known(f"{where} `{key}` has", name, allowed)
-        for key in (f.name for f in fields(Group)):
-            if getattr(group, key) == () and key not in ("k", "n", "epochs"):
+        for key, names in allowed.items():
+            known(f"{where} `{key}` has", getattr(group, key), names)
+        for key in (*allowed, "seeds"):
+            if not getattr(group, key):
                 raise InputError(f"{where} `{key}` is empty")
+    for figure, names in grid.figures.items():
+        known(f"{grid.path}, figures.{figure}: it draws", names, grid.group_names)
 
 
 def _check_rehearsals(grid: Grid) -> None:
@@ -323,7 +312,7 @@ def _check_rehearsals(grid: Grid) -> None:
         if data_set.rehearsal is None:
             continue
         where, of, train = f"{grid.path}, data set {name}:", data_set.rehearsal.of, data_set.rehearsal.train
-        known(f"{where} `rehearsal.of` is", of, logs)
+        known(f"{where} `rehearsal.of` is", [of], logs)
         if not 0 < train < 1:
             raise InputError(f"{where} `rehearsal.train` must be between 0 and 1, not {train}")
         if (rule := grid.config(of).split.rule) != "user_order":
@@ -353,15 +342,15 @@ def _check_told_apart(grid: Grid) -> None:
     together = {f"group {name}": {name} for name in grid.group_names}
     together |= {f"figures.{name}": set(groups) for name, groups in grid.figures.items()}
     for where, groups in together.items():
-        seen: dict[tuple[Any, ...], Run] = {}
-        for run in grid.runs:
-            if groups & set(run.groups):
-                facts = run.facts()
-                if seen.setdefault(tuple(facts[fact] for fact in SHOWN), run) is not run:
-                    raise InputError(
-                        f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a"
-                        " model, a fix or a data set of the difference, which tables name"
-                    )
+        seen: set[tuple[Any, ...]] = set()
+        for run in (run for run in grid.runs if groups & set(run.groups)):
+            facts = tuple(run.facts()[fact] for fact in SHOWN)
+            if facts in seen:
+                raise InputError(
+                    f"{grid.path}, {where}: two runs of other parameters are both called {run.label()!r}: make a model,"
+                    " a fix or a data set of the difference, which tables name"
+                )
+            seen.add(facts)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts, pipeline
-from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from experiments.grid import DATA_SECTIONS, Grid, Run, settings
@@ -28,9 +27,8 @@ CONTENT = ("user_id", "item_id", "item_text", "label", "split", "position")
 def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: Paths) -> None:
     """Publish events and tokens of a log in ``work / name``; what stands there under the same parameters is kept.
 
-    A rehearsal has the log it is made from prepared first. A second call for the same log waits for the first. ``logs``
-    says where raw logs lie that are not where the grid says, in ``home``. Raises InputError where events must be made
-    and DuckDB, which makes them, is not installed.
+    ``logs`` says where raw logs lie that are not where the grid says, in ``home``. Raises InputError where events must
+    be made and DuckDB, which makes them, is not installed.
     """
     config, paths = grid.config(name), Paths(work / name)
     rehearsal = grid.data_sets[name].rehearsal
@@ -45,33 +43,31 @@ def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: P
             rehearse(Paths(work / rehearsal.of), paths, rehearsal.train)
             # The rows passed their checks in the log that they come from.
             config = replace(config, validation=replace(config.validation, required=False))
-            pipeline.BY_NAME["tokenize"].run(config, paths)
+            stages = ["tokenize"]
+        elif importlib.util.find_spec("duckdb") is None:
+            raise InputError(
+                f"{paths.home} holds no tokens of {name} made with these parameters, and duckdb is not installed here:"
+                " run `dti study --prepare` where it is, and bring the folder along"
+            )
         else:
-            _make(name, config, paths, logs.get(name) or home.resolve(config.events.path))
+            stages = ["ingest", "validate", "tokenize"]
+            if config.events.source == "synthetic":
+                stages.insert(0, "synth")
+            else:
+                log = logs.get(name) or home.resolve(config.events.path)
+                config = replace(config, events=replace(config.events, path=str(log)))
+        for stage in stages:
+            pipeline.BY_NAME[stage].run(config, paths)
         artifacts.write_json(note, shape)
 
 
-def _make(name: str, config: Config, paths: Paths, log: Path) -> None:
-    if importlib.util.find_spec("duckdb") is None:
-        raise InputError(
-            f"{paths.home} holds no tokens of {name} made with these parameters, and duckdb is not installed here: run"
-            " `dti study --prepare` where it is, and bring the folder along"
-        )
-    if config.events.source == "synthetic":
-        pipeline.BY_NAME["synth"].run(config, paths)
-    else:
-        config = replace(config, events=replace(config.events, path=str(log)))
-    for stage in ("ingest", "validate", "tokenize"):
-        pipeline.BY_NAME[stage].run(config, paths)
-
-
 def rehearse(log: Paths, past: Paths, train: float) -> None:
-    """Publish the events of ``past``: the log less its test rows, with less of every user's rows to train on.
+    """Publish the events of ``past``: the log less its test rows, the first share ``train`` of every user's rows to
+    train on, and the log's validation targets.
 
-    For choosing a recipe where a log is split by its order and items age, so that test targets ask for items that
-    training hardly showed, and the log's own validation targets do not. The first ``train`` of every user's rows train
-    and the log's validation targets are the validation targets. The rows between get the test split, which nobody
-    scores: they are context only. ``log`` must be split by ``user_order``. Cost: one read of the events, in memory.
+    For choosing a recipe where items age: training hardly shows the items of a log's test targets, but those of its
+    validation targets. The rows between get the test split, which nobody scores: they are context only. ``log`` must
+    be split by ``user_order``. Cost: one read of the events, in memory.
     """
     manifest = artifacts.read(log.events, "ingest")
     table = pq.read_table(log.events / "interactions.parquet")
@@ -87,14 +83,11 @@ def rehearse(log: Paths, past: Paths, train: float) -> None:
 
 
 def digest(home: Path) -> str:
-    """12 hexadecimal characters of a log's content: users, items, texts, labels and split, in order.
-
-    It does not depend on the library that wrote the file, nor on how texts become tokens.
-    """
+    """12 hexadecimal characters of a log's content in order, whatever library wrote it and however it is tokenised."""
     table = pq.read_table(Paths(home).events / "interactions.parquet", columns=list(CONTENT))
     found = hashlib.md5()
-    for name in CONTENT:
-        codes = table[name].combine_chunks().dictionary_encode()
+    for column in table.select(CONTENT).columns:
+        codes = column.combine_chunks().dictionary_encode()
         found.update(codes.indices.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
         found.update("\0".join(map(str, codes.dictionary.to_pylist())).encode())
     return found.hexdigest()[:12]

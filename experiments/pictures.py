@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,13 +12,11 @@ from matplotlib.ticker import NullFormatter
 
 from dti_pipeline.evaluation.plots import logarithmic, plain, save
 from dti_pipeline.paradigms import named, names
-from dti_pipeline.planning.cost import token_speedup
 from experiments import analyse
 from experiments.analyse import Line, Row
 from experiments.grid import BASELINE, Grid, known
 
-#: The fill of the markers tells variants of one paradigm apart.
-FILLS = ("full", "none", "left", "top", "right", "bottom")
+FILLS = ("full", "none", "left", "top", "right", "bottom")  # of markers: they tell variants of one paradigm apart
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of a panel
 ABREAST = 3  # panels
 
@@ -33,7 +30,7 @@ def draw_all(grid: Grid, rows: list[Row], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, groups in grid.figures.items():
-        known(f"{grid.path}, figures: it has", name, DRAWINGS)
+        known(f"{grid.path}, figures: it has", [name], DRAWINGS)
         chosen = {row["config"]: row for group in groups for row in analyse.of_group(grid, rows, group)}
         if DRAWINGS[name](grid, analyse.lines(chosen.values()), rows, folder / f"study_{name}"):
             drawn.append(f"study_{name}")
@@ -43,25 +40,23 @@ def draw_all(grid: Grid, rows: list[Row], folder: Path) -> list[str]:
 def auc_seconds(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
     """One curve a paradigm: its AUC after trainings of several lengths."""
 
-    def point(line: Line) -> Point:
-        alone = [found for row in line.rows if (found := analyse.seconds(row, rows)) is not None]
-        return (fmean(alone) if alone else None), line.mean("auc")
-
     def finish(axes: Axes) -> None:
         logarithmic(axes)
         axes.set(xlabel="training time (s)", ylabel="AUC, single prompts")
 
-    return _draw(_curves(lines, point), finish, path, "AUC against training time")
+    curves = _curves(lines, lambda line: (analyse.mean_seconds(line, rows), line.mean("auc")))
+    return _draw(curves, finish, path, "AUC against training time")
 
 
 def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
     """Targets a second over the sliding window's, against k, with the bound that the ratio of tokens sets."""
-    steps = dict(_steps(grid))
+    files = [grid.beside(grid.results) / name for name in grid.speed]
+    steps = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()}
     places = _places([line["k"] for line in lines] + [row["k"] for found in steps.values() for row in found])
 
     def panel(line: Line) -> str:
-        timed = analyse.pace(line.rows[0], rows)
-        return _machine(line["dataset"], line["n"], timed.hardware if timed else line["hardware"])
+        timed = analyse.measured(line.rows[0], rows)[0] or line
+        return f"{line['dataset']}, n = {line['n']}\n{timed['hardware']}"
 
     curves = _curves(lines, lambda line: (places[line["k"]], line.mean("speedup")), panel)
     bounds: dict[str, set[tuple[float, float]]] = {}
@@ -73,13 +68,11 @@ def speedup_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         for row in found:
             if row["paradigm"] != BASELINE and row["speedup"] is not None:
                 made = " ".join(part for part in (name, row.get("model")) if part)
-                where = _machine(made, row["n"], row["hardware"])
+                where = f"{made}, n = {row['n']}\n{row['hardware']}"
                 variant = f"{row['targets_per_step']:,} targets a step" if several else row.get("fixes", "")
                 curve = curves.setdefault(where, {}).setdefault((row["paradigm"], variant), [])
                 curve.append((places[row["k"]], row["speedup"]))
-                fewer = row.get("bound") or row.get("fewer_tokens")
-                fewer = fewer or token_speedup(row["n"], row["tokens_per_interaction"], row["k"])
-                bounds.setdefault(where, set()).add((places[row["k"]], fewer))
+                bounds.setdefault(where, set()).add((places[row["k"]], row.get("bound") or row["fewer_tokens"]))
 
     def finish(axes: Axes) -> None:
         points = sorted(bounds.get(axes.get_title(), ()))
@@ -111,10 +104,7 @@ def leak_k(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
 
 
 def auc_n(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
-    """AUC against the number of context interactions, with the floor that sees as many.
-
-    Nothing is drawn for one number.
-    """
+    """AUC against the number of context interactions, with the floor that sees as many."""
     if len({line["n"] for line in lines}) < 2:
         return False
     floors: dict[str, dict[int, float]] = {}
@@ -148,18 +138,7 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
     return _draw(_curves(lines, point, lambda line: "Cost of a target against history length"), finish, path, "")
 
 
-DRAWINGS: dict[str, Callable[[Grid, list[Line], list[Row], Path], bool]] = {
-    "auc_seconds": auc_seconds,
-    "speedup_k": speedup_k,
-    "leak_k": leak_k,
-    "auc_n": auc_n,
-    "cost_history": cost_history,
-}
-
-
-def _machine(name: str, n: int, hardware: str) -> str:
-    """The title of a panel of speed-ups: they are of one n and one machine."""
-    return f"{name}, n = {n}\n{hardware}"
+DRAWINGS = {draw.__name__: draw for draw in (auc_seconds, speedup_k, leak_k, auc_n, cost_history)}
 
 
 def _curves(
@@ -213,11 +192,3 @@ def _k_axis(axes: Axes, places: dict[int | str, float]) -> None:
     axes.set_xticks(list(places.values()), [str(k) for k in places])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="k, targets a prompt")
-
-
-def _steps(grid: Grid) -> Iterator[tuple[str, list[Row]]]:
-    """The results of training-step benchmarks, where there are any."""
-    for name in grid.speed:
-        path = grid.beside(grid.results) / name
-        if path.is_file():
-            yield path.stem, json.loads(path.read_text(encoding="utf-8"))

@@ -49,26 +49,20 @@ def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
         if (own / ROW).is_file():  # a process that outlived the command that started it has finished it
             return {}
         paths = Paths(own / "home")
-        workers = _most_workers(paths.home / "workers", workers)
+        noted = paths.home / "workers"  # the most at a time during any part of this run: its seconds are of all parts
+        workers = max(workers, int(noted.read_text()) if noted.is_file() else 0)
+        artifacts.write_text(noted, str(workers))
         shards = logs.packed(run, data)
         for made, at in ((data / "data" / "events", paths.events), (data / "data" / "tokens", paths.tokens)):
             logs.link(made, at)
         logs.link(shards, paths.shards(run.paradigm))
-        row = run.facts() | {"workers": workers, "data": logs.digest(data)}
-        row["commit"] = str(lineage.commit() or "") or None
-        row |= _train(run, paths)
+        facts = {"workers": workers, "data": logs.digest(data), "commit": str(lineage.commit() or "") or None}
+        row = run.facts() | facts | _train(run, paths)
         if run.measure == "quality":
             row |= _evaluate(run, paths, own)
         artifacts.write_json(own / ROW, row)
         shutil.rmtree(own / "home")
     return row
-
-
-def _most_workers(noted: Path, workers: int) -> int:
-    """The most runs that were at work beside any part of this one, itself counted: its seconds are of all its parts."""
-    most = max(workers, int(noted.read_text()) if noted.is_file() else 0)
-    artifacts.write_text(noted, str(most))
-    return most
 
 
 def _train(run: Run, paths: Paths) -> dict[str, Any]:
@@ -93,10 +87,9 @@ def _evaluate(run: Run, paths: Paths, own: Path) -> dict[str, Any]:
     report = pipeline.execute(pipeline.EVALUATE, run.config, paths, run.paradigm)
     seconds = time.monotonic() - begun
     found = pq.read_table(paths.evaluation(run.paradigm) / PREDICTIONS)
-    users = found["user_id"].combine_chunks().dictionary_encode().indices
-    keep_predictions(
-        own, found["row"].to_numpy(), users.to_numpy(), found["label"].to_numpy(), found["probability"].to_numpy()
-    )
+    users = found["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    row, label, probability = (found[name].to_numpy() for name in ("row", "label", "probability"))
+    keep_predictions(own, row, users, label, probability)
     return {name: getattr(report, name) for name in EVALUATED} | {
         "auc_by_history": {part.bucket: part.auc for part in report.slices.history_length},
         "test_targets": report.targets,
@@ -108,10 +101,10 @@ def _evaluate(run: Run, paths: Paths, own: Path) -> dict[str, Any]:
 def keep_predictions(own: Path, row: Array, user: Array, label: Array, probability: Array) -> None:
     """Write the scores of the test targets (N,), ordered by row: paired differences between runs are made of them."""
     columns = {"row": row.astype(np.int64), "user": user.astype(np.int32), "label": label.astype(np.int8)}
-    columns["probability"] = probability.astype(np.float32)
+    table = pa.table(columns | {"probability": probability.astype(np.float32)})
     own.mkdir(parents=True, exist_ok=True)
     aside = own / f".{PREDICTIONS}"
-    pq.write_table(pa.table(columns), aside, compression="zstd")
+    pq.write_table(table, aside, compression="zstd")
     aside.replace(own / PREDICTIONS)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,9 +27,7 @@ Say = Callable[[str], None]
 
 def prepare(grid: Grid, work: Path, runs: Iterable[Run], raw: Mapping[str, Path], home: Paths) -> list[str]:
     """Make the tokens of every log that the runs need; return the logs' names. ``raw`` as in :func:`logs.prepare`.
-
-    Raises InputError where the results hold rows of a log that come from other data.
-    """
+    InputError where the results hold rows of a log that come from other data."""
     done, where = analyse.gather(grid, work), grid.beside(grid.results) / analyse.ROWS
     names = list(dict.fromkeys(run.data_set for run in runs))
     for name in names:
@@ -68,9 +66,6 @@ def execute(
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -112,8 +107,9 @@ def _together(grid: Grid, work: Path, runs: Iterable[Run], workers: int, deadlin
 def _start(grid: Grid, work: Path, run: Run, workers: int) -> subprocess.Popen[Any]:
     own = folder(work, run)
     own.mkdir(parents=True, exist_ok=True)
-    if analyse.failed(own / ROW):  # one that a process of an earlier call has just finished stands
-        (own / ROW).unlink()
+    row = own / ROW  # one that a process of an earlier call has just finished stands
+    if row.is_file() and "error" in json.loads(row.read_text(encoding="utf-8")):
+        row.unlink()
     words = [sys.executable, "-m", "experiments.run", grid.path, str(work), run.digest, str(workers)]
     with (own / "log.txt").open("w") as output:
         # A session of its own: Ctrl-C reaches it through terminate() alone, once.
@@ -137,18 +133,17 @@ def _finish(grid: Grid, work: Path, run: Run, code: int) -> analyse.Row:
 def _found(row: analyse.Row) -> str:
     if "error" in row:
         return f"failed: {row['error']}"
-    parts = [f"AUC {row['auc']:.4f} streaming {row['auc_streaming']:.4f}"] if row.get("auc") is not None else []
-    if row["measure"] == "validation" and row["validation_auc"] is not None:
-        parts.append(f"validation AUC {row['validation_auc']:.4f}")
-    return " ".join([*parts, f"{row['targets_per_second']:,.0f} targets/s"])
+    scores = ""
+    if row.get("auc") is not None:
+        scores = f"AUC {row['auc']:.4f} streaming {row['auc_streaming']:.4f} "
+    elif row["measure"] == "validation" and row["validation_auc"] is not None:
+        scores = f"validation AUC {row['validation_auc']:.4f} "
+    return f"{scores}{row['targets_per_second']:,.0f} targets/s"
 
 
 def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    """Each run with its state and its cost, as the packer counts it: tokens and seconds.
-
-    Tokens are None where the log is not prepared here. Seconds take the fastest speed measured on the same log,
-    paradigm and model, None where none was; they hold for one run at a time.
-    """
+    """Each run with its state and its cost: tokens, None where the log is not prepared here, and seconds at the fastest
+    speed measured on the same log, paradigm and model, None where none was; they hold for one run at a time."""
     gathered = {row["config"]: row for row in analyse.gather(grid, work)}
     speeds: dict[tuple[str, ...], float] = {}
     for row in gathered.values():
@@ -169,7 +164,7 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
             "config": run.digest,
             "tokens": tokens,
             "seconds": round(tokens / speed, 1) if tokens and speed else None,
-            "error": found.get("error") if found else None,
+            "error": (found or {}).get("error"),
         }
 
 

@@ -22,24 +22,22 @@ from experiments.grid import FACTS, Grid, known
 MARKED = re.compile(r"(<!-- (?P<kind>study|histories|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Facts that all lines of a table share, as its conditions say them.
 SHARED = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}", "epochs": "{} epochs"}
+EVALUATED = ("AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]")
+TRIAL = ("validation AUC", "best", "curve")
 SPEED = ("train s", "targets/s", "tokens/s", "fewer tokens", "speed-up")
 SPLITS = {"user_order": "split by each user's order, not by time", "global_time": "split by global time"}
 
 
 def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, Any]:
-    """Write results, tables and pictures anew; record them where ``tracking.enabled``.
-
-    Everything but new intervals, and floors of logs that no row has, comes from the results file: a clone without the
-    runs makes the same document.
-    """
+    """Write results, tables and pictures anew; record them where ``tracking.enabled``. Only new intervals, and floors
+    of logs that no row has, need the runs: a clone makes the same document."""
     rows = analyse.gather(grid, work)
     analyse.derive(grid, rows, work)
     analyse.save(grid, rows)
-    drawn: list[str] = []
-    files = {"": [grid.beside(grid.results) / ROWS]}
+    drawn, files = [], {"": [grid.beside(grid.results) / ROWS]}
     if grid.pictures:
-        drawn = pictures.draw_all(grid, rows, grid.beside(grid.pictures))
-        files["pictures"] = sorted(grid.beside(grid.pictures).glob("study_*"))
+        folder = grid.beside(grid.pictures)
+        drawn, files["pictures"] = pictures.draw_all(grid, rows, folder), sorted(folder.glob("study_*"))
     if grid.document and (path := grid.beside(grid.document)).is_file():
         artifacts.write_text(path, document(grid, rows, path.read_text(encoding="utf-8")))
     tracking.record_study(
@@ -61,11 +59,9 @@ def document(grid: Grid, rows: list[Row], text: str) -> str:
     def part(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
         names = pictures.DRAWINGS if kind == "figure" else [*grid.group_names, *grid.others]
-        known(f"{grid.document} asks for {kind}", name, names)
-        if kind == "figure":
-            made = _picture(grid, name)
-        else:
-            made = (group_tables if kind == "study" else history_tables)(grid, rows, name)
+        known(f"{grid.document} asks for {kind}", [name], names)
+        tables = history_tables if kind == "histories" else group_tables
+        made = _picture(grid, name) if kind == "figure" else tables(grid, rows, name)
         return f"{match[1]}\n{made or 'Not measured yet.'}\n\n{match[4]}"
 
     return MARKED.sub(part, text)
@@ -75,7 +71,7 @@ def _picture(grid: Grid, name: str) -> str:
     path = grid.beside(grid.pictures or "") / f"study_{name}.svg"
     if not grid.pictures or not grid.document or not path.is_file():
         return "Not drawn yet."
-    said = (pictures.DRAWINGS[name].__doc__ or "").splitlines()[0].rstrip(".")
+    said = (pictures.DRAWINGS[name].__doc__ or "").rstrip(".")
     return f"![{said}]({os.path.relpath(path, grid.beside(grid.document).parent)})"
 
 
@@ -127,10 +123,7 @@ def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) 
     compared = ("auc_difference_equal_seconds" if equal_seconds else "auc_difference", "auc_difference_unfixed")
     trials = any(line["measure"] == "validation" for line in shown)
     evaluated = any(line.values("auc") for line in shown)
-    header = ["", *facts, "seeds"]
-    if evaluated:
-        header += ["AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]"]
-    header += ["validation AUC", "best", "curve"] if trials else SPEED
+    header = ["", *facts, "seeds", *(EVALUATED if evaluated else ()), *(TRIAL if trials else SPEED)]
     body = []
     for line in shown:
         cells = [f"`{line['paradigm']}`", *(_fact(line[fact]) for fact in facts), str(len(line.rows))]
@@ -159,22 +152,19 @@ def _conditions(shown: Sequence[Line], same: Sequence[str]) -> list[str]:
     shared = [SHARED[fact].format(_fact(first[fact])) for fact in same if first[fact] not in (None, "")]
     said += ["1 epoch" if one == "1 epochs" else one for one in shared]
     workers = sorted(set(every.values("workers")))
-    return [
-        *said,
-        SPLITS.get(first["split"], first["split"]),
-        *sorted(set(every.values("hardware"))),
-        "one at a time" if workers == [1] else f"{' and '.join(map(str, workers))} at a time",
-        f"commit {', '.join(sorted({commit[:10] for commit in every.values('commit')}))}",
-    ]
+    beside = "one at a time" if workers == [1] else f"{' and '.join(map(str, workers))} at a time"
+    commits = ", ".join(sorted({commit[:10] for commit in every.values("commit")}))
+    machines = sorted(set(every.values("hardware")))
+    return [*said, SPLITS.get(first["split"], first["split"]), *machines, beside, f"commit {commits}"]
 
 
 def _timed(shown: Sequence[Line], rows: list[Row]) -> list[str]:
     """The machines and commits of seconds that are taken from trainings alone on their machine."""
     beside = [row for line in shown for row in line.rows if not analyse.alone(row)]
-    paces = [found for row in beside if (found := analyse.pace(row, rows))]
-    machines = sorted({found.hardware for found in paces})
-    commits = sorted({commit[:10] for found in paces for commit in found.commits})
-    return [f"seconds: {', '.join(machines)}, commit {', '.join(commits)}"] if paces else []
+    alone = [found for row in beside if (found := analyse.measured(row, rows)[0])]
+    machines = sorted({found["hardware"] for found in alone})
+    commits = sorted({commit[:10] for found in alone for commit in found.values("commit")})
+    return [f"seconds: {', '.join(machines)}, commit {', '.join(commits)}"] if alone else []
 
 
 def _learning(line: Line) -> list[str]:
@@ -185,11 +175,10 @@ def _learning(line: Line) -> list[str]:
 
 
 def _speed(line: Line, rows: list[Row]) -> list[str]:
-    alone = [found for row in line.rows if (found := analyse.seconds(row, rows)) is not None]
     own = Line(tuple(row for row in line.rows if analyse.alone(row)) or ({},))
     rates = [_amount(own.mean(name)) for name in ("targets_per_second", "tokens_per_second")]
     ratios = [f"{value:.1f}x" if (value := line.mean(name)) else MISSING for name in ("fewer_tokens", "speedup")]
-    return [_amount(fmean(alone) if alone else None), *rates, *ratios]
+    return [_amount(analyse.mean_seconds(line, rows)), *rates, *ratios]
 
 
 def _fact(value: Any) -> str:

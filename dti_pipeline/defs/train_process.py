@@ -19,7 +19,7 @@ from dti_pipeline import config, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_page
-from dti_pipeline.training.lines import lines
+from dti_pipeline.training.listeners import lines
 from dti_pipeline.training.progress import Event, FellBack, Listener, Started
 
 MODULE = "dti_pipeline.defs.train_process"

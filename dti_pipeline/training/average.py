@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, over optimizer steps."""
+"""An average of the trained weights over optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """The exponential moving average of a model's trained weights. Memory: one copy of them; time: reading them once a
-    step.
+    """The exponential moving average of a model's trained weights. Memory: a copy of them; time: a read of them a step.
 
     Step t moves it towards the weights by 1 - min(decay, t / (t + 9)), as TensorFlow's moving averages do: it forgets
     where training began.

@@ -1,11 +1,9 @@
 """Checkpoints: everything the rest of a training depends on, written atomically, without pickle.
 
-A checkpoint is a folder with the tensors in one safetensors file and the rest, their digest among it, in JSON. It is
-written under another name and renamed. A training continues from the newest whole one and skips damaged ones.
-Checkpoints lie under a fingerprint of configuration and shards (:func:`folder`), so that no training continues
-another's; a note of the tracker's run lies beside them.
-
-The learning rate and the order of the rows are pure functions of the step's number, and are not saved.
+A checkpoint is a folder with the tensors in one safetensors file and the rest, their digest among it, in JSON. A
+training continues from the newest whole one and skips damaged ones. Checkpoints lie under a fingerprint of
+configuration and shards (:func:`folder`), so that no training continues another's; a note of the tracker's run lies
+beside them. Learning rate and order of rows follow from the step's number, and are not saved.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from dti_pipeline.training.average import Average
 
 log = logging.getLogger(__name__)
 
-KEEP = 2  # newest checkpoints kept: one could be on a disk that fails while the next is written
+KEEP = 2  # newest checkpoints: one may be damaged
 TENSORS, STATE, RUN = "state.safetensors", "state.json", "run.json"
 
 
@@ -54,14 +52,9 @@ def random_state() -> dict[str, Tensor]:
 
 
 def save(
-    folder: Path,
-    progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    random: Mapping[str, Tensor] | None = None,
-    average: Average | None = None,
-    write: bool = True,
-) -> Path:
+    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer,
+    random: Mapping[str, Tensor] | None = None, average: Average | None = None, write: bool = True,
+) -> Path:  # fmt: skip
     """Write ``folder/step-N``; older ones beyond :data:`KEEP` are removed. Cost: three times the trained weights, four
     times with an average.
 
@@ -70,12 +63,9 @@ def save(
     """
     target = folder / f"step-{progress.step:09d}"
     aside = folder / f".{target.name}"
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    state = optimizer.state_dict()["state"]
-    for index, values in state.items():
-        for key, value in values.items():
-            tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    tensors: dict[str, Tensor] = {f"model.{n}": p for n, p in model.named_parameters() if p.requires_grad}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
     if random is None:
@@ -88,7 +78,7 @@ def save(
     aside.mkdir(parents=True)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
     digest = file_digest(aside / TENSORS)
-    write_json(aside / STATE, {"digest": digest, "trained": names, "progress": asdict(progress)})
+    write_json(aside / STATE, {"digest": digest, "progress": asdict(progress)})
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
@@ -97,11 +87,7 @@ def save(
 
 
 def restore(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    process: int = 0,
-    average: Average | None = None,
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, process: int = 0, average: Average | None = None
 ) -> Progress | None:
     """Continue from the newest whole checkpoint, in place, as that process; None where there is none."""
     found = _newest(folder)
@@ -109,13 +95,10 @@ def restore(
         return None
     path, state = found
     tensors = load_file(path / TENSORS)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(sharding.like(tensors[f"model.{name}"], parameter))
-    if average is not None:
-        for name, tensor in average.tensors.items():
-            tensor.copy_(sharding.like(tensors[f"average.{name}"], tensor))
+    held = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    held |= {f"average.{name}": tensor for name, tensor in (average.tensors if average else {}).items()}
+    for name, tensor in held.items():
+        tensor.copy_(sharding.like(tensors[name], tensor))
     content = optimizer.state_dict()
     content["state"] = {}
     optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -145,9 +128,7 @@ def begin(folder: Path, run_id: str) -> None:
 
 
 def run_id(folder: Path) -> str | None:
-    """The tracker's run that a training would continue; None where it would begin one."""
-    if found := _newest(folder):
-        return found[1]["progress"]["run_id"]
+    """The tracker's run of a training that has no checkpoint yet; None where it would begin one."""
     return json.loads((folder / RUN).read_text(encoding="utf-8"))["run_id"] if (folder / RUN).is_file() else None
 
 

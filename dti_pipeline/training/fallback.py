@@ -1,9 +1,8 @@
 """The choice of how steps are computed: the fastest form that works here, and micro-batches that fit the memory.
 
-A training never ends because an optimisation could not be had. Before the first step, forms are tried from the fastest
-to the plainest, each on a step whose gradients are thrown away. A form that raises gives way to the next; where memory
-runs out, micro-batches are halved first. The first step then starts from the weights, moments and random generators
-that there were before.
+Before the first step, forms are tried from the fastest to the plainest, each on a step whose gradients are thrown away.
+A form that raises gives way to the next; where memory runs out, micro-batches are halved first. Weights, moments and
+random generators are then as before.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,20 +23,17 @@ from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.runner import StepRunner
 
 log = logging.getLogger(__name__)
-#: Characters of an error that a line quotes.
-QUOTED = 300
+QUOTED = 300  # characters of an error that a line quotes
 
 
-@dataclass(frozen=True)
-class Form:
-    """One way to compute steps: its name for users, and a function that makes the runner."""
+class Form(NamedTuple):
+    """One way to compute steps."""
 
-    name: str
+    name: str  # for users
     make: Callable[[], StepRunner]
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The runner that works, the loader that feeds it, and everything that was given up for it."""
 
     runner: StepRunner
@@ -54,21 +51,19 @@ def choose(
 ) -> Chosen:
     """Try ``forms``, the fastest first, on step ``number``; all processes together, with the same answer.
 
-    Each fall is logged and told in one line. Raises the last form's error, and InputError where a micro-batch of one
-    row does not fit the memory. Cost: up to two micro-batches, and whatever compiles. Where weights are sharded, an
-    error in one process alone leaves the others waiting in their exchange.
+    Raises the last form's error, and InputError where a micro-batch of one row does not fit the memory. Cost: up to two
+    micro-batches, and whatever compiles. Where weights are sharded, an error in one process alone leaves the others
+    waiting in their exchange.
     """
     falls: list[FellBack] = []
     left = list(forms)
     while True:
         form, *slower = left
-        tried = _try(form, loader, number, optimizer, accelerator.device, last=not slower)
-        failure = tried if isinstance(tried, _Failure) else None
-        failed, no_memory = _anywhere(accelerator, failure is not None, failure is not None and failure.no_memory)
-        if not failed and not isinstance(tried, _Failure):
-            return Chosen(tried, replace(loader, pad_targets=tried.pads_targets), falls)
-        del tried
-        reason = failure.reason if failure is not None else "it failed in another process"
+        runner, reason, full = _try(form, loader, number, optimizer, accelerator.device, last=not slower)
+        failed, no_memory = _anywhere(accelerator, runner is None, full)
+        if runner is not None and not failed:
+            return Chosen(runner, replace(loader, pad_targets=runner.pads_targets), falls)
+        del runner  # and its memory
         halved = loader.halved() if no_memory else None
         if halved is not None:
             reason = f"out of memory; set training.tokens_per_batch to {halved.tokens_per_batch} ({reason})"
@@ -88,35 +83,30 @@ def choose(
         tell(fall)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    reason: str
-    no_memory: bool
-
-
 def _try(
     form: Form, loader: Loader, number: int, optimizer: torch.optim.AdamW, device: torch.device, last: bool
-) -> StepRunner | _Failure:
-    """The form's runner, tried on step ``number``. An error of the ``last`` form is raised, unless it is of memory."""
-    generators, works = _Generators(device), False
+) -> tuple[StepRunner | None, str, bool]:
+    """The form's runner, tried on step ``number``, or none; why it may yet have to give way, and whether it ran out of
+    memory. An error of the ``last`` form is raised, unless it is of memory."""
+    restore_generators, works = _generators(device), False
     try:
         allocate_moments(optimizer)
         runner = form.make()
         share = replace(loader, pad_targets=runner.pads_targets).micro_batches(number)
         runner.try_out(replace(share, batches=share.batches[:2]))  # the second has the first's gradients beside it
         works = True
-        return runner
+        return runner, "it failed in another process", False
     except (InputError, CheckFailed):
         raise
     except Exception as error:
-        no_memory = out_of_memory(error)
+        no_memory = _out_of_memory(error)
         if last and not no_memory:
             raise
         log.debug("%s could not be had", form.name, exc_info=True)
-        return _Failure(in_one_line(error), no_memory)
+        return None, in_one_line(error), no_memory
     finally:
         optimizer.zero_grad(set_to_none=True)
-        generators.restore(works)
+        restore_generators(works)
         if not works:
             gc.collect()  # tensors that the error's frames hold
             if device.type == "cuda":
@@ -124,28 +114,25 @@ def _try(
                 torch.cuda.reset_peak_memory_stats(device)
 
 
-class _Generators:
-    """The states of torch's random generators on the CPU and on ``device``."""
+def _generators(device: torch.device) -> Callable[[bool], None]:
+    """A function that puts torch's random generators back as they are now; it is told whether a trial succeeded."""
+    cpu, cuda = torch.get_rng_state(), device.type == "cuda"
+    if cuda:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+        state = generator.clone_state()
 
-    def __init__(self, device: torch.device) -> None:
-        self._cpu, self._cuda = torch.get_rng_state(), None
-        if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            generator = torch.cuda.default_generators[index]
-            self._cuda = generator, generator.clone_state()
-
-    def restore(self, works: bool) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is None:
-            return
-        generator, state = self._cuda
-        if works:  # a graph goes on drawing from the state that it has recorded
+    def restore(works: bool) -> None:
+        torch.set_rng_state(cpu)
+        if cuda and works:  # a graph goes on drawing from the state that it has recorded
             generator.set_state(state.get_state())
-        else:  # a capture that broke off leaves the generator's state inside it: another takes its place
+        elif cuda:  # a capture that broke off leaves the generator's state inside it: another takes its place
             generator.graphsafe_set_state(state)
 
+    return restore
 
-def out_of_memory(error: BaseException) -> bool:
+
+def _out_of_memory(error: BaseException) -> bool:
     """Whether the device's memory, or the CPU's, did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
@@ -155,8 +142,7 @@ def in_one_line(error: BaseException) -> str:
     first = error
     while (behind := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
         first = behind
-    quoted = [_quoted(error)] + ([f"after {_quoted(first)}"] if first is not error else [])
-    return ", ".join(quoted)
+    return _quoted(error) if first is error else f"{_quoted(error)}, after {_quoted(first)}"
 
 
 def _quoted(error: BaseException) -> str:

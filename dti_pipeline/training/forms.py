@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from accelerate import Accelerator
 from torch import nn
@@ -23,16 +23,12 @@ LOST_WITH = {GRAPH: ("cuda_graph",), COMPILED: ("compiled_layers", "compiled_sur
 
 
 def forms_of(
-    model: CTRModel,
-    prepared: nn.Module,
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-    settings: TrainingConfig,
+    model: CTRModel, prepared: nn.Module, optimizer: Optimizer, accelerator: Accelerator, settings: TrainingConfig
 ) -> list[Form]:
     """The forms of ``model``'s plan, the fastest first. ``prepared`` is the model as accelerate has wrapped it."""
-    sharded, plan = isinstance(prepared, FSDPModule), model.plan
-    # Made before anything is tried: a sharded model whose forward pass broke off has other parameters for a while.
-    plain = EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm)
+    sharded = isinstance(prepared, FSDPModule)
+    runner = partial(EagerRunner, prepared, optimizer, accelerator, settings.max_gradient_norm)
+    plain = runner()  # before a trial: a sharded model whose forward pass broke off has other parameters for a while
 
     @cache  # a graph that could not be had leaves the layers compiled
     def compile_layers() -> None:
@@ -40,18 +36,17 @@ def forms_of(
 
     def graphed() -> StepRunner:
         compile_layers()
-        whole = EagerRunner(prepared, optimizer, accelerator, settings.max_gradient_norm, compiled=True)
-        return GraphedRunner(model, whole)
+        return GraphedRunner(model, runner(compiled=True))
 
     def compiled() -> StepRunner:
         compile_layers()
         return plain
 
     def eager() -> StepRunner:
-        if plan.compiled_layers:
+        if model.plan.compiled_layers:
             sharding.uncompile_layers(model) if sharded else uncompile(model)
         return plain
 
-    forms = [Form(GRAPH, graphed)] if plan.cuda_graph else []
-    forms += [Form(COMPILED, compiled)] if plan.compiled_layers else []
+    forms = [Form(GRAPH, graphed)] if model.plan.cuda_graph else []
+    forms += [Form(COMPILED, compiled)] if model.plan.compiled_layers else []
     return [*forms, Form(EAGER, eager)]

@@ -1,13 +1,10 @@
 """The step of a small model as CUDA graphs, one of a micro-batch and one of the update.
 
-A small model is launch-bound: its kernels take microseconds, and a CPU needs longer to launch them. A CUDA graph
-records the launches once and replays them in one call. So a micro-batch is the copy of its tensors to where the
-recorded kernels read, and one replay; clipping and the optimizer's step, compiled, are another.
-
-Recorded kernels have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay
-writes its gradients over the last one's, and a step of several adds them up; the number of the step's targets and the
-learning rate are read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an
-error. Random numbers are new at each replay, as torch advances its generator for a graph as for single kernels.
+A small model is launch-bound; a CUDA graph records the launches once and replays them in one call. Recorded kernels
+have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay writes its
+gradients over the last one's, and a step of several adds them up; the number of the step's targets and the learning
+rate are read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an error. Random
+numbers are new at each replay.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,52 +31,43 @@ WARM_UP_RUNS = 3
 MOST_RECORDINGS = 64
 
 
+class _Recording(NamedTuple):
+    key: object  # see GraphedRunner._key
+    memory: Tensor  # of the micro-batch that the kernels read
+    graph: torch.cuda.CUDAGraph
+    loss: Tensor  # which each replay writes anew
+
+
 class GraphedRunner:
-    """Replays the steps of ``eager``, a runner of ``model`` in a single process on a GPU."""
+    """Replays the steps of ``eager``, a runner of ``model`` in a single process on a GPU.
+
+    One recording of a micro-batch is kept. A batch of other shapes, or another mode of the model, makes a new one.
+    Memory: a micro-batch's activations, for as long as this lives.
+    """
 
     pads_targets = True
 
     def __init__(self, model: CTRModel, eager: EagerRunner) -> None:
-        self._optimizer = eager.optimizer
-        self._micro_batches = GraphedMicroBatches(model, eager.add_gradients)
+        self._model, self._eager = model, eager
         self._update = GraphedUpdate(eager.optimizer, eager.apply)
-
-    def gradients(self, share: MicroBatches) -> Tensor:
-        return self._micro_batches.gradients(share)
+        self._device = next(model.parameters()).device
+        self._stream = torch.cuda.Stream(self._device)
+        self._step_targets = torch.ones((), device=self._device)
+        self._made: dict[nn.Parameter, Tensor] = {}  # gradients, which each replay writes anew
+        self._sums: dict[nn.Parameter, Tensor] = {}  # of a step of several micro-batches
+        self._recording: _Recording | None = None
+        self._recordings = 0
 
     def update(self, rate: float) -> Tensor:
         norm = self._update(rate)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._eager.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def try_out(self, share: MicroBatches) -> None:
         self.gradients(share)
         self._update.record()
 
-
-class GraphedMicroBatches:
-    """Forward, loss and backward of ``model`` as one CUDA graph. It records ``add_gradients``, a function of a batch on
-    the device and the step's number of targets, which adds to the gradients and returns the summed loss.
-
-    One recording is kept. A batch of other shapes, or another mode of the model, makes a new one. Memory: a
-    micro-batch's activations, for as long as this lives.
-    """
-
-    def __init__(self, model: CTRModel, add_gradients: Callable[[Batch, Tensor], Tensor]) -> None:
-        self._model, self._add_gradients = model, add_gradients
-        self._device = next(model.parameters()).device
-        self._stream = torch.cuda.Stream(self._device)
-        self._step_targets = torch.ones((), device=self._device)
-        self._made: dict[nn.Parameter, Tensor] = {}  # gradients of the last replay
-        self._sums: dict[nn.Parameter, Tensor] = {}  # of a step of several micro-batches
-        self._recorded: object = None  # see _key
-        self._recordings = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._input: Batch | None = None
-        self._loss: Tensor | None = None
-
     def gradients(self, share: MicroBatches) -> Tensor:
-        """Gradients of the mean loss over the step's targets; the summed loss. Batches are in pinned memory."""
         self._step_targets.fill_(share.step.targets)
         first, *others = share.batches
         total = self._replay(first).clone()
@@ -93,19 +81,14 @@ class GraphedMicroBatches:
         return total
 
     def _replay(self, batch: Batch) -> Tensor:
-        """Make one micro-batch's gradients; its summed loss. Both are valid until the next replay."""
-        key = self._key(batch)
-        if key != self._recorded:
+        """Make the gradients of a micro-batch in pinned memory; its summed loss. Valid until the next replay."""
+        if self._recording is None or self._recording.key != self._key(batch):
             self._record(batch)
-            self._recorded = key
-        assert self._graph is not None
-        assert self._loss is not None
-        assert self._input is not None
-        assert self._input.memory is not None
+        assert self._recording is not None
         assert batch.memory is not None
-        self._input.memory.copy_(batch.memory, non_blocking=True)
-        self._graph.replay()
-        return self._loss
+        self._recording.memory.copy_(batch.memory, non_blocking=True)
+        self._recording.graph.replay()
+        return self._recording.loss
 
     def _add_up(self, first: bool) -> None:
         if self._sums.keys() != self._made.keys():
@@ -125,40 +108,38 @@ class GraphedMicroBatches:
             raise RuntimeError(f"micro-batches have had {MOST_RECORDINGS} different shapes: they are not padded to one")
         self._recordings += 1
         torch.cuda.synchronize(self._device)  # the last recording may still be at work
-        self._graph = self._loss = self._recorded = None
-        self._made = {}
+        self._recording, self._made = None, {}
         gc.collect()  # a tensor or graph that is dropped in the middle of a recording may end it
-        self._input = batch.to(self._device)
+        key, batch = self._key(batch), batch.to(self._device)
+        parameters = list(self._model.trained().values())
         with torch.random.fork_rng([self._device]):
             # On the stream of the recording: autograd remembers a parameter with its stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UP_RUNS):
-                    self._add_gradients(self._input, self._step_targets)
-                self._drop_gradients()
+                    self._eager.add_gradients(batch, self._step_targets)
+                _drop_gradients(parameters)
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # The loader's thread goes on allocating pinned memory: only this thread may not.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._loss = self._add_gradients(self._input, self._step_targets)
-        parameters = self._model.trained().values()
-        # Made in the recording, since there were none to add to: each replay writes them anew.
+                loss = self._eager.add_gradients(batch, self._step_targets)
+        # Made in the recording, since there were none to add to.
         self._made = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-        self._drop_gradients()
-        self._graph = graph
+        _drop_gradients(parameters)
         log.info("recorded a micro-batch of %s as a CUDA graph", tuple(batch.token.shape))
+        assert batch.memory is not None
+        self._recording = _Recording(key, batch.memory, graph, loss)
 
-    def _drop_gradients(self) -> None:
-        for parameter in self._model.trained().values():
-            parameter.grad = None
+
+def _drop_gradients(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class GraphedUpdate:
-    """Clipping and the step of ``optimizer`` as a CUDA graph. It records ``update``, a function of the learning rate
-    that returns the norm of the gradients.
-
-    One recording for each place where the gradients lie: steps of one and of several micro-batches differ in it.
-    """
+    """Clipping and the step of ``optimizer`` as a CUDA graph of ``update``, a function of the learning rate that gives
+    the norm of the gradients. One recording for each place where gradients lie: after one micro-batch, or several."""
 
     def __init__(self, optimizer: Optimizer, update: Callable[[Tensor], Tensor]) -> None:
         self._optimizer, self._update = optimizer, update
@@ -197,10 +178,7 @@ class GraphedUpdate:
             yield
         finally:
             for name, tensor in self._tensors().items():
-                if name in before:
-                    tensor.copy_(before[name])
-                else:
-                    tensor.zero_()  # as moments and their count begin
+                tensor.copy_(before.get(name, torch.zeros(())))  # moments and their count begin with 0
 
     def _tensors(self) -> dict[tuple[int, str], Tensor]:
         """Everything that an update changes, by the number of a parameter and a name."""

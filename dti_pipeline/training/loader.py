@@ -16,8 +16,7 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
 
-#: Steps assembled ahead.
-AHEAD = 6
+AHEAD = 6  # steps assembled before they are needed
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,11 @@ class MicroBatches:
 class Loader:
     """Micro-batches of a training's steps, for process ``rank`` of ``world``.
 
-    The rows of a step are dealt to the processes in turn. All processes take as many micro-batches as the one with most
-    rows, since a sharded model needs all of them for each; one without rows left takes part with a micro-batch of
-    weight 0. A step is as few micro-batches as ``tokens_per_batch`` allows, of equal size.
+    The rows of a step are dealt to the processes in turn, in as few micro-batches of equal size as ``tokens_per_batch``
+    allows. A process without rows left takes part with a micro-batch of weight 0: a sharded model needs all processes.
 
     On a GPU every micro-batch is padded to the same number of rows, so that a compiled model is compiled once.
-    ``pad_targets`` pads every row to the same number of targets as well: all tensors then have constant shapes, as a
-    CUDA graph needs them.
+    ``pad_targets`` pads every row to the same number of targets as well, for the constant shapes of a CUDA graph.
     """
 
     rows: Rows
@@ -56,11 +53,6 @@ class Loader:
         most = -(-self.steps.most_rows // self.world)
         batches = -(-most // self.rows.height(self.tokens_per_batch))
         return -(-most // batches)
-
-    @property
-    def padded_rows(self) -> int:
-        """Rows that every micro-batch is padded to; 0 on a CPU, where nothing is padded."""
-        return self.rows_per_batch if self.device.type == "cuda" else 0
 
     @cached_property
     def padded_targets(self) -> int:
@@ -81,16 +73,18 @@ class Loader:
         """This process's share of ``step``; on a GPU in pinned memory."""
         own = split(step.rows[self.rank :: self.world], self.rows_per_batch)
         most = len(split(step.rows[:: self.world], self.rows_per_batch))
+        cuda = self.device.type == "cuda"
+        height = self.rows_per_batch if cuda else 0  # 0: nothing is padded
         batches, tokens = [], 0
         for index in range(most):
             rows = own[index] if index < len(own) else step.rows[:1]
-            layout = self.rows.assemble(rows, self.padded_rows)
+            layout = self.rows.assemble(rows, height)
             batch = Batch.of(layout, self.rows.store.label, self.padded_targets)
             if index < len(own):
                 tokens += int(np.count_nonzero(layout.kind != Kind.PAD))
             else:
                 batch = batch.without_weight()
-            batches.append(batch.pin() if self.device.type == "cuda" else batch)
+            batches.append(batch.pin() if cuda else batch)
         return MicroBatches(step, batches, tokens)
 
     def start(self, first: int) -> Iterator[MicroBatches]:
@@ -99,19 +93,14 @@ class Loader:
         return prefetched(steps, self.assemble) if self.device.type == "cuda" else map(self.assemble, steps)
 
 
-def prefetched(
-    steps: Iterable[Step], assemble: Callable[[Step], MicroBatches], ahead: int = AHEAD
-) -> Iterator[MicroBatches]:
-    """``assemble`` of each step, in order, with ``ahead`` more in the making. ``steps`` are drawn in the caller's
-    thread; an error of ``assemble`` is raised at its step.
-
-    One thread: several would wait for the interpreter's lock, which the code around the assembly takes.
-    """
+def prefetched(steps: Iterable[Step], assemble: Callable[[Step], MicroBatches]) -> Iterator[MicroBatches]:
+    """``assemble`` of each step, in order, with :data:`AHEAD` more in the making, by one thread: several would wait for
+    the interpreter's lock. ``steps`` are drawn in the caller's; an error of ``assemble`` is raised at its step."""
     pool, waiting = ThreadPoolExecutor(1, "loader"), deque[Future[MicroBatches]]()
     try:
         for step in steps:
             waiting.append(pool.submit(assemble, step))
-            if len(waiting) > ahead:
+            if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +19,43 @@ from dti_pipeline.training.loader import Loader, MicroBatches
 from dti_pipeline.training.optimizer import learning_rate
 from dti_pipeline.training.progress import Evaluated, Listener, Stepped
 from dti_pipeline.training.runner import StepRunner
-from dti_pipeline.training.stopwatch import Stopwatch, peak_memory_gib
 
 #: Points of the loss curve at most: enough to draw, few enough to store.
 REPORTS = 200
+
+
+class Stopwatch:
+    """Seconds of training proper, ``seconds`` of them before: stopped during evaluation and checkpoints.
+
+    On a GPU starting and stopping wait for queued kernels, whose time counts; reading does not wait.
+    """
+
+    def __init__(self, seconds: float, device: torch.device) -> None:
+        self._seconds, self._device = seconds, device
+        self.start()
+
+    def start(self) -> None:
+        self._since = self._now()
+
+    def stop(self) -> float:
+        self._seconds += self._now() - self._since
+        return self._seconds
+
+    def read(self) -> float:
+        """Seconds so far of a watch that runs."""
+        return self._seconds + time.perf_counter() - self._since
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of the accelerator's allocator; of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 @dataclass(frozen=True)
@@ -54,15 +87,15 @@ class Trainer:
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Train to the end, or until ``should_stop``; True when all steps are done."""
         progress, steps = self.progress, self.loader.steps
-        self.model.train()
-        watch = Stopwatch(progress.train_seconds, self.accelerator.device)
         report_every = max(1, steps.count // REPORTS)
-        evaluate_after = self._evaluation_steps()
-        last_checkpoint = time.monotonic()
+        evaluations = self.config.evaluations
+        evaluate_after = {round(steps.count * (i + 1) / evaluations) for i in range(evaluations)}  # evenly spread
         waits = self.accelerator.device.type == "cpu"  # a step is over when its call returns
         losses: list[Tensor] = []
         counted = 0
-        watch.start()
+        self.model.train()
+        last_checkpoint = time.monotonic()
+        watch = Stopwatch(progress.train_seconds, self.accelerator.device)
         for share in self.loader.start(progress.step):
             loss, norm, rate = self._step(share)
             self._report(watch)  # of the step before, while a GPU is busy with this one
@@ -105,9 +138,7 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return wishes
         before, device = self._wishes, self.accelerator.device
-        self._wishes = cast(
-            Tensor, self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
-        )
+        self._wishes = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
         return [False] * len(wishes) if before is None else [count > 0 for count in before.tolist()]
 
     def _step(self, share: MicroBatches) -> tuple[Tensor, Tensor, float]:
@@ -119,33 +150,23 @@ class Trainer:
             total = self.accelerator.reduce(total, "sum")
         return total, norm, rate
 
-    def _evaluation_steps(self) -> set[int]:
-        """After which steps the validation targets are scored: evenly spread, the last step among them."""
-        count = self.config.evaluations
-        return {round(self.loader.steps.count * (i + 1) / count) for i in range(count)} if count else set()
-
     def _report(self, watch: Stopwatch) -> None:
         """Emit the pending report, once its step is over."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         (loss, norm), p = pending.numbers(), pending.progress
-        p.train_seconds = watch.read()
+        seconds = p.train_seconds = watch.read()
         done = p.targets_seen / self.loader.steps.targets
-        event = Stepped(
-            step=p.step,
-            targets_seen=p.targets_seen,
-            loss=loss,
-            learning_rate=pending.learning_rate,
-            gradient_norm=norm,
-            targets_per_second=p.targets_seen / p.train_seconds,
-            tokens_per_second=p.tokens_seen / p.train_seconds,
-            train_seconds=p.train_seconds,
-            seconds_left=p.train_seconds * (1 - done) / done,
-            peak_memory_gib=peak_memory_gib(self.accelerator.device),
-        )
         p.history.append(_row(p, loss=loss, learning_rate=pending.learning_rate))
-        self.emit(event)
+        self.emit(
+            Stepped(
+                p.step, p.targets_seen, loss, pending.learning_rate, gradient_norm=norm,
+                targets_per_second=p.targets_seen / seconds, tokens_per_second=p.tokens_seen / seconds,
+                train_seconds=seconds, seconds_left=seconds * (1 - done) / done,
+                peak_memory_gib=peak_memory_gib(self.accelerator.device),
+            )
+        )  # fmt: skip
 
     def _evaluate(self) -> None:
         self.model.eval()
@@ -172,9 +193,5 @@ def _fetched(numbers: Tensor) -> Callable[[], list[float]]:
 
 
 def _row(progress: Progress, **values: float) -> dict[str, float]:
-    return {
-        "targets_seen": progress.targets_seen,
-        "train_seconds": round(progress.train_seconds, 3),
-        "step": progress.step,
-        **values,
-    }
+    seconds = round(progress.train_seconds, 3)
+    return {"targets_seen": progress.targets_seen, "train_seconds": seconds, "step": progress.step, **values}

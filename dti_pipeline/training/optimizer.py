@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,27 +18,19 @@ def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    cuda = any(p.is_cuda for p in trained)
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        eps=config.adam_epsilon,
-        fused=cuda,
-    )
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.98), "eps": config.adam_epsilon}
+    return torch.optim.AdamW([g for g in groups if g["params"]], fused=any(p.is_cuda for p in trained), **options)
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:
     """Make the moments that AdamW would make in its first step, zeros, unless they are there: a step that is tried out
     before it then takes the memory that later ones will."""
-    content = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    missing = [number for number in range(len(parameters)) if number not in content["state"]]
-    for number in missing:
-        moments = {name: torch.zeros_like(parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
-        content["state"][number] = {"step": torch.zeros(()), **moments}
-    if missing:
-        optimizer.load_state_dict(content)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                step = torch.zeros((), device=parameter.device if group["fused"] else None)
+                moments = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": step, **moments}
 
 
 def learning_rate(config: TrainingConfig, targets_seen: int, targets_total: int) -> float:

@@ -26,7 +26,7 @@ class Started:
 
 @dataclass(frozen=True)
 class FellBack:
-    """Before the first step: something faster could not be had here, and the training goes on with something slower."""
+    """Before the first step: something faster could not be had, and the training goes on with something slower."""
 
     lost: str
     instead: str
@@ -67,7 +67,6 @@ class Checkpointing:
     """Before a checkpoint is written: a training that continues from it does not emit earlier events again."""
 
     targets_seen: int
-    folder: str
 
 
 @dataclass(frozen=True)

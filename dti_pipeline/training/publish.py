@@ -14,10 +14,10 @@ from dti_pipeline.modeling.network import storage
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import ITEMS
 from dti_pipeline.training import checkpoint, sharding
+from dti_pipeline.training.loop import peak_memory_gib
 from dti_pipeline.training.progress import Finished
 from dti_pipeline.training.report import Texts, TrainReport
 from dti_pipeline.training.setup import Setup
-from dti_pipeline.training.stopwatch import peak_memory_gib
 
 HISTORY_COLUMNS = ("targets_seen", "train_seconds", "step", "loss", "learning_rate", "val_auc", "val_log_loss")
 
@@ -27,7 +27,7 @@ def publish(setup: Setup) -> TrainReport:
     accelerator, model = setup.accelerator, setup.model
     if setup.average is not None:
         setup.average.apply()
-    made = report(setup)
+    made = _report(setup)
     sharded = setup.config.training.sharding == "full"
     weights = sharding.whole(model.trained(), keep=accelerator.is_main_process) if sharded else None
     if accelerator.is_main_process:
@@ -39,52 +39,36 @@ def publish(setup: Setup) -> TrainReport:
     return made
 
 
-def report(setup: Setup) -> TrainReport:
-    """The report of a training that is done."""
-    progress, model, store, plan = setup.progress, setup.model, setup.store, setup.shards.report
+def _report(setup: Setup) -> TrainReport:
+    progress, model, plan, store = setup.progress, setup.model, setup.shards.report, setup.loader.rows.store
     device, training = setup.accelerator.device, setup.config.training
     scores = [row for row in progress.history if "val_auc" in row]
     loss = next(row["loss"] for row in reversed(progress.history) if "loss" in row)
     tokens = artifacts.read(setup.paths.tokens, "tokenize", TokenizeReport)
     text = tokens.config["tokens"]
+    seconds = progress.train_seconds
     return TrainReport(
-        paradigm=setup.paradigm,
-        train_seconds=round(progress.train_seconds, 3),
-        targets=progress.targets_seen,
-        targets_unique=plan.targets,
-        tokens=progress.tokens_seen,
-        targets_per_second=round(progress.targets_seen / progress.train_seconds, 3),
-        tokens_per_second=round(progress.tokens_seen / progress.train_seconds, 3),
-        tokens_per_target=plan.tokens_per_target,
-        padding_share=plan.padding_share,
-        steps=progress.step,
-        epochs=training.epochs,
-        seed=training.seed,
-        loss=loss if math.isfinite(loss) else None,
-        validation_auc=scores[-1]["val_auc"] if scores else None,
+        paradigm=setup.paradigm, epochs=training.epochs, seed=training.seed, steps=progress.step,
+        train_seconds=round(seconds, 3), targets=progress.targets_seen, targets_unique=plan.targets,
+        tokens=progress.tokens_seen, tokens_per_target=plan.tokens_per_target, padding_share=plan.padding_share,
+        targets_per_second=round(progress.targets_seen / seconds, 3),
+        tokens_per_second=round(progress.tokens_seen / seconds, 3),
+        loss=loss if math.isfinite(loss) else None, validation_auc=scores[-1]["val_auc"] if scores else None,
         parameters=sum(p.numel() for p in model.parameters()),
         parameters_trained=sum(p.numel() for p in model.trained().values()),
-        device=device.type,
-        hardware=setup.hardware,
-        world_size=setup.accelerator.num_processes,
-        peak_memory_gib=round(peak_memory_gib(device), 3),
-        mlflow_run_id=progress.run_id,
-        execution=model.plan.plain(),
-        fallbacks=tuple(fall.line for fall in setup.falls),
+        device=device.type, hardware=setup.hardware, world_size=setup.accelerator.num_processes,
+        peak_memory_gib=round(peak_memory_gib(device), 3), mlflow_run_id=progress.run_id,
+        execution=model.plan.plain(), fallbacks=tuple(fall.line for fall in setup.falls),
         texts=Texts(text["template"], text["max_text_tokens"], tokens.report.prefix_tokens),
         network=storage.network_facts(model, store.vocabulary, plan.row_length, store.special, len(store.prefix)),
-    )
+    )  # fmt: skip
 
 
 def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -> None:
     """Write the model folder. ``weights``: the trained ones, whole, where the model's own are sharded."""
     config, paths, paradigm = setup.config, setup.paths, setup.paradigm
-    with artifacts.publish(
-        paths.model(paradigm),
-        "train",
-        config.sections("model", "training"),
-        {"tokens": paths.tokens, "shards": paths.shards(paradigm)},
-    ) as draft:
+    inputs = {"tokens": paths.tokens, "shards": paths.shards(paradigm)}
+    with artifacts.publish(paths.model(paradigm), "train", config.sections("model", "training"), inputs) as draft:
         storage.save(setup.model, draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
         if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
@@ -93,15 +77,14 @@ def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -
             writer = csv.DictWriter(handle, HISTORY_COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(setup.progress.history)
-        artifacts.write_text(draft.path / "README.md", model_card(config, paradigm, made))
+        artifacts.write_text(draft.path / "README.md", _model_card(config, made))
         draft.report = made
 
 
-def model_card(config: Config, paradigm: str, report: TrainReport) -> str:
-    """The README of a model folder, for whoever finds it."""
+def _model_card(config: Config, report: TrainReport) -> str:
     base = config.model.name_or_path or "Llama-style, from scratch"
     auc = report.validation_auc
-    return f"""# CTR model trained with paradigm `{paradigm}`
+    return f"""# CTR model trained with paradigm `{report.paradigm}`
 
 P(click) of a target item given a user's previous {config.packing.context} interactions and their labels.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import unwrap
 from typing import Protocol
 
@@ -22,8 +22,7 @@ from dti_pipeline.training.loader import MicroBatches
 
 
 class StepRunner(Protocol):
-    """Computes optimizer steps. Every form gives the same numbers, but for rounding; one is chosen for a training, by
-    :func:`dti_pipeline.training.fallback.choose`."""
+    """Computes optimizer steps. Every form gives the same numbers, but for rounding."""
 
     @property
     def pads_targets(self) -> bool:
@@ -42,19 +41,14 @@ class StepRunner(Protocol):
 
 
 class EagerRunner:
-    """Launches every kernel itself. The model's layers may be compiled; ``compiled`` compiles the rest of the step too,
-    as a CUDA graph wants it."""
+    """Launches every kernel itself. ``compiled`` compiles what is around the model, as a CUDA graph wants it."""
 
     pads_targets = False
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        accelerator: Accelerator,
-        max_gradient_norm: float,
+        self, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator, max_gradient_norm: float,
         compiled: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._objective, self._clipped_step = objective, clipped_step(optimizer, max_gradient_norm)
@@ -63,18 +57,15 @@ class EagerRunner:
             self._objective = torch.compile(objective, dynamic=False)
             self._clipped_step = torch.compile(self._clipped_step, dynamic=False)
 
-    def gradients(self, share: MicroBatches) -> Tensor:
-        return self._gradients(share, exchanged=True)
-
     def update(self, rate: float) -> Tensor:
         norm = self.apply(rate)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def try_out(self, share: MicroBatches) -> None:
-        self._gradients(share, exchanged=False)
+        self.gradients(share, exchanged=False)
 
-    def _gradients(self, share: MicroBatches, exchanged: bool) -> Tensor:
+    def gradients(self, share: MicroBatches, exchanged: bool = True) -> Tensor:
         total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(share.batches):
             last = index == len(share.batches) - 1
@@ -85,10 +76,8 @@ class EagerRunner:
     def add_gradients(self, batch: Batch, step_targets: int | Tensor) -> Tensor:
         """Add a micro-batch's share to the gradients; its summed loss."""
         with self.accelerator.autocast():
-            logits = self.model(batch)
-            # DDP averages gradients over processes; the loss is the mean over all targets of all of them.
-            processes = self.accelerator.num_processes
-            part, loss = self._objective(logits, batch.label, batch.weight, processes, step_targets)
+            processes = self.accelerator.num_processes  # over which DDP averages gradients
+            part, loss = self._objective(self.model(batch), batch.label, batch.weight, processes, step_targets)
         # Outside autocast, which would round tensors that the forward pass kept in fp32.
         self.accelerator.backward(part)
         return loss.detach()
@@ -107,17 +96,16 @@ class EagerRunner:
 def objective(
     logits: Tensor, label: Tensor, weight: Tensor, processes: int, step_targets: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The share of a micro-batch of T targets, with ``logits``, ``label`` and ``weight`` (T,), in the mean loss of a
-    step of ``step_targets``, to be averaged over ``processes``; and its summed loss."""
+    """The share of a micro-batch of T targets, all tensors (T,), in the mean loss of a step of ``step_targets``, to be
+    averaged over ``processes``; and its summed loss."""
     loss = binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
     return loss * processes / step_targets, loss
 
 
 def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor], Tensor], None]:
     """A function of all gradients and their norm: it scales them down to a norm of ``maximum``, where they have more,
-    and takes a step of ``optimizer``. To be called without gradients."""
-    # Without torch's wrappers, at which its compiler would cut the function in two.
-    take_step = unwrap(type(optimizer).step)
+    and takes a step of ``optimizer``. To be called under ``torch.no_grad``."""
+    take_step = unwrap(type(optimizer).step)  # torch's compiler would cut the function in two at its wrappers
 
     def step(gradients: list[Tensor], norm: Tensor) -> None:
         torch._foreach_mul_(gradients, (maximum / (norm + 1e-6)).clamp(max=1.0))
@@ -126,15 +114,11 @@ def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor]
     return step
 
 
-@contextmanager
-def _exchange(model: nn.Module, now: bool, at_all: bool) -> Iterator[None]:
+def _exchange(model: nn.Module, now: bool, at_all: bool) -> AbstractContextManager[None]:
     """Average gradients over the processes once a step, in its last backward pass. A sharded model always does at the
     end, since it would otherwise hold whole gradients."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
-        yield
     elif isinstance(model, DistributedDataParallel) and not (now and at_all):
-        with model.no_sync():
-            yield
-    else:
-        yield
+        return model.no_sync()
+    return nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.network.ctr_model import CTRModel
@@ -28,7 +29,6 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
-from dti_pipeline.training.devices import accelerator_for
 from dti_pipeline.training.fallback import choose
 from dti_pipeline.training.forms import LOST_WITH, forms_of
 from dti_pipeline.training.loader import Loader
@@ -36,6 +36,10 @@ from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Checkpointing, Event, FellBack, Listener, Started, announce
 from dti_pipeline.training.steps import Steps
+
+#: Buffers never change: sending the first process's to all others with every step would cost for nothing, and under
+#: model.frozen_weights float8 they are the whole model.
+DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 
 
 @dataclass
@@ -47,10 +51,8 @@ class Setup:
     paradigm: str
     listeners: tuple[Listener, ...]
     accelerator: Accelerator
-    store: TokenStore
     shards: Manifest[PackReport]
-    steps: Steps
-    rows: Rows
+    loader: Loader
     model: CTRModel
     optimizer: torch.optim.AdamW
     average: Average | None
@@ -63,31 +65,26 @@ class Setup:
         """Read the inputs, build the model, and restore the newest checkpoint."""
         settings = config.training
         accelerator = accelerator_for(settings)
-        store, shards = _inputs(paths, paradigm)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        store = TokenStore.open(paths.tokens)
+        shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
+        if shards.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
+            raise InputError(
+                f"{shards.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"
+            )
         rows = Rows.open(store, shards.path, "train")
+        steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
+        loader = Loader(rows, steps, settings.tokens_per_batch, accelerator.device, rank, world)
         set_seed(settings.seed)
         model = _model(config, paradigm, store, shards.report.row_length, accelerator)
         optimizer = optimizer_for(model, settings)
         average = Average(model.trained(), settings.average_decay) if settings.average_decay else None
         folder = checkpoint.folder(config, paths, paradigm)
-        progress = checkpoint.restore(folder, model, optimizer, accelerator.process_index, average)
-        progress = progress or Progress(run_id=checkpoint.run_id(folder))
+        progress = checkpoint.restore(folder, model, optimizer, rank, average)
         return cls(
-            config=config,
-            paths=paths,
-            paradigm=paradigm,
-            listeners=tuple(listeners),
-            accelerator=accelerator,
-            store=store,
-            shards=shards,
-            steps=Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed),
-            rows=rows,
-            model=model,
-            optimizer=optimizer,
-            average=average,
-            checkpoints=folder,
-            progress=progress,
-        )
+            config, paths, paradigm, tuple(listeners), accelerator, shards, loader, model, optimizer, average, folder,
+            progress or Progress(run_id=checkpoint.run_id(folder)),
+        )  # fmt: skip
 
     @property
     def hardware(self) -> str:
@@ -103,110 +100,93 @@ class Setup:
 
     def trainer(self) -> Trainer:
         """Announce the training and choose how its steps are computed: minutes, where layers are compiled."""
-        accelerator, settings = self.accelerator, self.config.training
+        accelerator, settings, number = self.accelerator, self.config.training, self.progress.step
         if accelerator.is_main_process:
             self.progress.run_id = announce(self._started(), self.listeners)
             if self.progress.run_id is not None:
                 checkpoint.begin(self.checkpoints, self.progress.run_id)
         # A sharded model is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
         # scaled: wrapped, each of its steps would search sys.path for a package that is not there.
-        sharded = settings.sharding == "full"
-        prepared: nn.Module = self.model if sharded else accelerator.prepare(self.model)
+        prepared: nn.Module = self.model if settings.sharding == "full" else accelerator.prepare(self.model)
         prepared.train()
-        rank, world = accelerator.process_index, accelerator.num_processes
-        loader = Loader(self.rows, self.steps, settings.tokens_per_batch, accelerator.device, rank, world)
-        number = self.progress.step % self.steps.count
         forms = forms_of(self.model, prepared, self.optimizer, accelerator, settings)
-        chosen = choose(forms, loader, number, self.optimizer, accelerator, self.emit)
-        self.falls = chosen.falls
+        chosen = choose(forms, self.loader, number % self.loader.steps.count, self.optimizer, accelerator, self.emit)
+        self.loader, self.falls = chosen.loader, chosen.falls
         for fall in chosen.falls:
             for name in LOST_WITH.get(fall.lost, ()):
                 self.model.plan = self.model.plan.without(name, fall.reason)
         return Trainer(
-            model=prepared,
-            runner=chosen.runner,
-            loader=chosen.loader,
-            accelerator=accelerator,
-            config=settings,
-            progress=self.progress,
-            emit=self.emit,
-            evaluate=lambda: self.validation_scores(chosen.loader.tokens_per_batch),
-            checkpoint=self.save,
-            average=self.average,
-        )
+            prepared, chosen.runner, chosen.loader, accelerator, settings, self.progress, self.emit,
+            evaluate=self.validation_scores, checkpoint=self.save, average=self.average,
+        )  # fmt: skip
 
     def _started(self) -> Started:
         return Started(
-            paradigm=self.paradigm,
-            targets_total=self.steps.targets,
-            targets_seen=self.progress.targets_seen,
+            self.paradigm, self.loader.steps.targets, self.progress.targets_seen,
             parameters=sum(p.numel() for p in self.model.trained().values()),
-            device=str(self.accelerator.device),
-            world_size=self.accelerator.num_processes,
-            dataset_digest=artifacts.folder_digest(self.shards.path),
-            hardware=self.hardware,
-            run_id=self.progress.run_id,
-            execution=tuple(self.model.plan.lines()),
-        )
+            device=str(self.accelerator.device), world_size=self.accelerator.num_processes,
+            dataset_digest=artifacts.folder_digest(self.shards.path), hardware=self.hardware,
+            run_id=self.progress.run_id, execution=tuple(self.model.plan.lines()),
+        )  # fmt: skip
 
     def save(self) -> None:
         """Write a checkpoint; all processes together."""
         accelerator = self.accelerator
         own = checkpoint.random_state()
         random = {name: accelerator.gather(state[None].to(accelerator.device)) for name, state in own.items()}
-        self.emit(Checkpointing(self.progress.targets_seen, str(self.checkpoints)))
-        checkpoint.save(
-            self.checkpoints,
-            self.progress,
-            self.model,
-            self.optimizer,
-            random,
-            self.average,
-            write=accelerator.is_main_process,
-        )
+        self.emit(Checkpointing(self.progress.targets_seen))
+        write = accelerator.is_main_process
+        checkpoint.save(self.checkpoints, self.progress, self.model, self.optimizer, random, self.average, write)
         accelerator.wait_for_everyone()  # one that ended before the state is written would take the others with it
 
-    def validation_scores(self, tokens_per_batch: int) -> dict[str, float]:
+    def validation_scores(self) -> dict[str, float]:
         """AUC and log loss of validation targets in streaming prompts: k times cheaper than one prompt a target, and
         only a guide. The reported scores come from the evaluation stage, one prompt a target."""
-        settings, device = self.config.training, self.accelerator.device
-        rows = Rows.open(self.store, self.shards.path, "validation_streaming")
+        settings, device, store = self.config.training, self.accelerator.device, self.loader.rows.store
+        rows = Rows.open(store, self.shards.path, "validation_streaming")
         enough = int((rows.targets().cumsum() <= settings.evaluation_targets).sum())
         wanted = np.arange(min(max(enough, 1), len(rows)))
         autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
-        target, probability = score(self.model, rows, wanted, tokens_per_batch, device, autocast)
+        target, probability = score(self.model, rows, wanted, self.loader.tokens_per_batch, device, autocast)
         sharding.reshard(self.model)
-        label = self.store.label[target]
+        label = store.label[target]
         scores = {"auc": metrics.auc(label, probability), "log_loss": metrics.log_loss(label, probability)}
         return {name: value for name, value in scores.items() if value is not None}
 
 
-def _inputs(paths: Paths, paradigm: str) -> tuple[TokenStore, Manifest[PackReport]]:
-    store = TokenStore.open(paths.tokens)
-    shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
-    if shards.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
-        raise InputError(f"{shards.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again")
-    return store, shards
+def accelerator_for(settings: TrainingConfig) -> Accelerator:
+    """accelerate, on the configured device; the number of processes must be the configured one."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("params key `training.device` is cuda, but there is no CUDA device")
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate was asked for {engine}, which would shard the weights beside this project: set"
+                " distributed_type to MULTI_GPU, and training.sharding to full where a model does not fit one GPU"
+            )
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    precision = "bf16" if settings.dtype == "bfloat16" else "no"
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[DDP])
+    if accelerator.num_processes != settings.processes:  # accelerate goes on with one where there is no launcher
+        raise InputError(
+            f"params key `training.processes` is {settings.processes}, but {accelerator.num_processes} are running:"
+            f" start with `torchrun --nproc-per-node {settings.processes} -m dti_pipeline.cli train ..`"
+        )
+    return accelerator
 
 
 def _model(config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator) -> CTRModel:
     """The model on its device, sharded where that is configured."""
     settings, device, processes = config.training, accelerator.device, accelerator.num_processes
-    model = CTRModel(
-        config.model,
-        named(paradigm),
-        config.packing.context,
-        store.vocabulary,
-        row_length,
-        store.special,
-        len(store.prefix),
-        frozen_dtype=getattr(torch, settings.dtype),
-    )
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
+    model = CTRModel(
+        config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
+        len(store.prefix), frozen_dtype=compute,
+    )  # fmt: skip
     plan = model.make_plan(device, compute, cuda_graph=settings.cuda_graph, processes=processes, sharded=sharded)
     if sharded:
         mesh = init_device_mesh(device.type, (processes,))
-        sharding.shard(model, mesh, torch.bfloat16 if settings.dtype == "bfloat16" else None)
+        sharding.shard(model, mesh, None if compute == torch.float32 else compute)
         model.plan = plan.without("compiled_surroundings", "weights are sharded")
     else:
         model.place(plan)

@@ -1,13 +1,12 @@
 """Sharding (FSDP): every process holds a part of each weight, gradient and moment, where a model does not fit one GPU.
 
 A layer's weights are gathered when it is computed, forward and again backward, and its gradients are averaged as they
-are made (``fully_shard`` of torch, arXiv 2304.11277). The loop's arithmetic stays that of several processes with whole
-models.
+are made (``fully_shard`` of torch, arXiv 2304.11277).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from dti_pipeline.modeling.speed import compiler
 
 def shard(model: CTRModel, mesh: DeviceMesh, compute: torch.dtype | None) -> None:
     """Shard ``model`` in place over the processes of ``mesh``, a layer at a time; everything outside the layers is
-    gathered for a whole pass. A model in the CPU's memory moves to the GPUs so, and need never fit one as a whole.
+    gathered for a whole pass. From the CPU's memory it moves to the GPUs so, and need never fit one as a whole.
 
     ``compute``: the precision that weights are gathered and used in, where it is not their own; gradients are averaged
     in fp32. The optimizer must be made afterwards: its parameters are new ones.
@@ -41,7 +40,6 @@ def compile_layers(model: CTRModel) -> None:
 
 
 def uncompile_layers(model: CTRModel) -> None:
-    """Undo :func:`compile_layers`."""
     for layer in backbone.decoder_of(model.lm).layers:
         layer.__dict__.pop("forward", None)
 
@@ -55,12 +53,8 @@ def reshard(model: nn.Module) -> None:
 def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """The tensors as one process would have them, on the CPU. All processes call it together; one that does not
     ``keep`` them gets none, and holds one at a time."""
-    return {name: tensor.cpu() for name, tensor in _gathered(tensors) if keep}
-
-
-def _gathered(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    gathered = ((name, t.full_tensor() if isinstance(t, DTensor) else t) for name, t in tensors.items())
+    return {name: tensor.detach().cpu() for name, tensor in gathered if keep}
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:

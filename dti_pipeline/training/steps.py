@@ -1,11 +1,9 @@
 """The rows of each optimizer step: a pure function of the plan, the seed and the step's number.
 
 Rows are drawn in a new order each epoch and dealt out to as many steps as make about ``targets_per_step`` *targets*
-each, so that a step means the same for every paradigm, however many targets its rows hold. All steps have the same
-number of rows, or one less. Rows are packed full, so that equal rows are nearly equal targets; and a GPU, whose
-micro-batches have one shape, then computes almost no empty rows.
-
-Nothing is remembered between steps: a run that resumes at step i asks for step i.
+each, so that a step means the same for every paradigm. All steps have the same number of rows, or one less: rows are
+packed full, so that equal rows are nearly equal targets, and a GPU, whose micro-batches have one shape, computes almost
+no empty rows.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ class Step:
 class _Epoch(NamedTuple):
     number: int
     order: NDArray[np.int64]  # rows, as drawn
-    bounds: NDArray[np.int64]  # (steps + 1,) first row of each step
+    bounds: NDArray[np.int64]  # (steps + 1,) first row of each step, in ``order``
     before: NDArray[np.int64]  # (steps + 1,) targets before each step
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint
-from dti_pipeline.training.interruption import interruptible
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.publish import publish
 from dti_pipeline.training.report import TrainReport
 from dti_pipeline.training.setup import Setup
+
+#: Signals within it are one request: a terminal signals every process of a command, and some pass theirs on.
+ONE_REQUEST_SECONDS = 10.0
 
 
 def train(config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = ()) -> TrainReport:
@@ -34,3 +40,26 @@ def train(config: Config, paths: Paths, paradigm: str, listeners: Iterable[Liste
             f"training of {paradigm} was interrupted at step {setup.progress.step}; run it again to go on"
         )
     return publish(setup)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM has come; a later signal acts as it always does."""
+    received: list[float] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(time.monotonic())
+        if received[-1] - received[0] > ONE_REQUEST_SECONDS:
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever owns it decides what signals do
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from dti_pipeline.config import TrainingConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.training.devices import accelerator_for
+from dti_pipeline.training.setup import accelerator_for
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dti_pipeline.training.lines import lines
+from dti_pipeline.training.listeners import lines
 from dti_pipeline.training.progress import (
     Checkpointing,
     Evaluated,
@@ -26,7 +26,7 @@ def test_events_become_lines() -> None:
     for step in (1, 2):  # the second within five seconds: not told
         listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
     listen(Evaluated(400, 4.0, {"auc": 0.7}))
-    listen(Checkpointing(400, "folder"))
+    listen(Checkpointing(400))
     listen(Finished(1000, 3725.0, TRAIN))
     assert told == [
         "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",

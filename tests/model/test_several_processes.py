@@ -20,7 +20,7 @@ from dti_pipeline.config import Config, LoraConfig, TrainingConfig
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
-from dti_pipeline.training.devices import accelerator_for
+from dti_pipeline.training.setup import accelerator_for
 from dti_pipeline.training.train import train
 from tests.model.architectures import write
 

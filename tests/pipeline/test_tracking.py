@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -23,7 +22,6 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.tracking import mlflow_training, system_metrics
 from dti_pipeline.training import checkpoint
-from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.report import TrainReport
 from tests import reports
@@ -126,12 +124,11 @@ def test_a_checkpoint_of_a_run_that_is_gone_starts_a_new_one(tracked: Paths) -> 
     assert train(tracked, known="f" * 32) != "f" * 32
 
 
-def test_only_a_checkpoint_of_the_same_configuration_and_shards_names_the_run_to_continue(home: Paths) -> None:
+def test_only_a_training_of_the_same_configuration_and_shards_names_the_run_to_continue(home: Paths) -> None:
     shard = home.shards("dti") / "train.arrow"
     artifacts.write_text(shard, "rows")
     folder = checkpoint.folder(settings(home), home, "dti")
-    model = torch.nn.Linear(1, 1)
-    checkpoint.save(folder, Progress(step=1, run_id="abc"), model, torch.optim.SGD(model.parameters()))
+    checkpoint.begin(folder, "abc")
     assert checkpoint.run_id(checkpoint.folder(settings(home), home, "dti")) == "abc"
     assert checkpoint.run_id(checkpoint.folder(config.load(home.params, ["training.epochs=9"]), home, "dti")) is None
     assert checkpoint.run_id(checkpoint.folder(settings(home), home, "sliding_window")) is None
