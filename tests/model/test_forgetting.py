@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,8 +189,8 @@ def test_under_adapters_a_gradient_for_the_trained_tokens_alone_is_the_whole_one
         return logits.detach(), {name: p.grad.clone() for name, p in model.trained().items()}
 
     found = outcome()
-    plain = staticmethod(lambda state, *_: Initial(state))
-    monkeypatch.setattr(Initial, "of", plain)
+    plain = SimpleNamespace(of=lambda state, *_: Initial(state))
+    monkeypatch.setattr("dti_pipeline.modeling.network.batch_attention.Initial", plain)
     planned(model, distinct_tokens=False)
     expected = outcome()
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
