@@ -1,4 +1,4 @@
-"""Batches that are filled up, and in one piece of memory: what they hold is the same."""
+"""Padded batches, and batches in one buffer: the same tensors and the same gradients."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_most_blocks_of_a_long_context_are_full() -> None:
 def test_attention_and_its_gradients_are_the_dense_mask_s(
     paradigm: str, heads: int, log: Log, n: int, seed: int
 ) -> None:
-    """Of rows filled up with targets that are there already, and of one that has none."""
+    """Of rows padded with repeated targets, and of one without any."""
     batch = filled(log, log.rows(n, k_of(paradigm), LENGTH))
     model = small_model(paradigm, n, prefix=len(log.store.prefix))
     spans = intervals(batch.tokens, named(paradigm), n)
