@@ -176,7 +176,8 @@ class Grid:
                 continue
             own = {} if paradigm == BASELINE else {"packing": _given(targets=k)}
             config = self.config(data_set, *changes, self.fixes.get(fixes, {}), own)
-            if config.packing.targets == 1 and paradigm in ("dti", "dti_growing"):
+            asked = paradigms.named(paradigm)
+            if config.packing.targets == 1 and asked.streams and not asked.items_stand_alone:
                 continue  # the sliding window itself: tests/model/test_proof_1_one_target_is_the_sliding_window.py
             yield replace(base, paradigm=paradigm, fixes=fixes, config=config, against=base.digest)
 
