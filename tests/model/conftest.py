@@ -20,7 +20,7 @@ from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.compilation import compile_parts
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.execution import Choice
-from dti_pipeline.packing import best_fit, prompts
+from dti_pipeline.packing import prompts
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import named
@@ -81,11 +81,7 @@ class Log:
             store.position >= min_history, store.position, store.lengths(), context, targets, row_length,
             len(store.prefix),
         )  # fmt: skip
-        packed = best_fit.pack(cut.length, row_length, seed)
-        order = np.argsort(packed.row, kind="stable")
-        cut = cut.take(order)
-        bounds = np.searchsorted(packed.row[order], np.arange(packed.rows + 1))
-        return Rows(store, row_length, cut.start, cut.first_target, cut.stop, bounds)
+        return Rows.pack(store, cut, row_length, seed)
 
     def batch(self, context: int, targets: int | None, row_length: int = 256, **options: int) -> Batch:
         return self.batch_of(self.rows(context, targets, row_length, **options))
