@@ -22,7 +22,7 @@ def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
     """The baseline may use the fastest causal kernel only because it gives every target the same logit."""
     context, c, prompts = 5, 4, 3
     length = (context + 1) * c + 1
-    settings = llama.lora(llama.TINY, rank=4)
+    settings = llama.adapted(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, context, 128, CPU, torch.float32).eval()
     store = llama.log(prompts, context + 1, c, llama.TINY.vocabulary)
@@ -45,7 +45,7 @@ def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
 
 
 def test_a_model_that_forgets_is_one_switch_away() -> None:
-    settings = llama.lora(llama.TINY, rank=4)
+    settings = llama.adapted(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, 3, 128, CPU, torch.float32).eval()
     batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).batches[0]
