@@ -1,10 +1,10 @@
 """How much of a GPU's speed is left when several train together, at equal work a GPU?
 
 The first process trains alone while the others wait, then all of them together: the project's own loop, loader and
-stopwatch, micro-batches of the same size and as many of them a step and process. The data is a log of equal interactions
-in packed rows, n = 20, the weights are random. Whole models (DDP), LoRA and all weights, or sharded ones (FSDP); where a
-model does not fit one GPU as a whole there is no time alone. Efficiency is the tokens a second of one of them together
-over those of one alone. A call's rows take the place of those of the same model and training in the file; all others
+stopwatch, micro-batches of one size and as many of them a step and process, a log of equal interactions in packed
+rows, n = 20, random weights. Whole models (DDP) or sharded ones (FSDP), LoRA or all weights. Alone a model is whole;
+where it does not fit one GPU there is no such time. Efficiency is the tokens a second of one process among all over
+those of the one alone. A call's rows take the place of those of the same model and training in the file; all others
 stay.
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling --shape smollm2-135m --train all
