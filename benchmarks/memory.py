@@ -54,7 +54,7 @@ def main() -> None:
 
 def row_of(bench: Bench, variant: Variant) -> list[dict[str, Any]]:
     """The variant's row of the table; none where not even one row fits."""
-    given, room, usual = bench.given, room_gib(bench.device), sizes.rows_per_batch(bench.given)
+    given, room, usual = bench.given, room_gib(bench.device), sizes.rows_per_batch(bench.given, variant.k)
     measured: dict[int, Measured] = {}
     most = largest(partial(peak_of, bench, variant, measured, room), usual, room, given.trials)
     if most is None:

@@ -92,9 +92,8 @@ class Processes:
         )
 
 
-def training_of(given: argparse.Namespace, rows: Rows, world: int) -> TrainingConfig:
-    """Steps of ``--passes`` micro-batches in each of ``world`` processes."""
-    height = sizes.rows_per_batch(given)
+def training_of(given: argparse.Namespace, rows: Rows, height: int, world: int) -> TrainingConfig:
+    """Steps of ``--passes`` micro-batches of ``height`` rows in each of ``world`` processes."""
     return TrainingConfig(
         epochs=1e4,  # more than is trained
         targets_per_step=world * given.passes * height * int(rows.targets()[0]),
@@ -112,10 +111,10 @@ def training_of(given: argparse.Namespace, rows: Rows, world: int) -> TrainingCo
 def measured(processes: Processes, paradigm: Paradigm, world: int) -> dict[str, Any]:
     """A row of the table: a training of one process, or of all, for some steps."""
     given, device, k = processes.given, processes.device, K[paradigm]
-    shape, height = sizes.shape_of(given), sizes.rows_per_batch(given)
+    shape, height = sizes.shape_of(given), sizes.rows_per_batch(given, k)
     count = DIFFERENT_STEPS * processes.world * given.passes * height
     rows, _ = llama.plan(k, given.row_length, given.tokens_per_interaction, shape.vocabulary, count, texts=given.texts)
-    training = training_of(given, rows, world)
+    training = training_of(given, rows, height, world)
     accelerator = processes.accelerator if world > 1 else processes.itself()
     torch.manual_seed(7)
     size = CONTEXT, rows.row_length, device, processes.compute

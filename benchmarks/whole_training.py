@@ -1,8 +1,8 @@
 """How long is a whole training of a pretrained model, from the start of its process to the published folder?
 
 ``dti train`` itself on a project home whose log is tokenised and packed: set up, compile, steps, evaluations, publish.
-Each paradigm in a process of its own, one after the other, and with an empty compiler's cache; under --again a second
-time, with the cache that the first one left. Neither event database nor tracker is needed. The models are published in
+Each paradigm in a process of its own, one after the other, with empty caches of compilers; under --again a second time,
+with the caches that the first one left. Neither event database nor tracker is needed. The models are published in
 scratch homes, which are removed.
 
     python -m benchmarks.whole_training --project HOME --params recipes/smollm2-135m.yaml --set training.seed=1
@@ -34,8 +34,8 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.training.progress import Evaluated, Event, Stepped
 from dti_pipeline.training.report import TrainReport
 
-#: Where compiled code is kept, by the variable that says so.
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+#: Variables that say where a compiler keeps its code: of the model's, the kernels' and the loader's.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR")
 CASE = ("log", "model", "trained", "lora_modules", "epochs", "cache")
 
 
@@ -57,9 +57,8 @@ class Clock:
             self.evaluations = self.now() - self.before_steps - event.train_seconds
 
 
-def trained(settings: Config, project: Path, paradigm: str, cache: Path, begun: float) -> dict[str, Any]:
+def trained(settings: Config, project: Path, paradigm: str, begun: float) -> dict[str, Any]:
     """Train in this process, which began at that time; a row of the table."""
-    os.environ |= {name: str(cache / name.lower()) for name in CACHES}
     clock = Clock(begun)
     from dti_pipeline.training.train import train
 
@@ -107,7 +106,7 @@ def main() -> None:
     options.add_argument("--params", type=Path, default=Path("params.yaml"), help="as dti train takes it")
     options.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="of it")
     options.add_argument("--paradigms", nargs="+", default=["sliding_window", "dti"], help="(default: these two)")
-    options.add_argument("--again", action="store_true", help="a second time, with a full compiler's cache")
+    options.add_argument("--again", action="store_true", help="a second time, with full caches of compilers")
     given = options.parse_args()
     project = given.project.resolve()
     settings = config.load(config.find(given.params, project), given.set)
@@ -117,8 +116,9 @@ def main() -> None:
     wanted = [(paradigm, cache) for paradigm in given.paradigms for cache in ("empty", "full")[: 1 + given.again]]
     with tempfile.TemporaryDirectory(prefix="cache-") as caches:
         for paradigm, cache in affordable(wanted, given.budget_seconds):
+            os.environ |= {name: str(Path(caches) / paradigm / name.lower()) for name in CACHES}  # the process inherits
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                done = alone.submit(trained, settings, project, paradigm, Path(caches) / paradigm, time.time())
+                done = alone.submit(trained, settings, project, paradigm, time.time())
                 rows.append({"cache": cache, **done.result()})
     if not rows:
         raise SystemExit("there was no time for a training")

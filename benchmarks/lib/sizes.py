@@ -69,9 +69,11 @@ def shape_of(given: argparse.Namespace) -> Shape:
     return llama.shape_named(llama.TINY.name if given.tiny else given.shape, given.layers)
 
 
-def rows_per_batch(given: argparse.Namespace) -> int:
-    """Rows of a micro-batch, each of about ``row_length`` tokens."""
-    return max(1, round(given.tokens / given.row_length))
+def rows_per_batch(given: argparse.Namespace, k: int) -> int:
+    """Rows of a micro-batch of about ``--tokens``, in the row length that prompts of ``k`` targets fill best."""
+    c = given.tokens_per_interaction
+    _, length = llama.row_shape(llama.CONTEXT * c + k * (c + 1), given.row_length)
+    return max(1, round(given.tokens / length))
 
 
 def settings_of(given: argparse.Namespace) -> ModelConfig:

@@ -108,7 +108,7 @@ class Bench:
     def prepare(self, variant: Variant, rows: int | None = None, micro_batches: int = MICRO_BATCHES) -> Measured:
         """Assemble the variant's micro-batches, of ``rows`` rows each (default: of about ``--tokens``), and take a step
         that is not counted: it compiles."""
-        measured = self.assembled(variant, rows or sizes.rows_per_batch(self.given), micro_batches)
+        measured = self.assembled(variant, rows or sizes.rows_per_batch(self.given, variant.k), micro_batches)
         begun = time.monotonic()
         self.step(measured)
         measured.first_step_seconds = self._building + time.monotonic() - begun
