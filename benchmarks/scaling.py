@@ -7,7 +7,7 @@ where it does not fit one GPU there is no such time. Efficiency is the tokens a 
 those of the one alone. A call's rows take the place of those of the same model and training in the file; all others
 stay.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling --shape smollm2-135m --train all
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling --shape smollm2-135m qwen2.5-1.5b --train lora all
     torchrun --standalone --nproc-per-node 8 -m benchmarks.scaling --sharding full
     torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling --tiny   # the same code on a CPU, to test it
 """
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,7 +54,6 @@ class Processes:
     """The processes of one run."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.given = given
         self.cpu = given.tiny or not torch.cuda.is_available()
         self.precision, self.compute = sizes.precision(self.cpu)
         self.accelerator = Accelerator(cpu=self.cpu, mixed_precision=self.precision, kwargs_handlers=[DDP])
@@ -108,9 +108,9 @@ def training_of(given: argparse.Namespace, rows: Rows, height: int, world: int) 
     )
 
 
-def measured(processes: Processes, paradigm: Paradigm, world: int) -> dict[str, Any]:
+def measured(processes: Processes, given: argparse.Namespace, paradigm: Paradigm, world: int) -> dict[str, Any]:
     """A row of the table: a training of one process, or of all, for some steps."""
-    given, device, k = processes.given, processes.device, K[paradigm]
+    device, k = processes.device, K[paradigm]
     shape, height = sizes.shape_of(given), sizes.rows_per_batch(given, k)
     count = DIFFERENT_STEPS * processes.world * given.passes * height
     rows, _ = llama.plan(k, given.row_length, given.tokens_per_interaction, shape.vocabulary, count, texts=given.texts)
@@ -175,7 +175,7 @@ def without_memory(case: str) -> Iterator[None]:
 
 def main() -> None:
     options = parser(__doc__, gpu=True)
-    sizes.add_options(options)
+    sizes.add_options(options, several=True)
     options.add_argument("--sharding", choices=("none", "full"), default="none", help="as training.sharding")
     options.add_argument(
         "--passes", type=int, default=1, help="micro-batches a step and process (default: %(default)s)"
@@ -183,35 +183,40 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=20, help="counted steps, after three (default: %(default)s)")
     options.add_argument("--no-cuda-graph", action="store_true", help="launch a pass kernel by kernel, alone too")
     given = options.parse_args()
-    sizes.complete(given)
     end = time.monotonic() + given.budget_seconds
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     processes, rows = Processes(given), list[dict[str, Any]]()
-    for paradigm in K:
+    for case, paradigm in product(sizes.cases(given), K):
+        name = f"{paradigm}, {case.shape}, {case.train}"
         if processes.largest(float(time.monotonic() >= end)):
-            print(f"no time left for {paradigm}", flush=True)
-            continue
-        alone: dict[str, Any] | None = None
-        if processes.first:
-            with without_memory(f"{paradigm} alone"):
-                alone = measured(processes, paradigm, world=1)
-                rows.append(alone)
-        processes.free()
-        processes.wait()
-        if processes.world > 1:
-            with without_memory(f"{paradigm} together"):
-                together = measured(processes, paradigm, processes.world)
-                if alone:
-                    pace = "tokens_per_second_and_process"
-                    together["efficiency"] = round(together[pace] / alone[pace], 4)
-                rows.append(together)
-            processes.free()
+            print(f"no time left for {name}", flush=True)
+        else:
+            rows += compared(processes, case, paradigm, name)
     if processes.first:
         launcher = f"torchrun --nproc-per-node {processes.world}" if processes.world > 1 else "python"
         found = gpus(processes.device, processes.world)
         publish(f"scaling_{processes.world}", rows, given, found, launcher, case=(*sizes.CASE, "sharding"))
     processes.wait()
     processes.accelerator.end_training()
+
+
+def compared(processes: Processes, given: argparse.Namespace, paradigm: Paradigm, name: str) -> list[dict[str, Any]]:
+    """Rows of one process alone, which the first one has, and of all together."""
+    rows: list[dict[str, Any]] = []
+    if processes.first:
+        with without_memory(f"{name}, alone"):
+            rows.append(measured(processes, given, paradigm, world=1))
+    processes.free()
+    processes.wait()
+    if processes.world > 1:
+        with without_memory(f"{name}, together"):
+            together = measured(processes, given, paradigm, processes.world)
+            if rows:
+                pace = "tokens_per_second_and_process"
+                together["efficiency"] = round(together[pace] / rows[0][pace], 4)
+            rows.append(together)
+        processes.free()
+    return rows
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -40,12 +41,12 @@ USUAL = (
 TINY = Usual(384, 4, 512, "all-linear")
 
 
-def add_options(options: argparse.ArgumentParser) -> None:
-    """Those of :func:`complete`."""
-    add = options.add_argument
-    add("--shape", choices=sorted(SHAPES), default="llama-3.1-8b", help="of the model (default: %(default)s)")
+def add_options(options: argparse.ArgumentParser, several: bool = False) -> None:
+    """Those of :func:`complete`; ``several`` shapes and trainings a call, or one."""
+    add, many = options.add_argument, {"nargs": "+"} if several else {}
+    add("--shape", choices=sorted(SHAPES), default="llama-3.1-8b", help="of the model (default: %(default)s)", **many)
     add("--layers", type=int, help="fewer, for a smaller card; the table says so (default: all)")
-    add("--train", choices=("lora", "all"), default="lora", help="adapters, or all weights (default: %(default)s)")
+    add("--train", choices=("lora", "all"), default="lora", help="adapters, or all weights (default: lora)", **many)
     add("--lora-modules", choices=list(LORA_MODULES), help="what gets adapters (default: all-linear below 2 B weights)")
     add("--frozen-weights", choices=("plain", "float8"), default="plain", help="as model.frozen_weights")
     add("--tokens", type=int, help="of a micro-batch, about (default: 65,536, 32,768 or 10,768 by the model's size)")
@@ -53,6 +54,15 @@ def add_options(options: argparse.ArgumentParser) -> None:
     add("--tokens-per-interaction", type=int, help="text and label (default: 17; 30 for a model of 2 B weights)")
     add("--targets-per-step", type=int, help="of every variant (default: 4,096, 2,048 or 512 by the model's size)")
     add("--texts", choices=("zipf", "random"), default="zipf", help="how often tokens come again")
+
+
+def cases(given: argparse.Namespace) -> list[argparse.Namespace]:
+    """Every combination of several shapes and trainings, each complete."""
+    combinations = product(*([value] if isinstance(value, str) else value for value in (given.shape, given.train)))
+    found = [argparse.Namespace(**vars(given) | {"shape": shape, "train": train}) for shape, train in combinations]
+    for case in found:
+        complete(case)
+    return found
 
 
 def complete(given: argparse.Namespace) -> None:

@@ -217,21 +217,21 @@ def test_no_variant_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("train", "sharding"), [("lora", "none"), ("all", "full")])
-def test_scaling_is_measured_in_two_processes(tmp_path: Path, train: str, sharding: str) -> None:
+@pytest.mark.parametrize(("trainings", "sharding"), [(("lora", "all"), "none"), (("all",), "full")])
+def test_scaling_is_measured_in_two_processes(tmp_path: Path, trainings: tuple[str, ...], sharding: str) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    options = ("--steps", "2", "--tiny", "--train", train, "--sharding", sharding)
+    options = ("--steps", "2", "--tiny", "--train", *trainings, "--sharding", sharding)
     rows, _ = bench("scaling", tmp_path, *options, launcher=launcher, result="scaling_2")
     found = [(row["trained"], row["sharding"], row["paradigm"], row["processes"]) for row in rows]
-    assert found == [(train, sharding, paradigm, processes) for paradigm in ("sliding_window", "dti")
-                     for processes in (1, 2)]  # fmt: skip
+    assert found == [(train, sharding, paradigm, processes) for train in trainings
+                     for paradigm in ("sliding_window", "dti") for processes in (1, 2)]  # fmt: skip
     for row in rows:
         assert row["command"].startswith("torchrun --nproc-per-node 2 -m benchmarks.scaling --steps 2 --tiny")
         assert row["efficiency"] > 0
         assert row["counted_steps"] >= 2
         each = row["targets_per_second_and_process"]
         assert row["targets_per_second"] == pytest.approx(row["processes"] * each, rel=1e-2)
-    for alone, together in (rows[:2], rows[2:]):
+    for alone, together in zip(rows[::2], rows[1::2], strict=True):
         assert alone["efficiency"] == 1
         equal = ("targets_per_process_and_step", "k", "tokens_per_interaction")
         assert [alone[key] for key in equal] == [together[key] for key in equal], "equal work a process"
