@@ -110,10 +110,10 @@ def _dot(x, y):
 @triton.jit
 def _stretches(ours, L, KEYS: tl.constexpr):
     """Of a tile of queries: where its keys begin, where all see whole tiles of keys, from and to, and where they end.
-    Ours stand along axis 0."""
+    No query's own key is among the whole tiles: a [SUM] sees that one."""
     begin, end = tl.min(ours[1]), tl.max(ours[0]) + 1
     all_from = tl.max(tl.where(ours[0] >= 0, ours[1], 0))
-    all_to = tl.min(tl.where(ours[0] >= 0, ours[0], L)) + 1
+    all_to = tl.min(tl.where(ours[0] >= 0, ours[0], L))
     all_from = begin + tl.cdiv(all_from - begin, KEYS) * KEYS
     all_to = all_from + tl.maximum(all_to - all_from, 0) // KEYS * KEYS
     return begin, all_from, all_to, end

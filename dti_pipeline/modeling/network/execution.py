@@ -14,6 +14,8 @@ import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
 WIDE = 512
+#: Width from which an adapter's few products cost less than a gradient of the frozen weights.
+WIDE_FOR_ADAPTERS = 3072
 #: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
 MANY_TENSORS = 200
 #: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel; twice that otherwise.
@@ -42,6 +44,7 @@ class Traits:
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
     trained_tensors: int
+    merges_adapters: bool = False  # it has LoRA adapters, over weights that they can be added to
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class ExecutionPlan:
     attention_kernel: Choice
     distinct_tokens: Choice
     sum_kernel: Choice
+    merged_adapters: Choice
     compiled_layers: Choice
     compiled_surroundings: Choice
     cuda_graph: Choice
@@ -104,6 +108,13 @@ class ExecutionPlan:
                 has_triton,
                 (head * compute.itemsize <= KERNEL_HEAD_BYTES, fits),
                 (not (traits.forgets and traits.projections_biased), "keys or values have biases"),
+            ),
+            merged_adapters=_unless(
+                "one product a layer instead of three",
+                on_gpu,
+                (traits.merges_adapters, "no adapters over plain weights"),
+                (not sharded, "weights are sharded"),
+                (traits.width < WIDE_FOR_ADAPTERS, f"at a width of {WIDE_FOR_ADAPTERS} or more adapters are cheap"),
             ),
             compiled_layers=_unless("one graph for all alike layers", on_gpu),
             compiled_surroundings=Choice(bound, "fewer launches" if bound else "not launch-bound"),
