@@ -51,11 +51,13 @@ def publish(
     given: argparse.Namespace,
     gpus: Sequence[str] | None = None,
     launcher: str = "python",
+    case: Sequence[str] = (),
 ) -> None:
     """Print rows as a table; write them, with hardware, commit and command, to ``<results>/<name>.json``.
 
     A result of a project's own log (``--home``) is named so. ``gpus``: names of those in use (default: all of the
-    machine's); ``launcher`` started the script.
+    machine's); ``launcher`` started the script. ``case``: columns that name what a call measures: rows of the file that
+    name something else stay as they are, with the facts of their own call, and these come after them.
     """
     name = f"{name}_home" if getattr(given, "home", None) else name
     command = " ".join([launcher, "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *_shown(sys.argv[1:])])
@@ -63,8 +65,19 @@ def publish(
     facts = dict(zip(FACTS, (lineage.hardware(gpus), found, command), strict=True))
     print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
     print(table(rows))
-    lines = [json.dumps({**row, **facts}) for row in rows]  # columns in their order, a row a line
-    artifacts.write_text(given.results / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
+    path = given.results / f"{name}.json"
+    kept = _of_other_cases(path, rows, case) if case else []
+    lines = [json.dumps(row) for row in [*kept, *({**row, **facts} for row in rows)]]  # columns in order, a row a line
+    artifacts.write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def _of_other_cases(path: Path, rows: Sequence[Mapping[str, Any]], case: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a result's file whose ``case`` is none of ``rows``; those that name none are of an older form and go."""
+    if not path.is_file():
+        return []
+    measured = [[row[column] for column in case] for row in rows]
+    old = json.loads(path.read_text())
+    return [row for row in old if set(case) <= set(row) and [row[column] for column in case] not in measured]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,8 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 from dti_pipeline.evaluation.plots import new_figure
 
 #: Kinds by a pattern of a kernel's name, the first that fits. The rest is norms, rotations, activations, sums and the
-#: loss: kernels that the compiler fused, or torch's own elementwise ones.
+#: loss: kernels that the compiler fused, or torch's own elementwise ones. The project's own attention kernels, of
+#: intervals and of [SUM] rows, have names that begin with an underscore; the compiler may number them.
 NAMES = (
+    ("attention backward", r"^_(interval_)?backward_(queries|keys)(_\d+)?$"),
+    ("attention forward", r"^_(interval_)?forward(_\d+)?$"),
     ("attention backward", r"(flex|flash|fmha|sdpa|attention).*(bwd|backward)|(bwd|backward).*(flex|flash|fmha|sdpa)"),
     ("attention forward", r"flex|flash|fmha|sdpa|scaled_dot_product|attention"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|cublas|matmul|aten::(mm|bmm|addmm|linear)|AddmmBackward|MmBackward"),
@@ -26,7 +29,7 @@ NAMES = (
 REST = "norms, rotation, elementwise"
 #: Kinds by the named part of the step that a kernel belongs to, whatever its name.
 PARTS = {"mask": "mask", "update": "clipping and optimizer"}
-KINDS = (*(kind for kind, _ in NAMES), REST, *PARTS.values(), "idle")
+KINDS = (*dict.fromkeys(kind for kind, _ in NAMES), REST, *PARTS.values(), "idle")
 
 
 def profiled(step: Callable[[], object]) -> dict[str, float]:

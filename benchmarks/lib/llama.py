@@ -1,11 +1,14 @@
 """A Llama with random weights and a log of equal interactions, to measure a training step on.
 
 Speed does not depend on the values of weights, so they are drawn on the device itself, in the precision that is
-measured; LoRA, attention, masks, head, loss and optimizer are the project's own.
+measured; LoRA, attention, masks, head, loss and optimizer are the project's own. A shape of another family is that
+family's sizes in a Llama: without Qwen2.5's biases of queries, keys and values, and without Gemma 3's norms of queries
+and keys, its two more norms a layer, its GELU and its window of 512 tokens, which prompts of n = 20 do not fill.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +38,7 @@ from dti_pipeline.training.steps import Step
 
 CONTEXT = 20  # interactions, n
 LEARNING_RATE = 1e-4
+QUERIES_AND_VALUES = ("q_proj", "v_proj")
 #: Large enough to have every part of the real ones, small enough for a test.
 TINY = Shape("tiny", 2, 64, 4, 2, 16, 96, 512, tied=False)
 #: Row lengths are a multiple of a matrix product's tile and some tokens over: where 64 divides the number of rows, an
@@ -97,7 +101,7 @@ def plan(
 ) -> tuple[Rows, int]:
     """``height`` rows of about ``tokens`` tokens, of equal prompts of ``k`` targets; and the prompts a row.
 
-    ``dense``: as many prompts, one a row. ``how``: seed and texts of the :func:`log`.
+    ``dense``: as many prompts, one a row, so that nothing is padded. ``how``: seed and texts of the :func:`log`.
     """
     prompt = CONTEXT * per_interaction + k * (per_interaction + 1)
     count, length = row_shape(prompt, tokens)
@@ -153,16 +157,17 @@ class Model(CTRModel):
             return super().batch_attention(*batch)
 
 
-def model(
+def untrained(
     shape: Shape,
     settings: ModelConfig,
     context: int,
     row_length: int,
     device: torch.device,
-    dtype: torch.dtype,
-    compiled: bool = True,
+    compute: torch.dtype,
+    paradigm: Paradigm = DTI,
 ) -> Model:
-    """A :class:`Model` of ``shape``, its weights in ``dtype``, those of its adapters in fp32; compiled on a GPU."""
+    """A :class:`Model` of ``shape``, not placed yet: frozen weights in ``compute``, those that are trained in fp32, as
+    :func:`backbone.build` has them."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -175,17 +180,26 @@ def model(
         max_position_embeddings=row_length,
         tie_word_embeddings=shape.tied,
     )
-    lm = backbone.random_weights(config, device, dtype)
-    made = Model(settings, DTI, context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=dtype, lm=lm)
-    made.place(made.make_plan(device, torch.bfloat16 if device.type == "cuda" else torch.float32))
-    if compiled and device.type == "cuda":
+    lm = backbone.random_weights(config, device, compute if settings.lora.rank else torch.float32)
+    return Model(settings, paradigm, context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=compute, lm=lm)
+
+
+def model(
+    shape: Shape, settings: ModelConfig, context: int, row_length: int, device: torch.device, compute: torch.dtype
+) -> Model:
+    """The same, placed; compiled on a GPU."""
+    made = untrained(shape, settings, context, row_length, device, compute)
+    made.place(made.make_plan(device, compute))
+    if device.type == "cuda":
         compile_parts(made)
     return made
 
 
-def lora(shape: Shape, rank: int = 16, **more: Any) -> ModelConfig:
-    """The configuration of a pretrained model of ``shape`` under LoRA; all its weights are trained where rank is 0."""
-    return ModelConfig(name_or_path=shape.name, lora=LoraConfig(rank=rank, alpha=32), head="verbaliser", **more)
+def adapted(shape: Shape, rank: int = 16, modules: Sequence[str] = QUERIES_AND_VALUES, **more: Any) -> ModelConfig:
+    """The configuration of a pretrained model of ``shape`` under LoRA of ``rank`` on the linear layers ``modules``; all
+    its weights are trained where the rank is 0."""
+    lora = LoraConfig(rank=rank, alpha=32, target_modules=tuple(modules))
+    return ModelConfig(name_or_path=shape.name, lora=lora, head="verbaliser" if rank else "fresh", **more)
 
 
 def runner(model: Model, prepared: nn.Module, accelerator: Any) -> EagerRunner:

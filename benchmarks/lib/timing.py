@@ -62,6 +62,21 @@ def between(start: Any, end: Any) -> float:
     return start.elapsed_time(end)
 
 
+def product_teraflops(device: torch.device) -> float:
+    """What ``device`` makes of one product of large matrices of random numbers, 10^12 FLOP/s: in bfloat16 on a GPU, and
+    of small ones on a CPU. Zeros would take less power, and a card less time. Memory: 400 MB on a GPU."""
+    cuda = device.type == "cuda"
+    size, dtype = (8192, torch.bfloat16) if cuda else (256, torch.float32)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(12):
+        start = mark(device)
+        a @ b
+        times.append((start, mark(device)))
+    milliseconds = statistics.median(between(*pair) for pair in times[2:])
+    return 2 * size**3 / milliseconds / 1e9
+
+
 def peak_memory_gib(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
 

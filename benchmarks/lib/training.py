@@ -41,9 +41,9 @@ def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: An
 
 
 def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> AdamW:
-    """Place a model as a training of one process does; return its optimizer."""
+    """Place a model as a training does that shards nothing; return its optimizer."""
     compute = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
-    model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph))
+    model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph, processes=training.processes))
     return optimizer_for(model, training)
 
 
@@ -59,7 +59,8 @@ def trainer_of(
     """A training that tells nobody, evaluates nothing and saves nothing. ``prepared`` is the model as accelerate has
     wrapped it. Raises RuntimeError where its plan cannot be had: a benchmark measures what it names."""
     steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
-    loader = Loader(rows, steps, config.tokens_per_batch, accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    loader = Loader(rows, steps, config.tokens_per_batch, accelerator.device, rank, world)
     prepared.train()
     forms = forms_of(model, prepared, optimizer, accelerator, config)
     chosen = choose(forms, loader, 0, optimizer, accelerator, _refuse)

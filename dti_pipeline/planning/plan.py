@@ -17,6 +17,8 @@ from dti_pipeline.training.report import TrainReport
 
 #: Share of a GPU's peak that training reaches by default: that of an 8B model on an H100 in benchmarks/train_step.py.
 UTILISATION = 0.55
+#: Width below which advice is given on what to train.
+NARROW = 1024
 #: Tokens of an interaction (a title and a label) where there is no token store yet.
 TOKENS = 20
 
@@ -76,11 +78,20 @@ def plan(
             "trained": trained,
             "method": "full" if adapters is None else "lora",
         },
+        "advice": _advice(shape, adapters),
         "gpu": {**vars(card), "count": training.processes, "utilisation": utilisation},
         "memory": {**memory, "total_gb": total, "micro_batch_tokens": batch, "fits": total <= card.memory_gb},
         "paradigms": paradigms,
         "measured": _measured(paths),
     }
+
+
+def _advice(shape: Shape, adapters: int | None) -> str | None:
+    """A sentence on what of the model to train; none where there is nothing to say."""
+    if adapters is None or shape.hidden >= NARROW:
+        return None
+    whole = 16 * shape.parameters / 1e9  # fp32: a weight, its gradient and two moments
+    return f"a model {shape.hidden} wide may as well be trained whole (model.lora.rank: 0): its state is {whole:.2g} GB"
 
 
 def _log(

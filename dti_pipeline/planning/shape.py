@@ -13,7 +13,11 @@ from dti_pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-style decoder: attention with grouped queries, a gated MLP, two norms a layer."""
+    """A Llama-style decoder: attention with grouped queries, a gated MLP, two norms a layer.
+
+    What other families add is left out, a few weights in ten thousand: biases of queries, keys and values (Qwen2.5),
+    norms of queries and keys (Qwen3, Gemma 3) and two more norms a layer (Gemma 3).
+    """
 
     name: str
     layers: int
@@ -63,6 +67,8 @@ SHAPES = {
     "mistral-7b": Shape("mistral-7b", 32, 4096, 32, 8, 128, 14336, 32768, tied=False),
     "qwen3-8b": Shape("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, tied=False),
     "qwen2.5-0.5b": Shape("qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, tied=True),
+    "qwen2.5-1.5b": Shape("qwen2.5-1.5b", 28, 1536, 12, 2, 128, 8960, 151936, tied=True),
+    "gemma-3-270m": Shape("gemma-3-270m", 18, 640, 4, 1, 256, 2048, 262144, tied=True),
     "smollm2-135m": Shape("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, tied=True),
 }
 

@@ -23,6 +23,8 @@ ON_GPU = {
     "train_step_long": "train_step",
     "train_step_float8": "train_step",
     "train_step_profile": "train_step",
+    "memory": "memory",
+    "whole_training": "whole_training",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},
     "epoch": "epoch",
     "epoch_home": "epoch",
@@ -78,6 +80,22 @@ def test_a_result_says_what_it_was_made_by_and_not_where(
     said = capsys.readouterr().out
     assert "| a b | c | d |\n| --- | ---: | ---: |\n| 1,234,567 | 0.25 |  |\n| 2 |  |  |" in said
     assert str(tmp_path) not in said
+
+
+def test_a_call_replaces_the_rows_of_its_own_case_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(trained: str, figures: list[int], commit: str) -> list[tuple]:
+        monkeypatch.setattr(sys, "argv", ["x/steps.py", "--results", str(tmp_path), "--commit", commit])
+        rows = [{"model": "a", "trained": trained, "figure": figure} for figure in figures]
+        harness.publish("steps", rows, harness.parser("").parse_args(), case=("model", "trained"))
+        kept = json.loads((tmp_path / "steps.json").read_text())
+        return [(row["trained"], row["figure"], row["commit"]) for row in kept]
+
+    (tmp_path / "steps.json").write_text('[{"model": "a", "figure": 0, "commit": "of an older form"}]')
+    assert measure("lora", [1, 2], "x") == [("lora", 1, "x"), ("lora", 2, "x")]
+    assert measure("all", [3], "y") == [("lora", 1, "x"), ("lora", 2, "x"), ("all", 3, "y")]
+    assert measure("lora", [4], "z") == [("all", 3, "y"), ("lora", 4, "z")]
 
 
 def test_calls_are_timed_in_turn_and_the_first_turn_is_not_kept() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import train_step
-from benchmarks.lib import kernels, llama, timing
+from benchmarks import memory, train_step
+from benchmarks.lib import harness, kernels, llama, sizes, steps, timing
 from dti_pipeline.paradigms import DTI, SLIDING_WINDOW
 from tests.code.test_benchmarks import bench
 
@@ -22,7 +25,7 @@ def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
     """The baseline may use the fastest causal kernel only because it gives every target the same logit."""
     context, c, prompts = 5, 4, 3
     length = (context + 1) * c + 1
-    settings = llama.lora(llama.TINY, rank=4)
+    settings = llama.adapted(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, context, 128, CPU, torch.float32).eval()
     store = llama.log(prompts, context + 1, c, llama.TINY.vocabulary)
@@ -45,7 +48,7 @@ def test_both_forms_of_the_sliding_window_are_the_same_model() -> None:
 
 
 def test_a_model_that_forgets_is_one_switch_away() -> None:
-    settings = llama.lora(llama.TINY, rank=4)
+    settings = llama.adapted(llama.TINY, rank=4)
     torch.manual_seed(0)
     model = llama.model(llama.TINY, settings, 3, 128, CPU, torch.float32).eval()
     batch = llama.work(llama.rows(llama.log(1, 9, 4, 100), 3, 6, 1, 128), np.arange(1), CPU).batches[0]
@@ -76,12 +79,105 @@ def test_rows_have_the_length_that_their_prompts_fill() -> None:
     assert llama.row_shape(900, 512) == (1, 912)  # longer than asked for: a prompt must fit
 
 
+def given(*words: str) -> argparse.Namespace:
+    """Options of a benchmark of training steps, complete."""
+    options = harness.parser("", gpu=True)
+    sizes.add_options(options)
+    found = options.parse_args(words)
+    sizes.complete(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "per_interaction", "modules"),
+    [
+        ("smollm2-135m", 65_536, 17, "all-linear"),
+        ("gemma-3-270m", 65_536, 17, "all-linear"),
+        ("llama-3.2-1b", 32_768, 17, "all-linear"),
+        ("qwen2.5-1.5b", 32_768, 17, "all-linear"),
+        ("llama-3.1-8b", 10_768, 30, "q_proj,v_proj"),
+    ],
+)
+def test_a_shape_decides_how_much_is_measured(shape: str, tokens: int, per_interaction: int, modules: str) -> None:
+    usual = given("--shape", shape)
+    assert (usual.tokens, usual.tokens_per_interaction, usual.lora_modules) == (tokens, per_interaction, modules)
+    for k in (1, 50, 180):
+        prompts, length = llama.row_shape(20 * per_interaction + k * (per_interaction + 1), usual.row_length)
+        rows = sizes.rows_per_batch(usual, k)
+        assert rows * length == pytest.approx(tokens, rel=0.16), "every variant has as many tokens, about"
+        assert rows * prompts * k <= usual.targets_per_step
+    asked = given("--shape", shape, "--tokens", "5000", "--lora-modules", "q_proj,v_proj", "--targets-per-step", "7")
+    assert (asked.tokens, asked.row_length, asked.targets_per_step) == (5000, 5000, 7)
+    assert sizes.settings_of(asked).lora.target_modules == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_what_is_trained_is_in_fp32_and_what_is_frozen_is_not(train: str) -> None:
+    settings = sizes.settings_of(given("--tiny", "--train", train))
+    model = llama.untrained(llama.TINY, settings, 5, 128, CPU, torch.bfloat16)
+    layers = {name: weight for name, weight in model.named_parameters() if ".layers." in name and "norm" not in name}
+    assert {weight.dtype for weight in model.trained().values()} == {torch.float32}
+    assert {weight.dtype for weight in layers.values()} == {torch.float32} | (
+        {torch.bfloat16} if train == "lora" else set()
+    )
+    adapters = sum(weight.numel() for name, weight in model.trained().items() if "lora" in name)
+    modules = sizes.LORA_MODULES["all-linear"]
+    assert adapters == (llama.TINY.adapters(sizes.RANK, modules) if train == "lora" else 0)
+
+
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_a_step_changes_what_is_trained_and_nothing_else(train: str) -> None:
+    bench = steps.Bench(given("--tiny", "--train", train))
+    before = {name: weight.detach().clone() for name, weight in bench.model.named_parameters()}
+    trained = set(bench.model.trained())
+    for variant in train_step.VARIANTS[:3]:
+        measured = bench.prepare(variant)
+        assert measured.first_step_seconds > 0
+        assert measured.compilation == "none"
+    moved = {name for name, weight in bench.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved <= trained
+    assert len(moved) > 0.9 * len(trained)  # queries and keys of a token that sees itself alone have no gradient
+
+
+@pytest.mark.parametrize(
+    ("weights", "row", "fits"), [(10.0, 1.0, 90), (10.0, 7.0, 12), (1.0, 60.0, 1), (90.0, 20.0, 0)]
+)
+def test_the_largest_micro_batch_is_found_in_a_few_trials(weights: float, row: float, fits: int) -> None:
+    tried: list[int] = []
+
+    def peak(rows: int) -> float | None:
+        tried.append(rows)
+        needed = weights + row * rows
+        return needed if needed <= 100 else None
+
+    found = memory.largest(peak, 6, 100, trials=6)
+    assert (found or 0) >= (1 - memory.EXACT) * fits - 1e-9
+    assert (found or 0) <= fits
+    assert len(tried) == len(set(tried)) <= 7
+    assert memory.largest(peak, 2, 100, trials=0) == (2 if fits >= 2 else None), "of no trials the first is known"
+
+
+@pytest.mark.slow
+def test_memory_is_measured_for_each_paradigm(tmp_path: Path) -> None:
+    rows, said = bench("memory", tmp_path, "--tiny", "--train", "all", "--trials", "1")
+    assert [(row["paradigm"], row["form"], row["trained"]) for row in rows] == [
+        ("sliding_window", "dense", "all"),
+        ("dti", "packed", "all"),
+    ]
+    for row in rows:
+        assert (row["largest_rows"], row["trials"]) == (2, 1), "twice the usual, as a CPU's memory is not counted"
+        assert row["largest_tokens"] == 2 * row["usual_tokens"]
+        assert row["largest_tokens_per_second"] > 0
+    assert "dti k=50, 2 rows" in said
+
+
 @pytest.mark.slow
 def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "step.png"
     options = ("--steps", "2", "--tiny", "--commit", "abc", "--profile", str(picture))
     rows, said = bench("train_step", tmp_path, *options)
     assert len(rows) == 13
+    assert {(row["model"], row["trained"], row["lora_modules"]) for row in rows} == {("tiny", "lora", "all-linear")}
     assert {(row["paradigm"], row["form"]) for row in rows[:2]} == {
         ("sliding_window", "dense"),
         ("sliding_window", "packed"),
@@ -91,6 +187,8 @@ def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
         assert row["command"] == "python -m benchmarks.train_step --steps 2 --tiny"
         assert row["pass_ms_min"] <= row["pass_ms"] <= row["pass_ms_max"]
         assert row["targets_per_second"] > 0
+        assert 0 < row["product_share"] < 1
+        assert row["first_step_seconds"] > 0
         assert 3 < row["distinct_tokens_per_pass"] < row["tokens_per_pass"]
         assert row["tokens_per_pass"] == row["targets_per_pass"] // row["k"] * (20 * 4 + 5 * row["k"])
     assert {row["fixes"] for row in rows} == {"", "nope_alibi", "rope_alibi", "linear", "nope_alibi linear"}
@@ -105,42 +203,71 @@ def test_the_training_step_is_measured_and_drawn(tmp_path: Path) -> None:
 
 def test_no_variant_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, clock = [], [0]
-    for module in (train_step, timing):
+    for module in (steps, timing):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     timed = SimpleNamespace(
-        prepare=lambda variant: begun.append(variant) or train_step.Measured(variant, [], 0.0, [1.0], [1.0]),
+        prepare=lambda variant: begun.append(variant) or steps.Measured(variant, [], 0.0, [1.0], [1.0]),
         step=lambda one: clock.append(clock.pop() + 1),
     )
     # A second to prepare each, then two to measure each: three variants need 9, four 12.
-    measured = train_step.warmed_up(timed, train_step.VARIANTS, 9, steps=2)
+    measured = steps.warmed_up(timed, train_step.VARIANTS, 9, steps=2)
     assert begun == list(train_step.VARIANTS[:3])
     assert len(measured) == 3
     assert all(one.passes == one.updates == [] for one in measured)
 
 
 @pytest.mark.slow
-def test_scaling_is_measured_in_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("train", "sharding"), [("lora", "none"), ("all", "full")])
+def test_scaling_is_measured_in_two_processes(tmp_path: Path, train: str, sharding: str) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    rows, _ = bench("scaling", tmp_path, "--steps", "2", "--tiny", launcher=launcher, result="scaling_2")
+    options = ("--steps", "2", "--tiny", "--train", train, "--sharding", sharding)
+    rows, _ = bench("scaling", tmp_path, *options, launcher=launcher, result="scaling_2")
     found = [(row["trained"], row["sharding"], row["paradigm"], row["processes"]) for row in rows]
-    assert found == [
-        ("lora", "none", "dti", 1),
-        ("lora", "none", "sliding_window", 1),
-        ("lora", "none", "dti", 2),
-        ("lora", "none", "sliding_window", 2),
-        ("full", "full", "dti", 1),
-        ("full", "full", "dti", 2),
-        ("lora", "full", "dti", 2),
-    ]
+    assert found == [(train, sharding, paradigm, processes) for paradigm in ("sliding_window", "dti")
+                     for processes in (1, 2)]  # fmt: skip
     for row in rows:
-        assert row["command"] == "torchrun --nproc-per-node 2 -m benchmarks.scaling --steps 2 --tiny"
+        assert row["command"].startswith("torchrun --nproc-per-node 2 -m benchmarks.scaling --steps 2 --tiny")
         assert row["efficiency"] > 0
+        assert row["counted_steps"] >= 2
         each = row["targets_per_second_and_process"]
         assert row["targets_per_second"] == pytest.approx(row["processes"] * each, rel=1e-2)
-    # On a CPU, DDP's exchange of gradients is inside an operator of the backward pass, and is not told apart.
-    assert all(
-        row["communication_kernels_ms"] > 0 for row in rows if (row["processes"], row["sharding"]) == (2, "full")
+    for alone, together in (rows[:2], rows[2:]):
+        assert alone["efficiency"] == 1
+        equal = ("targets_per_process_and_step", "k", "tokens_per_interaction")
+        assert [alone[key] for key in equal] == [together[key] for key in equal], "equal work a process"
+
+
+@pytest.mark.slow
+def test_a_whole_training_is_timed_in_a_process_of_its_own(tmp_path: Path) -> None:
+    home, settings = tmp_path / "log", ["synth.users=60"]
+    home.mkdir()
+    harness.prepared(home, settings)
+    for paradigm in ("sliding_window", "dti"):
+        harness.run(harness.dti("pack", "--paradigm", paradigm, *harness.sets(settings)), home)
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    options = ("--project", str(home), "--tiny", "--set", "training.epochs=0.1")
+    rows, _ = bench("whole_training", tmp_path, *options)
+    assert [(row["paradigm"], row["cache"], row["trained"]) for row in rows] == [
+        ("sliding_window", "empty", "all"),
+        ("dti", "empty", "all"),
+    ]
+    for row in rows:
+        assert row["command"] == "python -m benchmarks.whole_training --project log --tiny --set training.epochs=0.1"
+        assert 0 < row["first_step_seconds"] < row["seconds"]
+        assert 0 < row["steps_seconds"] < row["seconds"]
+        assert 0 < row["evaluation_seconds"] < row["seconds"]
+        assert 0 < row["validation_auc"] < 1
+    assert rows[0]["whole_speedup"] == rows[0]["steps_speedup"] == 1
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before, "the home is only read"
+
+
+@pytest.mark.slow
+def test_a_whole_training_needs_no_library_that_a_gpu_machine_lacks() -> None:
+    script = (
+        "import sys; sys.modules |= dict.fromkeys(['duckdb', 'dagster', 'mlflow', 'great_expectations']);"
+        "import benchmarks.whole_training, dti_pipeline.training.train"
     )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=harness.ROOT)
 
 
 @pytest.mark.slow
@@ -173,6 +300,21 @@ def test_float8_is_judged_by_what_is_trained_on_top(tmp_path: Path) -> None:
     assert rows[0]["auc_plain"] != rows[1]["auc_plain"]
     for figure in ("difference", "mean_change_of_probability"):
         assert rows[2][figure] == pytest.approx((rows[0][figure] + rows[1][figure]) / 2, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("_interval_forward", "_forward", "_forward_0"), "attention forward"),
+        (("_interval_backward_queries", "_interval_backward_keys", "_backward_queries", "_backward_keys_1"),
+         "attention backward"),
+        (("triton_poi_fused_forward_3", "fused_backward_keys"), kernels.REST),
+    ],
+)  # fmt: skip
+def test_the_project_s_own_attention_is_attention(names: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        found = kernels.by_kind([{"name": name, "ts": 0, "dur": 1000, "cat": "kernel"}], "gpu")
+        assert {key for key, time in found.items() if time} == {kind}
 
 
 def test_kernels_are_told_apart() -> None:

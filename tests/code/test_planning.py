@@ -34,6 +34,7 @@ LIMITS = {
     30: (4.16, 6.89, 10.24, 14.45, 18.03, 19.9),
 }
 LLAMA = SHAPES["llama-3.1-8b"]
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def flop(paradigm: str, k: int, c: int) -> float:
@@ -70,11 +71,33 @@ def test_formulas_count_what_the_packer_lays_out(n: int, c: int, k: int) -> None
         ("llama-3.2-1b", 1_235_814_400),
         ("mistral-7b", 7_248_023_552),
         ("smollm2-135m", 134_515_008),
+        ("qwen2.5-1.5b", 1_543_714_304 - 28 * (1536 + 2 * 256)),  # less biases of queries, keys and values
+        ("gemma-3-270m", 268_098_176 - 18 * (2 * 640 + 2 * 256)),  # less two norms a layer, and of queries and keys
     ],
 )
 def test_weights_are_those_of_the_checkpoints(name: str, parameters: int) -> None:
     assert SHAPES[name].parameters == parameters
     assert LLAMA.adapters(16, ["q_proj", "v_proj"]) == 6_815_744
+
+
+def test_adapters_save_a_third_of_the_products_and_cost_their_own() -> None:
+    """4 FLOP a frozen weight and token, as no gradient of it is made; 6 one that is trained, body or adapter."""
+    shape, adapters = SHAPES["smollm2-135m"], SHAPES["smollm2-135m"].adapters(16, LINEAR)
+    assert adapters == 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    whole = cost.training_flop(shape, tokens=100, pairs=0, targets=0, adapters=None)
+    assert whole == 100 * 6 * shape.body
+    assert cost.training_flop(shape, 100, 0, 0, adapters) == 100 * (4 * shape.body + 6 * adapters)
+    assert cost.training_flop(shape, 100, 0, 0, adapters=0) == pytest.approx(whole * 2 / 3)
+
+
+@pytest.mark.parametrize(("model", "rank", "advised"), [("smollm2-135m", 16, True), ("smollm2-135m", 0, False),
+                                                        ("llama-3.2-1b", 16, False)])  # fmt: skip
+def test_a_narrow_model_with_adapters_is_advised_on(home: Paths, model: str, rank: int, advised: bool) -> None:
+    arguments = ["plan", "--model", model, "--users", "50", "--interactions", "60"]
+    page = CliRunner().invoke(app, [*arguments, "--set", f"model.lora.rank={rank}"]).stdout
+    found = [line for line in page.splitlines() if line.startswith("advice")]
+    assert len(found) == advised
+    assert all("model.lora.rank: 0" in line and len(line) <= 110 for line in found)
 
 
 def store_on_disk(paths: Paths, users: int = 30, interactions: int = 40, tokens: int = 9) -> None:
