@@ -22,7 +22,7 @@ from dti_pipeline.modeling.attention.layers import LayerInput
 from dti_pipeline.modeling.attention.reordered import reorder, with_own_key, with_rows
 from dti_pipeline.modeling.attention.sums.rows import SumRows
 from dti_pipeline.modeling.masks.reordered_blocks import ReorderedKeys
-from dti_pipeline.modeling.masks.visibility import Intervals, dense
+from dti_pipeline.modeling.masks.visibility import Intervals
 from dti_pipeline.modeling.speed.compiler import allow_graphs
 
 #: Queries of a band. Smaller bands skip more keys and cost more calls.
@@ -58,30 +58,47 @@ class Banded:
 
     @classmethod
     def of(cls, i: Intervals) -> Banded:
-        mask, reach = dense(i), i.reach()
-        length = mask.shape[1]
-        bands = []
-        for q in range(0, length, BAND):
-            stop = min(q + BAND, length)
-            k = int(reach[:, q:stop].min())
-            bands.append((q, k, mask[:, None, q:stop, k:stop].contiguous()))
+        reach, bands = i.reach(), []
+        slot = torch.arange(reach.shape[1], device=reach.device).expand_as(reach)
+        for q in range(0, reach.shape[1], BAND):
+            band = slice(q, q + BAND)
+            k = int(reach[:, band].min())
+            mask = i.sees(slot[:, band, None], slot[:, None, k : band.stop])
+            bands.append((q, k, mask[:, None]))
         return cls(tuple(bands))
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
+        ranges = [(k, k + mask.shape[3]) for _, k, mask in self.bands]
+        masks = [mask for _, _, mask in self.bands]
         parts = [
             scaled_dot_product_attention(
-                query[:, :, q : q + mask.shape[2]],
-                key[:, :, k : k + mask.shape[3]],
-                value[:, :, k : k + mask.shape[3]],
-                attn_mask=mask,
-                scale=scale,
-                enable_gqa=query.shape[1] != key.shape[1],
+                *band, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
             )
-            for q, k, mask in self.bands
+            for *band, mask in zip(
+                query.split(BAND, 2), _Ranges.apply(key, ranges), _Ranges.apply(value, ranges), masks, strict=True
+            )
         ]
         return torch.cat(parts, dim=2)
+
+
+class _Ranges(torch.autograd.Function):
+    """Ranges of slots of x (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as large
+    a one for each range."""
+
+    @staticmethod
+    def forward(ctx, x, ranges):
+        ctx.ranges = ranges
+        ctx.like = x.shape
+        return tuple(x[:, :, start:stop] for start, stop in ranges)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        whole = gradients[0].new_zeros(ctx.like)
+        for (start, stop), gradient in zip(ctx.ranges, gradients, strict=True):
+            whole[:, :, start:stop] += gradient
+        return whole, None
 
 
 @dataclass(frozen=True)
