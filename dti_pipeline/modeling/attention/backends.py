@@ -26,7 +26,7 @@ from dti_pipeline.modeling.masks.visibility import Intervals
 from dti_pipeline.modeling.speed.compiler import allow_graphs
 
 #: Queries of a band. Smaller bands skip more keys and cost more calls.
-BAND = 128
+BAND = 64
 #: Rows of a block of queries in FlexAttention's masks.
 ROWS = 128
 #: Options of FlexAttention's kernels. Named, since torch would choose its decoding kernel for rows of less than 128
@@ -58,14 +58,11 @@ class Banded:
 
     @classmethod
     def of(cls, i: Intervals) -> Banded:
-        reach, bands = i.reach(), []
-        slot = torch.arange(reach.shape[1], device=reach.device).expand_as(reach)
-        for q in range(0, reach.shape[1], BAND):
-            band = slice(q, q + BAND)
-            k = int(reach[:, band].min())
-            mask = i.sees(slot[:, band, None], slot[:, None, k : band.stop])
-            bands.append((q, k, mask[:, None]))
-        return cls(tuple(bands))
+        reach, length = i.reach(), i.first.shape[1]
+        slim = Intervals(*(x.int() for x in i[:3]), i.is_sum)
+        has_prefix = bool((i.prompt_text > i.prompt).any())
+        starts = [(q, int(reach[:, q : q + BAND].min())) for q in range(0, length, BAND)]
+        return cls(tuple((q, k, _mask(slim, q, k, has_prefix)) for q, k in starts))
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
@@ -81,6 +78,21 @@ class Banded:
             )
         ]
         return torch.cat(parts, dim=2)
+
+
+def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
+    """:meth:`Intervals.sees` of the band's queries from q, and the keys from k to its end: (B, 1, queries, keys)."""
+    band = slice(q, q + BAND)
+    first, prompt, prompt_text = (x[:, band, None] for x in i[:3])
+    key = torch.arange(k, q + first.shape[1], device=first.device, dtype=first.dtype)
+    seen = key >= first
+    if has_prefix:
+        seen |= (key >= prompt) & (key < prompt_text)
+    seen &= ~i.is_sum[:, None, k : band.stop]
+    own = seen[:, :, q - k :]  # all keys before the band's own are before its queries
+    own.tril_()
+    own.diagonal(dim1=1, dim2=2).fill_(True)
+    return seen[:, None]
 
 
 class _Ranges(torch.autograd.Function):
