@@ -14,10 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.modeling.attention.fused import attend_intervals
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.masks.visibility import Intervals, dense, last_readers
+from dti_pipeline.modeling.masks.visibility import Intervals, last_readers
 
 #: Queries of a band. Smaller bands skip more keys and cost more calls.
-BAND = 128
+BAND = 64
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,54 @@ class Banded:
 
     @classmethod
     def of(cls, i: Intervals) -> Banded:
-        mask, reach = dense(i), i.reach()
-        length = mask.shape[1]
-        bands = []
-        for q in range(0, length, BAND):
-            stop = min(q + BAND, length)
-            k = int(reach[:, q:stop].min())
-            bands.append((q, k, mask[:, None, q:stop, k:stop].contiguous()))
-        return cls(tuple(bands))
+        reach, length = i.reach(), i.first.shape[1]
+        slim = Intervals(*(x.int() for x in i[:3]), i.is_sum)
+        has_prefix = bool((i.prompt_text > i.prompt).any())
+        starts = [(q, int(reach[:, q : q + BAND].min())) for q in range(0, length, BAND)]
+        return cls(tuple((q, k, _mask(slim, q, k, has_prefix)) for q, k in starts))
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
+        ranges = [(k, k + mask.shape[3]) for _, k, mask in self.bands]
+        masks = [mask for _, _, mask in self.bands]
         parts = [
-            scaled_dot_product_attention(
-                query[:, :, q : q + mask.shape[2]],
-                key[:, :, k : k + mask.shape[3]],
-                value[:, :, k : k + mask.shape[3]],
-                attn_mask=mask,
-                scale=scale,
-                enable_gqa=query.shape[1] != key.shape[1],
+            scaled_dot_product_attention(*band, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+            for *band, mask in zip(
+                query.split(BAND, 2), _Ranges.apply(key, ranges), _Ranges.apply(value, ranges), masks, strict=True
             )
-            for q, k, mask in self.bands
         ]
         return torch.cat(parts, dim=2)
+
+
+def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
+    """:meth:`Intervals.sees` of the band's queries from q, and the keys from k to its end: (B, 1, queries, keys)."""
+    band = slice(q, q + BAND)
+    first, prompt, prompt_text = (x[:, band, None] for x in i[:3])
+    key = torch.arange(k, q + first.shape[1], device=first.device, dtype=first.dtype)
+    seen = key >= first
+    if has_prefix:
+        seen |= (key >= prompt) & (key < prompt_text)
+    seen &= ~i.is_sum[:, None, k : band.stop]
+    own = seen[:, :, q - k :]  # all keys before the band's own are before its queries
+    own.tril_()
+    own.diagonal(dim1=1, dim2=2).fill_(True)
+    return seen[:, None]
+
+
+class _Ranges(torch.autograd.Function):
+    """Ranges of slots of x (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as large
+    a one for each range."""
+
+    @staticmethod
+    def forward(ctx, x, ranges):
+        ctx.ranges = ranges
+        ctx.like = x.shape
+        return tuple(x[:, :, start:stop] for start, stop in ranges)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        whole = gradients[0].new_zeros(ctx.like)
+        for (start, stop), gradient in zip(ctx.ranges, gradients, strict=True):
+            whole[:, :, start:stop] += gradient
+        return whole, None

@@ -11,6 +11,7 @@ from torch import Tensor
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.attention.backends import Banded, Fused
 from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
+from dti_pipeline.modeling.attention.sums.banded import banded_sum_attention
 from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, Sizes, SumOperator, SumRows, needed, sum_rows
 from dti_pipeline.modeling.masks.visibility import Intervals, intervals
@@ -65,6 +66,8 @@ class BatchAttentionBuilder:
 
     def _operator(self) -> SumOperator:
         """The one place that chooses how [SUM] rows with a rule of their own are computed."""
+        if self.plan.device.type == "cpu" and not self.sums_have_own_rule:
+            return banded_sum_attention
         if not self.plan.sum_kernel:
             return blocked_sum_attention
         from dti_pipeline.modeling.attention.sums.fused import fused_sum_attention  # needs Triton
@@ -84,7 +87,11 @@ class BatchAttentionBuilder:
         settings = self.settings
         # On a CPU the batch's own sizes. On a GPU new sizes are compilations, and reading any from it is a wait: there
         # the copy in the CPU's memory is asked.
-        sizes = self._needed(batch, spans) if batch.host is None else self.sizes(batch.host, paradigm)
+        operator = self._operator()
+        if operator is banded_sum_attention:  # it reads from the mask alone, without blocks of keys
+            sizes = Sizes(batch.sum_slot.shape[1], 1, 1)
+        else:
+            sizes = self._needed(batch, spans) if batch.host is None else self.sizes(batch.host, paradigm)
         initial = None
         if settings.forgetting != "none":
             # A view: one tensor in two places would make the first layer, whose input it is too, other code to compile.
@@ -107,7 +114,7 @@ class BatchAttentionBuilder:
             rule,
             slopes,
             sizes,
-            self._operator(),
+            operator,
             keep_rotation=settings.sum_position != "nope_alibi",
             initial=initial,
         )
