@@ -18,8 +18,13 @@ from dti_pipeline.training.graphed import GraphedRunner
 from dti_pipeline.training.runner import EagerRunner, StepRunner
 
 GRAPH, COMPILED, EAGER = "a CUDA graph", "compiled layers", "layers that are not compiled"
+PORTABLE = "torch's own attention"
 #: Choices of an execution plan that end with a form.
-LOST_WITH = {GRAPH: ("cuda_graph",), COMPILED: ("compiled_layers", "compiled_surroundings")}
+LOST_WITH = {
+    GRAPH: ("cuda_graph",),
+    COMPILED: ("compiled_layers", "compiled_surroundings"),
+    EAGER: ("attention_kernel", "sum_kernel"),
+}
 
 
 def forms_of(
@@ -47,6 +52,12 @@ def forms_of(
             sharding.uncompile_layers(model) if sharded else uncompile(model)
         return plain
 
+    def portable() -> StepRunner:
+        for name in LOST_WITH[EAGER]:
+            model.plan = model.plan.without(name, "a kernel could not be used")
+        return eager()
+
     forms = [Form(GRAPH, graphed)] if model.plan.cuda_graph else []
     forms += [Form(COMPILED, compiled)] if model.plan.compiled_layers else []
-    return [*forms, Form(EAGER, eager)]
+    forms.append(Form(EAGER, eager))
+    return [*forms, Form(PORTABLE, portable)] if model.plan.attention_kernel else forms

@@ -1,8 +1,8 @@
 """The step of a small model as CUDA graphs, one of a micro-batch and one of the update.
 
 A small model is launch-bound; a CUDA graph records the launches once and replays them in one call. Recorded kernels
-have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay writes its
-gradients over the last one's, and a step of several adds them up; the number of the step's targets and the learning
+have fixed addresses and shapes. So the loader pads all micro-batches to constant shapes; every replay of a micro-batch
+adds to the optimizer's flat gradients, which the update sets to zero; the number of the step's targets and the learning
 rate are read from the device. Nothing that is recorded may wait for the device: CUDA refuses that with an error. Random
 numbers are new at each replay.
 """
@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.training.flat import FlatAdamW
 from dti_pipeline.training.loader import MicroBatches
+from dti_pipeline.training.optimizer import allocate_moments
 from dti_pipeline.training.runner import EagerRunner
 
 log = logging.getLogger(__name__)
@@ -48,20 +49,17 @@ class GraphedRunner:
     pads_targets = True
 
     def __init__(self, model: CTRModel, eager: EagerRunner) -> None:
-        self._model, self._eager = model, eager
-        self._update = GraphedUpdate(eager.optimizer, eager.apply)
+        assert isinstance(eager.optimizer, FlatAdamW)
+        self._model, self._eager, self._optimizer = model, eager, eager.optimizer
+        self._update = GraphedUpdate(eager.optimizer, eager.update)
         self._device = next(model.parameters()).device
         self._stream = torch.cuda.Stream(self._device)
         self._step_targets = torch.ones((), device=self._device)
-        self._made: dict[nn.Parameter, Tensor] = {}  # gradients, which each replay writes anew
-        self._sums: dict[nn.Parameter, Tensor] = {}  # of a step of several micro-batches
         self._recording: _Recording | None = None
         self._recordings = 0
 
     def update(self, rate: float) -> Tensor:
-        norm = self._update(rate)
-        self._eager.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return self._update(rate)
 
     def try_out(self, share: MicroBatches) -> None:
         self.gradients(share)
@@ -71,17 +69,12 @@ class GraphedRunner:
         self._step_targets.fill_(share.step.targets)
         first, *others = share.batches
         total = self._replay(first).clone()
-        if others:
-            self._add_up(first=True)
         for batch in others:
             total += self._replay(batch)
-            self._add_up(first=False)
-        for parameter, gradient in (self._sums if others else self._made).items():
-            parameter.grad = gradient
         return total
 
     def _replay(self, batch: Batch) -> Tensor:
-        """Make the gradients of a micro-batch in pinned memory; its summed loss. Valid until the next replay."""
+        """Add the gradients of a micro-batch in pinned memory; its summed loss, valid until the next replay."""
         if self._recording is None or self._recording.key != self._key(batch):
             self._record(batch)
         assert self._recording is not None
@@ -90,12 +83,6 @@ class GraphedRunner:
         self._recording.graph.replay()
         return self._recording.loss
 
-    def _add_up(self, first: bool) -> None:
-        if self._sums.keys() != self._made.keys():
-            self._sums = {parameter: torch.empty_like(gradient) for parameter, gradient in self._made.items()}
-        add_or_copy = torch._foreach_copy_ if first else torch._foreach_add_
-        add_or_copy(list(self._sums.values()), list(self._made.values()))
-
     def _key(self, batch: Batch) -> object:
         """Everything that decides which kernels a micro-batch is."""
         attention, shapes = self._model.attention, tuple(x.shape for x in batch.tensors())
@@ -103,49 +90,50 @@ class GraphedRunner:
         return self._model.training, shapes, sizes
 
     def _record(self, batch: Batch) -> None:
-        """Record a micro-batch of these shapes. Random state is then as before, and there are no gradients."""
+        """Record a micro-batch of these shapes. Random state and gradients are then as before."""
         if self._recordings == MOST_RECORDINGS:
             raise RuntimeError(f"micro-batches have had {MOST_RECORDINGS} different shapes: they are not padded to one")
         self._recordings += 1
         torch.cuda.synchronize(self._device)  # the last recording may still be at work
-        self._recording, self._made = None, {}
+        self._recording = None
         gc.collect()  # a tensor or graph that is dropped in the middle of a recording may end it
         key, batch = self._key(batch), batch.to(self._device)
-        parameters = list(self._model.trained().values())
-        with torch.random.fork_rng([self._device]):
+        with torch.random.fork_rng([self._device]), _undone(self._optimizer.gradients()):
             # On the stream of the recording: autograd remembers a parameter with its stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UP_RUNS):
-                    self._eager.add_gradients(batch, self._step_targets)
-                _drop_gradients(parameters)
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    for _ in range(WARM_UP_RUNS):
+                        self._add_gradients(batch)
+            finally:  # gradients are put back after all that was begun
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # The loader's thread goes on allocating pinned memory: only this thread may not.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                loss = self._eager.add_gradients(batch, self._step_targets)
-        # Made in the recording, since there were none to add to.
-        self._made = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-        _drop_gradients(parameters)
+                loss = self._add_gradients(batch)
         log.info("recorded a micro-batch of %s as a CUDA graph", tuple(batch.token.shape))
         assert batch.memory is not None
         self._recording = _Recording(key, batch.memory, graph, loss)
 
-
-def _drop_gradients(parameters: list[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
+    def _add_gradients(self, batch: Batch) -> Tensor:
+        """As the eager form does; but all gradients are added in one launch, where autograd would launch a kernel for
+        each."""
+        self._optimizer.detach()
+        loss = self._eager.add_gradients(batch, self._step_targets)
+        self._optimizer.add_detached()
+        self._optimizer.attach()
+        return loss
 
 
 class GraphedUpdate:
     """Clipping and the step of ``optimizer`` as a CUDA graph of ``update``, a function of the learning rate that gives
-    the norm of the gradients. One recording for each place where gradients lie: after one micro-batch, or several."""
+    the norm of the gradients, and drops them where they are."""
 
-    def __init__(self, optimizer: Optimizer, update: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, optimizer: torch.optim.AdamW, update: Callable[[Tensor], Tensor]) -> None:
         self._optimizer, self._update = optimizer, update
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._rate = torch.zeros((), device=self._parameters[0].device)
-        self._recorded: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by the gradients' addresses
+        self._recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # where it writes the norm
 
     def __call__(self, rate: float) -> Tensor:
         """The norm; valid until the next update."""
@@ -156,38 +144,25 @@ class GraphedUpdate:
 
     @torch.no_grad()  # all of it: code that was compiled with gradients would be compiled anew without
     def record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """The update of gradients where they lie now, recorded unless it is; and where it writes their norm."""
-        key = tuple(0 if parameter.grad is None else parameter.grad.data_ptr() for parameter in self._parameters)
-        if key not in self._recorded:
+        """The graph, recorded unless it is, and where it writes the norm. Nothing that updates change is changed."""
+        if self._recorded is None:
             gc.collect()  # as for a micro-batch
             graph = torch.cuda.CUDAGraph()
+            allocate_moments(self._optimizer)
             with self._options(lr=self._rate, fused=False, foreach=True, capturable=True):
-                with self._undone():
-                    for _ in range(WARM_UP_RUNS):  # moments are made in the first, so that the second compiles anew
+                with _undone(self._tensors()):
+                    for _ in range(WARM_UP_RUNS):
                         self._update(self._rate)
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     norm = self._update(self._rate)
-            self._recorded[key] = graph, norm
-        return self._recorded[key]
+            self._recorded = graph, norm
+        return self._recorded
 
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Put back everything that updates change, however they end. Memory: a copy of weights, gradients, moments."""
-        before = {name: tensor.clone() for name, tensor in self._tensors().items()}
-        try:
-            yield
-        finally:
-            for name, tensor in self._tensors().items():
-                tensor.copy_(before.get(name, torch.zeros(())))  # moments and their count begin with 0
-
-    def _tensors(self) -> dict[tuple[int, str], Tensor]:
-        """Everything that an update changes, by the number of a parameter and a name."""
-        found = {}
-        for number, parameter in enumerate(self._parameters):
-            found[number, "weight"] = parameter
-            if parameter.grad is not None:
-                found[number, "gradient"] = parameter.grad
-            found |= {(number, name): moment for name, moment in self._optimizer.state.get(parameter, {}).items()}
+    def _tensors(self) -> list[Tensor]:
+        """Everything that an update changes."""
+        found: list[Tensor] = []
+        for parameter in self._parameters:
+            found += [parameter, parameter.grad, *self._optimizer.state[parameter].values()]
         return found
 
     @contextmanager
@@ -202,3 +177,13 @@ class GraphedUpdate:
         finally:
             for group, old in zip(groups, before, strict=True):
                 group.update(old)
+
+
+@contextmanager
+def _undone(tensors: list[Tensor]) -> Iterator[None]:
+    """Put the tensors back as they are, however it ends. Memory: a copy of them."""
+    before = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(tensors, before)

@@ -6,20 +6,38 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dti_pipeline.config import TrainingConfig
+from dti_pipeline.training.flat import FlatAdamW, flattened
 
 
 def optimizer_for(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, as norms and biases are scales, not features. Fused on a GPU."""
+    """AdamW of a model where it is to be trained; weight decay on matrices only, as norms and biases are scales, not
+    features. The weights become views of flat tensors; where processes hold parts of them, they stay as they are."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.98), "eps": config.adam_epsilon}
+    if not any(isinstance(p, DTensor) for p in trained):
+        flats = flattened(trained, _is_matrix)
+        return FlatAdamW(flats, lambda flat: config.weight_decay * _is_matrix(flat.parts[0]), fused=True, **options)
+    groups = [
+        {"params": [p for p in trained if _is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if not _is_matrix(p)], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], fused=any(p.is_cuda for p in trained), **options)
+
+
+def _is_matrix(weight: nn.Parameter) -> bool:
+    return weight.dim() >= 2
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every gradient that the optimizer's next step will read."""
+    if isinstance(optimizer, FlatAdamW):
+        return optimizer.gradients()
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.training.loader import MicroBatches
+from dti_pipeline.training.optimizer import gradients_of
 
 
 class StepRunner(Protocol):
@@ -50,16 +51,16 @@ class EagerRunner:
         compiled: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._objective, self._clipped_step = objective, clipped_step(optimizer, max_gradient_norm)
         if compiled:
-            # torch's fused optimizer cuts small tensors into too few pieces for a GPU.
+            # torch's fused optimizer cuts small tensors into too few pieces for a GPU. Compiling takes seconds, as
+            # flat tensors are few.
             self._objective = torch.compile(objective, dynamic=False)
             self._clipped_step = torch.compile(self._clipped_step, dynamic=False)
 
-    def update(self, rate: float) -> Tensor:
+    def update(self, rate: float | Tensor) -> Tensor:
         norm = self.apply(rate)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return norm
 
     def try_out(self, share: MicroBatches) -> None:
@@ -87,9 +88,7 @@ class EagerRunner:
         """Clip the gradients and take the optimizer's step; their norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = get_total_norm(gradients)
-        self._clipped_step(gradients, norm)
+        norm = self._clipped_step(gradients_of(self.optimizer))
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
 
 
@@ -102,14 +101,16 @@ def objective(
     return loss * processes / step_targets, loss
 
 
-def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor], Tensor], None]:
-    """A function of all gradients and their norm: it scales them down to a norm of ``maximum``, where they have more,
-    and takes a step of ``optimizer``. To be called under ``torch.no_grad``."""
+def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor]], Tensor]:
+    """A function of all gradients that gives their norm: it scales them down to a norm of ``maximum``, where they have
+    more, and takes a step of ``optimizer``. To be called under ``torch.no_grad``."""
     take_step = unwrap(type(optimizer).step)  # torch's compiler would cut the function in two at its wrappers
 
-    def step(gradients: list[Tensor], norm: Tensor) -> None:
+    def step(gradients: list[Tensor]) -> Tensor:
+        norm = get_total_norm(gradients, foreach=False)
         torch._foreach_mul_(gradients, (maximum / (norm + 1e-6)).clamp(max=1.0))
         take_step(optimizer)
+        return norm
 
     return step
 

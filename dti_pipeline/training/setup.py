@@ -30,6 +30,7 @@ from dti_pipeline.training import checkpoint, sharding
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.fallback import choose
+from dti_pipeline.training.flat import FlatAdamW
 from dti_pipeline.training.forms import LOST_WITH, forms_of
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
@@ -78,7 +79,8 @@ class Setup:
         set_seed(settings.seed)
         model = _model(config, paradigm, store, shards.report.row_length, accelerator)
         optimizer = optimizer_for(model, settings)
-        average = Average(model.trained(), settings.average_decay) if settings.average_decay else None
+        flats = optimizer.flats if isinstance(optimizer, FlatAdamW) else ()
+        average = Average(model.trained(), settings.average_decay, flats) if settings.average_decay else None
         folder = checkpoint.folder(config, paths, paradigm)
         progress = checkpoint.restore(folder, model, optimizer, rank, average)
         return cls(

@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dti_pipeline.modeling.masks.blocks import block_lists
+from dti_pipeline.modeling.attention.backends import Fused
 from dti_pipeline.modeling.masks.visibility import intervals
 from dti_pipeline.modeling.network.backbone import decoder_of
 from dti_pipeline.modeling.network.batch import Batch
@@ -121,12 +121,12 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(model(batch), logits, atol=TOLERANCE, rtol=0)
             spans = intervals(batch.tokens, DTI, 3)
-            found = model.fused(block_lists, dynamic=False)(spans, 16, 32, model.has_prefix)
-            assert all(map(torch.equal, found, block_lists(spans, 16, 32, model.has_prefix)))
+            found = model.fused(Fused.of, dynamic=False)(spans, model.has_prefix).facts
+            assert all(map(torch.equal, found, Fused.of(spans, model.has_prefix).facts))
             assert all(x.is_contiguous() for x in found)
-    assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, its blocks, the logits"
+    assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, who reads a key, the logits"
     model.train()
     for batch in batches:
         model(batch).sum().backward()
-    assert compiler.frame_count == 7, "for training, all but the blocks once more"
+    assert compiler.frame_count == 7, "for training, all but the readers once more"
     torch._dynamo.reset()

@@ -29,13 +29,13 @@ def on(plan: ExecutionPlan) -> set[str]:
 def test_a_narrow_model_on_a_gpu_saves_launches() -> None:
     plan = ExecutionPlan.make(NARROW, CUDA, cuda_graph=True)
     wanted = {"launch_bound", "compiled_layers", "compiled_surroundings", "cuda_graph"}
-    assert on(plan) - {"sum_kernel"} == wanted
+    assert on(plan) - {"sum_kernel", "attention_kernel"} == wanted
 
 
 def test_a_wide_model_on_a_gpu_saves_arithmetic() -> None:
     plan = ExecutionPlan.make(LARGE, CUDA, torch.bfloat16, cuda_graph=True)
-    wanted = {"last_layer_at_sums", "reordered_keys", "distinct_tokens", "compiled_layers"}
-    assert on(plan) - {"sum_kernel"} == wanted
+    wanted = {"last_layer_at_sums", "distinct_tokens", "compiled_layers"}
+    assert on(plan) - {"sum_kernel", "attention_kernel"} == wanted
     assert "arithmetic takes the time" in plan.cuda_graph.reason
 
 
@@ -66,6 +66,7 @@ def test_a_graph_is_left_out_for_a_reason(circumstances: dict[str, int], traits:
         ({"embeds_tokens_alone": False}, "distinct_tokens"),
         ({"projections_biased": True}, "sum_kernel"),
         ({"head_width": 512}, "sum_kernel"),
+        ({"head_width": 1024}, "attention_kernel"),
     ],
 )
 def test_a_trait_takes_a_choice_away_with_its_reason(

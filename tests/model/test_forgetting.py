@@ -17,11 +17,10 @@ from dti_pipeline.modeling.attention.backends import Banded
 from dti_pipeline.modeling.attention.distance import alibi_slopes, forgetting
 from dti_pipeline.modeling.attention.interface import BatchAttention
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.attention.reordered import with_rows
 from dti_pipeline.modeling.attention.sums import rows as sum_rows
 from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
-from dti_pipeline.modeling.attention.sums.rows import Initial, SumRows
+from dti_pipeline.modeling.attention.sums.rows import Initial, SumRows, with_rows
 from dti_pipeline.modeling.masks.visibility import intervals
 from dti_pipeline.modeling.masks.visibility import visible as visible_pairs
 from dti_pipeline.modeling.network.backbone import decoder_of

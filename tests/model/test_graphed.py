@@ -13,14 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
-from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling.masks.blocks import BlockMasks
-from dti_pipeline.modeling.masks.visibility import Intervals
-from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.training.checkpoint import Progress
@@ -33,7 +29,7 @@ from dti_pipeline.training.optimizer import allocate_moments, optimizer_for
 from dti_pipeline.training.progress import FellBack
 from dti_pipeline.training.runner import EagerRunner, clipped_step
 from dti_pipeline.training.steps import Steps
-from tests.model.conftest import RULES, Log, filled, k_of, small_model
+from tests.model.conftest import RULES, Log, filled, k_of, planned, small_model
 from tests.model.test_precision import assert_near
 
 CPU = torch.device("cpu")
@@ -49,22 +45,12 @@ def test_no_shape_of_a_micro_batch_depends_on_its_values(
     paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tensors that hold nothing: whoever asked for a value, or for as many rows as are True, would get an error,
-    as he would from CUDA while it records. (The mask stays out: as FlexAttention takes it, it is a few numbers.)"""
+    as he would from CUDA while it records."""
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
     host = filled(log, log.rows(3, k_of(paradigm), 256))
-    model = small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes).train()
+    model = planned(small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes), attention_kernel=True).train()
     sizes = model.attention.sizes(host, named(paradigm))
     monkeypatch.setattr(model.attention, "sizes", lambda batch, paradigm: sizes)
-
-    class Causal:
-        def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: Any) -> Tensor:
-            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-
-    def backend(batch: Batch, spans: Intervals, *_: Any) -> Causal:
-        BlockMasks(*spans.first.shape, CPU, bool(prefix)).build(spans)
-        return Causal()
-
-    monkeypatch.setattr(model.attention, "backend", backend)
     mode = FakeTensorMode()
     parameters = {name: torch.nn.Parameter(mode.from_tensor(p.detach())) for name, p in model.named_parameters()}
     buffers = {name: mode.from_tensor(b) for name, b in model.named_buffers()}

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.attention.reordered import with_rows
-from dti_pipeline.modeling.attention.sums.rows import SumRows
+from dti_pipeline.modeling.attention.sums.rows import SumRows, with_rows
 
 NAME = "dti"
 #: Keywords that an architecture may pass. Positions are in query and key already; a cache is never used in training.

@@ -116,6 +116,20 @@ def intervals(tokens: Tokens, paradigm: Paradigm, context: int) -> Intervals:
     return Intervals(first, prompt, prompt_text, is_sum)
 
 
+def last_readers(i: Intervals, has_prefix: bool) -> Tensor:
+    """(B, L) the last slot whose query may see each key, [SUM] or not: nobody later sees it. Cost: two binary searches
+    a token."""
+    key = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first).contiguous()
+    # Windows may begin earlier again further on: nobody from a slot on sees before the least of what follows it.
+    from_here = i.first.long().flip(1).cummin(1).values.flip(1).contiguous()
+    last = torch.searchsorted(from_here, key, right=True) - 1
+    if has_prefix:
+        in_prefix = key < i.prompt_text.long()
+        end_of_prompt = torch.searchsorted(i.prompt.long().contiguous(), key, right=True) - 1
+        last = torch.where(in_prefix, torch.maximum(last, end_of_prompt), last)
+    return last
+
+
 def dense(i: Intervals) -> Tensor:
     """The intervals written out: the twin of :func:`visible`, (B, L, L)."""
     slot = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first)

@@ -130,6 +130,11 @@ class CTRModel(nn.Module):
     def fused(self, fused: Callable[..., Any]) -> None:
         self.attention.fused = fused
 
+    @property
+    def _adapted(self) -> bool:
+        """Whether the language model has LoRA adapters."""
+        return hasattr(self.lm, "peft_config")
+
     def make_plan(
         self, device: torch.device, compute: torch.dtype = torch.float32, **circumstances: Any
     ) -> ExecutionPlan:
@@ -143,6 +148,7 @@ class CTRModel(nn.Module):
             forgets=self.settings.forgetting != "none",
             embeds_tokens_alone=self.settings.name_or_path is not None and not self.pooled,
             trained_tensors=len(self.trained()),
+            merges_adapters=self._adapted and self.settings.frozen_weights == "plain",
         )
         return ExecutionPlan.make(traits, device, compute, **circumstances)
 
@@ -150,6 +156,10 @@ class CTRModel(nn.Module):
         """Move to the plan's device and be computed by it; there, round frozen weights as ``model.frozen_weights``
         says."""
         self.to(plan.device)
+        if self._adapted:
+            from dti_pipeline.modeling.speed import merged  # peft takes seconds to import
+
+            merged.merge(backbone.decoder_of(self.lm), plan.merged_adapters.on)
         if self.settings.frozen_weights == "float8":
             float8.freeze(backbone.decoder_of(self.lm).layers, plan.device)
         self.plan = plan

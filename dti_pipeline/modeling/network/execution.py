@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
-WIDE = 1024
+WIDE = 512
+#: Width from which an adapter's few products cost less than a gradient of the frozen weights.
+WIDE_FOR_ADAPTERS = 3072
 #: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
 MANY_TENSORS = 200
-#: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel.
+#: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel; twice that otherwise.
 KERNEL_HEAD_BYTES = 512
 
 
@@ -42,6 +44,7 @@ class Traits:
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
     trained_tensors: int
+    merges_adapters: bool = False  # it has LoRA adapters, over weights that they can be added to
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ class ExecutionPlan:
     compute: torch.dtype  # of matrix products
     launch_bound: Choice
     last_layer_at_sums: Choice
-    reordered_keys: Choice
+    attention_kernel: Choice
     distinct_tokens: Choice
     sum_kernel: Choice
+    merged_adapters: Choice
     compiled_layers: Choice
     compiled_surroundings: Choice
     cuda_graph: Choice
@@ -73,8 +77,10 @@ class ExecutionPlan:
         ``sharded`` whether processes hold parts of the weights."""
         cuda, bound = device.type == "cuda", device.type == "cuda" and traits.width < WIDE
         on_gpu = cuda, "no CUDA device"
+        has_triton = find_spec("triton") is not None, "no Triton"
         not_bound = not bound, "more kernels, and launches already take the time"
         tensors, head = traits.trained_tensors, traits.head_width
+        fits = f"heads of {head} do not fit into shared memory"
         return cls(
             device=device,
             compute=compute,
@@ -84,7 +90,12 @@ class ExecutionPlan:
                 (traits.last_layer_at_sums, "this architecture's last layer needs all rows"),
                 not_bound,
             ),
-            reordered_keys=_unless("most blocks of keys are visible as a whole", on_gpu, not_bound),
+            attention_kernel=_unless(
+                "scores stay on the chip, and masked tiles are skipped",
+                on_gpu,
+                has_triton,
+                (head * compute.itemsize <= 2 * KERNEL_HEAD_BYTES, fits),
+            ),
             distinct_tokens=_unless(
                 "forgetting projects each token once",
                 (traits.forgets, "nothing is forgotten"),
@@ -94,9 +105,16 @@ class ExecutionPlan:
             sum_kernel=_unless(
                 "scores stay on the chip",
                 on_gpu,
-                (find_spec("triton") is not None, "no Triton"),
-                (head * compute.itemsize <= KERNEL_HEAD_BYTES, f"heads of {head} do not fit into shared memory"),
+                has_triton,
+                (head * compute.itemsize <= KERNEL_HEAD_BYTES, fits),
                 (not (traits.forgets and traits.projections_biased), "keys or values have biases"),
+            ),
+            merged_adapters=_unless(
+                "one product a layer instead of three",
+                on_gpu,
+                (traits.merges_adapters, "no adapters over plain weights"),
+                (not sharded, "weights are sharded"),
+                (traits.width < WIDE_FOR_ADAPTERS, f"at a width of {WIDE_FOR_ADAPTERS} or more adapters are cheap"),
             ),
             compiled_layers=_unless("one graph for all alike layers", on_gpu),
             compiled_surroundings=Choice(bound, "fewer launches" if bound else "not launch-bound"),

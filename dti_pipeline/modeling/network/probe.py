@@ -21,10 +21,9 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention.backends import Banded
 from dti_pipeline.modeling.attention.interface import BatchAttention
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.attention.reordered import with_rows
 from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
-from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows
+from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows, with_rows
 from dti_pipeline.modeling.masks.visibility import Intervals, Tokens, intervals
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import DTI_GROWING, SLIDING_WINDOW

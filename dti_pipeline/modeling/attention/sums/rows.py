@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -250,6 +250,12 @@ def sum_rows(
     )
 
 
+def with_rows(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` (B, H, R, D), and its rows that ``index`` (B, S) names: (B, H, S, D). One gradient for
+    both, which autograd would add up from a tensor of zeros."""
+    return _WithRows.apply(x, index)
+
+
 def by_key(x: Tensor) -> Tensor:
     """A number for each key, (B, L) -> (B, 1, N, 1, 1, KEYS)."""
     return _padded(x, 1).unflatten(1, (-1, KEYS))[:, None, :, None, None]
@@ -308,3 +314,20 @@ def _from_places(x: Tensor, part: Tensor, has_part: Tensor) -> Tensor:
     index = part.view(b, 1, 1, s * p, *(1,) * len(tail)).expand(-1, *x.shape[1:3], -1, *tail)
     keep = has_part.view(b, 1, 1, s * p, *(1,) * len(tail))
     return torch.where(keep, x.gather(3, index), 0).unflatten(3, (s, p)).sum(4)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """An index (B, S) of rows, for all heads and numbers of ``x`` (B, H, R, D)."""
+    return index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+
+
+class _WithRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(index)
+        return x.view_as(x), x.gather(2, _rows(x, index))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, of_rows: Tensor) -> tuple[Any, ...]:
+        (index,) = ctx.saved_tensors
+        return gradient.scatter_add(2, _rows(gradient, index), of_rows), None
