@@ -61,7 +61,7 @@ def choose(
     while True:
         form, *slower = left
         runner, reason, full = _try(form, loader, number, optimizer, accelerator.device, last=not slower)
-        failed, no_memory = _anywhere(accelerator, runner is None, full)
+        failed, no_memory, older = _anywhere(accelerator, runner is None, full, compiler_cache.holds_older())
         if runner is not None and not failed:
             return Chosen(runner, replace(loader, pad_targets=runner.pads_targets), falls)
         del runner  # and its memory
@@ -70,7 +70,8 @@ def choose(
             reason = f"out of memory; set training.tokens_per_batch to {halved.tokens_per_batch} ({reason})"
             fall = FellBack(_tokens(loader), f"micro-batches of {_tokens(halved)} tokens", reason)
             loader = halved
-        elif _anywhere(accelerator, compiler_cache.give_up())[0]:
+        elif older:
+            compiler_cache.give_up()
             continue  # the same form, compiled anew
         elif slower:
             fall = FellBack(form.name, slower[0].name, reason)

@@ -39,18 +39,20 @@ def keep(folder: Path) -> None:
     _use(folder, replacing=False)
 
 
-def give_up() -> bool:
-    """Compile everything anew from now on, in a folder of this process alone; False where nothing older is in use."""
-    if not _found:
-        return False
-    folder = _found.pop()
-    log.warning("compiling without what %s holds, which may be broken: delete it", folder)
+def holds_older() -> bool:
+    """Whether something that an earlier process has compiled may be in use."""
+    return bool(_found)
+
+
+def give_up() -> None:
+    """Compile everything anew from now on, in a folder of this process alone."""
+    log.warning("compiling without what %s holds, which may be broken", *_found or ["the folder of earlier starts"])
+    _found.clear()
     _use(Path(tempfile.mkdtemp(prefix="dti-compiler-")), replacing=True)
     if "torch._inductor" in sys.modules:
         from torch._inductor.utils import clear_caches
 
         clear_caches()
-    return True
 
 
 def _use(folder: Path, replacing: bool) -> None:
