@@ -51,11 +51,12 @@ def publish(
     given: argparse.Namespace,
     gpus: Sequence[str] | None = None,
     launcher: str = "python",
+    kept: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Print rows as a table; write them, with hardware, commit and command, to ``<results>/<name>.json``.
 
     A result of a project's own log (``--home``) is named so. ``gpus``: names of those in use (default: all of the
-    machine's); ``launcher`` started the script.
+    machine's); ``launcher`` started the script; ``kept`` are :func:`measured` rows that stay, before the new ones.
     """
     name = f"{name}_home" if getattr(given, "home", None) else name
     command = " ".join([launcher, "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *_shown(sys.argv[1:])])
@@ -63,8 +64,16 @@ def publish(
     facts = dict(zip(FACTS, (lineage.hardware(gpus), found, command), strict=True))
     print(f"\n{name}: {facts['hardware']}, commit {facts['commit'][:12]}, `{command}`\n")
     print(table(rows))
-    lines = [json.dumps({**row, **facts}) for row in rows]  # columns in their order, a row a line
+    lines = [
+        json.dumps(row) for row in (*kept, *({**row, **facts} for row in rows))
+    ]  # columns in their order, a row a line
     artifacts.write_text(given.results / f"{name}.json", "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def measured(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows that an earlier run has left in the folder of results; none where there is no such file."""
+    path: Path = given.results / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

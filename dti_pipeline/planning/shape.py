@@ -63,6 +63,7 @@ SHAPES = {
     "mistral-7b": Shape("mistral-7b", 32, 4096, 32, 8, 128, 14336, 32768, tied=False),
     "qwen3-8b": Shape("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, tied=False),
     "qwen2.5-0.5b": Shape("qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, tied=True),
+    "qwen2.5-1.5b": Shape("qwen2.5-1.5b", 28, 1536, 12, 2, 128, 8960, 151936, tied=True),
     "smollm2-135m": Shape("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, tied=True),
 }
 

@@ -8,7 +8,6 @@ import torch
 
 from dti_pipeline.modeling.speed import compiler_cache
 
-
 #: torch's functions around a region of another precision, each with a version, as its caches ask for.
 PRECISION = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocast", "_exit_autocast")}
 
