@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import train_step
+from benchmarks import first_step, train_step
 from benchmarks.lib import kernels, llama, timing
 from dti_pipeline.paradigms import DTI, SLIDING_WINDOW
 from tests.code.test_benchmarks import bench
@@ -155,6 +155,19 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
         assert row["counted_steps"] >= 1
         assert row["epoch_seconds"] > 0
     assert all(row["fewer_tokens"] > 8 for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_a_start_is_measured_in_parts_that_add_up(tmp_path: Path) -> None:
+    (tmp_path / "first_step.json").write_text(json.dumps([{"model": "another"}, {"model": "tiny"}]))
+    rows, _ = bench("first_step", tmp_path, "--tiny", "--trained", "lora", "--add")
+    assert [(row["model"], row.get("cache")) for row in rows] == [("another", None), ("tiny", "cold"), ("tiny", "warm")]
+    for row in rows[1:]:
+        parts = [row[name.replace(" ", "_")] for name in first_step.PARTS]
+        assert row["trained"] == "lora"
+        assert row["seconds"] == pytest.approx(sum(parts), abs=0.2)
+        assert row["imports"] > 0.5
+        assert row["first_step"] > 0
 
 
 @pytest.mark.slow

@@ -57,8 +57,14 @@ def give_up() -> None:
 
 def _use(folder: Path, replacing: bool) -> None:
     for variable, below in ((TORCH, "torch"), (TRITON, "triton")):
-        if replacing or variable not in os.environ:
+        if replacing or not _chosen(os.environ.get(variable)):
             os.environ[variable] = str(folder / below)
+
+
+def _chosen(folder: str | None) -> bool:
+    """Whether somebody has chosen that folder. torch, too, sets the variables, to folders below its own default."""
+    torch_s = sys.modules.get("torch._inductor.runtime.cache_dir_utils")
+    return folder is not None and not (torch_s and Path(folder).is_relative_to(torch_s.default_cache_dir()))
 
 
 @cache
