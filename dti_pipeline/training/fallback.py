@@ -79,8 +79,8 @@ def choose(
         else:  # any other error of the last form has been raised
             raise InputError(
                 f"a micro-batch of one row of {loader.rows.row_length:,} tokens does not fit the memory: make"
-                " packing.row_length smaller, or train fewer weights (model.lora.rank), or share them over processes"
-                " (training.sharding: full)"
+                " packing.row_length smaller, or keep fewer activations (training.activation_checkpointing: true), or"
+                " train fewer weights (model.lora.rank), or share them over processes (training.sharding: full)"
             )
         falls.append(fall)
         log.warning("%s", fall.line)

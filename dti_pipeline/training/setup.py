@@ -20,6 +20,7 @@ from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.recomputation import recompute_layers
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
@@ -199,6 +200,8 @@ def _model(
         config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
         len(store.prefix), frozen_dtype=compute,
     )  # fmt: skip
+    if settings.activation_checkpointing:
+        recompute_layers(model)
     timeline.mark("weights")
     plan = model.make_plan(device, compute, cuda_graph=settings.cuda_graph, processes=processes, sharded=sharded)
     if sharded:

@@ -46,7 +46,7 @@ def holds_older() -> bool:
 
 def give_up() -> None:
     """Compile everything anew from now on, in a folder of this process alone."""
-    log.warning("compiling without what %s holds, which may be broken", *_found or ["the folder of earlier starts"])
+    log.warning("compiling without what earlier starts have left, which may be broken")
     _found.clear()
     _use(Path(tempfile.mkdtemp(prefix="dti-compiler-")), replacing=True)
     if "torch._inductor" in sys.modules:
