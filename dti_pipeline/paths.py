@@ -37,6 +37,7 @@ class Paths:
     reports = Place("reports")
     data_docs = Place("reports/data_docs")
     comparison = Place("reports/comparison")  # its plots; the tables stand beside it as comparison.{json,md,html}
+    compiled = Place(".cache/compiler")  # what torch and Triton have compiled, for the next start
     study = Place("study")  # of ``dti study``: a home for each of its logs, a folder for each of its runs
     mlflow_artifacts = Place("mlartifacts")
 

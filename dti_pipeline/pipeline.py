@@ -22,6 +22,7 @@ from dti_pipeline.packing.report import PackReport, TokenizeReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.report import TrainReport
+from dti_pipeline.training.timeline import Timeline
 from dti_pipeline.validation.report import ValidateReport
 
 R = TypeVar("R")
@@ -44,7 +45,9 @@ class Stage(Generic[R]):
     deps: tuple[str, ...] = ()
     params: tuple[str, ...] = ()  # the sections or keys of params.yaml that it reads
     per_paradigm: bool = False
-    told: bool = False  # it takes hours: listeners hear how far it has come, and one process at a time makes its output
+    # It takes hours: listeners hear how far it has come, a timeline keeps where its start went, and one process at a
+    # time makes its output.
+    told: bool = False
     needed: Callable[[Config], bool] = lambda config: True  # False: its output is there without it
     gives: str | None = None  # the parameter that says where its output is read
 
@@ -128,13 +131,17 @@ def execute(
     ``listeners`` hear the events of a stage that is ``told``; ``tags``, such as an orchestrator's run id, go onto the
     tracked run.
     """
+    timeline = Timeline.begin()
+    timeline.mark("process")
     with ExitStack() as held:
         options: dict[str, Any] = {}
         if stage.told:
             if os.environ.get("RANK", "0") == "0":  # of the processes of one training, the first
                 held.enter_context(artifacts.alone(stage.output(paths, paradigm)))
+                timeline.mark("waiting")
                 listeners = (held.enter_context(tracking.listener(config, paths, tags or {})), *listeners)
-            options["listeners"] = listeners
+                timeline.mark("tracking")
+            options |= {"listeners": listeners, "timeline": timeline}
         report = stage.run(config, paths, paradigm, **options)
     tracking.record(config, paths, report)
     return report

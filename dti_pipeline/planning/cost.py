@@ -80,17 +80,25 @@ def _between(sums: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.
 
 
 def training_flop(
-    shape: Shape, tokens: float, pairs: float, targets: float, adapters: int | None, head: float | None = None
+    shape: Shape,
+    tokens: float,
+    pairs: float,
+    targets: float,
+    adapters: int | None,
+    head: float | None = None,
+    recomputed: bool = False,
 ) -> float:
     """FLOP of one pass over the data, forward and backward.
 
     ``adapters`` are trained weights beside a frozen body: 4 FLOP a frozen weight and token, 6 a trained one; None: the
-    body is trained. ``head`` weights work at [SUM]s only: the two label rows by default.
+    body is trained. ``head`` weights work at [SUM]s only: the two label rows by default. ``recomputed``: layers
+    are computed once more in the backward pass (``training.activation_checkpointing``).
     """
     head = 2 * shape.hidden if head is None else head
     body = 6 * shape.body if adapters is None else 4 * shape.body + 6 * adapters
-    attention = PAIR_FLOP * shape.heads * shape.head_dim * shape.layers
-    return tokens * body + pairs * attention + targets * head * (6 if adapters is None else 4)
+    again = 2 * (shape.body + (adapters or 0)) if recomputed else 0
+    attention = (PAIR_FLOP + (4 if recomputed else 0)) * shape.heads * shape.head_dim * shape.layers
+    return tokens * (body + again) + pairs * attention + targets * head * (6 if adapters is None else 4)
 
 
 def weight_bytes(shape: Shape, frozen: bool) -> int:
@@ -98,8 +106,10 @@ def weight_bytes(shape: Shape, frozen: bool) -> int:
     return (2 if frozen else 4) * shape.parameters
 
 
-def activation_bytes(shape: Shape, tokens: int) -> int:
-    """Activations kept for the backward pass over ``tokens`` tokens, bfloat16, no checkpointing: an upper bound."""
+def activation_bytes(shape: Shape, tokens: int, recomputed: bool = False) -> int:
+    """Activations kept for the backward pass over ``tokens`` tokens, bfloat16: an upper bound. ``recomputed``: each
+    layer's input, and all of the layer that the backward pass is at."""
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     states = 4 * shape.hidden + attention + 3 * shape.intermediate
-    return tokens * shape.layers * states * 2
+    kept = shape.layers * shape.hidden + states if recomputed else shape.layers * states
+    return tokens * kept * 2

@@ -53,7 +53,7 @@ def plan(
     memory = {
         "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / shares / 1e9,
         "optimizer_gb": 12 * trained / shares / 1e9,  # fp32: the gradient and AdamW's two moments
-        "activations_gb": cost.activation_bytes(shape, batch) / 1e9,
+        "activations_gb": cost.activation_bytes(shape, batch, training.activation_checkpointing) / 1e9,
     }
     total = sum(memory.values())
     paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
@@ -126,7 +126,8 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
     paradigm = named(name)
     counts, prompts, _ = plan_rows(config, store, paradigm, "train")
     pairs = cost.visible_pairs(paradigm, prompts, store, config.packing.context)
-    flop = cost.training_flop(shape, counts.rows * config.packing.row_length, pairs, counts.targets, adapters)
+    tokens, again = counts.rows * config.packing.row_length, config.training.activation_checkpointing
+    flop = cost.training_flop(shape, tokens, pairs, counts.targets, adapters, recomputed=again)
     kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
     return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
 

@@ -18,7 +18,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
 from dti_pipeline.tracking.mlflow_store import author, connect, dataset, flatten
 from dti_pipeline.tracking.system_metrics import SystemMetrics
-from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Started, Stepped
+from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, FirstStep, Started, Stepped
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ class TrainingRecord:
             return self._start(event)
         if isinstance(event, Stepped):
             self._step(event)
+        elif isinstance(event, FirstStep):
+            parts = {name.replace(" ", "_"): seconds for name, seconds in event.parts.items()}
+            values = {f"start/{name}_seconds": round(value, 3) for name, value in parts.items()}
+            self._add(event.targets_seen, {"start/seconds": round(event.seconds, 3)} | values)
         elif isinstance(event, Evaluated):
             scores = {f"eval/{name}": value for name, value in event.metrics.items()}
             self._add(event.targets_seen, scores | self._time(event))

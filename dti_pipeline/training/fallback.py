@@ -1,8 +1,8 @@
 """The choice of how steps are computed: the fastest form that works here, and micro-batches that fit the memory.
 
 Before the first step, forms are tried from the fastest to the plainest, each on a step whose gradients are thrown away.
-A form that raises gives way to the next; where memory runs out, micro-batches are halved first. Weights, moments and
-random generators are then as before.
+A form that raises gives way to the next; where memory runs out, micro-batches are halved first, and what an earlier
+process has compiled is given up first. Weights, moments and random generators are then as before.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.modeling.speed import compiler_cache
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.optimizer import allocate_moments
 from dti_pipeline.training.progress import FellBack
@@ -60,7 +61,7 @@ def choose(
     while True:
         form, *slower = left
         runner, reason, full = _try(form, loader, number, optimizer, accelerator.device, last=not slower)
-        failed, no_memory = _anywhere(accelerator, runner is None, full)
+        failed, no_memory, older = _anywhere(accelerator, runner is None, full, compiler_cache.holds_older())
         if runner is not None and not failed:
             return Chosen(runner, replace(loader, pad_targets=runner.pads_targets), falls)
         del runner  # and its memory
@@ -69,14 +70,17 @@ def choose(
             reason = f"out of memory; set training.tokens_per_batch to {halved.tokens_per_batch} ({reason})"
             fall = FellBack(_tokens(loader), f"micro-batches of {_tokens(halved)} tokens", reason)
             loader = halved
+        elif older:
+            compiler_cache.give_up()
+            continue  # the same form, compiled anew
         elif slower:
             fall = FellBack(form.name, slower[0].name, reason)
             left = slower
         else:  # any other error of the last form has been raised
             raise InputError(
                 f"a micro-batch of one row of {loader.rows.row_length:,} tokens does not fit the memory: make"
-                " packing.row_length smaller, or train fewer weights (model.lora.rank), or share them over processes"
-                " (training.sharding: full)"
+                " packing.row_length smaller, or keep fewer activations (training.activation_checkpointing: true), or"
+                " train fewer weights (model.lora.rank), or share them over processes (training.sharding: full)"
             )
         falls.append(fall)
         log.warning("%s", fall.line)

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, Listener, Started, Stepped
+from dti_pipeline.training.progress import (
+    Checkpointing,
+    Evaluated,
+    Event,
+    Finished,
+    FirstStep,
+    Listener,
+    Started,
+    Stepped,
+)
 
 #: Between two lines of progress.
 SECONDS = 5.0
@@ -38,6 +47,8 @@ def progress_bar(console: Console) -> Listener:
             task = bar.add_task(f"train {event.paradigm}", total=total, completed=seen, rate="", loss="-", auc="-")
         elif task is None:
             return
+        elif isinstance(event, FirstStep):
+            console.print(event.line, style="dim", markup=False, highlight=False)
         elif isinstance(event, Stepped):
             rate = f"{event.targets_per_second:,.0f}/s"
             bar.update(task, completed=event.targets_seen, rate=rate, loss=f"{event.loss:.4f}")
@@ -67,6 +78,8 @@ def lines(say: Callable[[str], None]) -> Listener:
             )
             for line in event.execution:
                 say(line)
+        elif isinstance(event, FirstStep):
+            say(event.line)
         elif isinstance(event, Stepped) and now - spoken_at >= SECONDS:
             spoken_at = now
             say(

@@ -81,6 +81,7 @@ class Trainer:
     evaluate: Callable[[], dict[str, float]]
     checkpoint: Callable[[], None]
     average: Average | None = None  # of the weights: evaluated in their place
+    first_step: Callable[[], None] | None = None  # called once, after the first step of this process
     _wishes: Tensor | None = None  # of all processes, a step ago
     _pending: _Pending | None = None
 
@@ -98,6 +99,9 @@ class Trainer:
         watch = Stopwatch(progress.train_seconds, self.accelerator.device)
         for share in self.loader.start(progress.step):
             loss, norm, rate = self._step(share)
+            first_step, self.first_step = self.first_step, None
+            if first_step is not None:
+                first_step()
             self._report(watch)  # of the step before, while a GPU is busy with this one
             progress.step += 1
             if self.average is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from dti_pipeline.training.report import TrainReport
+from dti_pipeline.training.timeline import told
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class FellBack:
     @property
     def line(self) -> str:
         return f"the training goes on with {self.instead} instead of {self.lost}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """After the first optimizer step that a process took: where the time since its start went."""
+
+    targets_seen: int
+    seconds: float
+    parts: dict[str, float]  # seconds by name, in their order
+
+    @property
+    def line(self) -> str:
+        return f"first step after {self.seconds:.1f} s: {told(self.parts)}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Finished:
     report: TrainReport
 
 
-Event = Started | FellBack | Stepped | Evaluated | Checkpointing | Finished
+Event = Started | FellBack | FirstStep | Stepped | Evaluated | Checkpointing | Finished
 #: Hears every event. A tracker answers :class:`Started` with the id of the run that it records the training in, which
 #: may be ``run_id`` or another; nobody answers anything else.
 Listener = Callable[[Event], str | None]

@@ -58,6 +58,7 @@ def _report(setup: Setup) -> TrainReport:
         parameters_trained=sum(p.numel() for p in model.trained().values()),
         device=device.type, hardware=setup.hardware, world_size=setup.accelerator.num_processes,
         peak_memory_gib=round(peak_memory_gib(device), 3), mlflow_run_id=progress.run_id,
+        first_step={name: round(part, 3) for name, part in setup.timeline.parts.items()},
         execution=model.plan.plain(), fallbacks=tuple(fall.line for fall in setup.falls),
         texts=Texts(text["template"], text["max_text_tokens"], tokens.report.prefix_tokens),
         network=storage.network_facts(model, store.vocabulary, plan.row_length, store.special, len(store.prefix)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -50,3 +50,4 @@ class TrainReport(TrainingSummary):
     texts: Texts
     network: dict[str, Any]  # that builds the network again, see dti_pipeline.modeling.network.storage
     execution: dict[str, Any]  # how steps were computed: a choice and its reason by name
+    first_step: dict[str, float] = field(default_factory=dict)  # seconds until the last process's first step, by part

@@ -20,6 +20,7 @@ from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.recomputation import recompute_layers
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
@@ -35,8 +36,9 @@ from dti_pipeline.training.forms import LOST_WITH, forms_of
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
-from dti_pipeline.training.progress import Checkpointing, Event, FellBack, Listener, Started, announce
+from dti_pipeline.training.progress import Checkpointing, Event, FellBack, FirstStep, Listener, Started, announce
 from dti_pipeline.training.steps import Steps
+from dti_pipeline.training.timeline import Timeline
 
 #: Buffers never change: sending the first process's to all others with every step would cost for nothing, and under
 #: model.frozen_weights float8 they are the whole model.
@@ -59,10 +61,13 @@ class Setup:
     average: Average | None
     checkpoints: Path  # folder of this training's
     progress: Progress
+    timeline: Timeline
     falls: list[FellBack] = field(default_factory=list)
 
     @classmethod
-    def make(cls, config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener]) -> Setup:
+    def make(
+        cls, config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener], timeline: Timeline
+    ) -> Setup:
         """Read the inputs, build the model, and restore the newest checkpoint."""
         settings = config.training
         accelerator = accelerator_for(settings)
@@ -77,7 +82,8 @@ class Setup:
         steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
         loader = Loader(rows, steps, settings.tokens_per_batch, accelerator.device, rank, world)
         set_seed(settings.seed)
-        model = _model(config, paradigm, store, shards.report.row_length, accelerator)
+        timeline.mark("data")
+        model = _model(config, paradigm, store, shards.report.row_length, accelerator, timeline)
         optimizer = optimizer_for(model, settings)
         flats = optimizer.flats if isinstance(optimizer, FlatAdamW) else ()
         average = Average(model.trained(), settings.average_decay, flats) if settings.average_decay else None
@@ -85,7 +91,7 @@ class Setup:
         progress = checkpoint.restore(folder, model, optimizer, rank, average)
         return cls(
             config, paths, paradigm, tuple(listeners), accelerator, shards, loader, model, optimizer, average, folder,
-            progress or Progress(run_id=checkpoint.run_id(folder)),
+            progress or Progress(run_id=checkpoint.run_id(folder)), timeline,
         )  # fmt: skip
 
     @property
@@ -103,23 +109,26 @@ class Setup:
     def trainer(self) -> Trainer:
         """Announce the training and choose how its steps are computed: minutes, where layers are compiled."""
         accelerator, settings, number = self.accelerator, self.config.training, self.progress.step
+        self.timeline.mark("placement")
         if accelerator.is_main_process:
             self.progress.run_id = announce(self._started(), self.listeners)
             if self.progress.run_id is not None:
                 checkpoint.begin(self.checkpoints, self.progress.run_id)
+        self.timeline.mark("tracking")
         # A sharded model is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
         # scaled: wrapped, each of its steps would search sys.path for a package that is not there.
         prepared: nn.Module = self.model if settings.sharding == "full" else accelerator.prepare(self.model)
         prepared.train()
         forms = forms_of(self.model, prepared, self.optimizer, accelerator, settings)
         chosen = choose(forms, self.loader, number % self.loader.steps.count, self.optimizer, accelerator, self.emit)
+        self.timeline.mark("compilation")
         self.loader, self.falls = chosen.loader, chosen.falls
         for fall in chosen.falls:
             for name in LOST_WITH.get(fall.lost, ()):
                 self.model.plan = self.model.plan.without(name, fall.reason)
         return Trainer(
             prepared, chosen.runner, chosen.loader, accelerator, settings, self.progress, self.emit,
-            evaluate=self.validation_scores, checkpoint=self.save, average=self.average,
+            evaluate=self.validation_scores, checkpoint=self.save, average=self.average, first_step=self._first_step,
         )  # fmt: skip
 
     def _started(self) -> Started:
@@ -130,6 +139,12 @@ class Setup:
             dataset_digest=artifacts.folder_digest(self.shards.path), hardware=self.hardware,
             run_id=self.progress.run_id, execution=tuple(self.model.plan.lines()),
         )  # fmt: skip
+
+    def _first_step(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        self.timeline.mark("first step")
+        self.emit(FirstStep(self.progress.targets_seen, self.timeline.seconds, dict(self.timeline.parts)))
 
     def save(self) -> None:
         """Write a checkpoint; all processes together."""
@@ -177,7 +192,9 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _model(config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator) -> CTRModel:
+def _model(
+    config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator, timeline: Timeline
+) -> CTRModel:
     """The model on its device, sharded where that is configured."""
     settings, device, processes = config.training, accelerator.device, accelerator.num_processes
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
@@ -185,6 +202,9 @@ def _model(config: Config, paradigm: str, store: TokenStore, row_length: int, ac
         config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
         len(store.prefix), frozen_dtype=compute,
     )  # fmt: skip
+    if settings.activation_checkpointing:
+        recompute_layers(model)
+    timeline.mark("weights")
     plan = model.make_plan(device, compute, cuda_graph=settings.cuda_graph, processes=processes, sharded=sharded)
     if sharded:
         mesh = init_device_mesh(device.type, (processes,))

@@ -10,24 +10,32 @@ from types import FrameType
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
+from dti_pipeline.modeling.speed import compiler_cache
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.publish import publish
 from dti_pipeline.training.report import TrainReport
 from dti_pipeline.training.setup import Setup
+from dti_pipeline.training.timeline import Timeline
 
 #: Signals within it are one request: a terminal signals every process of a command, and some pass theirs on.
 ONE_REQUEST_SECONDS = 10.0
 
 
-def train(config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = ()) -> TrainReport:
+def train(
+    config: Config, paths: Paths, paradigm: str, listeners: Iterable[Listener] = (), timeline: Timeline | None = None
+) -> TrainReport:
     """Train one paradigm's model, continuing from its newest checkpoint, and publish it; its report.
 
     SIGINT and SIGTERM save a checkpoint and raise CheckFailed; the next call goes on from there. On the CPU an
     interrupted and continued training gives the same weights, bit for bit, as one that was left alone.
+    ``timeline`` is that of the process so far, if anybody has kept one.
     """
-    setup = Setup.make(config, paths, paradigm, listeners)
+    timeline = timeline or Timeline.begin()
+    timeline.mark("imports")
+    compiler_cache.keep(paths.compiled)
+    setup = Setup.make(config, paths, paradigm, listeners, timeline)
     try:
         with interruptible() as interrupted:
             done = setup.trainer().run(interrupted)

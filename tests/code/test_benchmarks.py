@@ -27,6 +27,8 @@ ON_GPU = {
     "whole_training": "whole_training",
     **{f"scaling_{count}": "scaling" for count in (2, 4, 8)},
     "epoch": "epoch",
+    "first_step": "first_step",
+    "evaluation_gpu": "evaluation",
     "epoch_home": "epoch",
 }
 MEASURED = (*ON_CPU, *(name for name in ON_GPU if (harness.RESULTS / f"{name}.json").is_file()))

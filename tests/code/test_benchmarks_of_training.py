@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import memory, train_step
+from benchmarks import first_step, memory, train_step
 from benchmarks.lib import harness, kernels, llama, sizes, steps, timing
 from dti_pipeline.paradigms import DTI, SLIDING_WINDOW
 from tests.code.test_benchmarks import bench
@@ -282,6 +282,20 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
         assert row["counted_steps"] >= 1
         assert row["epoch_seconds"] > 0
     assert all(row["fewer_tokens"] > 8 for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_a_start_is_measured_in_parts_that_add_up(tmp_path: Path) -> None:
+    older = [{"model": name, "trained": "lora"} for name in ("another", "tiny")]
+    (tmp_path / "first_step.json").write_text(json.dumps(older))
+    rows, _ = bench("first_step", tmp_path, "--tiny", "--trained", "lora")
+    assert [(row["model"], row.get("cache")) for row in rows] == [("another", None), ("tiny", "cold"), ("tiny", "warm")]
+    for row in rows[1:]:
+        parts = [row[name.replace(" ", "_")] for name in first_step.PARTS]
+        assert row["trained"] == "lora"
+        assert row["seconds"] == pytest.approx(sum(parts), abs=0.2)
+        assert row["imports"] > 0.5
+        assert row["first_step"] > 0
 
 
 @pytest.mark.slow

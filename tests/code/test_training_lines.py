@@ -9,6 +9,7 @@ from dti_pipeline.training.progress import (
     Event,
     FellBack,
     Finished,
+    FirstStep,
     Started,
     Stepped,
     announce,
@@ -23,6 +24,7 @@ def test_events_become_lines() -> None:
     listen = lines(told.append)
     listen(STARTED)
     listen(FellBack("a", "b", "c"))  # the log has it
+    listen(FirstStep(200, 23.14, {"process": 0.9, "waiting": 0.0, "compilation": 12.0}))
     for step in (1, 2):  # the second within five seconds: not told
         listen(Stepped(step, 200 + step, 0.5, 0.1, 1.0, 50.0, 500.0, 2.0, 75.0, 0.5))
     listen(Evaluated(400, 4.0, {"auc": 0.7}))
@@ -31,6 +33,7 @@ def test_events_become_lines() -> None:
     assert told == [
         "dti: 1,000 targets to see, 42 weights to train on 1 x cpu, going on after 200",
         "compiled layers: no (no CUDA device)",
+        "first step after 23.1 s: process 0.9, compilation 12.0",
         "201 of 1,000 targets (20%), loss 0.5000, 50 targets/s, 1:15 left",
         "validation after 400 targets: auc 0.7000",
         "saving a checkpoint after 400 targets",

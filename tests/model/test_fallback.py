@@ -324,12 +324,12 @@ def test_a_form_that_fails_in_another_process_is_not_chosen_here() -> None:
     def reduce(mine: torch.Tensor, how: str) -> torch.Tensor:
         flags.append(mine.tolist())
         assert how == "sum"
-        return mine + torch.tensor([[1, 0], [1, 1], [0, 0]][len(flags) - 1], dtype=mine.dtype)
+        return mine + torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]][len(flags) - 1], dtype=mine.dtype)
 
     choice, runners, told = chosen([None, None], num_processes=2, reduce=reduce)
     assert choice.runner is runners[1]
     assert choice.loader.rows_per_batch == 2
-    assert flags == [[0, 0]] * 3
+    assert flags == [[0, 0, 0]] * 3
     assert [fall.instead for fall in told] == ["form 1", "micro-batches of 192 tokens"]
     assert told[0].reason == "it failed in another process"
 

@@ -8,6 +8,7 @@ are compared.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,19 +114,23 @@ def last_layer_at_sums_is_exact(lm: PreTrainedModel) -> bool:
 @contextmanager
 def _exact(lm: PreTrainedModel) -> Iterator[None]:
     """Without dropout, and in fp32 whatever the weights are: each module widens its own while it works, and has them
-    back, untouched, when it is done. Memory: one module's weights in fp32."""
+    back, untouched, when it is done. Memory: one module's weights in fp32, of each size that there is; used again and
+    again, since a system takes longer to give memory than a weight takes to be widened."""
     training, precision = lm.training, torch.get_float32_matmul_precision()
     own: dict[Tensor, Tensor] = {}
+    spare: dict[int, list[Tensor]] = defaultdict(list)  # by count of numbers
 
     def widen(module: nn.Module, inputs: Any) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if tensor.is_floating_point() and tensor.dtype != torch.float32 and tensor not in own:
                 own[tensor] = tensor.data
-                tensor.data = tensor.data.float()
+                wide = spare[tensor.numel()] or [torch.empty(tensor.numel(), device=tensor.device)]
+                tensor.data = wide.pop().view(tensor.shape).copy_(tensor.data)
 
     def give_back(module: nn.Module, inputs: Any, output: Any) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if tensor in own:
+                spare[tensor.numel()].append(tensor.data.view(-1))
                 tensor.data = own.pop(tensor)
 
     modules = list(lm.get_decoder().modules())
