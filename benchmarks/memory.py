@@ -7,6 +7,7 @@ then halfway between what fits and what does not. On a GPU each size compiles on
 those of the same model and training in the file; all others stay.
 
     python -m benchmarks.memory --shape smollm2-135m --train all
+    python -m benchmarks.memory --shape smollm2-135m --train all --activation-checkpointing
     python -m benchmarks.memory --tiny                       # the same code on a CPU, whose memory is not counted
 """
 

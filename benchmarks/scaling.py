@@ -101,6 +101,7 @@ def training_of(given: argparse.Namespace, rows: Rows, height: int, world: int) 
         learning_rate=llama.LEARNING_RATE,
         dtype="float32" if given.tiny or not torch.cuda.is_available() else "bfloat16",
         cuda_graph=not given.no_cuda_graph,
+        activation_checkpointing=given.activation_checkpointing,
         evaluations=0,
         checkpoint_seconds=10**9,
         processes=world,
@@ -118,7 +119,7 @@ def measured(processes: Processes, given: argparse.Namespace, paradigm: Paradigm
     accelerator = processes.accelerator if world > 1 else processes.itself()
     torch.manual_seed(7)
     size = CONTEXT, rows.row_length, device, processes.compute
-    model = llama.untrained(shape, sizes.settings_of(given), *size, paradigm)
+    model = llama.untrained(shape, sizes.settings_of(given), *size, paradigm, given.activation_checkpointing)
     prepared: nn.Module = model
     if training.sharding == "full":
         model.plan = model.make_plan(device, processes.compute, processes=world, sharded=True)

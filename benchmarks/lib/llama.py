@@ -26,6 +26,7 @@ from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.batch_attention import BatchAttentionBuilder
 from dti_pipeline.modeling.network.compilation import compile_parts
 from dti_pipeline.modeling.network.ctr_model import CTRModel
+from dti_pipeline.modeling.network.recomputation import recompute_layers
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import SPECIAL, TokenStore, uniform_store
@@ -165,9 +166,10 @@ def untrained(
     device: torch.device,
     compute: torch.dtype,
     paradigm: Paradigm = DTI,
+    recomputed: bool = False,
 ) -> Model:
     """A :class:`Model` of ``shape``, not placed yet: frozen weights in ``compute``, those that are trained in fp32, as
-    :func:`backbone.build` has them."""
+    :func:`backbone.build` has them. ``recomputed``: under activation checkpointing."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
@@ -181,14 +183,23 @@ def untrained(
         tie_word_embeddings=shape.tied,
     )
     lm = backbone.random_weights(config, device, compute if settings.lora.rank else torch.float32)
-    return Model(settings, paradigm, context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=compute, lm=lm)
+    made = Model(settings, paradigm, context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=compute, lm=lm)
+    if recomputed:
+        recompute_layers(made)
+    return made
 
 
 def model(
-    shape: Shape, settings: ModelConfig, context: int, row_length: int, device: torch.device, compute: torch.dtype
+    shape: Shape,
+    settings: ModelConfig,
+    context: int,
+    row_length: int,
+    device: torch.device,
+    compute: torch.dtype,
+    **how: Any,
 ) -> Model:
     """The same, placed; compiled on a GPU."""
-    made = untrained(shape, settings, context, row_length, device, compute)
+    made = untrained(shape, settings, context, row_length, device, compute, **how)
     made.place(made.make_plan(device, compute))
     if device.type == "cuda":
         compile_parts(made)

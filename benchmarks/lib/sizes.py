@@ -20,7 +20,7 @@ LORA_MODULES = {
 }
 RANK = 16
 #: Columns that name a case: a call's rows take the place of an earlier call's of the same one.
-CASE = ("model", "trained", "lora_modules", "frozen_weights")
+CASE = ("model", "trained", "lora_modules", "frozen_weights", "activation_checkpointing")
 
 
 class Usual(NamedTuple):
@@ -49,6 +49,7 @@ def add_options(options: argparse.ArgumentParser, several: bool = False) -> None
     add("--train", choices=("lora", "all"), default="lora", help="adapters, or all weights (default: lora)", **many)
     add("--lora-modules", choices=list(LORA_MODULES), help="what gets adapters (default: all-linear below 2 B weights)")
     add("--frozen-weights", choices=("plain", "float8"), default="plain", help="as model.frozen_weights")
+    add("--activation-checkpointing", action="store_true", help="as training.activation_checkpointing, on both sides")
     add("--tokens", type=int, help="of a micro-batch, about (default: 65,536, 32,768 or 10,768 by the model's size)")
     add("--row-length", type=int, default=10_768, help="of the micro-batch's rows, about (default: %(default)s)")
     add("--tokens-per-interaction", type=int, help="text and label (default: 17; 30 for a model of 2 B weights)")
@@ -100,6 +101,7 @@ def facts_of(given: argparse.Namespace) -> dict[str, Any]:
         "trained": given.train,
         "lora_modules": given.lora_modules if given.train == "lora" else "",
         "frozen_weights": given.frozen_weights,
+        "activation_checkpointing": given.activation_checkpointing,
         "n": llama.CONTEXT,
         "tokens_per_interaction": given.tokens_per_interaction,
         "torch": versions()["torch"],

@@ -97,8 +97,9 @@ class Bench:
         accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
         self.device, self.shape = accelerator.device, sizes.shape_of(given)
         torch.manual_seed(7)
-        settings, longest = sizes.settings_of(given), 2 * given.row_length
-        self.model = llama.model(self.shape, settings, CONTEXT, longest, self.device, compute).train()
+        size = CONTEXT, 2 * given.row_length, self.device, compute
+        again = given.activation_checkpointing
+        self.model = llama.model(self.shape, sizes.settings_of(given), *size, recomputed=again).train()
         lora = sum(p.numel() for name, p in self.model.trained().items() if "lora" in name)
         self.adapters = lora if given.train == "lora" else None
         self.runner = llama.runner(self.model, accelerator.prepare(self.model), accelerator)

@@ -125,9 +125,9 @@ def test_what_is_trained_is_in_fp32_and_what_is_frozen_is_not(train: str) -> Non
     assert adapters == (llama.TINY.adapters(sizes.RANK, modules) if train == "lora" else 0)
 
 
-@pytest.mark.parametrize("train", ["lora", "all"])
-def test_a_step_changes_what_is_trained_and_nothing_else(train: str) -> None:
-    bench = steps.Bench(given("--tiny", "--train", train))
+@pytest.mark.parametrize("options", [("lora",), ("all",), ("all", "--activation-checkpointing")])
+def test_a_step_changes_what_is_trained_and_nothing_else(options: tuple[str, ...]) -> None:
+    bench = steps.Bench(given("--tiny", "--train", *options))
     before = {name: weight.detach().clone() for name, weight in bench.model.named_parameters()}
     trained = set(bench.model.trained())
     for variant in train_step.VARIANTS[:3]:
@@ -159,10 +159,13 @@ def test_the_largest_micro_batch_is_found_in_a_few_trials(weights: float, row: f
 
 @pytest.mark.slow
 def test_memory_is_measured_for_each_paradigm(tmp_path: Path) -> None:
-    rows, said = bench("memory", tmp_path, "--tiny", "--train", "all", "--trials", "1")
-    assert [(row["paradigm"], row["form"], row["trained"]) for row in rows] == [
-        ("sliding_window", "dense", "all"),
-        ("dti", "packed", "all"),
+    options = ("--tiny", "--train", "all", "--trials", "1")
+    bench("memory", tmp_path, *options)
+    rows, said = bench("memory", tmp_path, *options, "--activation-checkpointing")
+    assert [(row["activation_checkpointing"], row["paradigm"], row["form"], row["trained"]) for row in rows] == [
+        (recomputed, *variant, "all")
+        for recomputed in (False, True)
+        for variant in (("sliding_window", "dense"), ("dti", "packed"))
     ]
     for row in rows:
         assert (row["largest_rows"], row["trials"]) == (2, 1), "twice the usual, as a CPU's memory is not counted"
