@@ -8,10 +8,11 @@ scratch homes, which are removed.
     python -m benchmarks.whole_training --project HOME --params recipes/smollm2-135m.yaml --set training.seed=1
     python -m benchmarks.whole_training --project HOME --tiny           # on a CPU, the model of HOME/params.yaml
 
-All seconds count from the start of the process. ``seconds`` are those to the end, with whatever is compiled; ``first
-step seconds`` those to the end of the first step; ``steps seconds`` are the loop's own stopwatch, without compilation
-and evaluations; ``evaluation seconds`` count what evaluations compile. AUC is that of validation targets in streaming
-prompts. A call's rows take the place of those of the same model, training and log in the file; all others stay.
+``seconds`` are those from the start of the process to the end, with whatever is compiled; ``compilation seconds`` pass
+before the first step, and ``first step seconds`` to its end; ``steps seconds`` are the loop's own stopwatch, without
+compilation and evaluations; ``evaluation seconds`` count what evaluations compile. Speed-ups are of the steps, of all,
+and of all but compilation. AUC is that of validation targets in streaming prompts. A call's rows take the place of
+those of the same model, training and log in the file; all others stay.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +33,19 @@ from dti_pipeline import config
 from dti_pipeline.config import Config
 from dti_pipeline.paradigms import BASELINE
 from dti_pipeline.paths import Paths
-from dti_pipeline.training.progress import Evaluated, Event, Stepped
+from dti_pipeline.training.progress import Evaluated, Event, FirstStep, Stepped
 from dti_pipeline.training.report import TrainReport
 
 #: Variables that say where a compiler keeps its code: of the model's, the kernels' and the loader's.
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR")
 CASE = ("log", "model", "trained", "lora_modules", "epochs", "cache")
+
+#: What of a training speed-ups are given of.
+DURATIONS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "steps": lambda row: row["steps_seconds"],
+    "whole": lambda row: row["seconds"],
+    "compiled": lambda row: row["seconds"] - row["compilation_seconds"],
+}
 
 
 class Clock:
@@ -50,9 +59,10 @@ class Clock:
         return time.time() - self._begun
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Stepped) and not self.before_steps:
+        if isinstance(event, FirstStep):
+            self.first_step = self.now()
+        elif isinstance(event, Stepped) and not self.before_steps:
             self.before_steps = self.now() - event.train_seconds
-            self.first_step = self.before_steps + event.train_seconds / event.step
         elif isinstance(event, Evaluated):
             self.evaluations = self.now() - self.before_steps - event.train_seconds
 
@@ -71,6 +81,7 @@ def trained(settings: Config, project: Path, paradigm: str, begun: float) -> dic
         seconds = clock.now()
     return row_of(settings, project.name, report) | {
         "seconds": round(seconds, 1),
+        "compilation_seconds": round(report.first_step["compilation"], 1),
         "first_step_seconds": round(clock.first_step, 1),
         "steps_seconds": round(report.train_seconds, 1),
         "evaluation_seconds": round(clock.evaluations, 1),
@@ -124,8 +135,8 @@ def main() -> None:
         raise SystemExit("there was no time for a training")
     for row in rows:
         base = next((r for r in rows if (r["paradigm"], r["cache"]) == (BASELINE.name, row["cache"])), None)
-        row["steps_speedup"] = round(base["steps_seconds"] / max(row["steps_seconds"], 0.1), 2) if base else None
-        row["whole_speedup"] = round(base["seconds"] / row["seconds"], 2) if base else None
+        for name, seconds in DURATIONS.items():
+            row[f"{name}_speedup"] = round(seconds(base) / max(seconds(row), 0.1), 2) if base else None
     hardware = [row.pop("hardware_used") for row in rows]
     publish("whole_training", rows, given, gpus=hardware[:1], case=CASE)
 
