@@ -81,10 +81,12 @@ def shape_of(given: argparse.Namespace) -> Shape:
 
 
 def rows_per_batch(given: argparse.Namespace, k: int) -> int:
-    """Rows of a micro-batch of about ``--tokens``, in the row length that prompts of ``k`` targets fill best."""
+    """Rows of a micro-batch of about ``--tokens``, in the row length that prompts of ``k`` targets fill best; one more
+    where 64 would divide its tokens (:data:`llama.OVER`)."""
     c = given.tokens_per_interaction
     _, length = llama.row_shape(llama.CONTEXT * c + k * (c + 1), given.row_length)
-    return max(1, round(given.tokens / length))
+    rows = max(1, round(given.tokens / length))
+    return rows if rows * length % 64 else rows + 1
 
 
 def settings_of(given: argparse.Namespace) -> ModelConfig:
