@@ -4,6 +4,13 @@ The demo's model (untrained: weights do not change the time) over the demo log's
 paradigm are scored in alternation, assembly counted, one thread, medians of CPU time. `one prompt, item states kept`
 scores the prompts of the first form (`dti_isolated` only) when the states of all items are there; making them once has
 a line of its own.
+
+With --shape a model of that shape is measured on a GPU instead: scoring of single prompts, assembly and copies counted,
+beside the forward pass alone on a batch that lies there, which is its limit. Random weights, LoRA adapters, compiled.
+
+    python -m benchmarks.evaluation                          # a CPU
+    python -m benchmarks.evaluation --shape smollm2-135m     # one GPU, two minutes
+    python -m benchmarks.evaluation --shape tiny --tiny      # the same code on a CPU, to test it
 """
 
 from __future__ import annotations
@@ -19,8 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.lib import llama
 from benchmarks.lib.harness import ROOT, parser, prepared, publish
-from benchmarks.lib.timing import alternate
+from benchmarks.lib.scoring_limit import against_its_limit
+from benchmarks.lib.timing import alternate, gpus
 from benchmarks.lib.training import model_of, rows_of
 from dti_pipeline import config
 from dti_pipeline.modeling.network.scoring import score
@@ -36,9 +45,17 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, gpu=True)
     options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--shape", help="smollm2-135m, say: measure a model of that shape on a GPU")
+    options.add_argument("--sizes", type=int, nargs="+", default=[32768, 131072], help="of a batch, tokens")
     given = options.parse_args()
+    if given.shape is not None:
+        device = torch.device("cpu" if given.tiny or not torch.cuda.is_available() else "cuda")
+        sizes, users, row_length = ([512, 1024], 8, 512) if given.tiny else (given.sizes, 8000, 8192)
+        shape = llama.shape_named("tiny" if given.tiny else given.shape)
+        publish("evaluation_gpu", against_its_limit(shape, sizes, users, row_length, device), given, gpus=gpus(device))
+        return
     torch.set_num_threads(1)
     settings = config.load(ROOT / "params.yaml")
     with tempfile.TemporaryDirectory() as scratch:

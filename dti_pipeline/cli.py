@@ -306,9 +306,11 @@ def score_requests(
         folder = tracking.model_folder(*_configure(None, None), model) if model.startswith("models:/") else Path(model)
     else:
         raise InputError("name the model by one of --paradigm and --model")
+    from dti_pipeline.modeling.speed import compiler_cache
     from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
     from dti_pipeline.serving.scorer import Scorer
 
+    compiler_cache.keep(Paths.from_env().compiled)
     scorer, stdout = Scorer.load(folder, cache_items=cache_items), sys.stdout.buffer
     report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
     if as_json:

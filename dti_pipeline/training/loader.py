@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from dti_pipeline.modeling.network.ahead import prefetched
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.training.steps import Step, Steps
-
-AHEAD = 6  # steps assembled before they are needed
 
 
 @dataclass(frozen=True)
@@ -91,18 +88,3 @@ class Loader:
         """Step ``first`` and all after it, in order; on a CPU each is assembled when it is asked for."""
         steps = (self.steps[number] for number in range(first, self.steps.count))
         return prefetched(steps, self.assemble) if self.device.type == "cuda" else map(self.assemble, steps)
-
-
-def prefetched(steps: Iterable[Step], assemble: Callable[[Step], MicroBatches]) -> Iterator[MicroBatches]:
-    """``assemble`` of each step, in order, with :data:`AHEAD` more in the making, by one thread: several would wait for
-    the interpreter's lock. ``steps`` are drawn in the caller's; an error of ``assemble`` is raised at its step."""
-    pool, waiting = ThreadPoolExecutor(1, "loader"), deque[Future[MicroBatches]]()
-    try:
-        for step in steps:
-            waiting.append(pool.submit(assemble, step))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -33,8 +33,8 @@ class TrainingConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
     # Small model, one process, one GPU: micro-batches and updates are recorded as a CUDA graph and replayed.
     cuda_graph: bool = True
-    # Of each layer only the input is kept for the backward pass, which computes the layer again: a fourth more
-    # arithmetic, and activations of one layer instead of all. For micro-batches that do not fit the memory.
+    # Of each layer only the input is kept for the backward pass, which computes the layer again: a third more
+    # arithmetic (under LoRA a half), and activations of one layer instead of all. For what does not fit the memory.
     activation_checkpointing: bool = False
     evaluations: NonNegativeInt = 4  # times the validation targets are scored during training
     evaluation_targets: PositiveInt = 2000  # at most this many validation targets a time

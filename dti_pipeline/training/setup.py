@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,10 +199,14 @@ def _model(
     """The model on its device, sharded where that is configured."""
     settings, device, processes = config.training, accelerator.device, accelerator.num_processes
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
-    model = CTRModel(
-        config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
-        len(store.prefix), frozen_dtype=compute,
-    )  # fmt: skip
+    # A checkpoint is read straight into the GPU's memory. Weights that are drawn are drawn on the CPU, the same
+    # anywhere, and those of a sharded model need not fit one GPU.
+    there = device.type == "cuda" and config.model.name_or_path is not None and not sharded
+    with device if there else nullcontext():
+        model = CTRModel(
+            config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
+            len(store.prefix), frozen_dtype=compute,
+        )  # fmt: skip
     if settings.activation_checkpointing:
         recompute_layers(model)
     timeline.mark("weights")

@@ -302,6 +302,17 @@ def test_a_start_is_measured_in_parts_that_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scoring_is_measured_against_its_limit(tmp_path: Path) -> None:
+    rows, _ = bench("evaluation", tmp_path, "--shape", "tiny", "--tiny", result="evaluation_gpu")
+    assert [row["tokens_per_batch"] for row in rows] == [512, 1024]
+    for row in rows:
+        assert row["targets"] == 8 * 6
+        assert row["tokens"] == 48 * (21 * 11 + 1)
+        rate = row["forward_tokens_per_second"]
+        assert row["share_of_forward"] == pytest.approx(row["tokens_per_second"] / rate, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_float8_is_judged_by_what_is_trained_on_top(tmp_path: Path) -> None:
     rows, _ = bench("float8_quality", tmp_path, "--seeds", "1", "2", "--tiny")
     assert [row["seed"] for row in rows] == [1, 2, "all"]

@@ -143,6 +143,24 @@ def test_cost_follows_epochs_gpu_and_processes(home: Paths) -> None:
     assert 1 < rows["dti"]["speedup_tokens"] < cost.token_speedup(6, 9, 10)  # histories end, formulas do not
 
 
+def test_recomputed_layers_cost_a_third_or_a_half_more_and_take_less_memory(home: Paths) -> None:
+    store_on_disk(home)
+    for settings, more in (("lora", 1.5), ("all", 4 / 3)):
+        model = {"lora": {"rank": 16 if settings == "lora" else 0}}
+        sections = {"packing": {"context": 6, "targets": 10, "row_length": 256}, "model": model}
+        kept, again = (
+            plan(
+                config.from_plain(config.Config, {**sections, "training": {"activation_checkpointing": on}}),
+                home, "H100", "llama-3.1-8b",
+            )
+            for on in (False, True)
+        )  # fmt: skip
+        for name in names():
+            ratio = again["paradigms"][name]["flop"] / kept["paradigms"][name]["flop"]
+            assert ratio == pytest.approx(more, abs=0.01)
+        assert again["memory"]["activations_gb"] < kept["memory"]["activations_gb"] / 10
+
+
 def test_memory_of_an_8b_model_with_adapters_and_without(home: Paths) -> None:
     adapters = plan(SETTINGS, home, "H100", "llama-3.1-8b")
     assert adapters["model"]["method"] == "lora"

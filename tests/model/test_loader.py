@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dti_pipeline.training.loader import AHEAD, Loader, MicroBatches, prefetched
+from dti_pipeline.modeling.network.ahead import AHEAD, prefetched
+from dti_pipeline.training.loader import Loader, MicroBatches
 from dti_pipeline.training.steps import Step, Steps
 from tests.model.conftest import Log
 

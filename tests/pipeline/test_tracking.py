@@ -191,7 +191,7 @@ def test_what_was_trained_without_a_record_is_evaluated_without_one(tracked: Pat
 def test_only_the_first_process_keeps_a_record(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     heard: list[Listener] = []
-    monkeypatch.setattr(pipeline.Stage, "run", lambda *_, listeners: heard.extend(listeners))
+    monkeypatch.setattr(pipeline.Stage, "run", lambda *_, listeners, **__: heard.extend(listeners))
     pipeline.execute(pipeline.TRAIN, settings(home), home, "dti")
     assert heard == []
     assert list(home.home.iterdir()) == []

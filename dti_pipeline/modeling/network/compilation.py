@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,7 +12,11 @@ from torch import nn
 
 from dti_pipeline.modeling.network.backbone import decoder_of
 from dti_pipeline.modeling.network.ctr_model import CTRModel
-from dti_pipeline.modeling.speed import compiler
+from dti_pipeline.modeling.speed import compiler, compiler_cache
+
+log = logging.getLogger(__name__)
+#: FLOP of scores from which compiled layers save more than they cost: about half a minute of a large GPU.
+WORTH_COMPILING = 5e15
 
 
 def compile_parts(model: CTRModel) -> None:
@@ -30,6 +36,26 @@ def compile_parts(model: CTRModel) -> None:
         model.fused = cache(compiler.fused)
         for module in _around_layers(decoder):
             module.compile(dynamic=False)
+
+
+def compile_to_score(model: CTRModel, tokens: int, try_out: Callable[[], object]) -> None:
+    """Compile a model's parts to score so many tokens, where that is worth its time. ``try_out`` scores a few of them;
+    where the compiler fails at it, the model stays as it was, and a line says so."""
+    weights = sum(parameter.numel() for parameter in decoder_of(model.lm).parameters())
+    if not model.plan.compiled_layers or 2.0 * weights * tokens < WORTH_COMPILING:
+        return
+    compile_parts(model)
+    try:
+        try_out()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if compiler_cache.holds_older():
+            compiler_cache.give_up()
+            compile_to_score(model, tokens, try_out)
+            return
+        log.warning("scores are computed by layers that are not compiled: %s", str(error).strip().partition("\n")[0])
+        uncompile(model)
 
 
 def uncompile(model: CTRModel) -> None:

@@ -153,7 +153,7 @@ def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Embeddings (5, 6, E) of the size that the model's own have, and positions (5, 6)."""
     weight = lm.get_input_embeddings().weight
     some = lm.get_input_embeddings()(torch.arange(min(64, weight.shape[0]), device=weight.device)).float()
-    draw = torch.randn(2, 6, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(some)
+    draw = torch.randn(2, 6, weight.shape[1], generator=torch.Generator().manual_seed(0), device="cpu").to(some)
     draw = draw * some.std()
     embedded = draw[0].repeat(5, 1, 1)
     embedded[FIRST, 0] = draw[1, 0]

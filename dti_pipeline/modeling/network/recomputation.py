@@ -1,6 +1,6 @@
 """Activation checkpointing: of each decoder layer only its input is kept, and the backward pass computes it again.
 
-Memory for a fourth more arithmetic (Chen et al., arXiv 1604.06174).
+Memory for a third more arithmetic, under LoRA a half (Chen et al., arXiv 1604.06174).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dti_pipeline.modeling.network.ahead import prefetched
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.paradigms import Paradigm
@@ -25,22 +26,31 @@ def score(
     """Log rows of the targets in the ``wanted`` rows of a plan, ascending, and their probabilities.
 
     ``paradigm``: that of the rows, where it is not the model's own. ``model`` is left in the mode it is in; put it in
-    ``eval`` first. Cost: one forward pass over those rows.
+    ``eval`` first. Cost: one forward pass over those rows; on a GPU a thread assembles its batches beside it.
     """
-    targets, logits = [], []
+    targets, logits, counted = [], [], []
     cuda = device.type == "cuda"
-    # On a GPU every batch is padded to one shape: one compilation. None is waited for while the next is assembled.
     most = rows.height(tokens_per_batch)
+    parts = split(wanted, most)
+    # On a GPU every batch is padded to one shape, rows to one number of targets: one compilation.
     height = padded_height(len(wanted), most) if cuda else 0
-    for part in split(wanted, most):
-        batch = Batch.of(rows.assemble(part, height), rows.store.label)
-        targets.append(batch.target)
+    places = int(rows.targets().max()) if cuda and len(parts) > 1 else 0
+
+    def assemble(part: NDArray[np.int64]) -> Batch:
+        batch = Batch.of(rows.assemble(part, height), rows.store.label, places)
+        return batch.pin() if cuda else batch
+
+    for batch in prefetched(parts, assemble) if cuda and len(parts) > 1 else map(assemble, parts):
+        # Copies: a batch's pinned memory is used again when nothing refers to it.
+        targets.append(batch.target.clone())
+        counted.append(batch.weight > 0)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits.append(model((batch.pin() if cuda else batch).to(device), paradigm).float())
+            logits.append(model(batch.to(device), paradigm).float())
     if not targets:
         return np.zeros(0, np.int64), np.zeros(0)
-    target = torch.cat(targets).numpy()
-    probability = torch.sigmoid(torch.cat(logits).cpu().double()).numpy()
+    real = torch.cat(counted)
+    target = torch.cat(targets)[real].numpy()
+    probability = torch.sigmoid(torch.cat(logits).cpu()[real].double()).numpy()
     order = np.argsort(target)
     return target[order], probability[order]
 
