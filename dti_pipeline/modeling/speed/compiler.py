@@ -26,7 +26,7 @@ def allow_graphs() -> None:
 
 def _keep_graphs() -> None:
     """Let every graph of ours be found again by the next process. By default torch keeps none that holds an autograd
-    function, as layers with reordered keys or forgetting do, or a region of another precision: they would be traced
+    function, as layers that forget do, or a region of another precision: they would be traced
     and cut in two at each start. What is in them is part of their key."""
     import torch._functorch.config as functorch  # torch loads both when something is compiled
     import torch._inductor.config as inductor
