@@ -41,6 +41,7 @@ class Progress:
     targets_seen: int = 0
     tokens_seen: int = 0
     train_seconds: float = 0.0
+    processor_seconds: float = 0.0
     run_id: str | None = None  # the tracker's run, to be continued
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
 

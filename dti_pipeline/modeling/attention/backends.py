@@ -59,7 +59,7 @@ class Banded:
     @classmethod
     def of(cls, i: Intervals) -> Banded:
         reach, length = i.reach(), i.first.shape[1]
-        slim = Intervals(*(x.int() for x in i[:3]), i.is_sum)
+        slim = Intervals(i.first.int(), i.prompt.int(), i.prompt_text.int(), i.is_sum)
         has_prefix = bool((i.prompt_text > i.prompt).any())
         starts = [(q, int(reach[:, q : q + BAND].min())) for q in range(0, length, BAND)]
         return cls(tuple((q, k, _mask(slim, q, k, has_prefix)) for q, k in starts))
@@ -68,14 +68,12 @@ class Banded:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
         ranges = [(k, k + mask.shape[3]) for _, k, mask in self.bands]
-        masks = [mask for _, _, mask in self.bands]
+        keys, values = _Ranges.apply(key, ranges), _Ranges.apply(value, ranges)
         parts = [
             scaled_dot_product_attention(
-                *band, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+                queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
             )
-            for *band, mask in zip(
-                query.split(BAND, 2), _Ranges.apply(key, ranges), _Ranges.apply(value, ranges), masks, strict=True
-            )
+            for queries, keys, values, (_, _, mask) in zip(query.split(BAND, 2), keys, values, self.bands, strict=True)
         ]
         return torch.cat(parts, dim=2)
 
