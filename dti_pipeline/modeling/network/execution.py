@@ -14,8 +14,6 @@ import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
 WIDE = 1024
-#: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
-MANY_TENSORS = 200
 #: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel.
 KERNEL_HEAD_BYTES = 512
 
@@ -41,7 +39,6 @@ class Traits:
     projections_biased: bool  # keys or values have biases
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
-    trained_tensors: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class ExecutionPlan:
         cuda, bound = device.type == "cuda", device.type == "cuda" and traits.width < WIDE
         on_gpu = cuda, "no CUDA device"
         not_bound = not bound, "more kernels, and launches already take the time"
-        tensors, head = traits.trained_tensors, traits.head_width
+        head = traits.head_width
         return cls(
             device=device,
             compute=compute,
@@ -105,7 +102,6 @@ class ExecutionPlan:
                 on_gpu,
                 (cuda_graph, "training.cuda_graph is false"),
                 (bound, f"at a width of {WIDE} or more arithmetic takes the time"),
-                (tensors < MANY_TENSORS, f"an update of {tensors} tensors compiles for minutes"),
                 (processes == 1 and not sharded, "several processes exchange gradients"),
             ),
         )
