@@ -88,8 +88,19 @@ def test_gradients_are_dropped_where_they_lie() -> None:
     backward(model)
     assert all(gradient.any() for gradient in gradients_of(optimizer))
     model.zero_grad(set_to_none=True)
-    with pytest.raises(RuntimeError, match="a gradient was dropped or replaced"):
+    with pytest.raises(RuntimeError, match="a weight was moved, or its gradient dropped"):
         gradients_of(optimizer)
+    optimizer.zero_grad()
+    model.embedding.weight.data = model.embedding.weight.data.clone()
+    with pytest.raises(RuntimeError, match="a weight was moved"):
+        gradients_of(optimizer)
+
+
+def test_gradients_are_zeros_again() -> None:
+    model = Tied()
+    optimizer = flat(model)
+    backward(model)
+    model.zero_grad(set_to_none=True)
     optimizer.zero_grad()
     assert not any(gradient.any() for gradient in gradients_of(optimizer))
     backward(model)
