@@ -65,10 +65,9 @@ def test_sum_rows_in_bands_are_those_in_blocks(paradigm: str, prefix: tuple[int,
     batch, spans = batch_of(paradigm, prefix)
     model = small_model(paradigm, 3, prefix=len(prefix))
     builder, module, layer = model.attention, None, None
-    assert builder._operator() is banded_sum_attention
     slim = builder.sums(batch, spans, model.embed(batch), named(paradigm), model.trained_tokens, model.slopes)
-    plan = dataclasses.replace(builder.plan, device=torch.device("meta"))  # any but a CPU
-    builder.plan = plan
+    assert slim.operator is banded_sum_attention
+    builder.plan = dataclasses.replace(builder.plan, device=torch.device("meta"))  # any but a CPU
     full = builder.sums(batch, spans, model.embed(batch), named(paradigm), model.trained_tokens, model.slopes)
     assert full.operator is blocked_sum_attention
     query, key, value = drawn(batch)

@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
 
 from dti_pipeline.config import TrainingConfig
-from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.masks.blocks import BlockMasks
 from dti_pipeline.modeling.masks.visibility import Intervals
 from dti_pipeline.modeling.network.batch import Batch
@@ -57,7 +56,6 @@ def test_no_shape_of_a_micro_batch_depends_on_its_values(
     model = small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes).train()
     sizes = model.attention.sizes(host, named(paradigm))
     monkeypatch.setattr(model.attention, "sizes", lambda batch, paradigm: sizes)
-    monkeypatch.setattr(model.attention, "_operator", lambda: blocked_sum_attention)
 
     class Causal:
         def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: Any) -> Tensor:

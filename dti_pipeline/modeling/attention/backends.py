@@ -6,7 +6,7 @@ Each obeys the same intervals. Which one a batch gets is decided in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
@@ -68,7 +68,7 @@ class Banded:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
         ranges = [(k, k + mask.shape[3]) for _, k, mask in self.bands]
-        keys, values = _Ranges.apply(key, ranges), _Ranges.apply(value, ranges)
+        keys, values = ranges_of(key, ranges), ranges_of(value, ranges)
         parts = [
             scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -93,10 +93,13 @@ def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
     return seen[:, None]
 
 
-class _Ranges(torch.autograd.Function):
-    """Ranges of slots of x (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as large
-    a one for each range."""
+def ranges_of(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Ranges of slots of ``x`` (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as
+    large a one for each range."""
+    return _Ranges.apply(x, ranges)
 
+
+class _Ranges(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ranges):
         ctx.ranges = ranges
