@@ -13,6 +13,7 @@ from dti_pipeline.evaluation.report import (
     PromptShape,
     Protocol,
     Slices,
+    Speed,
 )
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts, SynthReport
 from dti_pipeline.packing.report import PackReport, PlanReport, TokenizeReport
@@ -48,8 +49,9 @@ PLAN = PlanReport(
 )  # fmt: skip
 PACK = PackReport(**vars(PLAN), paradigm="dti", context=20, row_length=1024, plans={"train": PLAN, "test": PLAN})
 TRAIN = TrainReport(
-    paradigm="dti", train_seconds=20.0, targets=2000, targets_unique=1000, tokens=90_000, targets_per_second=100.0,
-    tokens_per_second=4500.0, tokens_per_target=45.0, padding_share=0.1, steps=40, epochs=2.0, seed=7, loss=0.5,
+    paradigm="dti", train_seconds=20.0, processor_seconds=20.0, targets=2000, targets_unique=1000, tokens=90_000,
+    targets_per_second=100.0, tokens_per_second=4500.0, tokens_per_target=45.0, padding_share=0.1, steps=40, epochs=2.0,
+    seed=7, loss=0.5,
     validation_auc=0.72, parameters=1234, parameters_trained=1234, device="cpu", hardware="a machine, 2 cores",
     world_size=1, peak_memory_gib=0.5, mlflow_run_id=RUN, texts=Texts("{item_text}", 32, ()), network={}, execution={},
     fallbacks=(),
@@ -75,7 +77,8 @@ COMPARISON = Comparison(
         events=DIGEST,
     ),
     paradigms={"dti": COMPARED}, baselines={"item_rate": 0.7, "item_and_user_rate": None}, floors={},
-    best_possible_auc=None, best_possible=None, speedup={"dti": 5.0}, auc_delta={"dti": Delta(0.01, 0.0, 0.02)},
+    best_possible_auc=None, best_possible=None, speedup={"dti": 5.0},
+    speed={"dti": Speed(5.0, 5.1, 6.0, True)}, auc_delta={"dti": Delta(0.01, 0.0, 0.02)},
     floor_delta={"dti": {"item_rate": Delta(0.05, 0.01, 0.1)}}, streaming_delta={},
     gate={"dti": Decision(True, "is above every floor")}, champion="dti", notes=(), verdict={"dti": "dti is good."},
 )  # fmt: skip

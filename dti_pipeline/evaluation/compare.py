@@ -13,7 +13,7 @@ from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, tables, verdict
+from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, speed, tables, verdict
 from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.evaluate import FORMS
 from dti_pipeline.evaluation.floors import FLOORS, best_possible, floors
@@ -23,7 +23,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 
 #: Figures of a paradigm in its own metrics file, of which `dvc metrics show` prints a line each.
-HEADLINE = ("auc", "auc_streaming", "log_loss", "train_seconds", "targets_per_second")
+HEADLINE = ("auc", "auc_streaming", "log_loss", "train_seconds", "processor_seconds", "targets_per_second")
 
 
 def compare(config: Config, paths: Paths) -> Comparison:
@@ -52,7 +52,8 @@ def compare(config: Config, paths: Paths) -> Comparison:
         for name, row in comparison.each():
             figures = {key: getattr(row, key) for key in HEADLINE}
             if name in comparison.auc_delta:
-                figures |= {"speedup": speedup[name], "auc_delta": comparison.auc_delta[name].mean}
+                figures |= {"speedup": speedup[name], **speed.figures(comparison.speed[name])}
+                figures |= {"auc_delta": comparison.auc_delta[name].mean}
             artifacts.write_json(draft.path / "metrics" / f"{name}.json", figures)
         draft.report = {"paradigms": list(evaluations), "notes": comparison.notes}
     artifacts.write_json(paths.comparison_file("json"), to_plain(comparison))
@@ -116,8 +117,8 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
 
     base = BASELINE.name
     training = {name: e.report.training for name, e in evaluations.items()}
-    seconds = {name: t.train_seconds / t.targets for name, t in training.items()}
     others = [name for name in training if name != base] if base in training else []
+    speeds = {name: speed.compared(training[base], training[name]) for name in others}
     return Comparison(
         dataset=Path(events.config["events"]["path"]).name,
         commit=str(lineage.commit() or "") or None,
@@ -152,7 +153,8 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
         floors={name: board.figures(name) for name in FLOORS},
         best_possible_auc=board.auc("best_possible") if best is not None else None,
         best_possible=board.figures("best_possible") if best is not None else None,
-        speedup={name: seconds[base] / seconds[name] for name in others},
+        speedup={name: speed.claimed(one) for name, one in speeds.items()},
+        speed=speeds,
         auc_delta={name: board.delta(name, base) for name in others},
         floor_delta={name: {floor: board.delta(name, floor) for floor in FLOORS} for name in training},
         streaming_delta={name: board.delta(f"{name} streaming", name) for name in training},

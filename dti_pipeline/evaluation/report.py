@@ -126,6 +126,16 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How many times less a target cost in training than the baseline's, see :mod:`dti_pipeline.evaluation.speed`."""
+
+    clock: float  # in seconds
+    processor: float | None  # in processor seconds; None: a GPU did the work
+    tokens: float  # in tokens
+    undisturbed: bool  # False: the machine had other work, and the clock proves nothing
+
+
+@dataclass(frozen=True)
 class Decision:
     """Whether a paradigm passed the gate, and one clause that says why."""
 
@@ -146,7 +156,8 @@ class Comparison:
     floors: dict[str, Figures]
     best_possible_auc: float | None
     best_possible: Figures | None  # of the true probabilities; None: not known
-    speedup: dict[str, float]  # times less training time a target
+    speedup: dict[str, float]  # times less training time a target, as far as it can be claimed
+    speed: dict[str, Speed]  # what that rests on
     auc_delta: dict[str, Delta]
     floor_delta: dict[str, dict[str, Delta]]  # paradigm -> floor
     streaming_delta: dict[str, Delta]  # streaming against one prompt a target

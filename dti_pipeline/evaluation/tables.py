@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dti_pipeline.evaluation.report import Comparison, Delta, Figures
+from dti_pipeline.evaluation import speed
+from dti_pipeline.evaluation.report import Comparison, Delta, Figures, Speed
 from dti_pipeline.evaluation.verdict import floor_label
 
 COLUMNS = ("", "AUC", "AUC streaming", "log loss", "gAUC", "NE", "train s", "targets/s", "speed-up", "ΔAUC")
@@ -123,6 +124,17 @@ def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
         [[name, *(number(getattr(figures, key)) for key in keys)] for name, figures in named.items()],
     )
     yield (
+        "Cost of training, and how many times less a target cost",
+        ["", "seconds", "processor seconds", "tokens", "x by the clock", "x by processor", "x fewer tokens"],
+        [
+            [
+                f"`{name}`", _amount(row.train_seconds), _amount(row.processor_seconds), f"{row.tokens:,}",
+                *_times(comparison.speed.get(name)),
+            ]
+            for name, row in compared.items()
+        ],
+    )  # fmt: skip
+    yield (
         "What was trained",
         ["", "targets a prompt", "targets seen", "epochs", "tokens/s", "parameters", "seed"],
         [
@@ -163,6 +175,15 @@ def _quality(figures: Figures) -> tuple[str, str, str]:
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _times(one: Speed | None) -> tuple[str, ...]:
+    """By the clock, where it proves something; by processor seconds; in tokens."""
+    found = speed.figures(one) if one else {}
+    return tuple(
+        f"{found[key]:.1f}x" if key in found else MISSING
+        for key in ("speedup_clock", "speedup_processor", "fewer_tokens")
+    )
 
 
 def _auc(figures: Figures) -> str:

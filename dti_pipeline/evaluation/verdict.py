@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.gate import BASE
 from dti_pipeline.evaluation.report import Comparison
 
@@ -30,7 +31,7 @@ def sentence(paradigm: str, comparison: Comparison) -> str:
         return "AUC is not defined: the evaluated targets are all of one class."
     parts = [f"AUC {auc:.4f}{_difference(paradigm, comparison)}"]
     if paradigm in comparison.speedup:
-        parts.append(_speed(comparison.speedup[paradigm]))
+        parts.append(f"{_speed(comparison.speedup[paradigm])} ({speed.in_words(comparison.speed[paradigm])})")
     parts.append(_floors(paradigm, comparison))
     return "; ".join(parts) + "."
 
@@ -82,6 +83,12 @@ def notes(comparison: Comparison) -> list[str]:
     protocol, paradigms, found = comparison.protocol, comparison.paradigms, []
     if BASE not in paradigms:
         found.append(f"{BASE} has no evaluation here: no speed-up and no AUC difference can be given.")
+    disturbed = [name for name, one in comparison.speed.items() if not one.undisturbed]
+    if disturbed:
+        found.append(
+            f"The machine had other work while {BASE} or {', '.join(disturbed)} trained: a speed-up is claimed by"
+            " processor seconds, none by the clock."
+        )
     if protocol.users < FEW_USERS:
         found.append(
             f"The evaluated targets come from {protocol.users} users, {protocol.users_in_training} of them seen in"

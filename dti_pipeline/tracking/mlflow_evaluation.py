@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
+from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
@@ -75,6 +76,7 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
         store.set_tag(run.info.run_id, NOTE, comparison.verdict[name])
         delta = comparison.auc_delta.get(name)
         against = {"speedup": comparison.speedup.get(name), "auc_delta": delta.mean if delta else None}
+        against |= speed.figures(comparison.speed[name]) if name in comparison.speed else {}
         # Six digits: a column of MLflow's table shows every digit.
         log_metrics(store, run, {f"comparison/{key}": value and round(value, 6) for key, value in against.items()})
     store.set_terminated(run_id, "FINISHED")
@@ -83,6 +85,10 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
 def _headline(comparison: Comparison) -> dict[str, float | None]:
     parts: dict[str, Mapping[str, float | None]] = {
         "speedup": comparison.speedup,
+        **{
+            key: {name: speed.figures(one).get(key) for name, one in comparison.speed.items()}
+            for key in ("speedup_clock", "speedup_processor", "fewer_tokens")
+        },
         "auc_delta": {name: delta.mean for name, delta in comparison.auc_delta.items()},
         "baseline_auc": comparison.baselines,
         "auc": {name: row.auc for name, row in comparison.paradigms.items()},

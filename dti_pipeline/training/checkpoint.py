@@ -41,6 +41,7 @@ class Progress:
     targets_seen: int = 0
     tokens_seen: int = 0
     train_seconds: float = 0.0
+    processor_seconds: float = 0.0
     run_id: str | None = None  # the tracker's run, to be continued
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of history.csv
 
@@ -89,19 +90,24 @@ def save(
 def restore(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, process: int = 0, average: Average | None = None
 ) -> Progress | None:
-    """Continue from the newest whole checkpoint, in place, as that process; None where there is none."""
+    """Continue from the newest whole checkpoint, in place, as that process; None where there is none that the optimizer
+    can go on from."""
     found = _newest(folder)
     if found is None:
         return None
     path, state = found
     tensors = load_file(path / TENSORS)
+    optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = [tensors[name] for number in range(len(tensors)) if (name := f"optimizer.{number}.exp_avg") in tensors]
+    if moments and [moment.shape for moment in moments] != [parameter.shape for parameter in optimized]:
+        log.warning("checkpoint %s is of a version with another optimizer: the training begins anew", path)
+        return None
     held = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     held |= {f"average.{name}": tensor for name, tensor in (average.tensors if average else {}).items()}
     for name, tensor in held.items():
         tensor.copy_(sharding.like(tensors[name], tensor))
     content = optimizer.state_dict()
     content["state"] = {}
-    optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":

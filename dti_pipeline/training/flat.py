@@ -64,6 +64,7 @@ class FlatAdamW(torch.optim.AdamW):
         super().__init__(groups, **options)
         self.flats = tuple(flats)
         self._lying = [lying for flat in flats for lying in zip(flat.parts, flat.cut(_gradient(flat)), strict=True)]
+        self._places = [(weight.data_ptr(), gradient.data_ptr()) for weight, gradient in self._lying]
         self.attach()
 
     def attach(self) -> None:
@@ -82,9 +83,14 @@ class FlatAdamW(torch.optim.AdamW):
         torch._foreach_add_([gradient for gradient, _ in made], [new for _, new in made])
 
     def gradients(self) -> list[Tensor]:
-        """The flat gradients. Raises RuntimeError where a weight's is elsewhere: an update would not see it."""
-        if any(weight.grad is not gradient for weight, gradient in self._lying):
-            raise RuntimeError("a gradient was dropped or replaced: only the optimizer may do that (zero_grad)")
+        """The flat gradients. Raises RuntimeError where a weight or its gradient lies elsewhere: an update would miss
+        it."""
+        weights = [weight for weight, _ in self._lying]
+        if self._places != [(x.data_ptr(), x.grad.data_ptr() if x.grad is not None else None) for x in weights]:
+            raise RuntimeError(
+                "a weight was moved, or its gradient dropped, behind the optimizer: make it of a model that is placed,"
+                " and drop gradients by its zero_grad"
+            )
         return [_gradient(flat) for flat in self.flats]
 
     @torch.no_grad()

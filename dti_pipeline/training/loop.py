@@ -25,30 +25,32 @@ REPORTS = 200
 
 
 class Stopwatch:
-    """Seconds of training proper, ``seconds`` of them before: stopped during evaluation and checkpoints.
+    """Adds the seconds of training proper to ``progress``, by the clock and of the processor: stopped during evaluation
+    and checkpoints.
 
     On a GPU starting and stopping wait for queued kernels, whose time counts; reading does not wait.
     """
 
-    def __init__(self, seconds: float, device: torch.device) -> None:
-        self._seconds, self._device = seconds, device
+    def __init__(self, progress: Progress, device: torch.device) -> None:
+        self._progress, self._device = progress, device
         self.start()
 
     def start(self) -> None:
-        self._since = self._now()
+        self._since, self._processor_since = self._now()
 
-    def stop(self) -> float:
-        self._seconds += self._now() - self._since
-        return self._seconds
+    def stop(self) -> None:
+        clock, processor = self._now()
+        self._progress.train_seconds += clock - self._since
+        self._progress.processor_seconds += processor - self._processor_since
 
     def read(self) -> float:
-        """Seconds so far of a watch that runs."""
-        return self._seconds + time.perf_counter() - self._since
+        """Seconds so far by the clock, of a watch that runs."""
+        return self._progress.train_seconds + time.perf_counter() - self._since
 
-    def _now(self) -> float:
+    def _now(self) -> tuple[float, float]:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -96,7 +98,7 @@ class Trainer:
         counted = 0
         self.model.train()
         last_checkpoint = time.monotonic()
-        watch = Stopwatch(progress.train_seconds, self.accelerator.device)
+        watch = Stopwatch(progress, self.accelerator.device)
         for share in self.loader.start(progress.step):
             loss, norm, rate = self._step(share)
             first_step, self.first_step = self.first_step, None
@@ -118,20 +120,20 @@ class Trainer:
             if waits or last or progress.step in evaluate_after:
                 self._report(watch)
             if progress.step in evaluate_after:
-                progress.train_seconds = watch.stop()
+                watch.stop()
                 self._evaluate()
                 watch.start()
             old = time.monotonic() - last_checkpoint >= self.config.checkpoint_seconds
             stop, save = self._agree(should_stop(), old)
             if not last and (stop or save):
                 self._report(watch)
-                progress.train_seconds = watch.stop()
+                watch.stop()
                 self.checkpoint()
                 last_checkpoint, self._wishes = time.monotonic(), None
                 if stop:
                     return False
                 watch.start()
-        progress.train_seconds = watch.stop()
+        watch.stop()
         return True
 
     def _agree(self, *wishes: bool) -> Sequence[bool]:

@@ -49,7 +49,8 @@ def _report(setup: Setup) -> TrainReport:
     seconds = progress.train_seconds
     return TrainReport(
         paradigm=setup.paradigm, epochs=training.epochs, seed=training.seed, steps=progress.step,
-        train_seconds=round(seconds, 3), targets=progress.targets_seen, targets_unique=plan.targets,
+        train_seconds=round(seconds, 3), processor_seconds=round(progress.processor_seconds, 3),
+        targets=progress.targets_seen, targets_unique=plan.targets,
         tokens=progress.tokens_seen, tokens_per_target=plan.tokens_per_target, padding_share=plan.padding_share,
         targets_per_second=round(progress.targets_seen / seconds, 3),
         tokens_per_second=round(progress.tokens_seen / seconds, 3),

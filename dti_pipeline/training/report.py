@@ -11,6 +11,7 @@ class TrainingSummary:
     """Facts of a training that belong beside its quality."""
 
     train_seconds: float  # without warm-up, evaluation and checkpoints
+    processor_seconds: float  # in them, of all threads of the first process
     targets: int  # seen, over all epochs
     targets_unique: int
     tokens: int  # seen, without padding

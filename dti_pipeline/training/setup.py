@@ -118,7 +118,9 @@ class Setup:
         self.timeline.mark("tracking")
         # A sharded model is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
         # scaled: wrapped, each of its steps would search sys.path for a package that is not there.
-        prepared: nn.Module = self.model if settings.sharding == "full" else accelerator.prepare(self.model)
+        # The model is placed: accelerate's placement would move its weights away from the optimizer's, on a CPU.
+        sharded = settings.sharding == "full"
+        prepared: nn.Module = self.model if sharded else accelerator.prepare(self.model, device_placement=[False])
         prepared.train()
         forms = forms_of(self.model, prepared, self.optimizer, accelerator, settings)
         chosen = choose(forms, self.loader, number % self.loader.steps.count, self.optimizer, accelerator, self.emit)

@@ -20,7 +20,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import tables, verdict
 from dti_pipeline.evaluation.compare import compare
 from dti_pipeline.evaluation.evaluate import measure
-from dti_pipeline.evaluation.report import Delta, Evaluation
+from dti_pipeline.evaluation.report import Delta, Evaluation, Speed
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
@@ -40,7 +40,10 @@ def project(home: Paths) -> Paths:
         k = 1 if paradigm == "sliding_window" else 50
         with artifacts.publish(home.shards(paradigm), "pack", CONFIG.sections("packing", "split")) as draft:
             draft.report = replace(reports.PACK, paradigm=paradigm, targets_per_prompt=k)
-        write_model(home, paradigm, seconds=200.0 if k == 1 else 20.0)
+        if k == 1:
+            write_model(home, paradigm, seconds=200.0, tokens=1_080_000)
+        else:
+            write_model(home, paradigm, seconds=20.0)
     with artifacts.publish(home.tokens, "tokenize"):
         pass
     return home
@@ -73,7 +76,8 @@ def write_events(paths: Paths, config: Config, seed: int) -> None:
 
 def write_model(paths: Paths, paradigm: str, seconds: float, **changed: Any) -> None:
     with artifacts.publish(paths.model(paradigm), "train") as draft:
-        draft.report = replace(reports.TRAIN, paradigm=paradigm, train_seconds=seconds, **changed)
+        times = {"train_seconds": seconds, "processor_seconds": seconds}
+        draft.report = replace(reports.TRAIN, paradigm=paradigm, **(times | changed))
         (draft.path / "history.csv").write_text(
             "targets_seen,train_seconds,step,loss,learning_rate,val_auc,val_log_loss\n"
             f"500,{seconds / 4},10,0.7,0.001,,\n"
@@ -188,6 +192,10 @@ def test_comparison_json_keeps_its_contract(project: Paths) -> None:
         assert "mlflow_run_id" in row
     assert set(found["baselines"]) == {"item_rate", "item_and_user_rate", "item_and_user_rate_all_rows"}
     assert found["speedup"] == {"dti": pytest.approx(10.0), "dti_isolated": pytest.approx(10.0)}
+    assert found["speed"]["dti"] == {
+        "clock": pytest.approx(10.0), "processor": pytest.approx(10.0), "tokens": pytest.approx(12.0),
+        "undisturbed": True,
+    }  # fmt: skip
     assert set(found["auc_delta"]) == {"dti", "dti_isolated"}
     for name, delta in found["auc_delta"].items():
         assert set(delta) == {"mean", "ci_low", "ci_high"}
@@ -203,13 +211,51 @@ def test_the_verdict_says_what_the_figures_say(project: Paths) -> None:
     evaluated(project, "dti_isolated", noise=8.0)
     found = compare(CONFIG, project)
     assert "no measurable difference" in found.verdict["dti"]
-    assert "10.0x less training time per target" in found.verdict["dti"]
+    assert (
+        "10.0x less training time per target (10.0x by processor seconds, 10.0x by the clock; at most the ratio of"
+        " tokens, 12.0x)"
+    ) in found.verdict["dti"]
     assert found.verdict["dti"].endswith("above all 3 floors.")
     assert ", worse; " in found.verdict["dti_isolated"]
     assert re.search(
         r"above (none|1|2) of the 3 floors: (below|no measurable difference from) item",
         found.verdict["dti_isolated"],
     )
+
+
+#: The baseline took 200 seconds and processor seconds, for twelve times the tokens.
+@pytest.mark.parametrize(
+    ("changed", "claimed", "undisturbed"),
+    [
+        ({"train_seconds": 20.0, "processor_seconds": 22.0}, 200 / 22, True),
+        ({"train_seconds": 22.0, "processor_seconds": 20.0}, 200 / 22, True),
+        ({"train_seconds": 60.0, "processor_seconds": 20.0}, 10.0, False),  # others had two thirds of its processor
+        ({"train_seconds": 20.0, "processor_seconds": 35.0}, 200 / 35, False),  # two threads, where the other had one
+        ({"train_seconds": 10.0, "processor_seconds": 10.0}, 12.0, True),
+        ({"train_seconds": 16.0, "processor_seconds": 2.0, "device": "cuda"}, 12.0, True),
+        ({"train_seconds": 25.0, "processor_seconds": 2.0, "device": "cuda"}, 8.0, True),
+    ],
+)
+def test_no_speed_up_is_claimed_that_other_work_or_fewer_tokens_do_not_explain(
+    project: Paths, changed: dict[str, Any], claimed: float, undisturbed: bool
+) -> None:
+    write_model(project, "dti", **({"seconds": 20.0} | changed))
+    for paradigm in ("sliding_window", "dti"):
+        evaluated(project, paradigm)
+    found = compare(CONFIG, project)
+    assert found.speedup["dti"] == pytest.approx(claimed)
+    assert found.speed["dti"].undisturbed == undisturbed
+    assert any("none by the clock" in note for note in found.notes) != undisturbed
+    on_cpu = "device" not in changed
+    for text in (project.comparison_file("md").read_text(), tables.render_text(found)):
+        page = " ".join(text.split())
+        assert "at most the ratio of tokens, 12.0x" in page
+        assert ("x by processor seconds" in page) == on_cpu
+        assert ("x by the clock;" in page) == (on_cpu and undisturbed)
+    shown = json.loads((project.comparison / "metrics" / "dti.json").read_text())
+    assert shown["speedup"] == pytest.approx(claimed)
+    assert ("speedup_processor" in shown) == on_cpu
+    assert ("speedup_clock" in shown) == undisturbed
 
 
 def test_the_best_possible_is_that_of_the_truth_on_the_same_targets(project: Paths) -> None:
@@ -335,6 +381,7 @@ def test_a_verdict_claims_no_more_than_its_interval(low: float, high: float, wor
         paradigms={n: replace(reports.COMPARED, auc=auc) for n, auc in (("sliding_window", 0.7), ("dti", 0.702))},
         auc_delta={"dti": Delta(0.002, low, high)},
         speedup={"dti": 0.5},
+        speed={"dti": Speed(0.5, 0.5, 6.0, True)},
         baselines={"item_rate": 0.65},
         floor_delta={"dti": {"item_rate": Delta(-0.1, -0.2, -0.01)}},
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Modules that a process begins with: of the command line, Dagster's code location, a server, benchmarks, tests.
 DOORS = (

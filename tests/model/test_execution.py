@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from dti_pipeline.modeling.network.execution import MANY_TENSORS, WIDE, ExecutionPlan, Traits
+from dti_pipeline.modeling.network.execution import WIDE, WIDE_FOR_GRAPHS, ExecutionPlan, Traits
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NARROW = Traits(
@@ -17,9 +17,8 @@ NARROW = Traits(
     projections_biased=False,
     forgets=True,
     embeds_tokens_alone=True,
-    trained_tensors=40,
 )
-LARGE = dataclasses.replace(NARROW, width=WIDE, head_width=128)
+LARGE = dataclasses.replace(NARROW, width=WIDE_FOR_GRAPHS, head_width=128)
 
 
 def on(plan: ExecutionPlan) -> set[str]:
@@ -39,6 +38,12 @@ def test_a_wide_model_on_a_gpu_saves_arithmetic() -> None:
     assert "arithmetic takes the time" in plan.cuda_graph.reason
 
 
+def test_between_the_two_a_graph_and_less_arithmetic_both_pay() -> None:
+    traits = dataclasses.replace(NARROW, width=WIDE)
+    wanted = {"last_layer_at_sums", "distinct_tokens", "compiled_layers", "cuda_graph"}
+    assert on(ExecutionPlan.make(traits, CUDA, cuda_graph=True)) - {"sum_kernel", "attention_kernel"} == wanted
+
+
 def test_on_a_cpu_nothing_is_compiled() -> None:
     assert on(ExecutionPlan.make(NARROW, CPU, cuda_graph=True)) == {"last_layer_at_sums", "distinct_tokens"}
 
@@ -49,7 +54,7 @@ def test_on_a_cpu_nothing_is_compiled() -> None:
         ({"cuda_graph": False}, NARROW, "training.cuda_graph is false"),
         ({"processes": 2}, NARROW, "several processes"),
         ({"sharded": True}, NARROW, "several processes"),
-        ({}, dataclasses.replace(NARROW, trained_tensors=MANY_TENSORS), f"an update of {MANY_TENSORS} tensors"),
+        ({}, LARGE, "arithmetic takes the time"),
     ],
 )
 def test_a_graph_is_left_out_for_a_reason(circumstances: dict[str, int], traits: Traits, reason: str) -> None:

@@ -21,13 +21,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dti_pipeline import pipeline
-from dti_pipeline.config import Config, LoraConfig, TrackingConfig
+from dti_pipeline.config import Config, LoraConfig, TrackingConfig, TrainingConfig
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.checkpoint import KEEP, Progress
+from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Event, Started, Stepped
 from dti_pipeline.training.train import train
 from tests.model.architectures import write
@@ -339,6 +340,21 @@ def test_signals_that_come_together_are_one_request(token_home: tuple[Config, Pa
     with pytest.raises(CheckFailed, match="interrupted at step 3;"):
         train(config, paths, PARADIGM, [insist])
     assert first_step(paths) == 3
+
+
+def test_a_checkpoint_of_another_optimizer_is_not_continued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As an earlier version's was, which had its moments weight by weight."""
+    model, optimizer = small()
+    go(model, optimizer)
+    checkpoint.save(tmp_path, Progress(step=1), model, optimizer)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    go(model, optimizer)
+    after = [parameter.detach().clone() for parameter in model.parameters()]
+    flat = optimizer_for(model, TrainingConfig())
+    assert checkpoint.restore(tmp_path, model, flat) is None
+    assert "the training begins anew" in caplog.text
+    assert all(map(torch.equal, model.parameters(), after))
+    assert not all(map(torch.equal, before, after))
 
 
 def test_only_whole_checkpoints_count_and_only_the_newest_are_kept(tmp_path: Path) -> None:

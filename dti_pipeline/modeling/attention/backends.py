@@ -6,6 +6,7 @@ Both obey the same intervals. Which one a batch gets is decided in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class Banded:
     @classmethod
     def of(cls, i: Intervals) -> Banded:
         reach, length = i.reach(), i.first.shape[1]
-        slim = Intervals(*(x.int() for x in i[:3]), i.is_sum)
+        slim = Intervals(i.first.int(), i.prompt.int(), i.prompt_text.int(), i.is_sum)
         has_prefix = bool((i.prompt_text > i.prompt).any())
         starts = [(q, int(reach[:, q : q + BAND].min())) for q in range(0, length, BAND)]
         return cls(tuple((q, k, _mask(slim, q, k, has_prefix)) for q, k in starts))
@@ -63,12 +64,12 @@ class Banded:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
         ranges = [(k, k + mask.shape[3]) for _, k, mask in self.bands]
-        masks = [mask for _, _, mask in self.bands]
+        keys, values = ranges_of(key, ranges), ranges_of(value, ranges)
         parts = [
-            scaled_dot_product_attention(*band, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
-            for *band, mask in zip(
-                query.split(BAND, 2), _Ranges.apply(key, ranges), _Ranges.apply(value, ranges), masks, strict=True
+            scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
             )
+            for queries, keys, values, (_, _, mask) in zip(query.split(BAND, 2), keys, values, self.bands, strict=True)
         ]
         return torch.cat(parts, dim=2)
 
@@ -88,10 +89,13 @@ def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
     return seen[:, None]
 
 
-class _Ranges(torch.autograd.Function):
-    """Ranges of slots of x (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as large
-    a one for each range."""
+def ranges_of(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Ranges of slots of ``x`` (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as
+    large a one for each range."""
+    return _Ranges.apply(x, ranges)
 
+
+class _Ranges(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ranges):
         ctx.ranges = ranges

@@ -11,7 +11,7 @@ from torch import Tensor
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.modeling.attention.backends import Banded, Fused
 from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
-from dti_pipeline.modeling.attention.sums.banded import banded_sum_attention
+from dti_pipeline.modeling.attention.sums.banded import plain_rows
 from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, Sizes, SumOperator, SumRows, needed, sum_rows
 from dti_pipeline.modeling.masks.visibility import Intervals, intervals
@@ -66,8 +66,6 @@ class BatchAttentionBuilder:
 
     def _operator(self) -> SumOperator:
         """The one place that chooses how [SUM] rows with a rule of their own are computed."""
-        if self.plan.device.type == "cpu" and not self.sums_have_own_rule:
-            return banded_sum_attention
         if not self.plan.sum_kernel:
             return blocked_sum_attention
         from dti_pipeline.modeling.attention.sums.fused import fused_sum_attention  # needs Triton
@@ -85,13 +83,12 @@ class BatchAttentionBuilder:
     ) -> SumRows:
         """The [SUM] rows of one batch, and what their rule says of them."""
         settings = self.settings
+        if self.plan.device.type == "cpu" and batch.host is None and not self.sums_have_own_rule:
+            rule = Rule(spans, batch.position, batch.interaction, self.context, alibi=False, family="none", maximum=0.0)
+            return plain_rows(batch.sum_slot, batch.sum_valid, rule, slopes)
         # On a CPU the batch's own sizes. On a GPU new sizes are compilations, and reading any from it is a wait: there
         # the copy in the CPU's memory is asked.
-        operator = self._operator()
-        if operator is banded_sum_attention:  # it reads from the mask alone, without blocks of keys
-            sizes = Sizes(batch.sum_slot.shape[1], 1, 1)
-        else:
-            sizes = self._needed(batch, spans) if batch.host is None else self.sizes(batch.host, paradigm)
+        sizes = self._needed(batch, spans) if batch.host is None else self.sizes(batch.host, paradigm)
         initial = None
         if settings.forgetting != "none":
             # A view: one tensor in two places would make the first layer, whose input it is too, other code to compile.
@@ -114,7 +111,7 @@ class BatchAttentionBuilder:
             rule,
             slopes,
             sizes,
-            operator,
+            self._operator(),
             keep_rotation=settings.sum_position != "nope_alibi",
             initial=initial,
         )

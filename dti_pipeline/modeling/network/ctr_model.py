@@ -147,7 +147,6 @@ class CTRModel(nn.Module):
             projections_biased=backbone.has_biased_projections(self.lm),
             forgets=self.settings.forgetting != "none",
             embeds_tokens_alone=self.settings.name_or_path is not None and not self.pooled,
-            trained_tensors=len(self.trained()),
             merges_adapters=self._adapted and self.settings.frozen_weights == "plain",
         )
         return ExecutionPlan.make(traits, device, compute, **circumstances)

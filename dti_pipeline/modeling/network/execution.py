@@ -14,10 +14,10 @@ import torch
 
 #: Width from which a GPU's time is arithmetic; below it, the launches of kernels.
 WIDE = 512
+#: Width from which a graph of those launches brings nothing, however few tokens a micro-batch has.
+WIDE_FOR_GRAPHS = 1024
 #: Width from which an adapter's few products cost less than a gradient of the frozen weights.
 WIDE_FOR_ADAPTERS = 3072
-#: Trained tensors from which the compiler takes minutes for clipping and the optimizer's step, or gives up.
-MANY_TENSORS = 200
 #: Bytes of a head's vector that fit into any card's shared memory, for the [SUM] rows' kernel; twice that otherwise.
 KERNEL_HEAD_BYTES = 512
 
@@ -43,7 +43,6 @@ class Traits:
     projections_biased: bool  # keys or values have biases
     forgets: bool  # `model.forgetting` is not none
     embeds_tokens_alone: bool  # the first layer's input is a function of the token alone
-    trained_tensors: int
     merges_adapters: bool = False  # it has LoRA adapters, over weights that they can be added to
 
 
@@ -79,7 +78,7 @@ class ExecutionPlan:
         on_gpu = cuda, "no CUDA device"
         has_triton = find_spec("triton") is not None, "no Triton"
         not_bound = not bound, "more kernels, and launches already take the time"
-        tensors, head = traits.trained_tensors, traits.head_width
+        head = traits.head_width
         fits = f"heads of {head} do not fit into shared memory"
         return cls(
             device=device,
@@ -122,8 +121,7 @@ class ExecutionPlan:
                 "launches would take the time",
                 on_gpu,
                 (cuda_graph, "training.cuda_graph is false"),
-                (bound, f"at a width of {WIDE} or more arithmetic takes the time"),
-                (tensors < MANY_TENSORS, f"an update of {tensors} tensors compiles for minutes"),
+                (traits.width < WIDE_FOR_GRAPHS, f"at a width of {WIDE_FOR_GRAPHS} or more arithmetic takes the time"),
                 (processes == 1 and not sharded, "several processes exchange gradients"),
             ),
         )
