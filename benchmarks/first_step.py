@@ -40,7 +40,7 @@ def main() -> None:
     options = parser(__doc__, gpu=True)
     options.add_argument("--only", nargs="+", choices=MODELS, default=MODELS)
     options.add_argument("--trained", nargs="+", choices=tuple(RANKS), default=tuple(RANKS), help="weights")
-    options.add_argument("--add", action="store_true", help="keep the result's rows of other models")
+    options.add_argument("--add", action="store_true", help="keep the result's rows of other trainings")
     options.add_argument("--scratch", type=Path, help="folder for checkpoints and homes (default: a temporary one)")
     given = options.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not given.tiny else "cpu")
@@ -56,7 +56,9 @@ def main() -> None:
             for trained in given.trained:
                 rows += starts(shape, folder, trained, device, given.tiny)
             shutil.rmtree(folder)
-    kept = [row for row in measured("first_step", given) if row["model"] not in names] if given.add else []
+    new = {(row["model"], row["trained"]) for row in rows}
+    earlier = measured("first_step", given) if given.add else []
+    kept = [row for row in earlier if (row["model"], row["trained"]) not in new]
     publish("first_step", rows, given, gpus=gpus(device), kept=kept)
 
 

@@ -48,5 +48,6 @@ def forms_of(
         return plain
 
     forms = [Form(GRAPH, graphed)] if model.plan.cuda_graph else []
-    forms += [Form(COMPILED, compiled)] if model.plan.compiled_layers else []
+    once = accelerator.device.type == "cuda"  # on a CPU every batch has its own sizes anyway
+    forms += [Form(COMPILED, compiled, pads_targets=once)] if model.plan.compiled_layers else []
     return [*forms, Form(EAGER, eager)]

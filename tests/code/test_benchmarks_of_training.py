@@ -159,9 +159,11 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_start_is_measured_in_parts_that_add_up(tmp_path: Path) -> None:
-    (tmp_path / "first_step.json").write_text(json.dumps([{"model": "another"}, {"model": "tiny"}]))
+    (tmp_path / "first_step.json").write_text(
+        json.dumps([{"model": "tiny", "trained": one} for one in ("all", "lora")])
+    )
     rows, _ = bench("first_step", tmp_path, "--tiny", "--trained", "lora", "--add")
-    assert [(row["model"], row.get("cache")) for row in rows] == [("another", None), ("tiny", "cold"), ("tiny", "warm")]
+    assert [(row["trained"], row.get("cache")) for row in rows] == [("all", None), ("lora", "cold"), ("lora", "warm")]
     for row in rows[1:]:
         parts = [row[name.replace(" ", "_")] for name in first_step.PARTS]
         assert row["trained"] == "lora"
