@@ -32,6 +32,7 @@ class Form(NamedTuple):
 
     name: str  # for users
     make: Callable[[], StepRunner]
+    pads_targets: bool = False  # it works with any number of targets a row, and compiles anew for more than before
 
 
 class Chosen(NamedTuple):
@@ -63,7 +64,7 @@ def choose(
         runner, reason, full = _try(form, loader, number, optimizer, accelerator.device, last=not slower)
         failed, no_memory, older = _anywhere(accelerator, runner is None, full, compiler_cache.holds_older())
         if runner is not None and not failed:
-            return Chosen(runner, replace(loader, pad_targets=runner.pads_targets), falls)
+            return Chosen(runner, _padded(loader, form, runner), falls)
         del runner  # and its memory
         halved = loader.halved() if no_memory else None
         if halved is not None:
@@ -96,7 +97,7 @@ def _try(
     try:
         allocate_moments(optimizer)
         runner = form.make()
-        share = replace(loader, pad_targets=runner.pads_targets).micro_batches(number)
+        share = _padded(loader, form, runner).micro_batches(number)
         runner.try_out(replace(share, batches=share.batches[:2]))  # the second has the first's gradients beside it
         works = True
         return runner, "it failed in another process", False
@@ -116,6 +117,10 @@ def _try(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats(device)
+
+
+def _padded(loader: Loader, form: Form, runner: StepRunner) -> Loader:
+    return replace(loader, pad_targets=runner.pads_targets or form.pads_targets)
 
 
 def _generators(device: torch.device) -> Callable[[bool], None]:

@@ -58,6 +58,7 @@ def forms_of(
         return eager()
 
     forms = [Form(GRAPH, graphed)] if model.plan.cuda_graph else []
-    forms += [Form(COMPILED, compiled)] if model.plan.compiled_layers else []
+    once = accelerator.device.type == "cuda"  # on a CPU every batch has its own sizes anyway
+    forms += [Form(COMPILED, compiled, pads_targets=once)] if model.plan.compiled_layers else []
     forms.append(Form(EAGER, eager))
     return [*forms, Form(PORTABLE, portable)] if model.plan.attention_kernel else forms

@@ -33,7 +33,8 @@ class Loader:
     allows. A process without rows left takes part with a micro-batch of weight 0: a sharded model needs all processes.
 
     On a GPU every micro-batch is padded to the same number of rows, so that a compiled model is compiled once.
-    ``pad_targets`` pads every row to the same number of targets as well, for the constant shapes of a CUDA graph.
+    ``pad_targets`` pads every row to the same number of targets as well, for the constant shapes of a CUDA graph and of
+    compiled layers that look at [SUM] rows.
     """
 
     rows: Rows

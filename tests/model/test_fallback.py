@@ -265,7 +265,7 @@ class Runner:
             raise self._error
 
 
-def chosen(errors: list[BaseException | None], **accelerator: Any) -> Any:
+def chosen(errors: list[BaseException | None], pads: bool = False, **accelerator: Any) -> Any:
     """The choice between as many forms, the trial's effects, and what was told."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter])
@@ -274,7 +274,7 @@ def chosen(errors: list[BaseException | None], **accelerator: Any) -> Any:
     loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 4 * 96, CPU)
     assert loader.rows_per_batch == 4
     runners = [Runner(parameter, error) for error in errors]
-    forms = [Form(f"form {number}", lambda runner=runner: runner) for number, runner in enumerate(runners)]
+    forms = [Form(f"form {number}", lambda runner=runner: runner, pads) for number, runner in enumerate(runners)]
     told: list[FellBack] = []
     processes = SimpleNamespace(**{"num_processes": 1, "device": CPU, **accelerator})
     before = torch.get_rng_state()
@@ -296,6 +296,12 @@ def test_the_first_form_that_works_is_chosen() -> None:
     assert choice.falls == told
     assert runners[0].rows == [4, 4], "a trial takes two micro-batches: the second has the first's gradients beside it"
     assert runners[3].rows == []
+
+
+def test_rows_have_one_number_of_targets_where_a_form_would_compile_for_each() -> None:
+    for pads in (False, True):
+        choice, _, _ = chosen([None], pads=pads)
+        assert choice.loader.pad_targets == pads
 
 
 def test_the_last_form_s_error_and_any_refusal_are_raised() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 from dti_pipeline.config import Config
 from dti_pipeline.modeling.network.backbone import decoder_of
@@ -77,6 +79,23 @@ def test_compiled_layers_are_recomputed_too(tmp_path: Path) -> None:
     torch._dynamo.reset()
 
 
+def test_another_thread_recomputes_without_compiling_anew(tmp_path: Path) -> None:
+    """A GPU's backward pass runs in a thread of its own."""
+    torch._dynamo.reset()
+    model = made(tmp_path, "lora").train()
+    recompute_layers(model)
+    compiler = CompileCounterWithBackend("aot_eager")
+    for layer in decoder_of(model.lm).layers:
+        layer.compile(dynamic=False, fullgraph=True, backend=compiler)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(BATCH).square().sum()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(loss.backward).result()
+    assert compiler.frame_count == 2
+    assert all(weight.grad is not None for name, weight in model.trained().items() if "lora" in name)
+    torch._dynamo.reset()
+
+
 def test_nothing_is_recomputed_where_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(tmp_path, "all").eval()
     expected = model(BATCH)
@@ -99,13 +118,17 @@ def test_a_training_is_the_same(token_home: tuple[Config, Paths], tmp_path: Path
 @pytest.mark.parametrize("settings", [{}, FIXES], ids=["plain", "fixes"])
 def test_compiled_layers_on_cuda_are_recomputed(width: int, settings: dict[str, str]) -> None:
     cuda = torch.device("cuda")
-    found = []
+    found, graphs = [], []
     for recomputed in (False, True):
-        model = small_model("dti", 3, layers=3, hidden_size=width, initial_std=0.02, **settings)
+        heads = {"heads": width // 16, "kv_heads": width // 32}
+        model = small_model("dti", 3, layers=3, hidden_size=width, initial_std=0.02, **heads, **settings)
         if recomputed:
             recompute_layers(model)
+        counters.clear()
         found.append(outcome(placed(model).train(), BATCH.to(cuda)))
+        graphs.append(counters["stats"]["unique_graphs"])
     assert_near(found[1], found[0], logits=1e-5, gradients=1e-4)
+    assert graphs[0] == graphs[1]
 
 
 @pytest.mark.gpu
