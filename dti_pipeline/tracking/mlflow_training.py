@@ -57,7 +57,8 @@ class TrainingRecord:
             scores = {f"eval/{name}": value for name, value in event.metrics.items()}
             self._add(event.targets_seen, scores | self._time(event))
         elif isinstance(event, Finished):
-            self._add(event.targets_seen, {"time/train_seconds": round(event.train_seconds, 3)})
+            seconds = {"train_seconds": event.train_seconds, "processor_seconds": event.report.processor_seconds}
+            self._add(event.targets_seen, {f"time/{name}": round(value, 3) for name, value in seconds.items()})
             self._close(event.report.paradigm)
         if isinstance(event, Checkpointing) or time.monotonic() >= self._flush_at:
             self.flush()  # a training that is resumed starts behind the points that are stored

@@ -50,7 +50,7 @@ class GraphedRunner:
 
     def __init__(self, model: CTRModel, eager: EagerRunner) -> None:
         assert isinstance(eager.optimizer, FlatAdamW)
-        self._model, self._eager, self._optimizer = model, eager, eager.optimizer
+        self._model, self._eager, self.optimizer = model, eager, eager.optimizer
         self._update = GraphedUpdate(eager.optimizer, eager.update)
         self._device = next(model.parameters()).device
         self._stream = torch.cuda.Stream(self._device)
@@ -98,7 +98,7 @@ class GraphedRunner:
         self._recording = None
         gc.collect()  # a tensor or graph that is dropped in the middle of a recording may end it
         key, batch = self._key(batch), batch.to(self._device)
-        with torch.random.fork_rng([self._device]), _undone(self._optimizer.gradients()):
+        with torch.random.fork_rng([self._device]), _undone(self.optimizer.gradients()):
             # On the stream of the recording: autograd remembers a parameter with its stream.
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             try:
@@ -118,10 +118,10 @@ class GraphedRunner:
     def _add_gradients(self, batch: Batch) -> Tensor:
         """As the eager form does; but all gradients are added in one launch, where autograd would launch a kernel for
         each."""
-        self._optimizer.detach()
+        self.optimizer.detach()
         loss = self._eager.add_gradients(batch, self._step_targets)
-        self._optimizer.add_detached()
-        self._optimizer.attach()
+        self.optimizer.add_detached()
+        self.optimizer.attach()
         return loss
 
 
