@@ -16,8 +16,40 @@ from dti_pipeline.modeling.attention.sums.rows import Facts, Pairs, Rule, SumRow
 BAND = 64
 
 
+@dataclass(frozen=True)
+class BandedSums:
+    """The :data:`SumOperator` of one batch whose [SUM]s have no rule of their own. Cost: S scores a head for each key
+    between the first that a band's [SUM]s see and the last, of all rows together."""
+
+    bands: tuple[tuple[int, int, Tensor], ...]  # first key, end of keys, mask (B, 1, SUMs, keys)
+
+    @classmethod
+    def of(cls, slot: Tensor, rule: Rule) -> BandedSums:
+        """Of [SUM]s at ``slot`` (B, S)."""
+        bands, reach = [], rule.spans.reach().gather(1, slot)
+        for own, first in zip(slot.split(BAND, 1), reach.split(BAND, 1), strict=True):
+            start, stop = int(first.min()), int(own.max()) + 1
+            key = torch.arange(start, stop, device=slot.device).expand(len(slot), 1, -1)
+            bands.append((start, stop, rule.spans.sees(own[..., None], key)[:, None]))
+        return cls(tuple(bands))
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rows: SumRows, scale: float,
+        layer: LayerInput,
+    ) -> Tensor:  # fmt: skip
+        ranges = [(start, stop) for start, stop, _ in self.bands]
+        keys, values = ranges_of(key, ranges), ranges_of(value, ranges)
+        parts = [
+            scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            )
+            for queries, keys, values, (_, _, mask) in zip(query.split(BAND, 2), keys, values, self.bands, strict=True)
+        ]
+        return torch.cat(parts, dim=2)
+
+
 def plain_rows(slot: Tensor, valid: Tensor, rule: Rule, slopes: Tensor) -> SumRows:
-    """The [SUM] rows of a batch for :class:`BandedSums`: without blocks of keys, which that does not read."""
+    """The [SUM] rows of a batch for :class:`BandedSums`: without blocks of keys, which it does not read."""
     none = slot[:, :0]
     return SumRows(
         slot=slot,
@@ -31,38 +63,5 @@ def plain_rows(slot: Tensor, valid: Tensor, rule: Rule, slopes: Tensor) -> SumRo
         pairs=Pairs(none, None, None),
         facts=Facts(none, none),
         keep_rotation=True,
-        operator=BandedSums.of(rule, slot),
+        operator=BandedSums.of(slot, rule),
     )
-
-
-@dataclass(frozen=True)
-class BandedSums:
-    """Attention (B, H, S, D), as :data:`SumOperator` has it, of rows without a rule of their own. Cost: S scores a head
-    for each key between the first that a band's [SUM]s see and the last, of all rows together."""
-
-    bands: tuple[tuple[int, int, Tensor], ...]  # first key, the one behind the last, mask (B, 1, [SUM]s, keys)
-
-    @classmethod
-    def of(cls, rule: Rule, slots: Tensor) -> BandedSums:
-        """Of [SUM]s at ``slots`` (B, S)."""
-        reach, bands = rule.spans.reach().gather(1, slots), []
-        for slot, first in zip(slots.split(BAND, 1), reach.split(BAND, 1), strict=True):
-            start, stop = int(first.min()), int(slot.max()) + 1
-            key = torch.arange(start, stop, device=slot.device).expand(len(slot), 1, -1)
-            bands.append((start, stop, rule.spans.sees(slot[..., None], key)[:, None]))
-        return cls(tuple(bands))
-
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rows: SumRows, scale: float,
-        layer: LayerInput,
-    ) -> Tensor:  # fmt: skip
-        assert not rows.have_own_rule
-        ranges = [(start, stop) for start, stop, _ in self.bands]
-        keys, values = ranges_of(key, ranges), ranges_of(value, ranges)
-        parts = [
-            scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-            )
-            for queries, keys, values, (_, _, mask) in zip(query.split(BAND, 2), keys, values, self.bands, strict=True)
-        ]
-        return torch.cat(parts, dim=2)
