@@ -20,7 +20,10 @@ from dti_pipeline.evaluation.plots import new_figure
 NAMES = (
     ("attention backward", r"^_(interval_)?backward_(queries|keys)(_\d+)?$"),
     ("attention forward", r"^_(interval_)?forward(_\d+)?$"),
-    ("attention backward", r"(flex|flash|fmha|sdpa|attention).*(bwd|backward)|(bwd|backward).*(flex|flash|fmha|sdpa)"),
+    (
+        "attention backward",
+        r"(flex|flash|fmha|sdpa|attention).*(bwd|backward|bprop)|(bwd|backward).*(flex|flash|fmha|sdpa)",
+    ),
     ("attention forward", r"flex|flash|fmha|sdpa|scaled_dot_product|attention"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|cublas|matmul|aten::(mm|bmm|addmm|linear)|AddmmBackward|MmBackward"),
     ("copies", r"memcpy|memset|aten::(copy_|_to_copy|to|clone)$"),

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import first_step, memory, train_step
 from benchmarks.lib import harness, kernels, llama, sizes, steps, timing
-from dti_pipeline.paradigms import DTI, SLIDING_WINDOW
+from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, names
 from tests.code.test_benchmarks import bench
 
 CPU = torch.device("cpu")
@@ -377,3 +377,10 @@ def test_kernels_are_told_apart() -> None:
         "clipping and optimizer": 0.4,
         "idle": 0.51,
     }
+
+
+def test_attention_is_measured_alone(tmp_path: Path) -> None:
+    rows, _ = bench("attention", tmp_path, "--tiny", "--prefix", "3")
+    assert {row["form"] for row in rows} == {"bands", "dense causal"}
+    assert {row["paradigm"] for row in rows} == set(names())
+    assert all(row["prefix"] and row["forward_ms"] > 0 and row["backward_ms"] > 0 for row in rows)
