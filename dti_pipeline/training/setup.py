@@ -96,6 +96,11 @@ class Setup:
         )  # fmt: skip
 
     @property
+    def numbers(self) -> int:
+        """Numbers of a layer's input: tokens of a micro-batch times the model's width."""
+        return self.loader.rows_per_batch * self.shards.report.row_length * self.model.width
+
+    @property
     def hardware(self) -> str:
         device = self.accelerator.device
         gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []

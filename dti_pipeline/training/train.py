@@ -17,6 +17,7 @@ from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.publish import publish
 from dti_pipeline.training.report import TrainReport
 from dti_pipeline.training.setup import Setup
+from dti_pipeline.training.threads import enough_threads
 from dti_pipeline.training.timeline import Timeline
 
 #: Signals within it are one request: a terminal signals every process of a command, and some pass theirs on.
@@ -37,7 +38,7 @@ def train(
     compiler_cache.keep(paths.compiled)
     setup = Setup.make(config, paths, paradigm, listeners, timeline)
     try:
-        with interruptible() as interrupted:
+        with enough_threads(setup.accelerator.device, setup.numbers), interruptible() as interrupted:
             done = setup.trainer().run(interrupted)
     except Exception:
         if setup.accelerator.is_main_process:

@@ -1,4 +1,6 @@
-"""Threads that wait for work sleep, whichever door a process came in by; a user's own setting stands."""
+"""Threads that wait for work sleep, whichever door a process came in by; a user's own setting stands.
+
+A training uses as many as its micro-batches are worth."""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-pytestmark = pytest.mark.slow
+from dti_pipeline.training.threads import OF_A_THREAD, enough_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Modules that a process begins with: of the command line, Dagster's code location, a server, benchmarks, tests.
@@ -36,10 +39,27 @@ def policies(door: str, **environment: str) -> set[str]:
     return set(re.findall(r"OMP_WAIT_POLICY ?= ?'(\w+)'", done.stderr))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_threads_sleep(door: str) -> None:
     assert policies(door) == {"PASSIVE"}
 
 
+@pytest.mark.slow
 def test_a_user_s_own_setting_stands() -> None:
     assert policies("dti_pipeline.cli", OMP_WAIT_POLICY="ACTIVE") == {"ACTIVE"}
+
+
+@pytest.mark.parametrize(
+    ("device", "numbers", "expected"),
+    [("cpu", 1024 * 64, 1), ("cpu", 2 * OF_A_THREAD, 2), ("cpu", 10**9, 4), ("cuda", 1024 * 64, 4)],
+)
+def test_a_training_uses_the_threads_that_it_can(
+    device: str, numbers: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = [4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    with enough_threads(torch.device(device), numbers):
+        assert used[-1] == expected
+    assert used[-1] == 4

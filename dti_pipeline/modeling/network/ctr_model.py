@@ -111,6 +111,11 @@ class CTRModel(nn.Module):
         """The parameters that training changes, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    @property
+    def width(self) -> int:
+        """E, numbers of a token's state."""
+        return int(backbone.decoder_of(self.lm).config.get_text_config().hidden_size)
+
     # How it is computed
 
     @property
@@ -141,7 +146,7 @@ class CTRModel(nn.Module):
         """How to compute this model on ``device``; see :meth:`ExecutionPlan.make`."""
         decoder: Any = backbone.decoder_of(self.lm)
         traits = Traits(
-            width=decoder.config.get_text_config().hidden_size,
+            width=self.width,
             head_width=backbone.head_width(self.lm),
             last_layer_at_sums=layers.supports_sum_rows(decoder.layers[-1]),
             projections_biased=backbone.has_biased_projections(self.lm),
