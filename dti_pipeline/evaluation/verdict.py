@@ -86,8 +86,8 @@ def notes(comparison: Comparison) -> list[str]:
     disturbed = [name for name, one in comparison.speed.items() if not one.undisturbed]
     if disturbed:
         found.append(
-            f"The machine had other work while {BASE} or {', '.join(disturbed)} trained: a speed-up is claimed by"
-            " processor seconds, none by the clock."
+            f"The machine had other work while {BASE} or {', '.join(disturbed)} trained: seconds by the clock are not"
+            " compared."
         )
     if protocol.users < FEW_USERS:
         found.append(

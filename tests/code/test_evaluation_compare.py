@@ -228,9 +228,9 @@ def test_the_verdict_says_what_the_figures_say(project: Paths) -> None:
     ("changed", "claimed", "undisturbed"),
     [
         ({"train_seconds": 20.0, "processor_seconds": 22.0}, 200 / 22, True),
-        ({"train_seconds": 22.0, "processor_seconds": 20.0}, 200 / 22, True),
+        ({"train_seconds": 22.0, "processor_seconds": 20.0}, 200 / 20, True),
         ({"train_seconds": 60.0, "processor_seconds": 20.0}, 10.0, False),  # others had two thirds of its processor
-        ({"train_seconds": 20.0, "processor_seconds": 35.0}, 200 / 35, False),  # two threads, where the other had one
+        ({"train_seconds": 20.0, "processor_seconds": 35.0}, 200 / 35, True),  # two threads, where the other had one
         ({"train_seconds": 10.0, "processor_seconds": 10.0}, 12.0, True),
         ({"train_seconds": 16.0, "processor_seconds": 2.0, "device": "cuda"}, 12.0, True),
         ({"train_seconds": 25.0, "processor_seconds": 2.0, "device": "cuda"}, 8.0, True),
@@ -245,7 +245,7 @@ def test_no_speed_up_is_claimed_that_other_work_or_fewer_tokens_do_not_explain(
     found = compare(CONFIG, project)
     assert found.speedup["dti"] == pytest.approx(claimed)
     assert found.speed["dti"].undisturbed == undisturbed
-    assert any("none by the clock" in note for note in found.notes) != undisturbed
+    assert any("by the clock are not compared" in " ".join(note.split()) for note in found.notes) != undisturbed
     on_cpu = "device" not in changed
     for text in (project.comparison_file("md").read_text(), tables.render_text(found)):
         page = " ".join(text.split())
