@@ -1,8 +1,8 @@
 """How much less a target costs in training than the baseline's, and how much of that may be claimed.
 
 On a GPU the clock decides. On a CPU it does not: other work on the machine moves it, and large steps use more threads
-than small ones. Processor seconds are hardly moved, and decide. No claim goes beyond the ratio of tokens, since less work
-cannot save more than itself.
+than small ones. Processor seconds are hardly moved, and decide. No claim goes beyond the ratio of tokens, since less
+work cannot save more than itself.
 """
 
 from __future__ import annotations
