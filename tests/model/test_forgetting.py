@@ -68,7 +68,8 @@ def both_forms(call: tuple[Any, ...], sums: Any) -> list[torch.Tensor]:
     query, key = at_sums(query, key, sums, layer)
     valid = sums.valid[:, None, :, None]
     return [
-        form(module, query, key, value, sums, scale, layer) * valid for form in (sums.operator, naive_sum_attention)
+        form(module, query, key, value, sums, scale, layer) * valid
+        for form in (blocked_sum_attention, naive_sum_attention)
     ]
 
 

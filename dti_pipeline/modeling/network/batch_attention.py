@@ -54,8 +54,10 @@ class BatchAttentionBuilder:
             raise RuntimeError(f"the plan is for {self.plan.device}, and the batch is on {embedded.device}: place()")
         spans = self.fused(intervals)(batch.tokens, paradigm, self.context)
         sums = None
-        if last_layer_at_sums or self.sums_have_own_rule:
+        if self.sums_have_own_rule or (last_layer_at_sums and self.plan.attention_kernel):
             sums = self.sums(batch, spans, embedded, paradigm, trained_tokens, slopes)
+        elif last_layer_at_sums:  # in bands, as all others
+            sums = plain_rows(batch.sum_slot, batch.sum_valid, self._rule(batch, spans), slopes)
         return BatchAttention(self.backend(spans), sums, last_layer_at_sums)
 
     def backend(self, spans: Intervals) -> Backend:
@@ -83,9 +85,6 @@ class BatchAttentionBuilder:
     ) -> SumRows:
         """The [SUM] rows of one batch, and what their rule says of them."""
         settings = self.settings
-        if self.plan.device.type == "cpu" and batch.host is None and not self.sums_have_own_rule:
-            rule = Rule(spans, batch.position, batch.interaction, self.context, alibi=False, family="none", maximum=0.0)
-            return plain_rows(batch.sum_slot, batch.sum_valid, rule, slopes)
         # On a CPU the batch's own sizes. On a GPU new sizes are compilations, and reading any from it is a wait: there
         # the copy in the CPU's memory is asked.
         sizes = self._needed(batch, spans) if batch.host is None else self.sizes(batch.host, paradigm)
@@ -96,24 +95,26 @@ class BatchAttentionBuilder:
             initial = Initial.of(state, backbone.trained_rows(self._lm), batch.token, trained_tokens)
             if sizes.tokens:
                 initial = replace(initial, distinct=Distinct.of(batch.token, embedded, sizes.tokens))
-        rule = Rule(
-            spans=spans,
-            position=batch.position,
-            interaction=batch.interaction,
-            context=self.context,
-            alibi=settings.sum_position != "rope",
-            family=settings.forgetting,
-            maximum=settings.forgetting_max,
-        )
         return sum_rows(
             batch.sum_slot,
             batch.sum_valid,
-            rule,
+            self._rule(batch, spans),
             slopes,
             sizes,
             self._operator(),
             keep_rotation=settings.sum_position != "nope_alibi",
             initial=initial,
+        )
+
+    def _rule(self, batch: Batch, spans: Intervals) -> Rule:
+        return Rule(
+            spans=spans,
+            position=batch.position,
+            interaction=batch.interaction,
+            context=self.context,
+            alibi=self.settings.sum_position != "rope",
+            family=self.settings.forgetting,
+            maximum=self.settings.forgetting_max,
         )
 
     def sizes(self, host: Batch, paradigm: Paradigm) -> Sizes:
