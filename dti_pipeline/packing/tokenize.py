@@ -120,7 +120,7 @@ def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenize
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(config.tokenizer)
+        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({reason})") from error
@@ -182,4 +182,4 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer a store or a model was made with."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)

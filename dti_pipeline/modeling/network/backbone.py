@@ -116,13 +116,17 @@ def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
 def _pretrained(config: ModelConfig, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
     assert config.name_or_path is not None
     try:
-        settings = AutoConfig.from_pretrained(config.name_or_path)
+        settings = AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=False)
         text: Any = settings.get_text_config()
         text.use_cache = False
         if getattr(text, "attention_dropout", 0.0):
             text.attention_dropout = 0.0  # our attention has none; the base models' own training is over
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path, config=settings, attn_implementation=interface.NAME, dtype=dtype
+            config.name_or_path,
+            config=settings,
+            attn_implementation=interface.NAME,
+            dtype=dtype,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
