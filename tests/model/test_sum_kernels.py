@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from dti_pipeline.config import LoraConfig, ModelConfig
-from dti_pipeline.modeling.attention import backends as attention
 from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
 from dti_pipeline.modeling.attention.sums.rows import Initial
@@ -24,7 +23,7 @@ from dti_pipeline.modeling.network.backbone import decoder_of
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paradigms import DTI, names
 from tests.model.architectures import write
-from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, k_of, small_model
+from tests.model.conftest import SPECIAL, TOLERANCE, VOCABULARY, Log, k_of, planned, small_model
 from tests.model.test_forgetting import CUDA_TOLERANCE, FAMILIES, at_sums, calls_of
 
 INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
@@ -173,7 +172,7 @@ def test_a_model_that_is_given_the_kernels_is_the_same(
     model = small_model("dti", 3, **fixes)
     batch = Log.random(users=3, seed=5, shortest=8).batch(3, 4, row_length=80)
     expected = logits_and_gradients(model, batch)
-    monkeypatch.setattr(attention, "FUSED", ("cpu",))
+    planned(model, sum_kernel=True, attention_kernel=True)
     names = launches(monkeypatch)
     if backend:
         for layer in decoder_of(model.lm).layers:
@@ -196,7 +195,7 @@ def test_states_with_biases_are_mixed_without_the_kernels(
         name_or_path=write(tmp_path, "qwen2"), lora=lora, forgetting=forgetting, sum_position="rope_alibi"
     )
     model = CTRModel(config, DTI, 3, VOCABULARY, 128, SPECIAL)
-    monkeypatch.setattr(attention, "FUSED", ("cpu",))
+    planned(model, sum_kernel=model.make_plan(torch.device("cuda")).sum_kernel.on)
     names = launches(monkeypatch)
     with torch.no_grad():
         model(Log.random(users=2, seed=5).batch(3, 4, row_length=64))
