@@ -86,7 +86,8 @@ class GraphedRunner:
     def _key(self, batch: Batch) -> object:
         """Everything that decides which kernels a micro-batch is."""
         attention, shapes = self._model.attention, tuple(x.shape for x in batch.tensors())
-        sizes = attention.sizes(batch, self._model.paradigm) if attention.sums_have_own_rule else None
+        sums_apart = attention.sums_have_own_rule or self._model.plan.last_layer_at_sums.on
+        sizes = attention.sizes(batch, self._model.paradigm) if sums_apart else None
         return self._model.training, shapes, sizes
 
     def _record(self, batch: Batch) -> None:

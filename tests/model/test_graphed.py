@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.config import TrainingConfig
+from dti_pipeline.modeling.attention.sums import rows as sum_rows
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.training.checkpoint import Progress
@@ -37,6 +39,20 @@ CPU = torch.device("cpu")
 
 
 # Micro-batches that never wait
+
+
+@pytest.mark.parametrize("changes", [{}, {"forgetting": "linear"}], ids=["last layer", "fixes"])
+def test_a_batch_whose_sums_need_more_room_is_recorded_anew(
+    changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of a smaller batch's sizes would let [SUM]s read less than they see, without a word."""
+    monkeypatch.setattr(sum_rows, "KEYS", 64)
+    model = planned(small_model("dti", 3, **changes), last_layer_at_sums=not changes, attention_kernel=True)
+    few, many = (Log.of([[([5] * length, 1) for _ in range(20)]]).batch(3, None, row_length=256) for length in (9, 1))
+    runner: Any = SimpleNamespace(_model=model)
+    first = GraphedRunner._key(runner, few)
+    assert GraphedRunner._key(runner, few) == first
+    assert GraphedRunner._key(runner, many)[-1].places > first[-1].places
 
 
 @RULES
