@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import logging
 import signal
+import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,6 +184,19 @@ def test_where_a_capture_fails_there_is_no_graph_and_where_the_compiler_raises_t
     assert [line.split(" instead of ")[1].split(":")[0] for line in report.fallbacks] == [
         "a CUDA graph", "compiled layers",
     ]  # fmt: skip
+
+
+def test_where_a_kernel_cannot_be_used_attention_is_torch_s_own(
+    ready: Any, alone: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, paths = ready()
+    planned(monkeypatch, "attention_kernel")
+    monkeypatch.setitem(sys.modules, "dti_pipeline.modeling.attention.kernel", None)  # as on a card that Triton lacks
+    report = train(config, paths, PARADIGM)
+    assert_same(paths, alone)
+    (line,) = report.fallbacks
+    assert line.startswith("the training goes on with torch's own attention instead of layers that are not compiled: ")
+    assert not report.execution["attention_kernel"]["on"]
 
 
 def test_where_memory_runs_out_micro_batches_are_halved(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
