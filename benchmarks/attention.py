@@ -134,7 +134,7 @@ def _milliseconds(call: Callable[[], object], device: torch.device, repeats: int
     return float(do_bench(call, warmup=20, rep=20 * repeats, return_mode="median"))
 
 
-def forms(case: Case) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+def forms(case: Case, flex: Flex) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     scale = case.heads.width**-0.5
     if case.device.type != "cuda":
         banded = Banded.of(case.spans)
@@ -142,23 +142,43 @@ def forms(case: Case) -> Iterator[tuple[str, Callable[..., Tensor]]]:
         return
     ours = Fused.of(case.spans, case.has_prefix)
     yield "intervals", lambda q, k, v: ours.attend(nn.Identity(), q, k, v, scale, None)
-    yield "flex", flex_of(case, scale)
+    yield "flex", flex.of(case, scale)
 
 
-def flex_of(case: Case, scale: float) -> Callable[..., Tensor]:
-    """FlexAttention under the mask of a case."""
-    first, prompt, prompt_text, is_sum = case.spans
+class Flex:
+    """FlexAttention for cases of the same heads. Compiled once for each shape: a mask reads what the last case of its
+    shape has written."""
+
+    def __init__(self) -> None:
+        self._flex: Any = torch.compile(flex_attention, dynamic=False)
+        self._masks: dict[tuple[int, int, bool], tuple[list[Tensor], Callable[..., Tensor]]] = {}
+
+    def of(self, case: Case, scale: float) -> Callable[..., Tensor]:
+        """Attention under the mask of a case, valid until the next."""
+        shape = (case.height, case.length, case.has_prefix)
+        if shape not in self._masks:
+            self._masks[shape] = _mask(case)
+        written, mask = self._masks[shape]
+        for buffer, numbers in zip(written, case.spans, strict=True):
+            buffer.copy_(numbers)
+        made = create_block_mask(mask, case.height, None, case.length, case.length, case.device)
+        group = case.heads.queries != case.heads.keys
+        return lambda q, k, v: self._flex(q, k, v, block_mask=made, scale=scale, enable_gqa=group)
+
+
+def _mask(case: Case) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    """Buffers for the intervals of cases of a shape, and the mask function that reads them."""
+    buffers = [torch.zeros_like(x) for x in case.spans]
+    first, prompt, prompt_text, is_sum = buffers
+    has_prefix = case.has_prefix
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         inside = k >= first[b, q]
-        if case.has_prefix:
+        if has_prefix:
             inside = inside | ((k >= prompt[b, q]) & (k < prompt_text[b, q]))
         return inside & (k <= q) & (~is_sum[b, k] | (k == q))
 
-    made = create_block_mask(mask, case.height, None, case.length, case.length, case.device)
-    flex: Any = torch.compile(flex_attention, dynamic=False)
-    group = case.heads.queries != case.heads.keys
-    return lambda q, k, v: flex(q, k, v, block_mask=made, scale=scale, enable_gqa=group)
+    return buffers, mask
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -189,9 +209,10 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for heads in affordable(chosen, given.budget_seconds):
         torch.compiler.reset()
+        flex = Flex()
         for paradigm, k in MASKS:
             case = Case(heads, paradigm, k, given)
-            for form, attend in forms(case):
+            for form, attend in forms(case, flex):
                 try:
                     rows.append(row(case, form, case.milliseconds(attend, given.repeats), case.pairs))
                 except Exception as error:  # FlexAttention refuses some shapes
