@@ -128,7 +128,7 @@ def measured(processes: Processes, given: argparse.Namespace, paradigm: Paradigm
         optimizer = optimizer_for(model, training)
     else:
         optimizer = ready(model, device, training)
-        prepared = accelerator.prepare(model) if world > 1 else model
+        prepared = accelerator.prepare(model, device_placement=[False]) if world > 1 else model
     trainer = trainer_of(model, prepared, optimizer, accelerator, training, rows)
     trainer.run(after(WARM_UP_STEPS))
     warm = trainer.progress.step
