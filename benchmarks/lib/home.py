@@ -33,19 +33,7 @@ def write_model(folder: Path, shape: Shape, device: torch.device, positions: int
 
 def architecture(shape: Shape, positions: int) -> PretrainedConfig:
     """transformers' configuration of the family that the shape belongs to."""
-    kind = Qwen2Config if shape.name.startswith("qwen2") else LlamaConfig
-    return kind(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        max_position_embeddings=positions,
-        tie_word_embeddings=shape.tied,
-    )
+    return llama.architecture(shape, positions, Qwen2Config if shape.name.startswith("qwen2") else LlamaConfig)
 
 
 def write_home(home: Path, sections: dict[str, Any], shape: Shape, users: int, paradigm: str) -> None:

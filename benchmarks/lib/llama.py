@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import record_function
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PretrainedConfig
 
 from dti_pipeline.config import LoraConfig, ModelConfig, TrainingConfig
 from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
@@ -158,6 +158,22 @@ class Model(CTRModel):
             return super().batch_attention(*batch)
 
 
+def architecture(shape: Shape, positions: int, kind: type[PretrainedConfig] = LlamaConfig) -> PretrainedConfig:
+    """transformers' configuration of a model of ``shape`` for rows of so many ``positions``."""
+    return kind(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        max_position_embeddings=positions,
+        tie_word_embeddings=shape.tied,
+    )
+
+
 def untrained(
     shape: Shape,
     settings: ModelConfig,
@@ -170,18 +186,7 @@ def untrained(
 ) -> Model:
     """A :class:`Model` of ``shape``, not placed yet: frozen weights in ``compute``, those that are trained in fp32, as
     :func:`backbone.build` has them. ``recomputed``: under activation checkpointing."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        max_position_embeddings=row_length,
-        tie_word_embeddings=shape.tied,
-    )
+    config = architecture(shape, row_length)
     lm = backbone.random_weights(config, device, compute if settings.lora.rank else torch.float32)
     made = Model(settings, paradigm, context, shape.vocabulary, row_length, SPECIAL, frozen_dtype=compute, lm=lm)
     if recomputed:

@@ -64,14 +64,28 @@ class Banded:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
         ranges = [(k, k + mask.shape[3]) for _, k, mask in self.bands]
-        keys, values = ranges_of(key, ranges), ranges_of(value, ranges)
-        parts = [
-            scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-            )
-            for queries, keys, values, (_, _, mask) in zip(query.split(BAND, 2), keys, values, self.bands, strict=True)
-        ]
-        return torch.cat(parts, dim=2)
+        return in_bands(query, key, value, ranges, [mask for _, _, mask in self.bands], BAND, scale)
+
+
+def in_bands(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ranges: Sequence[tuple[int, int]],
+    masks: Sequence[Tensor],
+    band: int,
+    scale: float,
+) -> Tensor:
+    """SDPA (B, H, R, D) of ``band`` queries at a time, each band over its range of keys under its mask."""
+    parts = [
+        scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        for queries, keys, values, mask in zip(
+            query.split(band, 2), _ranges_of(key, ranges), _ranges_of(value, ranges), masks, strict=True
+        )
+    ]
+    return torch.cat(parts, dim=2)
 
 
 def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
@@ -89,7 +103,7 @@ def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
     return seen[:, None]
 
 
-def ranges_of(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+def _ranges_of(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """Ranges of slots of ``x`` (B, H, L, D). Their gradients are added up in one tensor, where autograd would make as
     large a one for each range."""
     return _Ranges.apply(x, ranges)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from dti_pipeline.modeling.attention.backends import ranges_of
+from dti_pipeline.modeling.attention.backends import in_bands
 from dti_pipeline.modeling.attention.layers import LayerInput
 from dti_pipeline.modeling.attention.sums.rows import Facts, Pairs, Rule, SumRows
 
@@ -38,14 +37,7 @@ class BandedSums:
         layer: LayerInput,
     ) -> Tensor:  # fmt: skip
         ranges = [(start, stop) for start, stop, _ in self.bands]
-        keys, values = ranges_of(key, ranges), ranges_of(value, ranges)
-        parts = [
-            scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-            )
-            for queries, keys, values, (_, _, mask) in zip(query.split(BAND, 2), keys, values, self.bands, strict=True)
-        ]
-        return torch.cat(parts, dim=2)
+        return in_bands(query, key, value, ranges, [mask for _, _, mask in self.bands], BAND, scale)
 
 
 def plain_rows(slot: Tensor, valid: Tensor, rule: Rule, slopes: Tensor) -> SumRows:

@@ -251,8 +251,8 @@ def sum_rows(
 
 
 def with_rows(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` (B, H, R, D), and its rows that ``index`` (B, S) names: (B, H, S, D). One gradient for
-    both, which autograd would add up from a tensor of zeros."""
+    """``x`` (B, H, R, D), and its rows that ``index`` (B, S) names: (B, H, S, D). One gradient for both,
+    which autograd would add up from a tensor of zeros."""
     return _WithRows.apply(x, index)
 
 
