@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,19 +183,24 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=20, help="counted steps, after three (default: %(default)s)")
     options.add_argument("--no-cuda-graph", action="store_true", help="launch a pass kernel by kernel, alone too")
     given = options.parse_args()
-    end = time.monotonic() + given.budget_seconds
+    begun, longest = time.monotonic(), 0.0
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    processes, rows = Processes(given), list[dict[str, Any]]()
-    for case, paradigm in product(sizes.cases(given), K):
-        name = f"{paradigm}, {case.shape}, {case.train}"
-        if processes.largest(float(time.monotonic() >= end)):
-            print(f"no time left for {name}", flush=True)
-        else:
+    processes = Processes(given)
+    launcher = f"torchrun --nproc-per-node {processes.world}" if processes.world > 1 else "python"
+    found = gpus(processes.device, processes.world)
+    for case in sizes.cases(given):
+        rows: list[dict[str, Any]] = []
+        for paradigm in K:
+            name, start = f"{paradigm}, {case.shape}, {case.train}", time.monotonic()
+            if processes.largest(start - begun + longest) > given.budget_seconds:
+                print(f"no time left for {name}", flush=True)
+                continue
             rows += compared(processes, case, paradigm, name)
-    if processes.first:
-        launcher = f"torchrun --nproc-per-node {processes.world}" if processes.world > 1 else "python"
-        found = gpus(processes.device, processes.world)
-        publish(f"scaling_{processes.world}", rows, given, found, launcher, case=(*sizes.CASE, "sharding"))
+            longest = max(longest, time.monotonic() - start)
+            if processes.first:
+                print(f"{name} took {time.monotonic() - start:.0f} s", flush=True)
+        if processes.first and rows:
+            publish(f"scaling_{processes.world}", rows, given, found, launcher, case=(*sizes.CASE, "sharding"))
     processes.wait()
     processes.accelerator.end_training()
 
