@@ -14,10 +14,14 @@ def summary(name: str, rows: Rows) -> list[dict[str, Any]]:
     return [shown(row) for row in rows] if shown else [dict(row) for row in rows]
 
 
+def _trained(row: Mapping[str, Any]) -> str:
+    return f"{row['model']}, {row['trained']}"
+
+
 def _train_step(row: Mapping[str, Any]) -> dict[str, Any]:
     form = row["form"] if row["paradigm"] == "sliding_window" else f"k = {row['k']} {row['fixes']}".strip()
     return {
-        "model, trained: paradigm": f"{row['model']}, {row['trained']}: {row['paradigm']}, {form}",
+        "model, trained: paradigm": f"{_trained(row)}: {row['paradigm']}, {form}",
         "tokens/s": row["tokens_per_second"],
         "TFLOP/s": row["tflops"],
         "share of product": row["product_share"],
@@ -30,7 +34,7 @@ def _train_step(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _train_step_profile(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "model, trained": f"{row['model']}, {row['trained']}",
+        "model, trained": _trained(row),
         "step": row["step"],
         "attention ms": round(row["attention forward ms"] + row["attention backward ms"], 1),
         "matrix products ms": row["matrix products ms"],
@@ -47,8 +51,77 @@ def _whole_training(row: Mapping[str, Any]) -> dict[str, Any]:
     return {column: row[column] for column in columns}
 
 
+def _memory(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model, trained: paradigm": f"{_trained(row)}: {row['paradigm']}, {row['form']}",
+        "layers computed again": "yes" if row["activation_checkpointing"] else "no",
+        "usual tokens": row["usual_tokens"],
+        "their peak GiB": row["usual_peak_gib"],
+        "their tokens/s": row["usual_tokens_per_second"],
+        "largest tokens": row["largest_tokens"],
+        "largest's peak GiB": row["largest_peak_gib"],
+        "largest's tokens/s": row["largest_tokens_per_second"],
+    }
+
+
+def _scaling(row: Mapping[str, Any]) -> dict[str, Any]:
+    sharded = ", sharded" if row["sharding"] == "full" else ""
+    return {
+        "model, trained: paradigm": f"{_trained(row)}{sharded}: {row['paradigm']}",
+        "processes": row["processes"],
+        "targets per process and step": row["targets_per_process_and_step"],
+        "tokens/s and process": row["tokens_per_second_and_process"],
+        "targets/s": row["targets_per_second"],
+        "step ms": row["step_ms"],
+        "CUDA graph": "yes" if row["cuda_graph"] else "no",
+        "efficiency": row["efficiency"],
+    }
+
+
+def _attention(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "heads": row["heads"],
+        "paradigm": row["paradigm"],
+        "form": row["form"],
+        "forward ms": row["forward_ms"],
+        "backward ms": row["backward_ms"],
+        "forward TFLOP/s": row["forward_tflops"],
+        "backward TFLOP/s": row["backward_tflops"],
+    }
+
+
+def _first_step(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the parts that take a tenth of a second."""
+    return {
+        "model, trained": _trained(row),
+        "caches": row["cache"],
+        "seconds": row["seconds"],
+        "imports": row["imports"],
+        "weights": row["weights"],
+        "compilation": row["compilation"],
+        "first step": row["first_step"],
+    }
+
+
+def _evaluation_gpu(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": row["model"],
+        "tokens per batch": row["tokens_per_batch"],
+        "targets": row["targets"],
+        "targets/s": row["targets_per_second"],
+        "tokens/s": row["tokens_per_second"],
+        "forward pass alone, tokens/s": row["forward_tokens_per_second"],
+        "share": row["share_of_forward"],
+    }
+
+
 _SHOWN = {
     "train_step": _train_step,
     "train_step_profile": _train_step_profile,
     "whole_training": _whole_training,
+    "memory": _memory,
+    **{f"scaling_{count}": _scaling for count in (2, 4, 8)},
+    "attention": _attention,
+    "first_step": _first_step,
+    "evaluation_gpu": _evaluation_gpu,
 }

@@ -28,6 +28,7 @@ ON_GPU = {
     "epoch": "epoch",
     "first_step": "first_step",
     "evaluation_gpu": "evaluation",
+    "attention": "attention",
     "epoch_home": "epoch",
 }
 MEASURED = (*ON_CPU, *(name for name in ON_GPU if (harness.RESULTS / f"{name}.json").is_file()))
