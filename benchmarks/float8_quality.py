@@ -31,6 +31,7 @@ from benchmarks.lib.training import model_of, ready, rows_of, trainer_of
 from dti_pipeline import config
 from dti_pipeline.config import Config, LoraConfig
 from dti_pipeline.evaluation import bootstrap, metrics
+from dti_pipeline.evaluation.predict import TOKENS_PER_BATCH
 from dti_pipeline.modeling.network.backbone import decoder_of
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import save
@@ -142,7 +143,7 @@ class Bench:
             save(model, folder)
         model.eval()
         autocast = None if self.cpu else torch.bfloat16
-        most = settings.evaluation.tokens_per_batch
+        most = settings.evaluation.tokens_per_batch or TOKENS_PER_BATCH[self.device.type]
         _, probability = score(model, self.test, np.arange(len(self.test)), most, self.device, autocast)
         rounded = sum(isinstance(module, float8.Float8Linear) for module in model.modules())
         return Trained(probability, trainer.progress.targets_seen, trainer.progress.step, rounded)
