@@ -30,7 +30,7 @@ from benchmarks.lib import llama
 from benchmarks.lib.harness import parser, publish
 from benchmarks.lib.timing import affordable, gpus, median_seconds
 from dti_pipeline.modeling.attention.backends import Banded, Fused
-from dti_pipeline.modeling.masks.visibility import Intervals, intervals
+from dti_pipeline.modeling.masks.visibility import SUM, Intervals, intervals
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import DTI, DTI_GROWING, DTI_ISOLATED, SLIDING_WINDOW, Paradigm
@@ -117,11 +117,12 @@ class Case:
 
 
 def _visible_pairs(spans: Intervals) -> int:
-    """Pairs of a query and a key that it sees."""
-    hidden = torch.nn.functional.pad(spans.is_sum.long().cumsum(1), (1, 0))
+    """Pairs of a query and a key that it sees, where every query knows all labels before it."""
+    is_sum = (spans.kind == SUM).long()
+    hidden = torch.nn.functional.pad(is_sum.cumsum(1), (1, 0))
     slot = torch.arange(spans.first.shape[1], device=spans.first.device).expand_as(spans.first)
     first, prompt, text = (x.long() for x in (spans.first, spans.prompt, spans.prompt_text))
-    seen = slot + 1 - first - (hidden.gather(1, slot + 1) - hidden.gather(1, first)) + spans.is_sum.long()
+    seen = slot + 1 - first - (hidden.gather(1, slot + 1) - hidden.gather(1, first)) + is_sum
     prefix = (torch.minimum(text, first) - prompt).clamp(min=0)
     return int((seen + prefix).sum())
 
@@ -169,14 +170,14 @@ class Flex:
 def _mask(case: Case) -> tuple[list[Tensor], Callable[..., Tensor]]:
     """Buffers for the intervals of cases of a shape, and the mask function that reads them."""
     buffers = [torch.zeros_like(x) for x in case.spans]
-    first, prompt, prompt_text, is_sum = buffers
+    first, prompt, prompt_text, *_, kind = buffers
     has_prefix = case.has_prefix
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         inside = k >= first[b, q]
         if has_prefix:
             inside = inside | ((k >= prompt[b, q]) & (k < prompt_text[b, q]))
-        return inside & (k <= q) & (~is_sum[b, k] | (k == q))
+        return inside & (k <= q) & ((kind[b, k] != SUM) | (k == q))
 
     return buffers, mask
 

@@ -258,6 +258,12 @@ def draw_mask(
     context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
     targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
+    known: Annotated[
+        str | None,
+        typer.Option(
+            metavar="J0,J1,..", help="For each interaction the last one whose label it knows, -1: none; default: all."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw into this .png or .svg file instead.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -267,7 +273,7 @@ def draw_mask(
     """
     from dti_pipeline.modeling.masks import draw
 
-    masks = draw.prompt_masks(paradigm, context, targets, tokens)
+    masks = draw.prompt_masks(paradigm, context, targets, tokens, None if known is None else draw.numbers(known))
     if out is not None:
         draw.picture(masks, out)
     if as_json:

@@ -182,6 +182,8 @@ def token_store(
         label=draw.integers(0, 2, rows).astype(np.int8),
         split=np.zeros(rows, np.int8),
         position=position.astype(np.int32),
+        request=position.astype(np.int32),
+        known=position.astype(np.int32),
         prefix=np.zeros(0, np.int32),
         special=special,
         vocabulary=4096,

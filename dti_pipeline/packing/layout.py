@@ -27,7 +27,9 @@ NO_DOCUMENT = np.int32(2**31 - 1)
 class Layout:
     """Arrays of shape (rows, row_length).
 
-    ``[SUM]`` does not advance positions: it stands where the label will stand. Both follow the last text token.
+    ``[SUM]`` does not advance positions: it stands where the label will stand. Both follow the last text token. An
+    interaction begins right behind the last one in its context, whether or not that one's label is known: the rows of
+    a request stand side by side.
     """
 
     token: NDArray[np.int32]
@@ -35,6 +37,8 @@ class Layout:
     interaction: NDArray[np.int32]  # interaction within the prompt, from 0; -1 on the prefix and on padding
     kind: NDArray[np.int8]  # Kind
     position: NDArray[np.int32]  # within the prompt, from 0
+    seen: NDArray[np.int32]  # interactions before this one are in the token's context; 0 on the prefix and on padding
+    known: NDArray[np.int32]  # labels of interactions before this one are known to it; at most ``seen``
     target: NDArray[np.int64]  # on [SUM]: row of the log that it predicts; -1 elsewhere
 
 
@@ -45,5 +49,7 @@ DTYPES = {
     "interaction": np.int32,
     "kind": np.int8,
     "position": np.int32,
+    "seen": np.int32,
+    "known": np.int32,
     "target": np.int64,
 }

@@ -70,7 +70,7 @@ def plan_rows(
             )
         if packing.max_targets is not None:
             kept = limit(kept, store.position, packing.max_targets, packing.seed)
-    k = targets_per_prompt(config, plan, paradigm)
+    k, seen = targets_per_prompt(config, plan, paradigm), store.seen
     text_lengths = (np.diff(store.offsets) + 1).astype(np.int32)
     # Room for a prompt a target; what is not written to takes no memory.
     targets = int(kept.sum())
@@ -80,8 +80,10 @@ def plan_rows(
     end = rows = ended = 0
     for number, block in enumerate(_blocks(store.position)):
         position, lengths = store.position[block], text_lengths[store.text[block]]
-        cut = prompts.cut(kept[block], position, lengths, packing.context, k, packing.row_length, len(store.prefix))
-        ended += _cut_by_row(cut, k, position)
+        cut, closed = prompts.cut(
+            kept[block], position, seen[block], lengths, packing.context, k, packing.row_length, len(store.prefix)
+        )
+        ended += closed
         packed = best_fit.pack(cut.length, packing.row_length, packing.seed + number)
         order = np.argsort(packed.row, kind="stable")
         here = slice(end, end := end + len(cut))
@@ -118,15 +120,6 @@ def _blocks(position: NDArray[np.int32]) -> Iterator[slice]:
             end += 1
         yield slice(begin, min(end, len(position)))
         begin = end
-
-
-def _cut_by_row(cut: Prompts, k: int | None, position: NDArray[np.int32]) -> int:
-    """Prompts, in the log's order, that a full row ended before k targets were reached: the next goes on where they
-    stop, in the same history."""
-    ended = (cut.stop[:-1] == cut.first_target[1:]) & (position[cut.first_target[1:]] > 0)
-    if k is not None:
-        ended &= cut.stop[:-1] - cut.first_target[:-1] < k
-    return int(ended.sum())
 
 
 def limit(targets: NDArray[np.bool_], position: NDArray[np.int32], most: int, seed: int) -> NDArray[np.bool_]:

@@ -73,9 +73,11 @@ class Rows:
         layout = Layout(**{name: np.empty(shape, dtype) for name, dtype in DTYPES.items()})
         _write(
             rows, self.bounds, self.start, self.first_target, self.stop,
+            store.position, store.seen, store.known,
             store.text, store.label, store.offsets, store.tokens, store.prefix,
             (special["no"], special["yes"], special["sum"], special["pad"]), KINDS,
             (layout.token, layout.document, layout.interaction, layout.kind, layout.position, layout.target),
+            (layout.seen, layout.known),
         )  # fmt: skip
         return layout
 
@@ -87,9 +89,10 @@ KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(K
 @compiled
 def _write(
     rows: Any, bounds: Any, start: Any, first_target: Any, stop: Any,
+    position_in_log: Any, seen_of: Any, known_of: Any,
     text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any,
     special: tuple[int, int, int, int], kinds: tuple[int, int, int, int, int, int],
-    out: tuple[Any, Any, Any, Any, Any, Any],
+    out: tuple[Any, Any, Any, Any, Any, Any], knowledge: tuple[Any, Any],
 ) -> None:  # fmt: skip
     """Write rows: prompts one behind the other, each the prefix and its interactions, then padding; an interaction is
     its text, [SUM] if it is a target, its label."""
@@ -97,35 +100,47 @@ def _write(
     text_kind, sum_kind, label_kind, prefix_kind, pad_kind, no_document = kinds
     length = out[0].shape[1]
     token, document, interaction, kind, position, target = out
+    seen, known = knowledge
     target[:] = -1
+    seen[:] = 0
+    known[:] = 0
     for row in range(len(token)):
         slot = 0
         first_prompt, end_prompt = 0, 0
         if row < len(rows):
             first_prompt, end_prompt = bounds[rows[row]], bounds[rows[row] + 1]
         for prompt in range(first_prompt, end_prompt):
-            begin = slot
+            begin, first, end = start[prompt], first_target[prompt], stop[prompt]
+            first_slot = slot
             if slot + len(prefix) > length:
                 raise IndexError("a prompt is longer than its row")
             for word in prefix:
                 token[row, slot] = word
                 kind[row, slot] = prefix_kind
-                position[row, slot] = slot - begin
+                position[row, slot] = slot - first_slot
                 interaction[row, slot] = -1
                 slot += 1
-            place = slot - begin
-            for log_row in range(start[prompt], stop[prompt]):
+            # Rows between the last that any target sees and the first target have no part in the prompt.
+            history = end - 1 - position_in_log[end - 1]
+            context_end = min(first, history + seen_of[end - 1])
+            behind = np.full(end - begin, len(prefix), np.int32)  # the position behind each interaction
+            for log_row in range(begin, end):
+                if context_end <= log_row < first:
+                    continue
                 here = slot
                 item = text[log_row]
-                if slot + offsets[item + 1] - offsets[item] + (log_row >= first_target[prompt]) >= length:
+                is_target = log_row >= first
+                if slot + offsets[item + 1] - offsets[item] + is_target >= length:
                     raise IndexError("a prompt is longer than its row")
+                in_context = max(0, history + seen_of[log_row] - begin)
+                place = behind[in_context - 1] if in_context else len(prefix)
                 for word in tokens[offsets[item] : offsets[item + 1]]:
                     token[row, slot] = word
                     kind[row, slot] = text_kind
                     position[row, slot] = place
                     slot += 1
                     place += 1
-                if log_row >= first_target[prompt]:
+                if is_target:
                     token[row, slot] = sum_token
                     kind[row, slot] = sum_kind
                     position[row, slot] = place  # where the label will stand
@@ -135,9 +150,11 @@ def _write(
                 kind[row, slot] = label_kind
                 position[row, slot] = place
                 slot += 1
-                place += 1
-                interaction[row, here:slot] = log_row - start[prompt]
-            document[row, begin:slot] = prompt - first_prompt
+                behind[log_row - begin] = place + 1
+                interaction[row, here:slot] = log_row - begin
+                seen[row, here:slot] = in_context
+                known[row, here:slot] = max(0, history + known_of[log_row] - begin)
+            document[row, first_slot:slot] = prompt - first_prompt
         token[row, slot:] = pad
         document[row, slot:] = no_document
         interaction[row, slot:] = -1

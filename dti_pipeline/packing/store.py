@@ -31,9 +31,12 @@ class TokenStore:
     label: NDArray[np.int8]  # (m,) 0 or 1
     split: NDArray[np.int8]  # (m,) index into SPLITS
     position: NDArray[np.int32]  # (m,) index within the user's history
+    request: NDArray[np.int32]  # (m,) position of the first row of its request
+    known: NDArray[np.int32]  # (m,) labels of rows before this position are known to it; at most ``request``
     prefix: NDArray[np.int32]  # tokens that open every prompt
     special: dict[str, int]  # token ids by role: pad, sum, yes, no
     vocabulary: int = 0  # V: ids are below it; 0: not known
+    context: Literal[shown, known] = "shown"  # split.context
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
@@ -47,6 +50,11 @@ class TokenStore:
             special=report.special_tokens,
             vocabulary=report.vocabulary,
         )
+
+    @property
+    def seen(self) -> NDArray[np.int32]:
+        """(m,) rows of the user before this position stand in a row's context."""
+        return self.request if self.context == "shown" else self.known
 
     def lengths(self) -> NDArray[np.int32]:
         """(m,) tokens of each interaction as context: its text and its label."""
@@ -73,6 +81,8 @@ def uniform_store(users: int, interactions: int, tokens: int, train_share: float
     """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (from 2).
 
     Rows after the first ``train_share`` of a history are half validation, half test. Memory: 14 bytes a row.
+
+    Every row is a request of its own and knows all labels before it.
     """
     rows = users * interactions
     position = np.tile(np.arange(interactions, dtype=np.int32), users)
@@ -84,6 +94,8 @@ def uniform_store(users: int, interactions: int, tokens: int, train_share: float
         label=np.zeros(rows, np.int8),
         split=np.where(position < train, 0, np.where(position < (train + interactions + 1) // 2, 1, 2)).astype(np.int8),
         position=position,
+        request=position,
+        known=position,
         prefix=np.zeros(0, np.int32),
         special=SPECIAL,
     )

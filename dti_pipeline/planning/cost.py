@@ -43,32 +43,42 @@ def visible_pairs(paradigm: Paradigm, prompts: Prompts, store: TokenStore, conte
     """Pairs (query, key) that attention computes for prompts of a log: the ones of the mask. O(rows + prompts)."""
     length = store.lengths().astype(np.int64)
     m, prefix = len(length), len(store.prefix)
-    before = _sums(length)  # tokens of rows before i
-    window_start = np.arange(m) - np.minimum(store.position, context)
-    in_window = before[:m] - before[window_start]  # tokens of the n interactions before i
+    text, whole = _sums(length - 1), _sums(length)  # of texts, and with labels, of the rows before i
+    history = np.arange(m) - store.position
+    seen, known = history + store.seen, history + store.known  # rows behind a row's context, and behind known labels
+    window = np.maximum(history, seen - context)
 
     start, first, stop = prompts.start, prompts.first_target, prompts.stop
-    own = _between(_sums(length * (length + 1) // 2), start, stop)  # every token but [SUM] in its own interaction
-    own += _between(before, first, stop)  # [SUM]: its text and itself, as many as text and label
+    between = np.maximum(start, np.minimum(first, seen[stop - 1]))  # context rows end here
+    own = length * (length + 1) // 2  # every token but [SUM] in its own interaction
+    pairs = _between(_sums(own), start, between) + _between(_sums(own), first, stop)
+    pairs += _between(whole, first, stop)  # [SUM]: its text and itself, as many as text and label
 
-    def whole_prompt(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
-        """Queries with ``weight`` in rows [begin, end), each seeing all of its prompt before its interaction."""
-        seen = _between(_sums(weight * before[:m]), begin, end)
-        weights = _sums(weight)
-        return seen - int((before[start] * (weights[end] - weights[begin])).sum())
+    def to_start(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
+        """Queries with ``weight`` in rows [begin, end), each seeing its context back to its prompt's start."""
+        found = 0
+        for ends, tokens in ((seen, text), (known, np.arange(m + 1))):
+            # Both ascend along the log: the first row whose context goes beyond the prompt's start.
+            some = np.clip(np.searchsorted(ends, start, side="right"), begin, end)
+            weights = _sums(weight)
+            found += _between(_sums(weight * tokens[ends]), some, end)
+            found -= int((tokens[start] * (weights[end] - weights[some])).sum())
+        return found
 
-    def past(reach: Reach, weight: NDArray[np.int64], begin: NDArray[np.int64]) -> int:
-        """Queries with ``weight`` in rows [begin, stop), each seeing earlier interactions as far as ``reach``."""
+    def past(reach: Reach, weight: NDArray[np.int64], with_context: bool) -> int:
+        """Queries with ``weight``, of targets or of all rows, each seeing its context as far as ``reach``."""
         if reach is Reach.ITEM:
             return 0
+        # No row of the context is further than n from the prompt's start, so none has left a window.
+        found = to_start(weight, start, between) if with_context else 0
         if reach is Reach.PROMPT:
-            return whole_prompt(weight, begin, stop)
-        # No context interaction is further than n from the prompt's start, so none has left a window.
-        return whole_prompt(weight, begin, first) + _between(_sums(weight * in_window), first, stop)
+            return found + to_start(weight, first, stop)
+        in_window = text[seen] - text[window] + np.maximum(known - window, 0)
+        return found + _between(_sums(weight * in_window), first, stop)
 
-    earlier = past(paradigm.text, length, start) + past(paradigm.sums, np.ones(m, np.int64), first)
-    tokens = _between(before, start, stop) + prompts.targets
-    return own + earlier + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
+    pairs += past(paradigm.text, length, True) + past(paradigm.sums, np.ones(m, np.int64), False)
+    tokens = _between(whole, start, between) + _between(whole, first, stop) + prompts.targets
+    return pairs + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
 
 
 def _sums(x: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -65,7 +65,7 @@ class ItemStates:
             store,
             text=np.repeat(np.arange(texts, dtype=np.int32), 2),
             label=np.tile(np.array([0, 1], np.int8), texts),
-            position=np.zeros(2 * texts, np.int32),
+            **dict.fromkeys(("position", "request", "known"), np.zeros(2 * texts, np.int32)),
         )
         lengths = store.lengths().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -103,46 +103,63 @@ class ItemStates:
             self.model.states(embedded, batch.position, replace(attention, backend=keeping))
         return keeping.found
 
+    def lengths(self, text: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each text and a label."""
+        return self.offsets[2 * text + 1] - self.offsets[2 * text]
+
     @torch.no_grad()
     def score(
-        self, text: NDArray[np.int64], label: NDArray[np.int8], is_target: NDArray[np.bool_]
+        self,
+        text: NDArray[np.int64],
+        label: NDArray[np.int8],
+        is_target: NDArray[np.bool_],
+        known: NDArray[np.bool_] | None = None,
+        place: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
         """P(label = 1) of T targets, (T,), at the cost of one token each.
 
         ``text`` and ``label`` (m,) are the interactions of their prompts, one after another; a prompt ends with its
-        target.
+        target. ``known`` (default: all): whether the target is told the label. ``place``: position of an interaction's
+        first token (default: behind the one before it).
         """
         state = 2 * text + np.where(is_target, 0, label)
-        lengths = self.offsets[state + 1] - self.offsets[state] - is_target  # a target has no label token
+        whole = self.offsets[state + 1] - self.offsets[state]
+        if place is None:
+            before = np.cumsum(whole) - whole
+            prompt = np.cumsum(is_target) - is_target
+            place = before - before[np.append(0, np.flatnonzero(is_target)[:-1] + 1)[prompt]]
+        lengths = whole - (is_target if known is None else is_target | ~known)  # without the label token
         sizes = np.diff(np.cumsum(lengths)[is_target], prepend=0)  # keys of each target
         ends = np.cumsum(lengths)
         cached = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
+        places = np.repeat(place - (ends - lengths), lengths) + np.arange(ends[-1])
         first = np.cumsum(sizes) - sizes
-        own = text[is_target]
+        own, own_place = text[is_target], (place + lengths)[is_target]
         logits = []
         for here in split(np.arange(len(sizes)), max(1, KEYS // int(sizes.max()))):
             at = np.arange(int(sizes[here].max()))
             valid = at < sizes[here, None]
-            index = cached[np.where(valid, first[here, None] + at, 0)]
-            arrays = (own[here], sizes[here], index, valid)
+            key = np.where(valid, first[here, None] + at, 0)
+            arrays = (own[here], own_place[here], cached[key], places[key], valid)
             logits.append(self._logits(*(torch.from_numpy(x).to(self.device) for x in arrays)))
         return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
 
-    def _logits(self, own: Tensor, size: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-        """(T,) logits of targets with texts ``own`` (T,), whose ``size`` (T,) cached keys are at ``index`` (T, S)."""
+    def _logits(self, own: Tensor, position: Tensor, index: Tensor, place: Tensor, valid: Tensor) -> Tensor:
+        """(T,) logits of targets with texts ``own`` (T,) whose [SUM]s stand at ``position`` (T,), from the cached keys
+        ``index`` (T, S) at positions ``place``."""
         assert self.sums is not None
         model, rotary = self.model, backbone.decoder_of(self.model.lm).rotary_emb
         embedded = self.sums[own][:, None]
-        place = torch.arange(index.shape[1], device=self.device)
-        own_places = rotary(embedded, position_ids=size[:, None])
+        own_places = rotary(embedded, position_ids=position[:, None])
         mask = seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
         if model.settings.sum_position != "rope":
-            back = torch.cat([size[:, None] - place, size.new_zeros(len(own), 1)], 1)[:, None, None]
+            back = (position[:, None] - place).clamp(min=0)
+            back = torch.cat([back, back.new_zeros(len(own), 1)], 1)[:, None, None]
             mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))
         unrotated = own_places if model.settings.sum_position == "nope_alibi" else None
         with self._precision():
-            recalling = _Recalling(self, index, mask, rotary(embedded, position_ids=place[None]), unrotated)
-            hidden = model.states(embedded, size[:, None], BatchAttention(recalling))
+            recalling = _Recalling(self, index, mask, rotary(embedded, position_ids=place), unrotated)
+            hidden = model.states(embedded, position[:, None], BatchAttention(recalling))
             return model.logits(hidden[:, 0])
 
     def _precision(self) -> torch.autocast:

@@ -6,8 +6,10 @@ One request a line (JSONL) or a row (Parquet)::
      "history": [{"item_id": "12", "label": 1}, {"item_text": "Silent comet orbit night", "label": 0}],
      "candidates": [{"item_id": "3"}, {"item_text": "Great dragon spell river"}]}
 
-``history`` is oldest first; ``label`` is what the user did. An item is named by ``item_id``, ``item_text`` or both.
-``user_id`` is optional and returned with the answer.
+``history`` is oldest first; ``label`` is what the user did, null where that is not known yet. An item is named by
+``item_id``, ``item_text`` or both. ``user_id`` is optional and returned with the answer. ``timestamp``, in Unix seconds,
+says when an entry of the history was shown, all or none, and on the request when it is asked (default: now); a model
+that learned from late labels needs them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +28,8 @@ import pyarrow.parquet as pq
 
 from dti_pipeline.errors import InputError
 
+#: Of a request.
+KEYS = ("user_id", "timestamp", "history", "candidates")
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
 
@@ -42,8 +47,10 @@ class Request:
 
     user_id: str | int | None
     history: tuple[Item, ...]  # oldest first
-    labels: tuple[int, ...]  # 0 or 1, of each item of the history
+    labels: tuple[int | None, ...]  # 0 or 1, of each item of the history; None: not known yet
     candidates: tuple[Item, ...]
+    times: tuple[float, ...] = ()  # seconds, ascending, of each item of the history, or of none
+    time: float | None = None  # when it is asked; None: after all of them
 
 
 def parse(raw: Any, where: str) -> Request:
@@ -51,18 +58,45 @@ def parse(raw: Any, where: str) -> Request:
     if not isinstance(raw, Mapping):
         raise InputError(f"{where} must be an object with keys history and candidates, not {_shown(raw)}")
     for key in raw:
-        if key not in ("user_id", "history", "candidates"):
-            raise InputError(f"{where} key {key} is not known: a request has user_id, history and candidates")
+        if key not in KEYS:
+            raise InputError(f"{where} key {key} is not known: a request has {', '.join(KEYS[:-1])} and {KEYS[-1]}")
     user_id = raw.get("user_id")
     if isinstance(user_id, bool) or not isinstance(user_id, (str, int, type(None))):
         raise InputError(f"{where} key user_id must be text or a whole number, not {_shown(user_id)}")
     history, candidates = _entries(raw, "history", where), _entries(raw, "candidates", where)
+    times = _times(history)
+    time = None if raw.get("timestamp") is None else _seconds(raw["timestamp"], f"{where} key timestamp")
+    if time is not None and times and time < times[-1]:
+        raise InputError(f"{where} key timestamp is {time:g}, before the last of its history, {times[-1]:g}")
     return Request(
         user_id=user_id,
         history=tuple([_item(entry, place) for place, entry in history]),
         labels=tuple([_label(entry, place) for place, entry in history]),
         candidates=tuple([_item(entry, place) for place, entry in candidates]),
+        times=times,
+        time=time,
     )
+
+
+def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
+    """When each entry was shown; empty where none says so."""
+    given = [entry.get("timestamp") for _, entry in history if isinstance(entry, Mapping)]
+    if all(time is None for time in given):
+        return ()
+    times: list[float] = []
+    for (place, _), value in zip(history, given, strict=False):
+        if value is None:
+            raise InputError(f"{place}.timestamp is missing, though other entries of the history have one")
+        times.append(_seconds(value, f"{place}.timestamp"))
+        if len(times) > 1 and times[-1] < times[-2]:
+            raise InputError(f"{place}.timestamp is {times[-1]:g}, before that of the entry before it, {times[-2]:g}")
+    return tuple(times)
+
+
+def _seconds(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+        raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
+    return float(value)
 
 
 def _entries(raw: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
@@ -92,10 +126,12 @@ def _item(entry: Any, where: str) -> Item:
     return Item(None if item_id is None else str(item_id), text)
 
 
-def _label(entry: Mapping[str, Any], where: str) -> int:
-    label = entry.get("label")
-    if label is None:
-        raise InputError(f"{where}.label is missing: it says what the user did, 0 or 1")
+def _label(entry: Mapping[str, Any], where: str) -> int | None:
+    if "label" not in entry:
+        raise InputError(f"{where}.label is missing: it says what the user did, 0 or 1, or null while that is unknown")
+    label = entry["label"]
+    if label is None or label != label:  # pandas has NaN for a null
+        return None
     if not isinstance(label, Real) or label not in (0, 1):
         raise InputError(f"{where}.label must be 0 or 1, not {_shown(label)}")
     return int(label == 1)
@@ -144,7 +180,7 @@ def _rows(handle: IO[bytes], name: str) -> Iterator[Request]:
         for key in ("history", "candidates"):
             if key not in there:
                 raise InputError(f"{name} has no column {key}")
-        wanted = [column for column in ("user_id", "history", "candidates") if column in there]
+        wanted = [column for column in KEYS if column in there]
         rows = (row for batch in file.iter_batches(PARQUET_ROWS, columns=wanted) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield parse(row, f"{name} row {number}")

@@ -19,6 +19,7 @@ from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing import prompts
+from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
@@ -36,13 +37,27 @@ SHORTEST_ROW = 128
 
 @dataclass(frozen=True)
 class _Log:
-    """Requests as a log of ``m`` rows: for each candidate its context, then itself."""
+    """Requests as a log of ``m`` rows: of each, its context and then its candidates, side by side."""
 
     texts: dict[str, int]  # distinct texts and their indices
     text: NDArray[np.int32]  # (m,)
     label: NDArray[np.int8]  # (m,)
     position: NDArray[np.int32]  # (m,)
+    request: NDArray[np.int32]  # (m,) as in the token store
+    known: NDArray[np.int32]  # (m,)
     is_target: NDArray[np.bool_]  # (m,) True on candidates
+
+    def seen(self, knowledge: Knowledge) -> NDArray[np.int32]:
+        """(m,) as in the token store."""
+        return self.request if knowledge.context == "shown" else self.known
+
+
+def _places(log: _Log, seen: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(m,) position of each row's first token: right behind the last row it sees."""
+    behind = np.zeros(len(seen), np.int64)
+    for row, (position, last) in enumerate(zip(log.position.tolist(), seen.tolist(), strict=True)):
+        behind[row] = (behind[row - position + last - 1] if last else 0) + lengths[row]
+    return behind - lengths
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Scorer:
     device: torch.device
     tokens_per_batch: int
     autocast: torch.dtype | None
+    knowledge: Knowledge
     states: ItemStates | None = None
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
@@ -73,13 +89,14 @@ class Scorer:
         titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
         states = ItemStates(model, chosen, autocast) if cache_items else None
         tokens = int(training["tokens_per_batch"])
-        return cls(manifest, model, load_tokenizer(folder), titles, chosen, tokens, autocast, states)
+        knowledge = manifest.report.texts.knowledge
+        return cls(manifest, model, load_tokenizer(folder), titles, chosen, tokens, autocast, knowledge, states)
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
 
-        Cost: a prompt of n + 1 interactions for each candidate; with cached items one token, and a pass over each new
-        item. Raises InputError that names the request and key.
+        Cost: a prompt for each request, of n interactions and all its candidates; with cached items one token a
+        candidate, and a pass over each new item. Raises InputError that names the request and key.
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
@@ -93,9 +110,10 @@ class Scorer:
 
     def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
         store = self._store(list(log.texts), log)
-        unlimited = int(np.iinfo(np.int32).max)  # no prompt is too long
-        n, prefix = self.model.context, len(store.prefix)
-        cut = prompts.cut(log.is_target, store.position, store.lengths(), n, 1, unlimited, prefix)
+        lengths, n, prefix = store.lengths(), self.model.context, len(store.prefix)
+        usual: int = self.manifest.report.network["row_length"]
+        most = max(usual, prefix + (n + 1) * int(lengths.max()) + 1)  # no prompt of one candidate is longer
+        cut, _ = prompts.cut(log.is_target, store.position, store.seen, lengths, n, 1, most, prefix)
         rows = Rows.pack(store, cut, self._row_length(cut.length))
         # Scores are in the order of the store's rows: that of requests and their candidates.
         return score(self.model, rows, np.arange(len(rows)), self.tokens_per_batch, self.device, self.autocast)[1]
@@ -105,8 +123,20 @@ class Scorer:
         if new:
             states.add(self._store(new, log), self.tokens_per_batch)
             self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
-        index = np.array([self.known[text] for text in log.texts])
-        return states.score(index[log.text], log.label, log.is_target)
+        text = np.array([self.known[text] for text in log.texts])[log.text]
+        seen = log.seen(self.knowledge)
+        place = _places(log, seen, states.lengths(text))
+        # For each candidate its context, then itself.
+        target = np.flatnonzero(log.is_target)
+        context = seen[target]
+        ends = np.cumsum(context + 1)
+        rows = np.arange(ends[-1]) - np.repeat(ends - context - 1, context + 1)
+        is_target = rows == np.repeat(context, context + 1)
+        rows = np.where(
+            is_target, np.repeat(target, context + 1), rows + np.repeat(target - log.position[target], context + 1)
+        )
+        known = log.position[rows] < np.repeat(log.known[target], context + 1)
+        return states.score(text[rows], log.label[rows], is_target, known, place[rows])
 
     def _log(self, requests: Sequence[Request]) -> _Log:
         index: dict[str, int] = {}
@@ -119,25 +149,39 @@ class Scorer:
 
         text: list[int] = []
         label: list[int] = []
-        position: list[int] = []
-        for request in requests:
-            first = max(0, len(request.history) - self.model.context)
-            context = [text_of(item) for item in request.history[first:]]
-            for candidate in request.candidates:
-                text += [*context, text_of(candidate)]
-                label += [*request.labels[first:], 0]  # no query sees a candidate's own label
-                position += range(len(context) + 1)
-        places = np.array(position, np.int32)
-        is_target = np.append(places[1:] == 0, True)  # the last of each prompt
-        return _Log(index, np.array(text, np.int32), np.array(label, np.int8), places, is_target)
+        parts = []
+        for number, asked in enumerate(requests):
+            request, known = self._known(asked, number)
+            stop = int((request if self.knowledge.context == "shown" else known)[-1])
+            first = max(0, stop - self.model.context)
+            rows, candidates = stop - first, len(asked.candidates)
+            text += [text_of(item) for item in (*asked.history[first:stop], *asked.candidates)]
+            # No query sees a label that is not known, nor a candidate's own.
+            label += [*(one or 0 for one in asked.labels[first:stop]), *[0] * candidates]
+            position = np.arange(rows + candidates, dtype=np.int32)
+            of_row = np.append(np.arange(first, stop), np.full(candidates, len(asked.history)))
+            parts.append((position, *(np.clip(x[of_row] - first, 0, rows) for x in (request, known)), position >= rows))
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return _Log(index, np.array(text, np.int32), np.array(label, np.int8), *columns)
+
+    def _known(self, asked: Request, number: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Of each row of a history and of the candidates: the first row of its request, and how many labels it knows."""
+        delay = self.knowledge.feedback_delay
+        if delay is not None and asked.history and not asked.times:
+            raise InputError(
+                f"request {number} key history has no timestamps, which a model with split.feedback_delay = {delay:g}"
+                " needs: it has learned from labels that come late"
+            )
+        return self.knowledge.of(asked.labels, asked.times, asked.time)
 
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
         facts = self.manifest.report
         tokens, offsets, _ = encode(self.tokenizer, texts, facts.texts.max_text_tokens)
         split, prefix = np.zeros(len(log.text), np.int8), np.asarray(facts.texts.prefix_tokens, np.int32)
-        special = facts.network["special"]
-        return TokenStore(tokens, offsets, log.text, log.label, split, log.position, prefix, special)
+        columns = (log.text, log.label, split, log.position, log.request, log.known)
+        special, context = facts.network["special"], self.knowledge.context
+        return TokenStore(tokens, offsets, *columns, prefix, special, context=context)
 
     def _render(self, item: Item) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""

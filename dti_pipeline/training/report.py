@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dti_pipeline.packing.knowledge import Knowledge
+
 
 @dataclass(frozen=True)
 class TrainingSummary:
@@ -33,6 +35,7 @@ class Texts:
     template: str
     max_text_tokens: int
     prefix_tokens: tuple[int, ...]
+    knowledge: Knowledge = Knowledge()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,14 +16,19 @@ from dti_pipeline.packing.prompts import Prompts, cut
 users = st.lists(st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=1, max_size=14), min_size=1, max_size=6)
 
 
-def cut_log(log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: int = 0) -> Prompts:
+def cut_log(
+    log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: int = 0,
+    seen: list[list[int]] | None = None,
+) -> Prompts:  # fmt: skip
     rows = [row for user in log for row in user]
+    position = np.array([i for user in log for i in range(len(user))], np.int32)
     return cut(
         np.array([target for _, target in rows], bool),
-        np.array([i for user in log for i in range(len(user))], np.int32),
+        position,
+        position if seen is None else np.array([i for user in seen for i in user], np.int32),
         np.array([length for length, _ in rows], np.int32),
         n, k, row_length, prefix,
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def by_hand(
@@ -64,6 +71,43 @@ def test_prompts_are_those_cut_by_hand(
     assert covered == [row for row, target in enumerate(flags) if target], "every target once"
     assert found.targets == sum(flags)
     assert (found.length <= row_length).all()
+
+
+@given(log=users, draw=st.randoms(use_true_random=False), known=st.booleans(), n=st.integers(0, 6),
+       k=st.one_of(st.none(), st.integers(1, 6)), spare=st.integers(0, 60))  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_requests_stay_whole_and_each_prompt_is_paid_for_what_stands_in_it(
+    log: list[list[tuple[int, bool]]], draw: Random, known: bool, n: int, k: int | None, spare: int
+) -> None:
+    """Also where rows see less than all rows before their request."""
+    seen = [_seen(len(user), draw, known) for user in log]
+    row_length = 9 * (n + 1) + 1 + spare
+    found = cut_log(log, n, k, row_length, seen=seen)
+    base, covered = 0, []
+    spans = list(zip(*(x.tolist() for x in (found.start, found.first_target, found.stop, found.length)), strict=True))
+    for user, sees in zip(log, seen, strict=True):
+        mine = [[x - base for x in span[:3]] + [span[3]] for span in spans if base <= span[1] < base + len(user)]
+        for start, first, stop, length in mine:
+            assert start == max(0, sees[first] - n)
+            context = [i for i in range(start, first) if i < sees[stop - 1]]
+            assert length == sum(user[i][0] for i in context) + sum(user[i][0] + 1 for i in range(first, stop))
+            assert length <= row_length
+            parted = stop < len(user) and user[stop][1] and sees[stop] == sees[stop - 1]
+            assert not parted or sees[first] == sees[stop], "only the first request may be parted"
+            assert k is None or stop - first <= k or sees[first] == sees[stop - 1]
+            covered += [base + i for i in range(first, stop)]
+        base += len(user)
+    flags = [target for user in log for _, target in user]
+    assert covered == [row for row, target in enumerate(flags) if target], "every target once"
+
+
+def _seen(rows: int, draw: Random, known: bool) -> list[int]:
+    """Rows in each row's context: those before its request of one to four rows, or fewer."""
+    seen: list[int] = []
+    while len(seen) < rows:
+        least = seen[-1] if seen else 0
+        seen += [draw.randint(least, len(seen)) if known else len(seen)] * min(draw.randint(1, 4), rows - len(seen))
+    return seen
 
 
 def test_a_context_longer_than_any_history_is_the_whole_history() -> None:

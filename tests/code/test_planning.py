@@ -40,7 +40,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 def flop(paradigm: str, k: int, c: int) -> float:
     """FLOP of one prompt of n context interactions and k targets, no padding."""
     store = uniform_store(users=1, interactions=N + k, tokens=c)
-    cut = prompts.cut(store.position >= N, store.position, store.lengths(), N, k, row_length=10**6)
+    cut, _ = prompts.cut(store.position >= N, store.position, store.seen, store.lengths(), N, k, 10**6)
     pairs = cost.visible_pairs(named(paradigm), cut, store, N)
     head = LLAMA.vocabulary * LLAMA.hidden
     return cost.training_flop(LLAMA, int(cut.length.sum()), pairs, k, adapters=0, head=head)
@@ -59,7 +59,7 @@ def test_the_table_of_limits_is_reproduced_to_its_last_digit(c: int, column: int
 def test_formulas_count_what_the_packer_lays_out(n: int, c: int, k: int) -> None:
     store = uniform_store(users=3, interactions=n + k, tokens=c)
     for targets, expected in ((1, cost.sliding_window_tokens(n, c)), (k, cost.streaming_tokens(n, c, k))):
-        cut = prompts.cut(store.position >= n, store.position, store.lengths(), n, targets, row_length=10**6)
+        cut, _ = prompts.cut(store.position >= n, store.position, store.seen, store.lengths(), n, targets, 10**6)
         assert cut.length.sum() / cut.targets == pytest.approx(expected)
     assert cost.token_speedup(n, c, 10**9) == pytest.approx(((n + 1) * c + 1) / (c + 1), rel=1e-6)
 

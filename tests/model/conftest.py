@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ from dti_pipeline.plain import from_plain
 SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 VOCABULARY = 40
 History = list[tuple[list[int], int]]
+Late = list[tuple[list[int], list[int]]]
 #: [SUM]s under the mask alone, and under both of the paper's fixes.
 RULES = pytest.mark.parametrize(
     "fixes", [{}, {"forgetting": "linear", "sum_position": "nope_alibi"}], ids=["plain", "fixes"]
@@ -45,7 +47,9 @@ class Log:
     store: TokenStore
 
     @classmethod
-    def of(cls, histories: list[History], prefix: tuple[int, ...] = ()) -> Log:
+    def of(cls, histories: list[History], prefix: tuple[int, ...] = (), late: Late | None = None) -> Log:
+        """``late``: request and known of each history's rows, by position; else each is a request of its own."""
+        request, known = zip(*late or [(range(len(h)), range(len(h))) for h in histories], strict=True)
         rows = [row for history in histories for row in history]
         tokens = [token for text, _ in rows for token in text]
         offsets = np.cumsum([0, *(len(text) for text, _ in rows)]).astype(np.int64)
@@ -56,6 +60,8 @@ class Log:
             label=np.array([label for _, label in rows], np.int8),
             split=np.zeros(len(rows), np.int8),
             position=np.array([i for history in histories for i in range(len(history))], np.int32),
+            request=np.array([i for one in request for i in one], np.int32),
+            known=np.array([i for one in known for i in one], np.int32),
             prefix=np.array(prefix, np.int32),
             special=SPECIAL,
             vocabulary=VOCABULARY,
@@ -64,7 +70,8 @@ class Log:
 
     @classmethod
     def random(cls, users: int, seed: int, shortest: int = 3, longest: int = 12, text: int = 4,
-               prefix: tuple[int, ...] = ()) -> Log:  # fmt: skip
+               prefix: tuple[int, ...] = (), late: str = "") -> Log:  # fmt: skip
+        """``late``: "shown" or "known" draws requests and labels that are known late, and is the context's kind."""
         draw = np.random.default_rng(seed)
         histories = [
             [
@@ -73,12 +80,19 @@ class Log:
             ]
             for _ in range(users)
         ]
-        return cls.of(histories, prefix)
+        log = cls.of(histories, prefix, [_late(len(history), draw) for history in histories] if late else None)
+        return cls(histories, dataclasses.replace(log.store, context="known" if late == "known" else "shown"))
+
+    def knowledge(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Of each history: rows in each row's context, and labels that it knows."""
+        starts = np.flatnonzero(self.store.position == 0)[1:]
+        for seen, known in zip(np.split(self.store.seen, starts), np.split(self.store.known, starts), strict=True):
+            yield seen.tolist(), known.tolist()
 
     def rows(self, context: int, targets: int | None, row_length: int, min_history: int = 1, seed: int = 0) -> Rows:
         store = self.store
-        cut = prompts.cut(
-            store.position >= min_history, store.position, store.lengths(), context, targets, row_length,
+        cut, _ = prompts.cut(
+            store.position >= min_history, store.position, store.seen, store.lengths(), context, targets, row_length,
             len(store.prefix),
         )  # fmt: skip
         return Rows.pack(store, cut, row_length, seed)
@@ -88,6 +102,17 @@ class Log:
 
     def batch_of(self, rows: Rows) -> Batch:
         return Batch.of(rows.assemble(np.arange(len(rows))), self.store.label)
+
+
+def _late(rows: int, draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Requests of one to three rows, each knowing the labels up to some row before it."""
+    request: list[int] = []
+    known: list[int] = []
+    while len(request) < rows:
+        size = min(int(draw.integers(1, 4)), rows - len(request))
+        known += [int(draw.integers(known[-1] if known else 0, len(request) + 1))] * size
+        request += [len(request)] * size
+    return request, known
 
 
 def k_of(paradigm: str) -> int:
@@ -187,6 +212,7 @@ histories = {
     "seed": st.integers(0, 10**6),
     "longest": st.integers(3, 14),
     "text": st.integers(1, 5),
+    "late": st.sampled_from(["", "shown", "known"]),
 }
 
 

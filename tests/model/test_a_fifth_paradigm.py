@@ -72,7 +72,7 @@ def test_its_pairs_are_counted() -> None:
     from dti_pipeline.packing import prompts
 
     store = log.store
-    cut = prompts.cut(store.position >= 1, store.position, store.lengths(), n, k, 128, 0)
+    cut, _ = prompts.cut(store.position >= 1, store.position, store.seen, store.lengths(), n, k, 128, 0)
     batch = log.batch(n, k, row_length=128)
     pairs = visible(batch.tokens, FIFTH, n)[batch.kind != Kind.PAD].sum()
     assert cost.visible_pairs(FIFTH, cut, store, n) == int(pairs)

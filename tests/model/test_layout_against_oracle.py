@@ -29,17 +29,28 @@ logs = st.builds(
     longest=st.integers(3, 15),
     text=st.integers(1, 5),
     prefix=st.sampled_from([(), (9,), (9, 8, 7)]),
+    late=st.sampled_from(["", "shown", "known"]),
 )
+
+
+def oracle_tokens(batch: Batch, row: int, slots: list[int]) -> list[oracle.Token]:
+    """Tokens of a prompt as the oracle has them."""
+    names = ("interaction", "seen", "known")
+    return [
+        {"kind": KINDS[Kind(int(batch.kind[row, s]))], **{name: int(getattr(batch, name)[row, s]) for name in names}}
+        for s in slots
+    ]
 
 
 def expected_prompts(log: Log, context: int, k: int | None, min_history: int) -> dict[int, list[oracle.Token]]:
     """Every prompt's tokens by the log row of its first target, with rows of the log instead of the history's."""
     found = {}
     base = 0
-    for history in log.histories:
+    for history, (seen, known) in zip(log.histories, log.knowledge(), strict=True):
         flags = [i >= min_history for i in range(len(history))]
-        for first, stop in oracle.targets_of(flags, k):
-            tokens = oracle.prompt(history, first, stop, context, SPECIAL, tuple(log.store.prefix.tolist()))
+        for first, stop in oracle.targets_of(flags, k, seen):
+            prefix = tuple(log.store.prefix.tolist())
+            tokens = oracle.prompt(history, first, stop, context, SPECIAL, prefix, seen, known)
             for token in tokens:
                 token["row"] += base if token["row"] >= 0 else 0
             found[base + first] = tokens
@@ -64,6 +75,8 @@ def test_rows_hold_exactly_the_prompts_of_the_oracle(log: Log, context: int, k: 
                     KINDS[Kind(layout.kind[r, s])],
                     int(layout.interaction[r, s]),
                     int(layout.position[r, s]),
+                    int(layout.seen[r, s]),
+                    int(layout.known[r, s]),
                 )
                 for s in slots
             ]
@@ -71,7 +84,8 @@ def test_rows_hold_exactly_the_prompts_of_the_oracle(log: Log, context: int, k: 
             found[int(targets[targets >= 0][0])] = (tokens, targets[targets >= 0].tolist())
     assert found.keys() == expected.keys()
     for first, tokens in expected.items():
-        assert found[first][0] == [(t["token"], t["kind"], t["interaction"], t["position"]) for t in tokens]
+        names = ("token", "kind", "interaction", "position", "seen", "known")
+        assert found[first][0] == [tuple(token[name] for name in names) for token in tokens]
         assert found[first][1] == [t["row"] for t in tokens if t["kind"] == "sum"]
 
 
@@ -85,9 +99,7 @@ def test_masks_are_the_oracle_s_pair_by_pair(paradigm: str, log: Log, context: i
         expected = torch.eye(batch.kind.shape[1], dtype=torch.bool)
         for document in batch.document[r][batch.kind[r] != Kind.PAD].unique():
             slots = ((batch.document[r] == document) & (batch.kind[r] != Kind.PAD)).nonzero().flatten().tolist()
-            tokens = [
-                {"kind": KINDS[Kind(int(batch.kind[r, s]))], "interaction": int(batch.interaction[r, s])} for s in slots
-            ]
+            tokens = oracle_tokens(batch, r, slots)
             for q in range(len(slots)):
                 for k_ in range(len(slots)):
                     expected[slots[q], slots[k_]] = oracle.sees(paradigm, context, tokens, q, k_)

@@ -66,7 +66,11 @@ def test_only_training_and_streaming_plans_have_more_than_one_target_a_prompt() 
     }
 
 
-@given(log=st.builds(Log.random, **histories), context=st.integers(0, 6), min_history=st.integers(0, 3))
+@given(
+    log=st.builds(Log.random, **{**histories, "late": st.just("")}),
+    context=st.integers(0, 6),
+    min_history=st.integers(0, 3),
+)
 @settings(max_examples=50, deadline=None)
 def test_one_target_a_prompt_is_n_interactions_and_the_target(log: Log, context: int, min_history: int) -> None:
     """Against the method's own words, without the packer: the n rows before a target, or as many as there are."""

@@ -22,6 +22,7 @@ from tests.model.conftest import TOLERANCE, Log, alone, differences, histories, 
 
 POSITIONS = ("rope", "rope_alibi", "nope_alibi")
 FIXES = list(itertools.product(POSITIONS, ("none", "linear", "square_root")))
+histories = {**histories, "late": st.sampled_from(["", "shown"])}
 logs = st.builds(Log.random, **histories)
 context = st.integers(0, 5)
 targets = st.sampled_from([2, 3, 5, None])

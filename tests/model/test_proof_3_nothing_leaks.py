@@ -21,8 +21,8 @@ from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import names
 from tests.model import oracle
 from tests.model.conftest import VOCABULARY, Log, histories, small_model
+from tests.model.test_layout_against_oracle import oracle_tokens
 
-KINDS = {Kind.TEXT: "text", Kind.SUM: "sum", Kind.LABEL: "label", Kind.PREFIX: "prefix"}
 PREFIX = (9, 8)
 logs = st.builds(Log.random, **{**histories, "text": st.integers(1, 3), "longest": st.integers(3, 9)})
 logs |= st.builds(Log.random, prefix=st.just(PREFIX), **{**histories, "longest": st.integers(3, 6)})
@@ -51,9 +51,7 @@ def reach_of_targets(batch: Batch, paradigm: str, n: int, layers: int, pooled: b
         filled = batch.kind[r] != Kind.PAD
         for document in batch.document[r][filled].unique():
             slots = ((batch.document[r] == document) & filled).nonzero().flatten().tolist()
-            tokens = [
-                {"kind": KINDS[Kind(int(batch.kind[r, s]))], "interaction": int(batch.interaction[r, s])} for s in slots
-            ]
+            tokens = oracle_tokens(batch, r, slots)
             for q, reach in enumerate(oracle.reaches(paradigm, n, tokens, layers, pooled)):
                 found[r * length + slots[q]] = [r * length + slots[k] for k in reach]
     mask = torch.zeros(len(batch.sum_index), batch.kind.numel(), dtype=torch.bool)

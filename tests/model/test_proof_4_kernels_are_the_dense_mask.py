@@ -22,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_pro
 
 from dti_pipeline.modeling.attention.backends import Banded, Fused
 from dti_pipeline.modeling.attention.interface import Backend
-from dti_pipeline.modeling.masks.visibility import Intervals, intervals, last_readers, visible
+from dti_pipeline.modeling.masks.visibility import intervals, last_readers, visible
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
@@ -81,7 +81,8 @@ def test_the_last_reader_of_a_key_is_the_last_that_sees_it(paradigm: str, log: L
     """Of a [SUM], which only itself sees, the last that would."""
     batch = log.batch(n, k, row_length=LENGTH)
     spans = intervals(batch.tokens, named(paradigm), n)
-    as_text = Intervals(spans.first, spans.prompt, spans.prompt_text, torch.zeros_like(spans.is_sum))
+    # As if all that lies between a context and its interaction were seen too.
+    as_text = spans._replace(seen=spans.own, known=spans.own, kind=torch.zeros_like(spans.kind))
     slot = torch.arange(LENGTH).expand_as(batch.token)
     seen = as_text.sees(slot[:, :, None], slot[:, None, :])
     last = torch.where(seen, slot[:, :, None], -1).amax(1)
@@ -97,8 +98,8 @@ def test_kernels_are_the_dense_mask(
 ) -> None:
     """On a CPU's bytes to 1e-5. On a GPU in fp32, and in bf16 as far as that goes; the same bits each time."""
     cuda = device == "cuda"
-    log = Log.random(users=20 if cuda else 4, seed=5, shortest=6, prefix=prefix)
-    for n, k in ((3, k_of(paradigm)), (9, 1)):
+    for n, k, late in ((3, k_of(paradigm), ""), (9, 1, ""), (3, k_of(paradigm), "shown"), (9, 1, "known")):
+        log = Log.random(users=20 if cuda else 4, seed=5, shortest=6, prefix=prefix, late=late)
         batch = log.batch(n, k, row_length=400 if cuda else 90).to(torch.device(device))
         given, direction = drawn(batch, *heads)
         expected = with_gradients(under(visible(batch.tokens, named(paradigm), n)), given, direction)
@@ -138,7 +139,7 @@ def test_kernels_are_the_dense_mask_of_any_log(
 @pytest.mark.parametrize("prefix", [(), (9, 8)], ids=["bare", "prefix"])
 @pytest.mark.parametrize("paradigm", names())
 def test_a_model_has_the_same_gradients(paradigm: str, prefix: tuple[int, ...], fixes: dict[str, str]) -> None:
-    log = Log.random(users=3, seed=5, shortest=6, prefix=prefix)
+    log = Log.random(users=3, seed=5, shortest=6, prefix=prefix, late="shown")
     batch = filled(log, log.rows(3, k_of(paradigm), 90))
     model = small_model(paradigm, 3, prefix=len(prefix), initial_std=0.1, **fixes)
     expected = outcome(model, batch)

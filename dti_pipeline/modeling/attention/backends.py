@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.modeling.attention.fused import attend_intervals
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.masks.visibility import Intervals, last_readers
+from dti_pipeline.modeling.masks.visibility import LABEL, SUM, Intervals, last_readers
 
 #: Queries of a band. Smaller bands skip more keys and cost more calls.
 BAND = 64
@@ -30,8 +30,7 @@ class Fused:
 
     @classmethod
     def of(cls, i: Intervals, has_prefix: bool) -> Fused:
-        facts = (i.first, i.prompt, i.prompt_text, i.is_sum, last_readers(i, has_prefix))
-        return cls(tuple(x.int() for x in facts), has_prefix)
+        return cls(tuple(x.int() for x in (*i, last_readers(i, has_prefix))), has_prefix)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
@@ -55,7 +54,7 @@ class Banded:
     @classmethod
     def of(cls, i: Intervals) -> Banded:
         reach, length = i.reach(), i.first.shape[1]
-        slim = Intervals(i.first.int(), i.prompt.int(), i.prompt_text.int(), i.is_sum)
+        slim = Intervals._make([*(x.int() for x in i[:-1]), i.kind])
         has_prefix = bool((i.prompt_text > i.prompt).any())
         starts = [(q, int(reach[:, q : q + BAND].min())) for q in range(0, length, BAND)]
         return cls(tuple((q, k, _mask(slim, q, k, has_prefix)) for q, k in starts))
@@ -91,16 +90,17 @@ def in_bands(
 def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
     """:meth:`Intervals.sees` of the band's queries from q, and the keys from k to its end: (B, 1, queries, keys)."""
     band = slice(q, q + BAND)
-    first, prompt, prompt_text = (x[:, band, None] for x in i[:3])
+    first, prompt, prompt_text, own, seen, known = (x[:, band, None] for x in i[:-1])
     key = torch.arange(k, q + first.shape[1], device=first.device, dtype=first.dtype)
-    seen = key >= first
+    kind = i.kind[:, None, k : band.stop]
+    mask = (key >= own) | ((key >= first) & (key < torch.where(kind == LABEL, known, seen)))
     if has_prefix:
-        seen |= (key >= prompt) & (key < prompt_text)
-    seen &= ~i.is_sum[:, None, k : band.stop]
-    own = seen[:, :, q - k :]  # all keys before the band's own are before its queries
-    own.tril_()
-    own.diagonal(dim1=1, dim2=2).fill_(True)
-    return seen[:, None]
+        mask |= (key >= prompt) & (key < prompt_text)
+    mask &= kind != SUM
+    within = mask[:, :, q - k :]  # all keys before the band's own are before its queries
+    within.tril_()
+    within.diagonal(dim1=1, dim2=2).fill_(True)
+    return mask[:, None]
 
 
 def _ranges_of(x: Tensor, ranges: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:

@@ -19,6 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dti_pipeline.packing.layout import Kind
+
+SUM, LABEL = (tl.constexpr(int(kind)) for kind in (Kind.SUM, Kind.LABEL))
+
 
 class Tiles(NamedTuple):
     """How a kernel is cut."""
@@ -59,32 +63,39 @@ def padded_width(width: int) -> int:
 
 
 @triton.jit
-def _of_queries(first, prompt, prompt_text, r, L, GROUP: tl.constexpr, AXIS: tl.constexpr, PREFIX: tl.constexpr):
-    """Slot (-1 where there is none), first, prompt, prompt_text of each row."""
+def _of_queries(facts, at, r, L, GROUP: tl.constexpr, AXIS: tl.constexpr, PREFIX: tl.constexpr):
+    """Slot (-1 where there is none), first, prompt, prompt_text, own, seen, known of each row; the batch's row of facts
+    begins ``at``."""
     token = r // GROUP
     there = token < L
-    begin = tl.load(first + token, there, L)
+    begin = tl.load(facts[0] + at + token, there, L)
     slot = tl.where(there, token, -1)
     if PREFIX:
-        prompt_begin = tl.load(prompt + token, there, L)
-        prompt_end = tl.load(prompt_text + token, there, 0)
+        prompt_begin = tl.load(facts[1] + at + token, there, L)
+        prompt_end = tl.load(facts[2] + at + token, there, 0)
     else:
         prompt_begin, prompt_end = begin, begin
+    own = tl.load(facts[3] + at + token, there, L)
+    seen = tl.load(facts[4] + at + token, there, 0)
+    known = tl.load(facts[5] + at + token, there, 0)
     return (
         tl.expand_dims(slot, AXIS),
         tl.expand_dims(begin, AXIS),
         tl.expand_dims(prompt_begin, AXIS),
         tl.expand_dims(prompt_end, AXIS),
+        tl.expand_dims(own, AXIS),
+        tl.expand_dims(seen, AXIS),
+        tl.expand_dims(known, AXIS),
     )
 
 
 @triton.jit
-def _sees(ours, j, is_sum, PREFIX: tl.constexpr):
+def _sees(ours, j, kind, PREFIX: tl.constexpr):
     """Intervals.sees. No key stands before the slot -1 of no query."""
-    inside = j >= ours[1]
+    inside = (j >= ours[4]) | ((j >= ours[1]) & (j < tl.where(kind == LABEL, ours[6], ours[5])))
     if PREFIX:
         inside = inside | ((j >= ours[2]) & (j < ours[3]))
-    return inside & (j <= ours[0]) & ((is_sum == 0) | (j == ours[0]))
+    return inside & (j <= ours[0]) & ((kind != SUM) | (j == ours[0]))
 
 
 @triton.jit
@@ -110,10 +121,11 @@ def _dot(x, y):
 @triton.jit
 def _stretches(ours, L, KEYS: tl.constexpr):
     """Of a tile of queries: where its keys begin, where all see whole tiles of keys, from and to, and where they end.
-    No query's own key is among the whole tiles: a [SUM] sees that one."""
+    No query's own key is among the whole tiles, as a [SUM] sees that one, and nothing behind the labels it knows, unless
+    it knows all."""
     begin, end = tl.min(ours[1]), tl.max(ours[0]) + 1
     all_from = tl.max(tl.where(ours[0] >= 0, ours[1], 0))
-    all_to = tl.min(tl.where(ours[0] >= 0, ours[0], L))
+    all_to = tl.min(tl.where(ours[0] >= 0, tl.where(ours[6] == ours[4], ours[0], ours[6]), L))
     all_from = begin + tl.cdiv(all_from - begin, KEYS) * KEYS
     all_to = all_from + tl.maximum(all_to - all_from, 0) // KEYS * KEYS
     return begin, all_from, all_to, end
@@ -121,7 +133,7 @@ def _stretches(ours, L, KEYS: tl.constexpr):
 
 @triton.jit
 def _attend(
-    state, q, ours, key, value, is_sum, begin, end, k_l, v_l, scale, L,
+    state, q, ours, key, value, kind, begin, end, k_l, v_l, scale, L,
     D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Go on with the softmax of a tile of queries over keys ``begin .. end``, scores in powers of two."""
@@ -132,12 +144,12 @@ def _attend(
         if MASKED:
             there = j < end
         k = _load(key, j * k_l, there, D, WIDTH)
-        hidden = tl.load(is_sum + j, there, 1)
+        of_keys = tl.load(kind + j, there, SUM)
         score = _dot(q, tl.trans(k)) * scale
         if MASKED:
-            score = tl.where(_sees(ours, j[None, :], hidden[None, :], PREFIX) & there[None, :], score, float("-inf"))
+            score = tl.where(_sees(ours, j[None, :], of_keys[None, :], PREFIX) & there[None, :], score, float("-inf"))
         else:
-            score += tl.where(hidden == 0, 0.0, float("-inf"))[None, :]
+            score += tl.where(of_keys != SUM, 0.0, float("-inf"))[None, :]
         above = tl.maximum(top, tl.max(score, 1))
         weight = tl.exp2(score - above[:, None])
         shrink = tl.exp2(top - above)
@@ -151,33 +163,34 @@ def _attend(
 
 @triton.jit
 def _interval_forward(
-    query, key, value, first, prompt, prompt_text, is_sum, until, out, level,
+    query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of queries and head of keys."""
+    facts = (first, prompt, prompt_text, own, seen, known)
     kv_head, b = tl.program_id(1) % (H // GROUP), (tl.program_id(1) // (H // GROUP)).to(tl.int64)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, head = r // GROUP, kv_head * GROUP + r % GROUP
     here = token < L
-    ours = _of_queries(first + b * L, prompt + b * L, prompt_text + b * L, r, L, GROUP, 1, PREFIX)
+    ours = _of_queries(facts, b * L, r, L, GROUP, 1, PREFIX)
     q = _load(query + b * q_b, token * q_l + head * q_h, here, D, WIDTH)
     key += b * k_b + kv_head * k_h
     value += b * v_b + kv_head * v_h
-    is_sum += b * L
+    kind += b * L
     scale *= 1.4426950408889634  # exp2 is what the chip has
     state = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
     begin, all_from, all_to, end = _stretches(ours, L, KEYS)
     if PREFIX:
         prefix, prefix_end = tl.min(ours[2]), tl.minimum(tl.max(ours[3]), begin)
-        state = _attend(state, q, ours, key, value, is_sum, prefix, prefix_end, k_l, v_l, scale, L,
+        state = _attend(state, q, ours, key, value, kind, prefix, prefix_end, k_l, v_l, scale, L,
                         D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
-    state = _attend(state, q, ours, key, value, is_sum, begin, tl.minimum(all_from, end), k_l, v_l, scale, L,
+    state = _attend(state, q, ours, key, value, kind, begin, tl.minimum(all_from, end), k_l, v_l, scale, L,
                     D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
-    state = _attend(state, q, ours, key, value, is_sum, all_from, all_to, k_l, v_l, scale, L,
+    state = _attend(state, q, ours, key, value, kind, all_from, all_to, k_l, v_l, scale, L,
                     D, WIDTH, PREFIX, KEYS, False)  # fmt: skip
-    state = _attend(state, q, ours, key, value, is_sum, all_to, end, k_l, v_l, scale, L,
+    state = _attend(state, q, ours, key, value, kind, all_to, end, k_l, v_l, scale, L,
                     D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
     top, total, o = state
     at = (b * L + token) * H + head
@@ -188,7 +201,7 @@ def _interval_forward(
 
 @triton.jit
 def _differentiate(
-    dq, q, do, ours, top, mean, key, value, is_sum, begin, end, k_l, v_l, scale, L,
+    dq, q, do, ours, top, mean, key, value, kind, begin, end, k_l, v_l, scale, L,
     D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add what keys ``begin .. end`` give to the gradient of a tile of queries."""
@@ -199,12 +212,12 @@ def _differentiate(
             there = j < end
         k = _load(key, j * k_l, there, D, WIDTH)
         v = _load(value, j * v_l, there, D, WIDTH)
-        hidden = tl.load(is_sum + j, there, 1)
+        of_keys = tl.load(kind + j, there, SUM)
         score = _dot(q, tl.trans(k)) * scale - top
         if MASKED:
-            score = tl.where(_sees(ours, j[None, :], hidden[None, :], PREFIX) & there[None, :], score, float("-inf"))
+            score = tl.where(_sees(ours, j[None, :], of_keys[None, :], PREFIX) & there[None, :], score, float("-inf"))
         else:
-            score += tl.where(hidden == 0, 0.0, float("-inf"))[None, :]
+            score += tl.where(of_keys != SUM, 0.0, float("-inf"))[None, :]
         ds = tl.exp2(score) * (_dot(do, tl.trans(v)) - mean)
         dq += _dot(ds.to(k.dtype), k)
     return dq
@@ -212,18 +225,19 @@ def _differentiate(
 
 @triton.jit
 def _interval_backward_queries(
-    query, key, value, first, prompt, prompt_text, is_sum, until, out, level, d_out, delta, d_query,
+    query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level, d_out, delta, d_query,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The same tiles. ``delta``, written for the other kernel, is the product of output and its gradient."""
+    facts = (first, prompt, prompt_text, own, seen, known)
     kv_head, b = tl.program_id(1) % (H // GROUP), (tl.program_id(1) // (H // GROUP)).to(tl.int64)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, head = r // GROUP, kv_head * GROUP + r % GROUP
     here = token < L
     at = (b * L + token) * H + head
-    ours = _of_queries(first + b * L, prompt + b * L, prompt_text + b * L, r, L, GROUP, 1, PREFIX)
+    ours = _of_queries(facts, b * L, r, L, GROUP, 1, PREFIX)
     q = _load(query + b * q_b, token * q_l + head * q_h, here, D, WIDTH)
     do = _load(d_out, at * D, here, D, WIDTH)
     mean = tl.sum(_load(out, at * D, here, D, WIDTH).to(tl.float32) * do.to(tl.float32), 1)
@@ -231,39 +245,40 @@ def _interval_backward_queries(
     top, mean = tl.load(level + at, here, 0.0)[:, None], mean[:, None]
     key += b * k_b + kv_head * k_h
     value += b * v_b + kv_head * v_h
-    is_sum += b * L
+    kind += b * L
     log_scale = scale * 1.4426950408889634
     dq = tl.zeros([ROWS, WIDTH], tl.float32)
     begin, all_from, all_to, end = _stretches(ours, L, KEYS)
     if PREFIX:
         prefix, prefix_end = tl.min(ours[2]), tl.minimum(tl.max(ours[3]), begin)
-        dq = _differentiate(dq, q, do, ours, top, mean, key, value, is_sum, prefix, prefix_end, k_l, v_l, log_scale, L,
+        dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, prefix, prefix_end, k_l, v_l, log_scale, L,
                             D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
-    dq = _differentiate(dq, q, do, ours, top, mean, key, value, is_sum, begin, tl.minimum(all_from, end), k_l, v_l,
+    dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, begin, tl.minimum(all_from, end), k_l, v_l,
                         log_scale, L, D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
-    dq = _differentiate(dq, q, do, ours, top, mean, key, value, is_sum, all_from, all_to, k_l, v_l, log_scale, L,
+    dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, all_from, all_to, k_l, v_l, log_scale, L,
                         D, WIDTH, PREFIX, KEYS, False)  # fmt: skip
-    dq = _differentiate(dq, q, do, ours, top, mean, key, value, is_sum, all_to, end, k_l, v_l, log_scale, L,
+    dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, all_to, end, k_l, v_l, log_scale, L,
                         D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
     _store(d_query, dq * scale, at * D, here, D, WIDTH)
 
 
 @triton.jit
 def _interval_backward_keys(
-    query, key, value, first, prompt, prompt_text, is_sum, until, out, level, d_out, delta, d_key, d_value,
+    query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level, d_out, delta, d_key, d_value,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of keys and head of them; pairs stand transposed. Its queries are those from its own begin to
     the last that sees one of its keys."""
+    facts = (first, prompt, prompt_text, own, seen, known)
     kv_head, b = tl.program_id(1) % (H // GROUP), (tl.program_id(1) // (H // GROUP)).to(tl.int64)
     begin = tl.program_id(0) * KEYS
     j = begin + tl.arange(0, KEYS)
     there = j < L
     k = _load(key + b * k_b + kv_head * k_h, j * k_l, there, D, WIDTH)
     v = _load(value + b * v_b + kv_head * v_h, j * v_l, there, D, WIDTH)
-    hidden = tl.load(is_sum + b * L + j, there, 1)
+    of_keys = tl.load(kind + b * L + j, there, SUM)
     last = tl.max(tl.load(until + b * L + j, there, -1))
     log_scale = scale * 1.4426950408889634
     dk, dv = tl.zeros([KEYS, WIDTH], tl.float32), tl.zeros([KEYS, WIDTH], tl.float32)
@@ -272,12 +287,12 @@ def _interval_backward_keys(
         token, head = r // GROUP, kv_head * GROUP + r % GROUP
         here = token < L
         at = (b * L + token) * H + head
-        ours = _of_queries(first + b * L, prompt + b * L, prompt_text + b * L, r, L, GROUP, 0, PREFIX)
+        ours = _of_queries(facts, b * L, r, L, GROUP, 0, PREFIX)
         q = _load(query + b * q_b, token * q_l + head * q_h, here, D, WIDTH)
         do = _load(d_out, at * D, here, D, WIDTH)
         top, mean = tl.load(level + at, here, 0.0)[None, :], tl.load(delta + at, here, 0.0)[None, :]
         score = _dot(k, tl.trans(q)) * log_scale - top
-        visible = _sees(ours, j[:, None], hidden[:, None], PREFIX)
+        visible = _sees(ours, j[:, None], of_keys[:, None], PREFIX)
         weight = tl.exp2(tl.where(visible, score, float("-inf")))
         dv += _dot(weight.to(do.dtype), do)
         ds = weight * (_dot(v, tl.trans(do)) - mean)

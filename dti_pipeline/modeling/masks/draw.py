@@ -6,8 +6,8 @@ sees whom: the mask that is drawn is the mask that is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -59,10 +59,15 @@ class PromptMask:
 
 
 def prompt_mask(
-    paradigm: Paradigm, context: int = CONTEXT, targets: int | None = None, tokens: int = TOKENS
+    paradigm: Paradigm,
+    context: int = CONTEXT,
+    targets: int | None = None,
+    tokens: int = TOKENS,
+    known: Sequence[int] | None = None,
 ) -> PromptMask:
     """The mask of one prompt of ``context`` and ``targets`` interactions of ``tokens`` tokens each: tokens - 1 of
-    text and the label, and in targets one [SUM] between them. Cost: L² bytes, L = (n + k) c + k.
+    text and the label, and in targets one [SUM] between them. ``known``: for each interaction the last one whose label
+    is known to it, -1 for none; by default the one before. Cost: L² bytes, L = (n + k) c + k.
 
     Raises InputError for counts that make no prompt, and for a sliding window with more than one target: it has one.
     """
@@ -83,8 +88,11 @@ def prompt_mask(
     if length > LONGEST:
         raise InputError(f"the prompt would have {length} tokens: draw at most {LONGEST}")
     one = np.zeros(1, np.int64)
+    store = uniform_store(users=1, interactions=interactions, tokens=tokens)
+    if known is not None:
+        store = replace(store, known=_labels_known(known, interactions))
     rows = Rows(
-        store=uniform_store(users=1, interactions=interactions, tokens=tokens),
+        store=store,
         row_length=length,
         start=one,
         first_target=one + context,
@@ -92,7 +100,8 @@ def prompt_mask(
         bounds=np.array([0, 1]),
     )
     layout = rows.assemble(one)
-    as_tokens = Tokens(*(torch.from_numpy(x) for x in (layout.document, layout.interaction, layout.kind)))
+    columns = (layout.document, layout.interaction, layout.kind, layout.seen, layout.known)
+    as_tokens = Tokens(*(torch.from_numpy(x) for x in columns))
     return PromptMask(
         paradigm=paradigm.name,
         context=context,
@@ -102,13 +111,44 @@ def prompt_mask(
     )
 
 
+def numbers(text: str) -> list[int]:
+    """The interactions that ``--known`` names, from what stands between its commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--known {text} must name interactions by number: -1,0,1 for one") from error
+
+
+def _labels_known(known: Sequence[int], interactions: int) -> NDArray[np.int32]:
+    """How many labels each interaction knows, from the last that it knows."""
+    if len(known) != interactions:
+        raise InputError(f"--known names {len(known)} interactions, but the prompt has {interactions}: one for each")
+    for i, last in enumerate(known):
+        if not -1 <= last < i:
+            raise InputError(f"--known says {last} of interaction {i}: it must be an earlier one, or -1 for none")
+        if i and last < known[i - 1]:
+            raise InputError(
+                f"--known says {last} of interaction {i}, but {known[i - 1]} of the one before it knew more"
+            )
+    return np.array(known, np.int32) + 1
+
+
 def prompt_masks(
-    paradigm: str | None, context: int = CONTEXT, targets: int | None = None, tokens: int = TOKENS
+    paradigm: str | None,
+    context: int = CONTEXT,
+    targets: int | None = None,
+    tokens: int = TOKENS,
+    known: Sequence[int] | None = None,
 ) -> dict[str, PromptMask]:
-    """The mask of the named paradigm, or with None of each; those that do not stream keep to one target."""
+    """The mask of the named paradigm, or with None of each; those that do not stream keep to one target, and to as much
+    of ``known`` as a prompt of one target has."""
     if paradigm is not None:
-        return {paradigm: prompt_mask(named(paradigm), context, targets, tokens)}
-    return {p.name: prompt_mask(p, context, targets if p.streams else 1, tokens) for p in paradigms.PARADIGMS}
+        return {paradigm: prompt_mask(named(paradigm), context, targets, tokens, known)}
+    single = None if known is None else known[: context + 1]
+    return {
+        p.name: prompt_mask(p, context, *((targets, tokens, known) if p.streams else (1, tokens, single)))
+        for p in paradigms.PARADIGMS
+    }
 
 
 def text(mask: PromptMask, columns: int | None = None) -> Text:

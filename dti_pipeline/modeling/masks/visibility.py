@@ -3,7 +3,9 @@
 The dense form, :func:`visible`, reads like the table in :mod:`dti_pipeline.paradigms`. The interval form,
 :func:`intervals`, says the same in a few numbers a query: attention kernels evaluate them and skip blocks by them.
 Tests hold the two equal. Attention is causal and within one prompt; a [SUM] is seen by itself only; a prefix is seen by
-its whole prompt.
+its whole prompt. What an interaction's tokens see of earlier ones ends where its context ends (its request's other rows
+are no part of it), and a label is seen only where it was known by then. Both ends ascend from interaction to
+interaction, so that no state between them can pass on more.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Tokens:
     document: Tensor
     interaction: Tensor
     kind: Tensor
+    seen: Tensor
+    known: Tensor
 
 
 def visible(tokens: Tokens, paradigm: Paradigm, context: int) -> Tensor:
@@ -41,13 +45,16 @@ def visible(tokens: Tokens, paradigm: Paradigm, context: int) -> Tensor:
     key_is_sum = _key(tokens.kind) == Kind.SUM
     key_is_prefix = _key(tokens.kind) == Kind.PREFIX
     query, key = _pairs(tokens.interaction)
+    seen, known = _query(tokens.seen), _query(tokens.known)
+    own = key == query
     within = {
-        Reach.ITEM: key == query,
-        Reach.WINDOW: key >= query - context,
-        Reach.PROMPT: torch.ones_like(causal),
+        Reach.ITEM: torch.zeros_like(own),
+        Reach.WINDOW: key >= seen - context,
+        Reach.PROMPT: torch.ones_like(own),
     }
-    reach = torch.where(query_is_sum, within[paradigm.sums], within[paradigm.text])
-    return (same_prompt & causal & (reach | key_is_prefix) & ~key_is_sum) | itself
+    earlier = torch.where(query_is_sum, within[paradigm.sums], within[paradigm.text]) & (key < seen)
+    told = (_key(tokens.kind) != Kind.LABEL) | (key < known)
+    return (same_prompt & causal & (own | (earlier & told) | key_is_prefix) & ~key_is_sum) | itself
 
 
 def _query(x: Tensor) -> Tensor:
@@ -63,13 +70,16 @@ def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Intervals(NamedTuple):
-    """A mask as numbers a query: it sees slots ``first .. itself`` and ``prompt .. prompt_text`` (the prefix), less
-    every [SUM] but itself. All (B, L)."""
+    """A mask as numbers a query: it sees slots ``own .. itself``, ``first .. seen`` (its context; labels up to
+    ``known`` only) and ``prompt .. prompt_text`` (the prefix), less every [SUM] but itself. All (B, L)."""
 
-    first: Tensor
+    first: Tensor  # first slot of its context; of its own interaction where it sees none
     prompt: Tensor  # first slot of the prompt
     prompt_text: Tensor  # first slot after the prefix
-    is_sum: Tensor
+    own: Tensor  # first slot of its own interaction
+    seen: Tensor  # first slot after its context
+    known: Tensor  # labels before this slot are known to it
+    kind: Tensor
 
     def reach(self) -> Tensor:
         """(B, L) the earliest slot each query can see."""
@@ -78,10 +88,11 @@ class Intervals(NamedTuple):
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast."""
-        first, prompt, prompt_text = (at(x, query) for x in (self.first, self.prompt, self.prompt_text))
-        window = (key <= query) & (key >= first)
-        prefix = (key <= query) & (key >= prompt) & (key < prompt_text)
-        return (window | prefix) & (~at(self.is_sum, key) | (key == query))
+        first, prompt, prompt_text, own, seen, known = (at(x, query) for x in self[:-1])
+        kind = at(self.kind, key)
+        context = (key >= first) & (key < seen) & ((kind != LABEL) | (key < known))
+        prefix = (key >= prompt) & (key < prompt_text)
+        return (key <= query) & (context | prefix | (key >= own)) & ((kind != SUM) | (key == query))
 
 
 def at(x: Tensor, slots: Tensor) -> Tensor:
@@ -102,18 +113,18 @@ def intervals(tokens: Tokens, paradigm: Paradigm, context: int) -> Intervals:
         return torch.searchsorted(key, (document * width + target + 1).contiguous())
 
     prompt, prompt_text = start_of(torch.full_like(interaction, -1)), start_of(torch.zeros_like(interaction))
+    own, seen, known = start_of(interaction), start_of(tokens.seen.long()), start_of(tokens.known.long())
 
     def first_seen(reach: Reach) -> Tensor:
         if reach is Reach.PROMPT:
             return prompt
-        return start_of(interaction if reach is Reach.ITEM else (interaction - context).clamp(min=0))
+        return own if reach is Reach.ITEM else start_of((tokens.seen.long() - context).clamp(min=0))
 
     first = first_seen(paradigm.text)
     if paradigm.sums is not paradigm.text:
         first = torch.where(is_sum, first_seen(paradigm.sums), first)
-    first = torch.where(tokens.kind == PREFIX, prompt, first)
-    first, prompt, prompt_text = (torch.where(is_pad, slot, x) for x in (first, prompt, prompt_text))
-    return Intervals(first, prompt, prompt_text, is_sum)
+    slots = (torch.minimum(first, own), prompt, prompt_text, own, seen, known)
+    return Intervals._make([*(torch.where(is_pad, slot, x) for x in slots), tokens.kind])
 
 
 def last_readers(i: Intervals, has_prefix: bool) -> Tensor:

@@ -40,6 +40,8 @@ class Batch:
     position: Tensor  # (B, L) int32
     document: Tensor  # (B, L) int32
     interaction: Tensor  # (B, L) int32
+    seen: Tensor  # (B, L) int32
+    known: Tensor  # (B, L) int32
     kind: Tensor  # (B, L) int8
     sum_index: Tensor  # (T,) int64, flat: row * L + slot of each [SUM]
     sum_within: Tensor  # (T,) int64, how many [SUM]s of its row stand before it
@@ -73,7 +75,7 @@ class Batch:
 
     @property
     def tokens(self) -> Tokens:
-        return Tokens(self.document, self.interaction, self.kind)
+        return Tokens(self.document, self.interaction, self.kind, self.seen, self.known)
 
     def to(self, device: torch.device) -> Batch:
         if self.memory is None:

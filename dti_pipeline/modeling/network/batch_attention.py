@@ -111,6 +111,7 @@ class BatchAttentionBuilder:
             spans=spans,
             position=batch.position,
             interaction=batch.interaction,
+            seen=batch.seen,
             context=self.context,
             alibi=self.settings.sum_position != "rope",
             family=self.settings.forgetting,

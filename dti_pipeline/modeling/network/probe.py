@@ -169,7 +169,8 @@ def _two_prompts(device: torch.device) -> Intervals:
     kind = torch.full((5, 6), int(Kind.TEXT), dtype=torch.int8, device=device)
     kind[:, 1] = Kind.SUM
     document = torch.tensor([[0, 0, 0, 1, 1, 1]], dtype=torch.int32, device=device).repeat(5, 1)
-    tokens = Tokens(document, torch.zeros_like(document), kind)
+    none = torch.zeros_like(document)
+    tokens = Tokens(document, none, kind, none, none)
     return intervals(tokens, SLIDING_WINDOW, 1)
 
 
@@ -230,9 +231,11 @@ def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
     """Every token of the probe as if it were a [SUM], in interactions of one token, three amounts to forget."""
     kind = torch.full(positions.shape, int(Kind.TEXT), dtype=torch.int8, device=positions.device)
     slot = torch.arange(positions.shape[1], device=positions.device).expand_as(positions).contiguous()
-    spans = intervals(Tokens(torch.zeros_like(slot), slot, kind), DTI_GROWING, 2)
+    spans = intervals(Tokens(torch.zeros_like(slot), slot, kind, slot, slot), DTI_GROWING, 2)
     valid = torch.ones_like(slot, dtype=torch.bool)
-    rule = Rule(spans, positions, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7)
+    rule = Rule(
+        spans, positions, slot, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7
+    )
     return sum_rows(
         slot,
         valid,

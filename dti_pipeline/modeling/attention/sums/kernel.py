@@ -22,6 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dti_pipeline.packing.layout import Kind
+
+SUM, LABEL = (tl.constexpr(int(kind)) for kind in (Kind.SUM, Kind.LABEL))
+
 
 class Tiles(NamedTuple):
     """How a kernel is cut."""
@@ -51,23 +55,26 @@ def tiles(kernel: str, query: Tensor) -> Tiles:
 
 @triton.jit
 def _of_sums(sums, s, here, plane, AXIS: tl.constexpr):
-    """Facts.sums: slot, first, prompt, prompt_text, position, interaction."""
+    """Facts.sums: slot, first, prompt, prompt_text, own, seen, known, position, end of the context."""
     slot = tl.expand_dims(tl.load(sums + s, here, -1), AXIS)
     first = tl.expand_dims(tl.load(sums + plane + s, here, 0), AXIS)
     prompt = tl.expand_dims(tl.load(sums + 2 * plane + s, here, 0), AXIS)
     prompt_text = tl.expand_dims(tl.load(sums + 3 * plane + s, here, 0), AXIS)
-    position = tl.expand_dims(tl.load(sums + 4 * plane + s, here, 0), AXIS)
-    interaction = tl.expand_dims(tl.load(sums + 5 * plane + s, here, 0), AXIS)
-    return slot, first, prompt, prompt_text, position, interaction
+    own = tl.expand_dims(tl.load(sums + 4 * plane + s, here, 0), AXIS)
+    seen = tl.expand_dims(tl.load(sums + 5 * plane + s, here, 0), AXIS)
+    known = tl.expand_dims(tl.load(sums + 6 * plane + s, here, 0), AXIS)
+    position = tl.expand_dims(tl.load(sums + 7 * plane + s, here, 0), AXIS)
+    end = tl.expand_dims(tl.load(sums + 8 * plane + s, here, 0), AXIS)
+    return slot, first, prompt, prompt_text, own, seen, known, position, end
 
 
 @triton.jit
 def _of_keys(keys, j, there, plane, AXIS: tl.constexpr):
-    """The slot, and Facts.keys: is_sum, position, interaction."""
-    is_sum = tl.expand_dims(tl.load(keys + j, there, 0), AXIS)
+    """The slot, and Facts.keys: kind, position, interaction."""
+    kind = tl.expand_dims(tl.load(keys + j, there, 0), AXIS)
     position = tl.expand_dims(tl.load(keys + plane + j, there, 0), AXIS)
     interaction = tl.expand_dims(tl.load(keys + 2 * plane + j, there, 0), AXIS)
-    return tl.expand_dims(j, AXIS), is_sum, position, interaction
+    return tl.expand_dims(j, AXIS), kind, position, interaction
 
 
 @triton.jit
@@ -87,19 +94,21 @@ def _reach(ours):
 @triton.jit
 def _sees(ours, theirs):
     """Intervals.sees. A key behind the row's end is before no slot, and no key is before the slot -1 of no [SUM]."""
-    inside = (theirs[0] >= ours[1]) | ((theirs[0] >= ours[2]) & (theirs[0] < ours[3]))
-    return inside & (theirs[0] <= ours[0]) & ((theirs[1] == 0) | (theirs[0] == ours[0]))
+    j, kind = theirs[0], theirs[1]
+    context = (j >= ours[1]) & (j < tl.where(kind == LABEL, ours[6], ours[5]))
+    inside = context | (j >= ours[4]) | ((j >= ours[2]) & (j < ours[3]))
+    return inside & (j <= ours[0]) & ((kind != SUM) | (j == ours[0]))
 
 
 @triton.jit
 def _back(ours, theirs):
-    return tl.maximum(ours[4] - theirs[2], 0).to(tl.float32)
+    return tl.maximum(ours[7] - theirs[2], 0).to(tl.float32)
 
 
 @triton.jit
 def _mixture(ours, theirs, means, eps, maximum, context, FAMILY: tl.constexpr):
     """a(d), the two shares, and rms(a)⁻²: 0 where rounding made the square negative, as it has no gradient there."""
-    distance = tl.where(theirs[3] < 0, 0, ours[5] - theirs[3]).to(tl.float32)
+    distance = tl.where(theirs[3] < 0, 0, ours[8] - theirs[3]).to(tl.float32)
     a = tl.minimum(tl.maximum(distance / context, 0.0), 1.0)
     if FAMILY == "quadratic":
         a = a * a

@@ -43,6 +43,7 @@ class Rule:
     spans: Intervals
     position: Tensor  # (B, L)
     interaction: Tensor  # (B, L)
+    seen: Tensor  # (B, L) interactions before this one are in its context
     context: int
     alibi: bool
     family: str  # of a(d), or none
@@ -53,19 +54,18 @@ class Rule:
         back = (at(self.position, query) - at(self.position, key)).clamp(min=0).float() if self.alibi else None
         amount = None
         if self.family != "none":
-            own, theirs = at(self.interaction, query), at(self.interaction, key)
-            # The instruction (interaction -1) is at no distance: it is not forgotten.
-            distance = torch.where(theirs < 0, torch.zeros_like(own), own - theirs)
+            end, theirs = at(self.seen, query), at(self.interaction, key)
+            # A [SUM]'s own interaction and the instruction (interaction -1) are at no distance: not forgotten.
+            distance = torch.where(theirs < 0, torch.zeros_like(end), end - theirs)
             amount = forgetting(distance, self.family, self.maximum, self.context)
         return Pairs(self.spans.sees(query, key), back, amount)
 
     def facts(self, slot: Tensor, valid: Tensor) -> Facts:
         """Of [SUM]s at ``slot`` (B, S), and of all keys."""
-        first, prompt, prompt_text, is_sum = self.spans
-        own = (at(x, slot) for x in (first, prompt, prompt_text, self.position, self.interaction))
+        own = (at(x, slot) for x in (*self.spans[:-1], self.position, self.seen))
         return Facts(
             torch.stack([x.int() for x in (torch.where(valid, slot, -1), *own)]),
-            torch.stack([x.int() for x in (is_sum, self.position, self.interaction)]),
+            torch.stack([x.int() for x in (self.spans.kind, self.position, self.interaction)]),
         )
 
 
@@ -73,8 +73,8 @@ class Facts(NamedTuple):
     """What the rule needs to know of [SUM]s and of keys, in int32, as the kernels of
     :mod:`dti_pipeline.modeling.attention.sums.kernel` read it."""
 
-    sums: Tensor  # (6, B, S): slot (-1 on padding), first, prompt, prompt_text, position, interaction
-    keys: Tensor  # (3, B, L): whether it is a [SUM], position, interaction
+    sums: Tensor  # (9, B, S): slot (-1 on padding), the six of Intervals, position, where its context ends
+    keys: Tensor  # (3, B, L): kind, position, interaction
 
 
 class Sizes(NamedTuple):
