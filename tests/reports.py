@@ -42,6 +42,7 @@ VALIDATE = ValidateReport(
 TOKENIZE = TokenizeReport(
     interactions=90, texts=40, texts_cut=0, tokens=400, tokens_per_interaction=4.4, vocabulary=94,
     special_tokens={"pad": 0, "sum": 1, "yes": 2, "no": 3}, prefix_tokens=(),
+    context="shown",
 )  # fmt: skip
 PLAN = PlanReport(
     targets=90, targets_in_log=90, dropped=0, dropped_reason=None, targets_per_prompt=50, prompts=9,

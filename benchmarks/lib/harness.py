@@ -181,7 +181,7 @@ def token_store(
         text=draw.integers(0, items, rows).astype(np.int32),
         label=draw.integers(0, 2, rows).astype(np.int8),
         split=np.zeros(rows, np.int8),
-        position=position.astype(np.int32),
+        **dict.fromkeys(("position", "request", "known"), position.astype(np.int32)),
         prefix=np.zeros(0, np.int32),
         special=special,
         vocabulary=4096,

@@ -18,6 +18,7 @@ class TokenizeReport:
     vocabulary: int  # V: token ids are below it
     special_tokens: dict[str, int]  # id by role: pad, sum, yes, no
     prefix_tokens: tuple[int, ...]  # that open every prompt
+    context: Literal["shown", "known"]  # split.context: which rows stand in a target's context
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,8 @@ class Scorer:
         facts = self.manifest.report
         tokens, offsets, _ = encode(self.tokenizer, texts, facts.texts.max_text_tokens)
         split, prefix = np.zeros(len(log.text), np.int8), np.asarray(facts.texts.prefix_tokens, np.int32)
-        special = facts.network["special"]
-        return TokenStore(tokens, offsets, log.text, log.label, split, log.position, prefix, special)
+        special, place = facts.network["special"], log.position
+        return TokenStore(tokens, offsets, log.text, log.label, split, place, place, place, prefix, special)
 
     def _render(self, item: Item) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""

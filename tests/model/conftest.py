@@ -49,13 +49,14 @@ class Log:
         rows = [row for history in histories for row in history]
         tokens = [token for text, _ in rows for token in text]
         offsets = np.cumsum([0, *(len(text) for text, _ in rows)]).astype(np.int64)
+        position = np.array([i for history in histories for i in range(len(history))], np.int32)
         store = TokenStore(
             tokens=np.array(tokens, np.int32),
             offsets=offsets,
             text=np.arange(len(rows), dtype=np.int32),
             label=np.array([label for _, label in rows], np.int8),
             split=np.zeros(len(rows), np.int8),
-            position=np.array([i for history in histories for i in range(len(history))], np.int32),
+            **dict.fromkeys(("position", "request", "known"), position),
             prefix=np.array(prefix, np.int32),
             special=SPECIAL,
             vocabulary=VOCABULARY,
