@@ -62,7 +62,7 @@ def run(grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: i
     paths = Paths(work / data_set)
     log, store = interactions.read(paths, settings.split.min_history), TokenStore.open(paths.tokens)
     split = np.asarray(log.table["split"].to_pylist())
-    eligible = log.position >= settings.split.min_history
+    eligible = log.request >= settings.split.min_history
     targets = {name: np.flatnonzero((split == name) & eligible) for name in ("train", "validation", "test")}
     fitted = fit(log, store, targets, n, seed)
     test = targets["test"]

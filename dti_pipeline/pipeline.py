@@ -81,7 +81,7 @@ VALIDATE = Stage(
 TOKENIZE = Stage(
     name="tokenize", asset="tokens", function="dti_pipeline.packing.tokenize:tokenize", report=TokenizeReport,
     summary="Every item text to tokens, once; interactions as memory-mapped columns beside them.",
-    deps=("data/events", "data/checks"), outs=("data/tokens",), params=("tokens", "validation.required"),
+    deps=("data/events", "data/checks"), outs=("data/tokens",), params=("tokens", "split", "validation.required"),
 )  # fmt: skip
 PACK = Stage(
     name="pack", asset="shards", function="dti_pipeline.packing.pack:pack", report=PackReport, per_paradigm=True,

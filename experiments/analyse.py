@@ -329,6 +329,6 @@ def _floor_aucs(config: Config, paths: Paths, n: int, split: str) -> dict[str, f
     if (most := config.packing.max_targets) is not None:
         log = replace(log, train=limit(log.train, log.position, most, config.packing.seed))
     evaluated = np.asarray(log.table["split"].to_pylist()) == split
-    targets = np.flatnonzero(evaluated & (log.position >= config.split.min_history))
+    targets = np.flatnonzero(evaluated & (log.request >= config.split.min_history))
     found = {name: metrics.auc(log.label[targets], score) for name, score in floors(log, targets, n).items()}
     return {name: round(auc, 6) for name, auc in found.items() if auc is not None}

@@ -22,6 +22,7 @@ from experiments.grid import DATA_SECTIONS, Grid, Run, settings
 
 #: Columns that make a log the log it is.
 CONTENT = ("user_id", "item_id", "item_text", "label", "split", "position")
+KNOWN = ("request", "known")
 
 
 def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: Paths) -> None:
@@ -72,7 +73,7 @@ def rehearse(log: Paths, past: Paths, train: float) -> None:
     manifest = artifacts.read(log.events, "ingest")
     table = pq.read_table(log.events / "interactions.parquet")
     user = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    share = table["position"].to_numpy() / np.bincount(user)[user]
+    share = table["request"].to_numpy() / np.bincount(user)[user]
     validation = pc.equal(table["split"], "validation").to_numpy()
     split = np.where(validation, "validation", np.where(share < train, "train", "test"))
     kept = pc.not_equal(table["split"], "test")
@@ -83,10 +84,14 @@ def rehearse(log: Paths, past: Paths, train: float) -> None:
 
 
 def digest(home: Path) -> str:
-    """12 hexadecimal characters of a log's content in order, whatever library wrote it and however it is tokenised."""
-    table = pq.read_table(Paths(home).events / "interactions.parquet", columns=list(CONTENT))
+    """12 hexadecimal characters of a log's content in order, whatever library wrote it and however it is tokenised.
+
+    Rows that know every label before them say nothing of it, as before there was anything else to know.
+    """
+    table = pq.read_table(Paths(home).events / "interactions.parquet", columns=[*CONTENT, *KNOWN])
+    told = [name for name in KNOWN if not table[name].equals(table["position"])]
     found = hashlib.md5()
-    for column in table.select(CONTENT).columns:
+    for column in table.select([*CONTENT, *told]).columns:
         codes = column.combine_chunks().dictionary_encode()
         found.update(codes.indices.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
         found.update("\0".join(map(str, codes.dictionary.to_pylist())).encode())

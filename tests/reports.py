@@ -16,6 +16,7 @@ from dti_pipeline.evaluation.report import (
     Speed,
 )
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts, SynthReport
+from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.report import PackReport, PlanReport, TokenizeReport
 from dti_pipeline.plain import part_of
 from dti_pipeline.training.report import Texts, TrainingSummary, TrainReport
@@ -42,6 +43,7 @@ VALIDATE = ValidateReport(
 TOKENIZE = TokenizeReport(
     interactions=90, texts=40, texts_cut=0, tokens=400, tokens_per_interaction=4.4, vocabulary=94,
     special_tokens={"pad": 0, "sum": 1, "yes": 2, "no": 3}, prefix_tokens=(),
+    knowledge=Knowledge(),
 )  # fmt: skip
 PLAN = PlanReport(
     targets=90, targets_in_log=90, dropped=0, dropped_reason=None, targets_per_prompt=50, prompts=9,
@@ -53,7 +55,8 @@ TRAIN = TrainReport(
     targets_per_second=100.0, tokens_per_second=4500.0, tokens_per_target=45.0, padding_share=0.1, steps=40, epochs=2.0,
     seed=7, loss=0.5,
     validation_auc=0.72, parameters=1234, parameters_trained=1234, device="cpu", hardware="a machine, 2 cores",
-    world_size=1, peak_memory_gib=0.5, mlflow_run_id=RUN, texts=Texts("{item_text}", 32, ()), network={}, execution={},
+    world_size=1, peak_memory_gib=0.5, mlflow_run_id=RUN, network={}, execution={},
+    texts=Texts("{item_text}", 32, (), Knowledge()),
     fallbacks=(),
 )  # fmt: skip
 SUMMARY = TrainingSummary(**part_of(TRAIN, TrainingSummary))

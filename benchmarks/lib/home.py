@@ -53,11 +53,11 @@ def _write_store(paths: Paths, store: TokenStore) -> None:
     with artifacts.publish(paths.tokens, "tokenize", {"tokens": {"template": "", "max_text_tokens": 0}}) as draft:
         write_columns(draft.path / "texts.arrow", {"token": store.tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": store.offsets})
-        columns = {name: getattr(store, name) for name in ("text", "label", "split", "position")}
+        columns = {name: getattr(store, name) for name in ("text", "label", "split", "position", "request", "known")}
         write_columns(draft.path / "interactions.arrow", columns)
         tokens = int(store.lengths().sum())
         draft.report = TokenizeReport(
             interactions=len(store.text), texts=len(store.offsets) - 1, texts_cut=0, tokens=tokens,
             tokens_per_interaction=tokens / len(store.text), vocabulary=store.vocabulary,
-            special_tokens=store.special, prefix_tokens=(),
+            special_tokens=store.special, prefix_tokens=(), context=store.context,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The canonical interactions as arrays, as far as evaluation needs them: user, item, position in the history, label."""
+"""The canonical interactions as arrays, as far as evaluation needs them: user, item, label, what is known when."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from dti_pipeline.paths import Paths
 
 Array = NDArray[Any]
 
-COLUMNS = ["user_id", "item_id", "timestamp", "label", "split", "position"]
+COLUMNS = ["user_id", "item_id", "timestamp", "label", "split", "position", "request", "known"]
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """All R rows of the log, ordered by user and time; every array is (R,) and indexed by row."""
+    """All R rows of the log, ordered by user and request; every array is (R,) and indexed by row."""
 
     user: Array  # codes from 0, in order of first appearance
     item: Array  # likewise
     label: Array  # 0 or 1
     position: Array  # 0 at a user's first row
+    request: Array  # position of the first row of its request, whose rows know nothing of each other
+    known: Array  # so many of the user's first rows have a label that is known to it; <= request
     train: Array  # True at training targets
     table: pa.Table  # the same rows with their own ids and timestamps
 
@@ -36,8 +38,8 @@ class Interactions:
 
 
 def read(paths: Paths, min_history: int) -> Interactions:
-    """Read data/events/interactions.parquet; InputError where it is missing. A training row is a target from position
-    ``min_history`` on."""
+    """Read data/events/interactions.parquet; InputError where it is missing. A training row is a target from
+    ``min_history`` rows before its request on."""
     path = paths.events / "interactions.parquet"
     if not path.is_file():
         raise InputError(f"{path} does not exist: run `dti ingest` first")
@@ -46,14 +48,16 @@ def read(paths: Paths, min_history: int) -> Interactions:
 
 def from_table(table: pa.Table, min_history: int) -> Interactions:
     """Arrays of a table with the columns ``COLUMNS``, in its own order."""
-    position = table["position"].to_numpy().astype(np.int64)
+    position, request, known = (table[name].to_numpy().astype(np.int64) for name in ("position", "request", "known"))
     train = pc.equal(table["split"], "train").fill_null(False).to_numpy()
     return Interactions(
         user=_codes(table["user_id"]),
         item=_codes(table["item_id"]),
         label=table["label"].to_numpy().astype(np.int8),
         position=position,
-        train=train & (position >= min_history),
+        request=request,
+        known=known,
+        train=train & (request >= min_history),
         table=table,
     )
 

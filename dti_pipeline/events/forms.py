@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.events.lines import Lines, encoding_of, head, record_pattern
 
 #: The values of an interaction and of an item, in the order the SQL reads them.
-INTERACTION = ("user_id", "item_id", "rating", "timestamp", "item_text")
+INTERACTION = ("user_id", "item_id", "rating", "timestamp", "item_text", "request_id", "split")
 ITEM = ("item_id", "title", "genres")
 ABSENT = "(no such key)"  # of a JSON object, for a value that the log does not have
 PROBED = 1000  # records of a JSONL file that are looked at to learn its keys
@@ -36,6 +36,8 @@ class Form:
     view: Literal["separated", "json", "parquet"]
     variables: Mapping[str, Any]
     clock: bool = False  # the file has timestamps
+    requests: bool = False  # ... ids of requests
+    splits: bool = False  # ... a split of its own
     header: int = 0  # lines before the first row
     encoding: str = "utf-8"
     genres: tuple[str, ...] | None = None  # names of flag columns; None: genres are text
@@ -70,7 +72,7 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
         chosen = _choose(path, _parquet_columns(path), names, keys)
-        return Form("parquet", {"columns": [chosen.get(name) for name in wanted]}, "timestamp" in chosen)
+        return _told(Form("parquet", {"columns": [chosen.get(name) for name in wanted]}), chosen)
     is_json = suffix in (".jsonl", ".json", ".ndjson")
     lines = head(path, PROBED if is_json else 1)
     if not lines:
@@ -80,14 +82,18 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
         # Where no line is an object there are no keys to choose from: every line goes to the quarantine.
         chosen = _choose(path, columns or [options[0] for options in names.values()], names, keys)
         pointers = ["/" + chosen.get(name, ABSENT).replace("~", "~0").replace("/", "~1") for name in wanted]
-        return Form("json", {"pointers": pointers}, "timestamp" in chosen)
+        return _told(Form("json", {"pointers": pointers}), chosen)
     separator = max(",\t;|", key=lines[0].count)
     columns = _csv_columns(path, lines[0], separator)
     chosen = _choose(path, columns, names, keys)
     places = [columns.index(chosen[name]) + 1 if name in chosen else 0 for name in wanted]
     encoding = encoding_of(path) if wanted == ITEM else "utf-8"
-    clock = "timestamp" in chosen
-    return separated(separator, len(columns), places, quoted=True, clock=clock, header=1, encoding=encoding)
+    return _told(separated(separator, len(columns), places, quoted=True, header=1, encoding=encoding), chosen)
+
+
+def _told(form: Form, chosen: Mapping[str, str]) -> Form:
+    """The form, which says what the file has of that which a log may have or not."""
+    return replace(form, clock="timestamp" in chosen, requests="request_id" in chosen, splits="split" in chosen)
 
 
 def _csv_columns(path: Path, header: str, separator: str) -> list[str]:

@@ -24,28 +24,33 @@ SPLITS = ("train", "validation", "test")
 def ingest(config: Config, paths: Paths) -> IngestReport:
     """Read a log into ``data/events``; what was parsed before is taken from ``data/staged``.
 
-    ``interactions.parquet``, one row for each kept rating, ordered by user (1, 2, 10, a, b), time and file order; a
-    row's index is its id in all that follows. Columns: ``user_id, item_id, item_text`` (text), ``timestamp`` (unix
-    seconds; null in a log without a clock), ``rating``, ``label`` (1 where rating > split.label_threshold), ``split``
-    (train, validation, test) and ``position`` (index in the user's history). ``quarantine.parquet``: ``source_file,
-    line, reason, raw`` of each row that is none. Same files and parameters: same bytes.
+    ``interactions.parquet``, one row for each kept rating, ordered by user (1, 2, 10, a, b), request and a hash of the
+    item; a row's index is its id in all that follows. Columns: ``user_id, item_id, item_text`` (text), ``timestamp``
+    (unix seconds; null in a log without a clock), ``rating``, ``label`` (1 where rating > split.label_threshold),
+    ``split`` (train, validation, test), ``position`` (index in the user's history), ``request`` (position of the first
+    row of the row's request: rows of one know nothing of each other) and ``known`` (so many of the user's first rows
+    have a label that is known to the row, at most ``request``). ``quarantine.parquet``: ``source_file, line, reason,
+    raw`` of each row that is none. Same files and parameters: same bytes.
 
     The report holds the ledger: read = kept + quarantined + duplicates, checked. Cost: one read of the raw files, and
-    memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read or has no usable row.
+    memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read, has no usable row, or lacks
+    what ``split`` asks of it.
     """
     log = locate(config.events, paths)
+    clock, requests = (any(getattr(f.form, name) for f in log.logs if f.form) for name in ("clock", "requests"))
+    together = clock and config.split.ties == "together"
     inputs = {f"log/{file.name}": file.path for file in log.logs}
     inputs |= {f"items/{file.name}": file.path for file in log.items}
     with (
         connect(config.events.memory_limit, paths.events.parent) as connection,
         artifacts.publish(paths.events, "ingest", config.sections("events", "split"), inputs) as draft,
     ):
-        _gather(connection, config.events.max_users, *stage(connection, log, paths.staged))
+        parts, item_parts = stage(connection, log, paths.staged)
+        _gather(connection, parts, item_parts, max_users=config.events.max_users, together=together)
         ledger = _ledger(connection, paths.resolve(config.events.path))
-        clock = any(file.form.clock for file in log.logs if file.form)
         _split(connection, config.split, clock)
-        run_script(connection, "canonical", threshold=config.split.label_threshold)
-        columns = "user_id, item_id, item_text, timestamp, rating, label, split, position"
+        _canonical(connection, config.split, requests, together)
+        columns = "user_id, item_id, item_text, timestamp, rating, label, split, position, request, known"
         query = f'SELECT {columns} FROM interactions ORDER BY "user", position'
         write_parquet(connection, query, draft.path / INTERACTIONS)
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
@@ -59,7 +64,7 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
 
 
 def _gather(
-    connection: duckdb.DuckDBPyConnection, max_users: int | None, parts: dict[str, Path], item_parts: list[Path]
+    connection: duckdb.DuckDBPyConnection, parts: dict[str, Path], item_parts: list[Path], **variables: Any
 ) -> None:
     connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
     for index, (name, part) in enumerate(parts.items()):
@@ -68,7 +73,7 @@ def _gather(
     for index, part in enumerate(item_parts):
         connection.execute("INSERT INTO item_rows SELECT $1, * FROM read_parquet($2)", [index, str(part)])
     parts_read = sorted({str(part) for part in parts.values()})  # files that hold the same share a part
-    run_script(connection, "gather", parts=parts_read, max_users=max_users)
+    run_script(connection, "gather", parts=parts_read, **variables)
 
 
 def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:
@@ -101,14 +106,37 @@ def _split(connection: duckdb.DuckDBPyConnection, config: SplitConfig, clock: bo
     """
     if config.rule == "global_time" and not clock:
         raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")
+    if config.feedback_delay is not None and not clock:
+        raise InputError(
+            f"the log has no timestamps, which `split.feedback_delay: {config.feedback_delay:g}` needs: set it to null"
+        )
     shares = {"validation_share": config.validation_share, "test_share": config.test_share}
     run_script(connection, f"split_{config.rule}", min_history=config.min_history, **shares)
-    query = "SELECT count(*) AS targets FROM split_rows WHERE split = 'train' AND position >= $1"
+    query = "SELECT count(*) AS targets FROM split_rows WHERE split = 'train' AND request >= $1"
     if not _row(connection, query, config.min_history)["targets"]:
         raise InputError(
             f"no row is left to train on: none before the held-out ones has {config.min_history} earlier rows of its"
             " user (params key `split.min_history`)"
         )
+
+
+def _canonical(connection: duckdb.DuckDBPyConnection, config: SplitConfig, requests: bool, together: bool) -> None:
+    """Table ``interactions``: view ``split_rows`` with labels, and with what is known to each row."""
+    delay = config.feedback_delay
+    if together and (requests or delay is not None):
+        delay = max(delay or 0.0, 1.0)  # times are whole seconds: rows of the same one know nothing of each other
+    connection.execute(
+        """CREATE TEMP TABLE requests AS
+           SELECT "user", request, any_value(begins) AS begins, any_value(ends) AS ends, count(*) AS size
+           FROM history GROUP BY "user", request"""
+    )
+    known = 'SELECT "user", request, request AS known FROM requests'
+    if delay is not None:
+        run_script(connection, "known")
+        known = f"FROM known_after({delay})"
+    connection.execute(f"CREATE TEMP TABLE known AS {known}")
+    until_test = config.feedback_until == "test_start"
+    run_script(connection, "canonical", threshold=config.label_threshold, until_test=until_test)
 
 
 def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str, Any]:
@@ -120,7 +148,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
            min(timestamp) AS first_time, max(timestamp) AS last_time FROM interactions""",
     )
     splits = connection.execute(
-        "SELECT split, count(*), count(*) FILTER (position >= $1), avg(label) FROM interactions GROUP BY split",
+        "SELECT split, count(*), count(*) FILTER (request >= $1), avg(label) FROM interactions GROUP BY split",
         [min_history],
     ).fetchall()
     files = connection.execute(

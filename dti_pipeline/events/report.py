@@ -57,7 +57,7 @@ class SplitCounts:
     """One split of the interactions."""
 
     rows: int
-    targets: int  # rows with at least split.min_history earlier ones
+    targets: int  # rows with at least split.min_history ones before their request
     label_rate: float | None  # None: no row
 
 

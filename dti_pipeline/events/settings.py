@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dti_pipeline.plain import Finite, NonNegativeInt, PositiveInt, Range, require
+from dti_pipeline.plain import Finite, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, require
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class ColumnsConfig:
     rating: str = "rating"  # a number; compared with split.label_threshold
     timestamp: str | None = "timestamp"  # Unix seconds (or milli-, microseconds), or ISO 8601; null: order but no clock
     item_text: str | None = None  # null: titles come from events.items_path, else the item id is the text
+    # The request that a row was shown in: its rows, one user's, know nothing of each other. null: see `split.ties`.
+    request_id: str | None = None
+    # The log's own split, which `split.rule: column` reads: train; validation, valid, val or dev; test.
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class EventsConfig:
     def __post_init__(self) -> None:
         ordered = self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating
         require(ordered, "events.min_rating", "below events.max_rating", self.min_rating)
+        for name in ("request_id", "split"):
+            column, key = getattr(self.columns, name), f"events.columns.{name}"
+            rule = f"null for `events.source: {self.source}`, since only a table names its columns"
+            require(self.source == "table" or column is None, key, rule, column)
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,23 @@ class SplitConfig:
 
     # global_time: the earliest 80 % of eligible rows train, the next 10 % validate, the last 10 % test, by one clock
     # for all users. user_order: the same shares within each user's history, for logs with an order but no clock.
-    rule: Literal["global_time", "user_order"] = "global_time"
+    # column: as the log's own column says, `events.columns.split`. No rule parts a request.
+    rule: Literal["global_time", "user_order", "column"] = "global_time"
     # 0: no validation rows, and everything before the test rows trains. That is the last fit of a recipe that was
     # chosen with validation rows; its floors are fitted on the same rows.
     validation_share: Annotated[float, Range(0, 0.5, "[)")] = 0.1
     test_share: Annotated[float, Range(0, 0.5, "()")] = 0.1  # of the eligible rows
     label_threshold: Finite = 3.0  # label = 1 where rating > threshold
-    min_history: NonNegativeInt = 5  # a target has at least this many earlier rows of its user; others are context only
+    # A target has at least this many rows of its user before its request; other rows are context only.
+    min_history: NonNegativeInt = 5
+    # Seconds after which a row's label is known to later rows, as a server would know it; null: at once. Needs a clock.
+    feedback_delay: NonNegativeFloat | None = None
+    # test_start: no label of a test row is ever known to another row; null: each is, after the delay.
+    feedback_until: Literal["test_start"] | None = None
+    # shown: all rows before its request stand in a target's context, those whose label is not known yet without it.
+    # known: only those up to the last known label.
+    context: Literal["shown", "known"] = "shown"
+    # Rows of a user with one time stamp, where the log has no request ids. together: they are one request, and the
+    # file's order tells nothing of them. ordered: each comes after the one before it in the file, whose label it knows
+    # where there is no delay.
+    ties: Literal["together", "ordered"] = "together"

@@ -116,7 +116,7 @@ def _rating_lines(path: Path, config: EventsConfig) -> Form | None:
     separator = max("::", "\t", key=lambda mark: sum(mark in line for line in lines))
     widths = [line.count(separator) + 1 for line in lines]
     timed = max(4, 3, key=widths.count) == 4
-    return separated(separator, 4, [1, 2, 3, 4, 0], clock=True) if timed else separated(separator, 3, [1, 2, 3, 0, 0])
+    return separated(separator, 3 + timed, [1, 2, 3, 4 if timed else 0, 0, 0, 0], clock=timed)
 
 
 def _title_lines(path: Path, config: EventsConfig) -> Form | None:

@@ -27,8 +27,9 @@ ITEMS = "items"  # folder of the item parts
 def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tuple[dict[str, Path], list[Path]]:
     """Parse what is not parsed yet. Returns the parts of the logs by name of the file, and those of the item files.
 
-    Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, reason``; ``line`` is 1-based in the file
-    (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both null for a good row.
+    Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, request_id, split, reason``; ``line`` is
+    1-based in the file (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both
+    null for a good row.
     Items: ``line, item_id, item_text``. Cost: one read of every file, and a parse of the new ones, out of core.
     Raises InputError for a file that cannot be read to its end.
     """
@@ -46,7 +47,8 @@ def _part(
 ) -> Path:
     form = file.form
     assert form is not None
-    variables = {**form.variables, **scale, "clock": form.clock, "genres": form.genres and list(form.genres)}
+    variables = {**form.variables, **scale, "genres": form.genres and list(form.genres)}
+    variables |= {"clock": form.clock, "requests": form.requests, "splits": form.splits}
     recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, script(kind)]
     recipe += [script(form.view)] if form.view != "parquet" else []
     mapping = hashlib.md5(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

@@ -169,11 +169,12 @@ def _write(path: Path, header: str, lines: list[str]) -> None:
 
 def _test_targets(rows: _Rows, split: SplitConfig) -> np.ndarray:
     """Mask of the test targets under the global time split: bool (rows)."""
-    order = np.lexsort((np.arange(len(rows.user)), rows.user))  # rows are in time order already
-    user = rows.user[order]
-    first = np.searchsorted(user, user)
+    order = np.lexsort((rows.timestamp, rows.user))
+    user, time = rows.user[order], rows.timestamp[order]
+    begins = np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))  # a request: one user's, of one time
+    request = np.maximum.accumulate(np.where(begins, np.arange(len(user)), 0)) - np.searchsorted(user, user)
     eligible = np.empty(len(user), dtype=bool)
-    eligible[order] = np.arange(len(user)) - first >= split.min_history
+    eligible[order] = request >= split.min_history
     times = np.sort(rows.timestamp[eligible])
     if not len(times):
         return eligible

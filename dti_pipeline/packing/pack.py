@@ -61,12 +61,12 @@ def plan_rows(
     """
     packing = config.packing
     split = SPLITS.index(plan.removesuffix("_streaming"))
-    kept = (store.split == split) & (store.position >= config.split.min_history)
+    kept = (store.split == split) & (store.request >= config.split.min_history)
     in_log = int(kept.sum())
     if plan == "train":
         if not in_log:
             raise InputError(
-                f"no training target: no user has more than split.min_history = {config.split.min_history} rows"
+                f"no training target: none has split.min_history = {config.split.min_history} rows before its request"
             )
         if packing.max_targets is not None:
             kept = limit(kept, store.position, packing.max_targets, packing.seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,15 +73,16 @@ def cut(
         """The last row up to ``stop`` that no request goes beyond; ``stop`` where that is not behind ``first``."""
         return np.where(request[stop] > first, request[stop], stop)
 
+    def length(start: NDArray[Any], first: NDArray[Any], stop: NDArray[Any]) -> NDArray[np.int64]:
+        """Tokens of prompts."""
+        context_end = np.maximum(start, np.minimum(first, seen_to[stop - 1]))
+        return prefix_length + tokens[context_end] - tokens[start] + as_targets[stop] - as_targets[first]
+
     none = np.zeros(0, np.int64)
     parts, ended = [(none, none, none, none)], 0
     while len(first):
         start = np.maximum(history[first], seen_to[first] - context)
-        before = prefix_length - tokens[start] - as_targets[first]
-
-        def tokens_to(stop: NDArray[np.int64]) -> NDArray[np.int64]:
-            return before + tokens[np.maximum(start, np.minimum(first, seen_to[stop - 1]))] + as_targets[stop]
-
+        tokens_to = partial(length, start, first)
         wanted = end if targets is None else whole(first, np.minimum(end, first + targets))
         wanted = np.maximum(wanted, behind[first])
         stop = _last_that_fits(first, np.minimum(wanted, first + row_length), tokens_to, row_length)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dti_pipeline.packing.knowledge import Knowledge
+
 
 @dataclass(frozen=True)
 class TokenizeReport:
@@ -18,6 +20,7 @@ class TokenizeReport:
     vocabulary: int  # V: token ids are below it
     special_tokens: dict[str, int]  # id by role: pad, sum, yes, no
     prefix_tokens: tuple[int, ...]  # that open every prompt
+    knowledge: Knowledge
 
 
 @dataclass(frozen=True)

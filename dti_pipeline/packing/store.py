@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,12 +31,12 @@ class TokenStore:
     label: NDArray[np.int8]  # (m,) 0 or 1
     split: NDArray[np.int8]  # (m,) index into SPLITS
     position: NDArray[np.int32]  # (m,) index within the user's history
-    request: NDArray[np.int32]  # (m,) position of the first row of its request
-    known: NDArray[np.int32]  # (m,) labels of rows before this position are known to it; at most ``request``
+    request: NDArray[np.int32]  # (m,) position of the first row of its request, whose rows know nothing of each other
+    known: NDArray[np.int32]  # (m,) so many of the user's first rows have a label that is known to it; <= request
     prefix: NDArray[np.int32]  # tokens that open every prompt
     special: dict[str, int]  # token ids by role: pad, sum, yes, no
     vocabulary: int = 0  # V: ids are below it; 0: not known
-    context: Literal[shown, known] = "shown"  # split.context
+    context: Literal["shown", "known"] = "shown"  # split.context
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
@@ -49,11 +49,12 @@ class TokenStore:
             prefix=np.asarray(report.prefix_tokens, np.int32),
             special=report.special_tokens,
             vocabulary=report.vocabulary,
+            context=report.knowledge.context,
         )
 
     @property
     def seen(self) -> NDArray[np.int32]:
-        """(m,) rows of the user before this position stand in a row's context."""
+        """(m,) Rows of the user's history before this position stand in the row's context."""
         return self.request if self.context == "shown" else self.known
 
     def lengths(self) -> NDArray[np.int32]:
@@ -80,9 +81,8 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
 def uniform_store(users: int, interactions: int, tokens: int, train_share: float = 1.0) -> TokenStore:
     """A made-up log, to plan and to draw: ``users`` histories of ``interactions`` rows of ``tokens`` tokens (from 2).
 
-    Rows after the first ``train_share`` of a history are half validation, half test. Memory: 14 bytes a row.
-
-    Every row is a request of its own and knows all labels before it.
+    Each row is a request of its own and knows all labels before it. Rows after the first ``train_share`` of a history
+    are half validation, half test. Memory: 14 bytes a row.
     """
     rows = users * interactions
     position = np.tile(np.arange(interactions, dtype=np.int32), users)

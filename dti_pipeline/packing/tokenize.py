@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
 from dti_pipeline.paths import Paths
@@ -33,7 +34,7 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
-    Cost: one pass over the distinct texts, one over the log; memory: 10 bytes a row and the distinct texts.
+    Cost: one pass over the distinct texts, one over the log; memory: 18 bytes a row and the distinct texts.
     """
     require_passed(config, paths)
     items, log = _read(paths.events / "interactions.parquet")
@@ -45,7 +46,9 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
 
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
-    with artifacts.publish(paths.tokens, "tokenize", config.sections("tokens"), {"events": paths.events}) as draft:
+    recorded = config.sections("tokens") | {"split": {"context": config.split.context}}
+    split = artifacts.read(paths.events, "ingest").config["split"]
+    with artifacts.publish(paths.tokens, "tokenize", recorded, {"events": paths.events}) as draft:
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
         write_columns(draft.path / "interactions.arrow", {"text": text_of_row, **log})
@@ -62,25 +65,27 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
             vocabulary=len(tokenizer),
             special_tokens=special,
             prefix_tokens=tuple(prefix),
+            knowledge=Knowledge(split["feedback_delay"], config.split.context, split["ties"]),
         )
     return report
 
 
 def _read(path: Path) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
-    """Distinct pairs of item id and text, as they first occur, and (m,) columns: item (a pair's index), label, split,
-    position. A block is read at a time, with strings as codes, so that memory does not grow with them."""
-    kinds = {"item": np.int32, "label": np.int8, "split": np.int8, "position": np.int32}
+    """Distinct pairs of item id and text, as they first occur, and (m,) columns: item (a pair's index), split, label,
+    position, request, known. A block is read at a time, with strings as codes: memory does not grow with them."""
+    numbers = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
     coded = ["item_id", "item_text", "split"]
     index: dict[tuple[str, str], int] = {}
     end = 0
     with pq.ParquetFile(path, read_dictionary=coded) as file:
+        kinds = {"item": np.int32, "split": np.int8, **numbers}
         log = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items()}
-        for batch in file.iter_batches(BLOCK, columns=[*coded, "label", "position"]):
+        for batch in file.iter_batches(BLOCK, columns=[*coded, *numbers]):
             here = slice(end, end := end + len(batch))
             log["item"][here] = _items(batch["item_id"], batch["item_text"], index)
             names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
             log["split"][here] = names[batch["split"].indices.to_numpy()]
-            for name in ("label", "position"):
+            for name in numbers:
                 log[name][here] = batch[name].to_numpy()
     return list(index), log
 

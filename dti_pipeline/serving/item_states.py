@@ -61,11 +61,14 @@ class ItemStates:
         """Compute and append the states of every text of ``store``; its interactions are not used. Cost: one forward
         pass over each text with either label."""
         texts = len(store.offsets) - 1
+        alone = np.zeros(2 * texts, np.int32)
         store = replace(  # a log in which every text occurs with label 0 and with label 1
             store,
             text=np.repeat(np.arange(texts, dtype=np.int32), 2),
             label=np.tile(np.array([0, 1], np.int8), texts),
-            **dict.fromkeys(("position", "request", "known"), np.zeros(2 * texts, np.int32)),
+            position=alone,
+            request=alone,
+            known=alone,
         )
         lengths = store.lengths().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -126,8 +129,8 @@ class ItemStates:
         whole = self.offsets[state + 1] - self.offsets[state]
         if place is None:
             before = np.cumsum(whole) - whole
-            prompt = np.cumsum(is_target) - is_target
-            place = before - before[np.append(0, np.flatnonzero(is_target)[:-1] + 1)[prompt]]
+            first_of_prompt = np.append(0, np.flatnonzero(is_target)[:-1] + 1)
+            place = before - before[first_of_prompt[np.cumsum(is_target) - is_target]]
         lengths = whole - (is_target if known is None else is_target | ~known)  # without the label token
         sizes = np.diff(np.cumsum(lengths)[is_target], prepend=0)  # keys of each target
         ends = np.cumsum(lengths)

@@ -7,9 +7,9 @@ One request a line (JSONL) or a row (Parquet)::
      "candidates": [{"item_id": "3"}, {"item_text": "Great dragon spell river"}]}
 
 ``history`` is oldest first; ``label`` is what the user did, null where that is not known yet. An item is named by
-``item_id``, ``item_text`` or both. ``user_id`` is optional and returned with the answer. ``timestamp``, in Unix seconds,
-says when an entry of the history was shown, all or none, and on the request when it is asked (default: now); a model
-that learned from late labels needs them.
+``item_id``, ``item_text`` or both. ``user_id`` is optional and returned with the answer. ``timestamp``, in Unix
+seconds, says when an entry of the history was shown, all or none, and of the request when it is asked (default: after
+all of them); a model that has learned from late labels needs them.
 """
 
 from __future__ import annotations

@@ -128,14 +128,12 @@ class Scorer:
         place = _places(log, seen, states.lengths(text))
         # For each candidate its context, then itself.
         target = np.flatnonzero(log.is_target)
-        context = seen[target]
-        ends = np.cumsum(context + 1)
-        rows = np.arange(ends[-1]) - np.repeat(ends - context - 1, context + 1)
-        is_target = rows == np.repeat(context, context + 1)
-        rows = np.where(
-            is_target, np.repeat(target, context + 1), rows + np.repeat(target - log.position[target], context + 1)
-        )
-        known = log.position[rows] < np.repeat(log.known[target], context + 1)
+        each = seen[target] + 1
+        of = np.repeat(np.arange(len(target)), each)
+        place_in = np.arange(len(of)) - (np.cumsum(each) - each)[of]
+        is_target = place_in == seen[target][of]
+        rows = np.where(is_target, target[of], (target - log.position[target])[of] + place_in)
+        known = log.position[rows] < log.known[target][of]
         return states.score(text[rows], log.label[rows], is_target, known, place[rows])
 
     def _log(self, requests: Sequence[Request]) -> _Log:
@@ -165,7 +163,7 @@ class Scorer:
         return _Log(index, np.array(text, np.int32), np.array(label, np.int8), *columns)
 
     def _known(self, asked: Request, number: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Of each row of a history and of the candidates: the first row of its request, and how many labels it knows."""
+        """Of each row of a history, and of the candidates: its request's first row, and how many labels it knows."""
         delay = self.knowledge.feedback_delay
         if delay is not None and asked.history and not asked.times:
             raise InputError(

@@ -35,7 +35,7 @@ class Texts:
     template: str
     max_text_tokens: int
     prefix_tokens: tuple[int, ...]
-    knowledge: Knowledge = Knowledge()
+    knowledge: Knowledge
 
 
 @dataclass(frozen=True)

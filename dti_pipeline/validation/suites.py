@@ -24,16 +24,21 @@ Scale = tuple[float | None, float | None]
 # Each row beside the one before it in the file: a streaming window, constant memory at any size.
 _HISTORY = """
     SELECT *, lag(user_id) OVER () AS previous_user, lag(position) OVER () AS previous_position,
-        lag(timestamp) OVER () AS previous_timestamp, lag(split) OVER () AS previous_split
+        lag(split) OVER () AS previous_split, lag(request) OVER () AS previous_request,
+        lag(known) OVER () AS previous_known
     FROM {batch}
+"""
+# Each request and the time at which it begins.
+_REQUESTS = """
+    SELECT user_id, request, min(split) AS split, min(timestamp) AS timestamp FROM {batch} GROUP BY user_id, request
 """
 RAW_TYPES = {
     "line": "BIGINT", "raw": "VARCHAR", "user_id": "VARCHAR", "item_id": "VARCHAR", "rating": "DOUBLE",
-    "timestamp": "BIGINT", "item_text": "VARCHAR", "reason": "VARCHAR",
+    "timestamp": "BIGINT", "item_text": "VARCHAR", "request_id": "VARCHAR", "split": "VARCHAR", "reason": "VARCHAR",
 }  # fmt: skip
 CANONICAL_TYPES = {
     "user_id": "VARCHAR", "item_id": "VARCHAR", "item_text": "VARCHAR", "timestamp": "BIGINT", "rating": "DOUBLE",
-    "label": "TINYINT", "split": "VARCHAR", "position": "INTEGER",
+    "label": "TINYINT", "split": "VARCHAR", "position": "INTEGER", "request": "INTEGER", "known": "INTEGER",
 }  # fmt: skip
 
 
@@ -74,7 +79,7 @@ def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
 
 def canonical(config: Config, tables: Tables, scale: Scale) -> Suite:
     """The interactions that everything downstream reads."""
-    rules = _values(config, scale) + _histories(config)
+    rules = _values(config, scale) + _histories(config) + _requests(config)
     return _of_table("canonical", "interactions", tables.types("interactions"), CANONICAL_TYPES, rules)
 
 
@@ -85,7 +90,8 @@ def _values(config: Config, scale: Scale) -> list[Rule]:
     return [
         *(
             rule(f"{column}_not_null", column, f"No row lacks its {column}", _rows(f"{column} IS NULL"))
-            for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position")
+            for column in CANONICAL_TYPES
+            if column != "timestamp"
         ),
         rule("timestamp_not_null", "timestamp", "No row lacks its time, unless the log has no clock at all",
             _rows("timestamp IS NULL AND (SELECT count(timestamp) FROM {batch}) > 0")),
@@ -111,29 +117,58 @@ def _histories(config: Config) -> list[Rule]:
     """The order of rows: places and times within a user, and the order of the splits."""
     rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
     rank = "list_position(['train', 'validation', 'test'], {})"
+    again = ", request" if config.events.columns.request_id else ""  # an item may be shown in two at once
     rules = [
         rule("interaction_unique", None,
-            "A rating is there once: user, item, time and rating together are unique",
-            _repeated("user_id, item_id, timestamp, rating")),
+            f"A rating is there once: user, item, time and rating{again} together are unique",
+            _repeated(f"user_id, item_id, timestamp, rating{again}")),
         rule("position_unique", "position", "A user has one row at a position", _repeated("user_id, position")),
         rule("position_contiguous", "position",
             "A user's rows stand together, their positions count 0, 1, 2, ...",
             beside("position IS DISTINCT FROM CASE WHEN user_id = previous_user THEN previous_position + 1 ELSE 0 END",
                 "previous_position")),
-        rule("time_monotone", "timestamp", "Time never runs backwards within a user",
-            beside("user_id = previous_user AND timestamp < previous_timestamp", "timestamp", "previous_timestamp")),
+        rule("time_monotone", "timestamp", "Time never runs backwards from one request of a user to the next",
+            "SELECT * FROM (SELECT *, lag(timestamp) OVER (PARTITION BY user_id ORDER BY request) AS previous_timestamp"
+            f" FROM ({_REQUESTS})) WHERE timestamp < previous_timestamp"),
         rule("split_order", "split", "Within a user, train comes before validation and validation before test",
             beside(f"user_id = previous_user AND {rank.format('split')} < {rank.format('previous_split')}",
                 "split", "previous_split")),
         rule("split_clock", "split",
             "On the one clock of all users, train ends before validation begins and validation before test",
-            _rows("(split = 'train' AND timestamp >= least(validation_start, test_start))"
-                " OR (split = 'validation' AND timestamp >= test_start)",
-                "split", "timestamp", table="{batch}, (SELECT"
-                " min(timestamp) FILTER (split = 'validation') AS validation_start,"
-                " min(timestamp) FILTER (split = 'test') AS test_start FROM {batch})")),
+            f"SELECT user_id, request, split, timestamp FROM ({_REQUESTS}), (SELECT"
+            " min(timestamp) FILTER (split = 'validation') AS validation_start,"
+            f" min(timestamp) FILTER (split = 'test') AS test_start FROM ({_REQUESTS}))"
+            " WHERE (split = 'train' AND timestamp >= least(validation_start, test_start))"
+            " OR (split = 'validation' AND timestamp >= test_start)"),
     ]  # fmt: skip
     return rules if config.split.rule == "global_time" else rules[:-1]
+
+
+def _requests(config: Config) -> list[Rule]:
+    """Requests, and what is known to them."""
+    rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
+    split = config.split
+    delay = max(split.feedback_delay or 0.0, 1.0 if split.ties == "together" else 0.0)
+    until = "" if split.feedback_until is None else " OR last.split = 'test'"
+    return [
+        rule("request_whole", "request", "A request's rows stand together and name its first one's position",
+            beside("request <> position AND (user_id = previous_user AND request = previous_request) IS NOT TRUE",
+                "request", "previous_request")),
+        rule("request_one_split", "request", "A request's rows are in one split",
+            beside("user_id = previous_user AND request = previous_request AND split <> previous_split",
+                "request", "split", "previous_split")),
+        rule("known_before", "known", "A row knows labels of rows before its request only",
+            _rows("known NOT BETWEEN 0 AND request", "request", "known")),
+        rule("known_grows", "known", "What is known never becomes less along a history, and is one for a request",
+            beside("user_id = previous_user"
+                " AND (known < previous_known OR (request = previous_request AND known <> previous_known))",
+                "request", "known", "previous_known")),
+        rule("known_in_time", "known", f"A label is known {delay:g} seconds after its row at the earliest"
+            + ("" if split.feedback_until is None else ", and never if its row tests"),
+            "SELECT user_id, target.position, target.timestamp, target.known, last.timestamp AS last_known_timestamp,"
+            " last.split AS last_known_split FROM {batch} AS target INNER JOIN {batch} AS last USING (user_id)"
+            f" WHERE last.position = target.known - 1 AND (last.timestamp + {delay!r} > target.timestamp{until})"),
+    ]  # fmt: skip
 
 
 def _of_table(name: str, asset: str, types: dict[str, str], wanted: dict[str, str], rules: list[Rule]) -> Suite:
@@ -157,7 +192,7 @@ def splits(config: Config, tables: Tables) -> Suite:
         SELECT split, count(user_id) AS rows, count(*) FILTER (target) AS targets,
             count(*) FILTER (target AND label = 1) AS clicks, count(*) FILTER (target AND label = 0) AS skips
         FROM (SELECT unnest({order}) AS split)
-        LEFT JOIN (SELECT *, position >= {config.split.min_history} AS target FROM interactions) USING (split)
+        LEFT JOIN (SELECT *, request >= {config.split.min_history} AS target FROM interactions) USING (split)
         GROUP BY split
     """
     minima = [

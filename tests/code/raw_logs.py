@@ -14,11 +14,9 @@ from dti_pipeline.paths import Paths
 HEADER = "user_id,item_id,rating,timestamp"
 
 
-def settings(path: Path | str, source: str = "table", **events: Any) -> Config:
-    return from_plain(
-        Config,
-        {"events": {"source": source, "path": str(path), **events}, "split": {"rule": "user_order", "min_history": 0}},
-    )
+def settings(path: Path | str, source: str = "table", split: dict[str, Any] | None = None, **events: Any) -> Config:
+    split = {"rule": "user_order", "min_history": 0} | (split or {})
+    return from_plain(Config, {"events": {"source": source, "path": str(path), **events}, "split": split})
 
 
 def rows(paths: Paths, columns: str = "*") -> list[tuple[Any, ...]]:

@@ -63,7 +63,7 @@ def write_events(paths: Paths, config: Config, seed: int) -> None:
             "timestamp": 1_600_000_000 + position * 100_000 + user,
             "label": (generator.random(len(user)) < probability).astype(np.int8),
             "split": np.where(position < 24, "train", np.where(position < 27, "validation", "test")),
-            "position": position.astype(np.int32),
+            **dict.fromkeys(("position", "request", "known"), position.astype(np.int32)),
         }
     )
     with artifacts.publish(paths.events, "ingest", config.sections("events", "split")) as draft:

@@ -33,7 +33,7 @@ def random_log(seed: int = 0, users: int = 30, each: int = 25) -> Interactions:
                 "timestamp": np.arange(len(user)),
                 "label": (generator.random(len(user)) < 1 / (1 + np.exp(-logit))).astype(np.int8),
                 "split": np.where(position < 0.8 * each, "train", "test"),
-                "position": position,
+                **dict.fromkeys(("position", "request", "known"), position),
             }
         ),
         MIN_HISTORY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from hashlib import md5
 from pathlib import Path
 
 import duckdb
@@ -155,16 +156,20 @@ def test_every_kind_of_bad_parquet_row_is_named(home: Paths) -> None:
 # What is kept, and in which order.
 
 
-def test_rows_are_ordered_by_user_time_and_file_order(home: Paths) -> None:
+@pytest.mark.parametrize(("ties", "first"), [("together", "cd"), ("ordered", "dc")])
+def test_rows_are_ordered_by_user_and_time_and_equal_times_as_asked(home: Paths, ties: str, first: str) -> None:
     (home.home / "b.csv").write_text(f"{HEADER}\n10,a,1,5\n2,b,4,9\n2,c,4,7\n")
     (home.home / "a.csv").write_text(f"{HEADER}\n2,d,3,7\nx,e,5,1\n")
-    ingest(settings(home.home), home)
-    assert rows(home, "user_id, item_id, timestamp, label, position") == [
-        ("2", "d", 7, 0, 0),
-        ("2", "c", 7, 1, 1),
-        ("2", "b", 9, 1, 2),
-        ("10", "a", 5, 0, 0),
-        ("x", "e", 1, 1, 0),
+    ingest(settings(home.home, split={"ties": ties}), home)
+    assert md5(b"c").hexdigest() < md5(b"d").hexdigest()
+    second = 0 if ties == "together" else 1  # the place of the second one's request
+    label = {"d": 0, "c": 1}
+    assert rows(home, "user_id, item_id, timestamp, label, position, request, known") == [
+        ("2", first[0], 7, label[first[0]], 0, 0, 0),
+        ("2", first[1], 7, label[first[1]], 1, second, second),
+        ("2", "b", 9, 1, 2, 2, 2),
+        ("10", "a", 5, 0, 0, 0, 0),
+        ("x", "e", 1, 1, 0, 0, 0),
     ]
     schema = pq.read_schema(home.events / "interactions.parquet")
     assert {field.name: str(field.type) for field in schema} == {
@@ -176,6 +181,8 @@ def test_rows_are_ordered_by_user_time_and_file_order(home: Paths) -> None:
         "label": "int8",
         "split": "string",
         "position": "int32",
+        "request": "int32",
+        "known": "int32",
     }
 
 
@@ -186,7 +193,7 @@ def test_exact_duplicates_go_and_the_first_stays(home: Paths) -> None:
     report = ingest(settings(home.home / "log.csv"), home)
     assert (report.read, report.kept, report.duplicates) == (7, 5, 2)
     assert [row[:2] for row in rows(home, "user_id, item_id, rating")] == [
-        ("1", "a"), ("1", "b"), ("1", "a"), ("1", "a"), ("2", "a"),
+        ("1", "a"), ("1", "a"), ("1", "b"), ("1", "a"), ("2", "a"),
     ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def events(home: Paths) -> Paths:
             ],
             "label": draw.integers(0, 2, len(position)).astype(np.int8),
             "split": [SPLITS[s] for s in split],
-            "position": position.astype(np.int32),
+            **dict.fromkeys(("position", "request", "known"), position.astype(np.int32)),
         }
     )
     pq.write_table(table, home.events / "interactions.parquet", row_group_size=64)

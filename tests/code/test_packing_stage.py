@@ -160,7 +160,7 @@ def test_parameters_that_leave_nothing_to_train_are_one_sentence(
 
 def test_histories_too_short_for_any_target_are_one_sentence(home: Paths) -> None:
     write_store(home, random_users(5, 3, longest=6))
-    with pytest.raises(InputError, match=r"no user has more than split\.min_history = 50 rows"):
+    with pytest.raises(InputError, match=r"none has split\.min_history = 50 rows before its request"):
         pack(config(min_history=50), home, "dti")
 
 

@@ -34,7 +34,7 @@ def write_events(paths: Paths, texts: list[str]) -> None:
         "item_text": texts,
         "label": np.arange(count, dtype=np.int8) % 2,
         "split": ["train"] * (count - 2) + ["validation", "test"],
-        "position": np.arange(count, dtype=np.int32),
+        **dict.fromkeys(("position", "request", "known"), np.arange(count, dtype=np.int32)),
     }
     pq.write_table(pa.table(table), paths.events / "interactions.parquet")
 

@@ -102,7 +102,7 @@ def test_a_narrow_model_with_adapters_is_advised_on(home: Paths, model: str, ran
 
 def store_on_disk(paths: Paths, users: int = 30, interactions: int = 40, tokens: int = 9) -> None:
     store = uniform_store(users, interactions, tokens, train_share=0.8)
-    columns = {"text": store.text, "label": store.label, "split": store.split, "position": store.position}
+    columns = {name: getattr(store, name) for name in ("text", "label", "split", "position", "request", "known")}
     with artifacts.publish(paths.tokens, "tokenize") as draft:
         write_columns(draft.path / "texts.arrow", {"token": store.tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": store.offsets})

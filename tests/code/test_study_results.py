@@ -84,10 +84,10 @@ def log() -> tuple[Interactions, TokenStore]:
     offsets = np.arange(0, 3 * ITEMS + 1, 3, dtype=np.int64)
     tokens = draw.integers(4, 40, 3 * ITEMS).astype(np.int32)
     split = np.where(position < LENGTH - 3, 0, 2).astype(np.int8)
-    place = position.astype(np.int32)
-    store = TokenStore(tokens, offsets, item.astype(np.int32), label, split, place, place, place, tokens[:0], {})
+    places = [position.astype(np.int32)] * 3
+    store = TokenStore(tokens, offsets, item.astype(np.int32), label, split, *places, tokens[:0], {})
     user = np.repeat(np.arange(USERS), LENGTH)
-    return Interactions(user, item, label, position, train, pa.table({})), store
+    return Interactions(user, item, label, position, position, position, train, pa.table({})), store
 
 
 def flipped(log: Interactions, at: np.ndarray) -> Interactions:

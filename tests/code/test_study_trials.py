@@ -44,7 +44,8 @@ def written(folder: Path, group: dict[str, Any] | None = None, rehearsal: dict[s
 def events(at: Paths) -> list[dict[str, Any]]:
     """Publish a small log, each history cut at 80 and 90 %; return its rows."""
     found = [
-        {"user_id": f"u{user}", "item_id": str(i % 6), "timestamp": None, "label": (i + user) % 2, "position": i,
+        {"user_id": f"u{user}", "item_id": str(i % 6), "timestamp": None, "label": (i + user) % 2,
+         "position": i, "request": i, "known": i,
          "split": "train" if i / n < 0.8 else "validation" if i / n < 0.9 else "test"}
         for user, n in enumerate(LENGTHS) for i in range(n)
     ]  # fmt: skip

@@ -84,7 +84,7 @@ def early_test_user(batch: Batch) -> None:
 
 def repeat_interaction(batch: Batch) -> None:
     again = ("item_id", "item_text", "timestamp", "rating", "label")
-    batch.interactions[6].update({name: batch.interactions[5][name] for name in again})
+    batch.interactions[6].update({name: batch.interactions[5][name] for name in again}, request=5, known=5)
 
 
 def untitle(batch: Batch) -> None:
@@ -130,7 +130,7 @@ def retype(column: str, kind: pa.DataType) -> Callable[[Batch], None]:
 
 
 def swap_columns(batch: Batch) -> None:
-    batch.schema = pa.schema([batch.schema.field(i) for i in (1, 0, 2, 3, 4, 5, 6, 7)])
+    batch.schema = pa.schema([batch.schema.field(i) for i in (1, 0, 2, 3, 4, 5, 6, 7, 8, 9)])
 
 
 def drop_raw_column(batch: Batch) -> None:
@@ -188,19 +188,36 @@ DEFECTS: dict[str, tuple[Callable[[Batch], None], set[str], dict[str, Any] | Non
     "a rating that is there twice": (
         repeat_interaction, {"canonical.interaction_unique"}, {"user_id": "u0", "item_id": "i5", "times": 2}),
     "two rows at one position": (
-        set_row(6, position=5), {"canonical.position_unique", "canonical.position_contiguous"},
+        set_row(6, position=5, request=5, known=5), {"canonical.position_unique", "canonical.position_contiguous"},
         {"user_id": "u0", "position": 5, "times": 2}),
     "a gap in the positions": (
-        set_row(19, position=30), {"canonical.position_contiguous"},
+        set_row(19, position=30, request=30), {"canonical.position_contiguous"},
         {"user_id": "u0", "position": 30, "previous_position": 18}),
     "time running backwards": (
-        swap_times, {"canonical.time_monotone"},
-        {"user_id": "u0", "position": 5, "timestamp": 1_000_400, "previous_timestamp": 1_000_500}),
+        swap_times, {"canonical.time_monotone", "canonical.known_in_time"},
+        {"user_id": "u0", "request": 5, "timestamp": 1_000_400, "previous_timestamp": 1_000_500}),
     "train after validation within a user": (
         set_row(13, split="train"), {"canonical.split_order", "canonical.split_clock"},
         {"user_id": "u0", "position": 13, "split": "train", "previous_split": "validation"}),
     "a user judged while others still train": (
-        early_test_user, {"canonical.split_clock"}, {"user_id": "u1", "position": 0, "split": "train"}),
+        early_test_user, {"canonical.split_clock"}, {"user_id": "u1", "request": 0, "split": "train"}),
+    "no request": (
+        set_row(19, request=None), {"canonical.request_not_null"}, {"user_id": "u0", "position": 19}),
+    "nothing said of what is known": (
+        set_row(5, known=None), {"canonical.known_not_null"}, {"user_id": "u0", "position": 5}),
+    "a request that begins elsewhere": (
+        set_row(19, request=21), {"canonical.request_whole"}, {"user_id": "u0", "position": 19, "request": 21}),
+    "a request in two splits": (
+        set_row(12, request=11, known=11), {"canonical.request_one_split"},
+        {"user_id": "u0", "position": 12, "split": "validation", "previous_split": "train"}),
+    "a row that knows its own label": (
+        set_row(5, known=6), {"canonical.known_before", "canonical.known_in_time"},
+        {"user_id": "u0", "position": 5, "request": 5, "known": 6}),
+    "a row that knows less than the one before": (
+        set_row(8, known=3), {"canonical.known_grows"}, {"user_id": "u0", "position": 8, "known": 3}),
+    "two rows of one second that know each other": (
+        set_row(6, timestamp=1_000_500), {"canonical.known_in_time"},
+        {"user_id": "u0", "position": 6, "known": 6, "last_known_timestamp": 1_000_500}),
     "a split with too few targets": (few_test_targets, {"splits.targets"}, {"split": "test", "targets": 4}),
     "a split without clicks": (no_clicks_in_test, {"splits.clicks"}, {"split": "test", "clicks": 0}),
     "a split without skips": (no_skips_in_validation, {"splits.skips"}, {"split": "validation", "skips": 0}),

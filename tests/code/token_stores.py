@@ -18,6 +18,7 @@ History = list[tuple[int, str]]
 def write_store(paths: Paths, users: list[History], prefix: tuple[int, ...] = ()) -> None:
     """data/tokens of these users: every interaction has a text of its own, labels alternate."""
     rows = [row for user in users for row in user]
+    position = np.array([i for user in users for i in range(len(user))], np.int32)
     offsets = np.cumsum([0, *(length for length, _ in rows)]).astype(np.int64)
     with artifacts.publish(paths.tokens, "tokenize") as draft:
         write_columns(draft.path / "texts.arrow", {"token": 4 + np.arange(offsets[-1], dtype=np.int32) % 90})
@@ -28,7 +29,7 @@ def write_store(paths: Paths, users: list[History], prefix: tuple[int, ...] = ()
                 "text": np.arange(len(rows), dtype=np.int32),
                 "label": (np.arange(len(rows)) % 2).astype(np.int8),
                 "split": np.array([SPLITS.index(split) for _, split in rows], np.int8),
-                "position": np.array([i for user in users for i in range(len(user))], np.int32),
+                **dict.fromkeys(("position", "request", "known"), position),
             },
         )
         draft.report = replace(reports.TOKENIZE, prefix_tokens=prefix)

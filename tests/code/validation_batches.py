@@ -21,13 +21,15 @@ from tests.reports import INGEST
 STAGED = pa.schema(
     [
         ("line", pa.int64()), ("raw", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
-        ("rating", pa.float64()), ("timestamp", pa.int64()), ("item_text", pa.string()), ("reason", pa.string()),
+        ("rating", pa.float64()), ("timestamp", pa.int64()), ("item_text", pa.string()), ("request_id", pa.string()),
+        ("split", pa.string()), ("reason", pa.string()),
     ]
 )  # fmt: skip
 INTERACTIONS = pa.schema(
     [
         ("user_id", pa.string()), ("item_id", pa.string()), ("item_text", pa.string()), ("timestamp", pa.int64()),
         ("rating", pa.float64()), ("label", pa.int8()), ("split", pa.string()), ("position", pa.int32()),
+        ("request", pa.int32()), ("known", pa.int32()),
     ]
 )  # fmt: skip
 DIGEST = "0123456789abcdef0123456789abcdef"
@@ -81,7 +83,7 @@ def good_batch(users: int = USERS) -> Batch:
                     "rating": rating,
                     "label": int(rating > 3),
                     "split": "train" if position < 12 else "validation" if position < 16 else "test",
-                    "position": position,
+                    **dict.fromkeys(("position", "request", "known"), position),
                 }
             )
     staged = [

@@ -19,11 +19,9 @@ def prompt(history: list[tuple[list[int], int]], first: int, stop: int, context:
     seen = list(range(len(history))) if seen is None else seen
     known = list(range(len(history))) if known is None else known
     tokens: list[Token] = []
-    position = 0
-    for token in prefix:
-        about = {"interaction": -1, "row": -1, "seen": 0, "known": 0}
+    about = {"interaction": -1, "row": -1, "seen": 0, "known": 0}
+    for position, token in enumerate(prefix):
         tokens.append({"token": token, "kind": "prefix", "position": position, **about})
-        position += 1
     begin = seen[first] - context if seen[first] > context else 0
     behind = {}
     for row in range(begin, stop):

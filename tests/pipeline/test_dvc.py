@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 TOUCHES: dict[tuple[str, Any], set[str]] = {
     ("synth.seed", 8): {"synth"},
     ("events.max_users", 50): {"ingest", "validate"},
-    ("split.label_threshold", 3.5): {"ingest", "validate"},
-    ("split.min_history", 6): {"ingest", "validate", "pack@sliding_window", "pack@dti"},
+    ("split.label_threshold", 3.5): {"ingest", "validate", "tokenize"},
+    ("split.min_history", 6): {"ingest", "validate", "tokenize", "pack@sliding_window", "pack@dti"},
     ("validation.max_shown_rows", 7): {"validate"},
     ("validation.required", False): {"validate", "tokenize"},
     ("tokens.max_text_tokens", 31): {"tokenize"},

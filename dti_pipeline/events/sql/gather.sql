@@ -1,6 +1,7 @@
--- All staged rows to one history for each user.
+-- All staged rows to one history for each user, in requests.
 -- Table files(file, source_file, part) and table item_rows(file, line, item_id, item_text) are there.
--- parts: their paths; max_users: null for all.
+-- parts: their paths; max_users: null for all; together: rows of one time stamp are one request where they have no id
+-- of one, and the file's order tells nothing of them.
 CREATE TEMP VIEW staged AS
 SELECT
     files.source_file,
@@ -27,17 +28,42 @@ WHERE getvariable('max_users') IS NULL OR user_id IS NULL OR user_id IN (SELECT 
 CREATE TEMP VIEW quarantine AS
 SELECT source_file, line, reason, raw FROM read_rows WHERE reason IS NOT NULL ORDER BY "row";
 
--- Exact duplicates: the first one stays. Then each user's history by time; equal times in file order.
+-- Exact duplicates: the first one stays.
+CREATE TEMP TABLE kept AS
+SELECT "user", item_id, rating, "timestamp", request_id, split AS own_split, min("row") AS "row", count(*) AS copies
+FROM read_rows INNER JOIN users USING (user_id)
+WHERE reason IS NULL
+GROUP BY "user", item_id, rating, "timestamp", request_id, own_split;
+
+-- Each user's history: requests by the time they begin, rows of one by a hash of the item, since an order that the file
+-- chose could tell their labels; so could that of requests of one time.
+-- request: position of the request's first row; begins, ends: its earliest and its latest time.
 CREATE TEMP TABLE history AS
+WITH named AS (
+    SELECT
+        "user",
+        request_id,
+        min("timestamp") AS begins,
+        max("timestamp") AS ends,
+        min("row") AS first_row
+    FROM kept
+    WHERE request_id IS NOT NULL
+    GROUP BY "user", request_id
+),
+timed AS (
+    SELECT
+        kept.*,
+        coalesce(named.begins, "timestamp") AS begins,
+        coalesce(named.ends, "timestamp") AS ends,
+        CASE WHEN getvariable('together') THEN md5(request_id) END AS lot,
+        CASE WHEN NOT getvariable('together') THEN coalesce(first_row, "row") END AS turn
+    FROM kept LEFT JOIN named USING ("user", request_id)
+)
 SELECT
-    *,
-    row_number() OVER (PARTITION BY "user" ORDER BY "timestamp", "row") - 1 AS position
-FROM (
-    SELECT "user", item_id, rating, "timestamp", min("row") AS "row", count(*) AS copies
-    FROM read_rows INNER JOIN users USING (user_id)
-    WHERE reason IS NULL
-    GROUP BY ALL
-);
+    * EXCLUDE (request_id, lot, turn),
+    row_number() OVER (PARTITION BY "user" ORDER BY begins, lot, turn, md5(item_id), "row") - 1 AS position,
+    rank() OVER (PARTITION BY "user" ORDER BY begins, lot, turn) - 1 AS request
+FROM timed;
 
 -- A title from the item files, the first that has one, or else the text that came with an item's first row.
 CREATE TEMP TABLE titles AS

@@ -1,5 +1,6 @@
 -- Values to typed interactions; `reason` says why a row cannot be one. The first reason counts.
--- clock: the log has timestamps; lowest, highest: the rating scale, null where it is open.
+-- clock, requests, splits: the log has timestamps, ids of requests, a split; lowest, highest: the rating scale, null
+-- where it is open.
 CREATE OR REPLACE TEMP VIEW parsed AS
 WITH trimmed AS (
     SELECT
@@ -10,7 +11,9 @@ WITH trimmed AS (
         CASE WHEN problem IS NULL THEN nullif(trim("values"[2]), '') END AS item_id,
         CASE WHEN problem IS NULL THEN nullif(trim("values"[3]), '') END AS rating_text,
         CASE WHEN problem IS NULL THEN nullif(trim("values"[4]), '') END AS time_text,
-        CASE WHEN problem IS NULL THEN nullif(trim(regexp_replace("values"[5], '\s+', ' ', 'g')), '') END AS item_text
+        CASE WHEN problem IS NULL THEN nullif(trim(regexp_replace("values"[5], '\s+', ' ', 'g')), '') END AS item_text,
+        CASE WHEN problem IS NULL THEN nullif(trim("values"[6]), '') END AS request_id,
+        CASE WHEN problem IS NULL THEN nullif(lower(trim("values"[7])), '') END AS split_text
     FROM records
 ),
 typed AS (
@@ -19,7 +22,11 @@ typed AS (
         TRY_CAST(rating_text AS DOUBLE) AS rating,
         coalesce(TRY_CAST(time_text AS DOUBLE), epoch(TRY_CAST(time_text AS TIMESTAMPTZ))) AS clock_value,
         -- Seconds since 1970 reach 1e11 in the year 5138: above, it is milliseconds, and above 1e14 microseconds.
-        clock_value / CASE WHEN clock_value < 1e11 THEN 1 WHEN clock_value < 1e14 THEN 1e3 ELSE 1e6 END AS seconds
+        clock_value / CASE WHEN clock_value < 1e11 THEN 1 WHEN clock_value < 1e14 THEN 1e3 ELSE 1e6 END AS seconds,
+        CASE
+            WHEN split_text IN ('train', 'validation', 'test') THEN split_text
+            WHEN split_text IN ('valid', 'val', 'dev') THEN 'validation'
+        END AS split
     FROM trimmed
 ),
 judged AS (
@@ -35,6 +42,9 @@ judged AS (
             WHEN getvariable('clock') AND time_text IS NULL THEN 'timestamp missing'
             WHEN getvariable('clock') AND seconds < 0 THEN 'timestamp before 1970'
             WHEN getvariable('clock') AND (seconds IS NULL OR NOT seconds <= 1e11) THEN 'timestamp not a time'
+            WHEN getvariable('requests') AND request_id IS NULL THEN 'request id missing'
+            WHEN getvariable('splits') AND split_text IS NULL THEN 'split missing'
+            WHEN getvariable('splits') AND split IS NULL THEN 'split not train, validation or test'
         END AS reason
     FROM typed
 )
@@ -46,5 +56,7 @@ SELECT
     CASE WHEN isfinite(rating) THEN rating END AS rating,
     CASE WHEN seconds BETWEEN 0 AND 1e11 THEN floor(seconds)::BIGINT END AS "timestamp",
     item_text,
+    request_id,
+    split,
     reason
 FROM judged;

@@ -1,4 +1,5 @@
--- The same shares inside each user's own history, rounded down: the last rows test, those before them validate.
+-- The same shares inside each user's own history, rounded down to whole requests: the last rows test, those before
+-- them validate.
 -- validation_share, test_share.
 CREATE TEMP VIEW split_rows AS
 WITH counted AS (
@@ -12,8 +13,8 @@ WITH counted AS (
 SELECT
     * EXCLUDE (total, test, validation),
     CASE
-        WHEN position >= total - test THEN 'test'
-        WHEN position >= total - test - validation THEN 'validation'
+        WHEN request >= total - test THEN 'test'
+        WHEN request >= total - test - validation THEN 'validation'
         ELSE 'train'
     END AS split
 FROM counted;

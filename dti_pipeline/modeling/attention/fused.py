@@ -24,7 +24,8 @@ def attend_intervals(
     """Output (B, L, H, D) of queries (B, L, H, D) over keys and values (B, L, H_kv, D), and the logarithm to base 2
     (B, L, H) of each softmax's denominator.
 
-    ``facts``, int32, (B, L) each: those of Intervals, and the last query that sees each key. Precision: that of ``query``, with softmax in fp32."""
+    ``facts``, int32, (B, L) each: those of Intervals, and the last query that sees each key. Precision: that
+    of ``query``, with softmax in fp32."""
     from dti_pipeline.modeling.attention.kernel import launch  # needs Triton
 
     given = _readable(query, key, value)

@@ -121,8 +121,8 @@ def _dot(x, y):
 @triton.jit
 def _stretches(ours, L, KEYS: tl.constexpr):
     """Of a tile of queries: where its keys begin, where all see whole tiles of keys, from and to, and where they end.
-    No query's own key is among the whole tiles, as a [SUM] sees that one, and nothing behind the labels it knows, unless
-    it knows all."""
+    No query's own key is among the whole tiles, as a [SUM] sees that one, and nothing behind the labels that a query
+    knows, unless it knows all."""
     begin, end = tl.min(ours[1]), tl.max(ours[0]) + 1
     all_from = tl.max(tl.where(ours[0] >= 0, ours[1], 0))
     all_to = tl.min(tl.where(ours[0] >= 0, tl.where(ours[6] == ours[4], ours[0], ours[6]), L))
@@ -264,7 +264,8 @@ def _interval_backward_queries(
 
 @triton.jit
 def _interval_backward_keys(
-    query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level, d_out, delta, d_key, d_value,
+    query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level, d_out, delta,
+    d_key, d_value,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,

@@ -127,9 +127,7 @@ def _labels_known(known: Sequence[int], interactions: int) -> NDArray[np.int32]:
         if not -1 <= last < i:
             raise InputError(f"--known says {last} of interaction {i}: it must be an earlier one, or -1 for none")
         if i and last < known[i - 1]:
-            raise InputError(
-                f"--known says {last} of interaction {i}, but {known[i - 1]} of the one before it knew more"
-            )
+            raise InputError(f"--known says {last} of interaction {i}, fewer than the one before it knows")
     return np.array(known, np.int32) + 1
 
 

@@ -233,9 +233,8 @@ def _sum_rows(positions: Tensor, initial: Tensor | None) -> SumRows:
     slot = torch.arange(positions.shape[1], device=positions.device).expand_as(positions).contiguous()
     spans = intervals(Tokens(torch.zeros_like(slot), slot, kind, slot, slot), DTI_GROWING, 2)
     valid = torch.ones_like(slot, dtype=torch.bool)
-    rule = Rule(
-        spans, positions, slot, slot, 2, alibi=False, family="none" if initial is None else "linear", maximum=0.7
-    )
+    family = "none" if initial is None else "linear"
+    rule = Rule(spans, positions, slot, slot, 2, alibi=False, family=family, maximum=0.7)
     return sum_rows(
         slot,
         valid,
