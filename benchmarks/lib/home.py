@@ -14,6 +14,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 from benchmarks.lib import llama
 from dti_pipeline import artifacts, config
 from dti_pipeline.modeling.network import backbone
+from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import TokenStore, write_columns
@@ -59,5 +60,5 @@ def _write_store(paths: Paths, store: TokenStore) -> None:
         draft.report = TokenizeReport(
             interactions=len(store.text), texts=len(store.offsets) - 1, texts_cut=0, tokens=tokens,
             tokens_per_interaction=tokens / len(store.text), vocabulary=store.vocabulary,
-            special_tokens=store.special, prefix_tokens=(), context=store.context,
+            special_tokens=store.special, prefix_tokens=(), knowledge=Knowledge(context=store.context),
         )  # fmt: skip

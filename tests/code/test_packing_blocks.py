@@ -13,6 +13,7 @@ from dti_pipeline import config
 from dti_pipeline.packing import pack, tokenize
 from dti_pipeline.packing.store import SPLITS, TokenStore, read_columns
 from dti_pipeline.paths import Paths
+from tests.code.token_stores import publish_events
 
 USERS = 30
 SETTINGS = config.from_plain(
@@ -34,8 +35,6 @@ def events(home: Paths) -> Paths:
     position = np.concatenate([np.arange(n) for n in lengths])
     item = draw.integers(0, 50, len(position))
     split = np.concatenate([np.sort(draw.integers(0, 3, n)) for n in lengths])
-    home.events.mkdir(parents=True)
-    home.checks.mkdir(parents=True)
     table = pa.table(
         {
             "item_id": [str(i) for i in item],
@@ -47,7 +46,7 @@ def events(home: Paths) -> Paths:
             **dict.fromkeys(("position", "request", "known"), position.astype(np.int32)),
         }
     )
-    pq.write_table(table, home.events / "interactions.parquet", row_group_size=64)
+    publish_events(home, table, row_group_size=64)
     return home
 
 

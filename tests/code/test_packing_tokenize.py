@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +17,7 @@ from dti_pipeline.packing.pack import pack
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.tokenize import load_tokenizer, tokenize
 from dti_pipeline.paths import Paths
+from tests.code.token_stores import publish_events
 
 
 def config(**sections: Any) -> Config:
@@ -26,8 +26,6 @@ def config(**sections: Any) -> Config:
 
 def write_events(paths: Paths, texts: list[str]) -> None:
     """One user's history of these items, in order; the last two rows are held out."""
-    paths.events.mkdir(parents=True)
-    paths.checks.mkdir(parents=True)
     count = len(texts)
     table = {
         "item_id": pa.array([f"i{i}" for i in range(count)]),
@@ -36,7 +34,7 @@ def write_events(paths: Paths, texts: list[str]) -> None:
         "split": ["train"] * (count - 2) + ["validation", "test"],
         **dict.fromkeys(("position", "request", "known"), np.arange(count, dtype=np.int32)),
     }
-    pq.write_table(pa.table(table), paths.events / "interactions.parquet")
+    publish_events(paths, pa.table(table))
 
 
 def read_texts(paths: Paths) -> list[str]:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts
+from dti_pipeline.config import Config
 from dti_pipeline.packing.store import SPLITS, write_columns
 from dti_pipeline.paths import Paths
 from tests import reports
 
 #: For each user, for each interaction: (tokens of its text, split).
 History = list[tuple[int, str]]
+
+
+def publish_events(paths: Paths, table: pa.Table, **how: Any) -> None:
+    """data/events with this log, as if it were ingested with the defaults; ``how`` goes to the writer of Parquet."""
+    paths.checks.mkdir(parents=True)
+    with artifacts.publish(paths.events, "ingest", Config().sections("events", "split")) as draft:
+        pq.write_table(table, draft.path / "interactions.parquet", **how)
+        draft.report = reports.INGEST
 
 
 def write_store(paths: Paths, users: list[History], prefix: tuple[int, ...] = ()) -> None:
