@@ -84,7 +84,7 @@ class Trainer:
     checkpoint: Callable[[], None]
     average: Average | None = None  # of the weights: evaluated in their place
     first_step: Callable[[], None] | None = None  # called once, after the first step of this process
-    _wishes: Tensor | None = None  # of all processes, a step ago
+    _wishes: Callable[[], list[float]] | None = None  # of all processes, a step ago
     _pending: _Pending | None = None
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
@@ -144,8 +144,9 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return wishes
         before, device = self._wishes, self.accelerator.device
-        self._wishes = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
-        return [False] * len(wishes) if before is None else [count > 0 for count in before.tolist()]
+        own = torch.tensor(wishes, dtype=torch.int32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        self._wishes = _fetched(self.accelerator.reduce(own, "sum"))
+        return [False] * len(wishes) if before is None else [count > 0 for count in before()]
 
     def _step(self, share: MicroBatches) -> tuple[Tensor, Tensor, float]:
         """One optimizer step: summed loss over the step's targets of all processes, gradient norm, learning rate."""
