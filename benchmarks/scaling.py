@@ -2,7 +2,7 @@
 
 The first process trains alone while the others wait, then all of them together: the project's own loop, loader and
 stopwatch, micro-batches of one size and as many of them a step and process, a log of equal interactions in packed
-rows, n = 20, random weights. Whole models (DDP) or sharded ones (FSDP), LoRA or all weights. Alone a model is whole;
+rows, n = 20, random weights. Whole models or sharded ones (FSDP), LoRA or all weights. Alone a model is whole;
 where it does not fit one GPU there is no such time. Efficiency is the tokens a second of one process among all over
 those of the one alone. A call's rows take the place of those of the same model and training in the file; all others
 stay.
@@ -27,7 +27,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.lib import llama, sizes
@@ -40,7 +39,6 @@ from dti_pipeline.packing.reader import Rows
 from dti_pipeline.paradigms import DTI, SLIDING_WINDOW, Paradigm
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.optimizer import optimizer_for
-from dti_pipeline.training.setup import DDP
 from dti_pipeline.training.sharding import shard
 
 K = {SLIDING_WINDOW: 1, DTI: 50}
@@ -55,7 +53,7 @@ class Processes:
     def __init__(self, given: argparse.Namespace) -> None:
         self.cpu = given.tiny or not torch.cuda.is_available()
         self.precision, self.compute = sizes.precision(self.cpu)
-        self.accelerator = Accelerator(cpu=self.cpu, mixed_precision=self.precision, kwargs_handlers=[DDP])
+        self.accelerator = Accelerator(cpu=self.cpu, mixed_precision=self.precision)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.first = self.accelerator.is_main_process
         # To wait for one another on the CPU: a barrier of NCCL keeps the GPU busy.
@@ -74,8 +72,7 @@ class Processes:
         return float(figures)
 
     def free(self) -> None:
-        """Let go of unused memory; accelerate keeps what it has prepared."""
-        self.accelerator.free_memory()
+        """Let go of unused memory."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -119,16 +116,14 @@ def measured(processes: Processes, given: argparse.Namespace, paradigm: Paradigm
     torch.manual_seed(7)
     size = CONTEXT, rows.row_length, device, processes.compute
     model = llama.untrained(shape, sizes.settings_of(given), *size, paradigm, given.activation_checkpointing)
-    prepared: nn.Module = model
     if training.sharding == "full":
-        model.plan = model.make_plan(device, processes.compute, processes=world, sharded=True)
+        model.plan = model.make_plan(device, processes.compute, sharded=True)
         model.plan = model.plan.without("compiled_surroundings", "weights are sharded")
         shard(model, init_device_mesh(device.type, (world,)), None if processes.cpu else processes.compute)
         optimizer = optimizer_for(model, training)
     else:
         optimizer = ready(model, device, training)
-        prepared = accelerator.prepare(model, device_placement=[False]) if world > 1 else model
-    trainer = trainer_of(model, prepared, optimizer, accelerator, training, rows)
+    trainer = trainer_of(model, optimizer, accelerator, training, rows)
     trainer.run(after(WARM_UP_STEPS))
     warm = trainer.progress.step
     forget_peak_memory(device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dti_pipeline.config import TrainingConfig
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.flat import FlatAdamW
 from dti_pipeline.training.loader import Loader, MicroBatches
 from dti_pipeline.training.optimizer import learning_rate
 from dti_pipeline.training.progress import Evaluated, Listener, Stepped
@@ -73,7 +74,7 @@ class _Pending:
 class Trainer:
     """One training in progress. ``evaluate`` scores the validation targets; ``checkpoint`` writes resume state."""
 
-    model: nn.Module  # prepared by accelerate
+    model: nn.Module
     runner: StepRunner
     loader: Loader
     accelerator: Accelerator
@@ -152,9 +153,11 @@ class Trainer:
         """One optimizer step: summed loss over the step's targets of all processes, gradient norm, learning rate."""
         rate = learning_rate(self.config, share.step.targets_before, self.loader.steps.targets)
         total = self.runner.gradients(share)
-        norm = self.runner.update(rate)
         if self.accelerator.num_processes > 1:
             total = self.accelerator.reduce(total, "sum")
+            if isinstance(self.runner.optimizer, FlatAdamW):  # else the model is sharded
+                self.runner.optimizer.add_up()
+        norm = self.runner.update(rate)
         return total, norm, rate
 
     def _report(self, watch: Stopwatch) -> None:
