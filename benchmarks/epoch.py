@@ -101,7 +101,7 @@ def measured(
     torch.manual_seed(training.seed)
     model = model_of(settings, store, named(paradigm))
     optimizer = ready(model, accelerator.device, training)
-    warming = trainer_of(model, accelerator.prepare(model), optimizer, accelerator, training, rows)
+    warming = trainer_of(model, optimizer, accelerator, training, rows)
     warming.run(after_steps(WARM_UP_STEPS))
     warm = warming.progress.step
     trainer = replace(warming, progress=Progress(step=warm))

@@ -137,7 +137,7 @@ class Bench:
         if rounds and self.cpu:
             float8.replace(decoder_of(model.lm).layers)
         optimizer = ready(model, self.device, training)
-        trainer = trainer_of(model, self.accelerator.prepare(model), optimizer, self.accelerator, training, rows)
+        trainer = trainer_of(model, optimizer, self.accelerator, training, rows)
         trainer.run(lambda: False)
         if folder is not None:
             save(model, folder)

@@ -67,7 +67,7 @@ class Side:
         torch.manual_seed(settings.training.seed)
         model = model_of(settings, store, paradigm).train()
         optimizer = ready(model, torch.device("cpu"), settings.training)
-        self._trainer = trainer_of(model, model, optimizer, Accelerator(cpu=True), settings.training, rows)
+        self._trainer = trainer_of(model, optimizer, Accelerator(cpu=True), settings.training, rows)
         self._loader = self._trainer.loader
         work = [self._loader.micro_batches(number) for number in range(min(8, self._loader.steps.count))]
         self.targets = statistics.mean(one.step.targets for one in work)

@@ -218,7 +218,7 @@ def adapted(shape: Shape, rank: int = 16, modules: Sequence[str] = QUERIES_AND_V
     return ModelConfig(name_or_path=shape.name, lora=lora, head="verbaliser" if rank else "fresh", **more)
 
 
-def runner(model: Model, prepared: nn.Module, accelerator: Any) -> EagerRunner:
-    """The steps of a training of ``prepared``, the model as accelerate has wrapped it."""
+def runner(model: Model, accelerator: Any) -> EagerRunner:
+    """The steps of a training of ``model``."""
     training = TrainingConfig(learning_rate=LEARNING_RATE)
-    return EagerRunner(prepared, optimizer_for(model, training), accelerator, training.max_gradient_norm)
+    return EagerRunner(model, optimizer_for(model, training), accelerator, training.max_gradient_norm)

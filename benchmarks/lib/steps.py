@@ -102,7 +102,7 @@ class Bench:
         self.model = llama.model(self.shape, sizes.settings_of(given), *size, recomputed=again).train()
         lora = sum(p.numel() for name, p in self.model.trained().items() if "lora" in name)
         self.adapters = lora if given.train == "lora" else None
-        self.runner = llama.runner(self.model, accelerator.prepare(self.model), accelerator)
+        self.runner = llama.runner(self.model, accelerator)
         self._building = time.monotonic() - begun
         self._compilation = "none" if cpu else "cached" if _has_cache() else "cold"
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.optim import AdamW
 
 from dti_pipeline.config import Config, TrainingConfig
@@ -43,29 +42,28 @@ def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: An
 def ready(model: CTRModel, device: torch.device, training: TrainingConfig) -> AdamW:
     """Place a model as a training does that shards nothing; return its optimizer."""
     compute = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
-    model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph, processes=training.processes))
+    model.place(model.make_plan(device, compute, cuda_graph=training.cuda_graph))
     return optimizer_for(model, training)
 
 
 def trainer_of(
     model: CTRModel,
-    prepared: nn.Module,
     optimizer: AdamW,
     accelerator: Accelerator,
     config: TrainingConfig,
     rows: Rows,
     progress: Progress | None = None,
 ) -> Trainer:
-    """A training that tells nobody, evaluates nothing and saves nothing. ``prepared`` is the model as accelerate has
-    wrapped it. Raises RuntimeError where its plan cannot be had: a benchmark measures what it names."""
+    """A training that tells nobody, evaluates nothing and saves nothing. Raises RuntimeError where the model's
+    plan cannot be had: a benchmark measures what it names."""
     steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = Loader(rows, steps, config.tokens_per_batch, accelerator.device, rank, world)
-    prepared.train()
-    forms = forms_of(model, prepared, optimizer, accelerator, config)
+    model.train()
+    forms = forms_of(model, optimizer, accelerator, config)
     chosen = choose(forms, loader, 0, optimizer, accelerator, _refuse)
     return Trainer(
-        model=prepared,
+        model=model,
         runner=chosen.runner,
         loader=chosen.loader,
         accelerator=accelerator,

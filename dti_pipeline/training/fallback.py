@@ -51,7 +51,8 @@ def choose(
     accelerator: Accelerator,
     tell: Callable[[FellBack], None],
 ) -> Chosen:
-    """Try ``forms``, the fastest first, on step ``number``; all processes together, with the same answer.
+    """Try ``forms``, the fastest first, on step ``number``; all processes together, with the same answer: each form
+    rounds in its own way, and weights are to stay the same in all of them.
 
     Raises the last form's error, and InputError where a micro-batch of one row does not fit the memory. Cost: up to two
     micro-batches, and whatever compiles. Where weights are sharded, an error in one process alone leaves the others

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 #: Bytes. Compiled code and products of matrices ask for 16 of them at least.
 ALIGNED = 256
@@ -92,6 +92,21 @@ class FlatAdamW(torch.optim.AdamW):
                 " and drop gradients by its zero_grad"
             )
         return [_gradient(flat) for flat in self.flats]
+
+    def share_weights(self) -> None:
+        """Give all processes the first one's weights: other kinds of CPUs may draw other last bits."""
+        for flat in self.flats:
+            distributed.broadcast(flat.whole.detach(), src=0)
+
+    def add_up(self) -> None:
+        """Add up the gradients of all processes where they lie; afterwards each has the same sums.
+
+        The sums are fp32, as whatever is trained is: bfloat16 would halve the bytes and keep three digits. Bytes a
+        step: around a ring of n processes each sends 2 (n - 1) / n times those of the gradients, 0.54 GB for 135 M
+        weights and n = 2. Nothing is computed meanwhile.
+        """
+        for flat in self.flats:
+            distributed.all_reduce(_gradient(flat))
 
     @torch.no_grad()
     def zero_grad(self, set_to_none: bool = True) -> None:

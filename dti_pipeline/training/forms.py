@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache, partial
 
 from accelerate import Accelerator
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
@@ -27,12 +26,10 @@ LOST_WITH = {
 }
 
 
-def forms_of(
-    model: CTRModel, prepared: nn.Module, optimizer: Optimizer, accelerator: Accelerator, settings: TrainingConfig
-) -> list[Form]:
-    """The forms of ``model``'s plan, the fastest first. ``prepared`` is the model as accelerate has wrapped it."""
-    sharded = isinstance(prepared, FSDPModule)
-    runner = partial(EagerRunner, prepared, optimizer, accelerator, settings.max_gradient_norm)
+def forms_of(model: CTRModel, optimizer: Optimizer, accelerator: Accelerator, settings: TrainingConfig) -> list[Form]:
+    """The forms of ``model``'s plan, the fastest first."""
+    sharded = isinstance(model, FSDPModule)
+    runner = partial(EagerRunner, model, optimizer, accelerator, settings.max_gradient_norm)
     plain = runner()  # before a trial: a sharded model whose forward pass broke off has other parameters for a while
 
     @cache  # a graph that could not be had leaves the layers compiled

@@ -40,7 +40,7 @@ class _Recording(NamedTuple):
 
 
 class GraphedRunner:
-    """Replays the steps of ``eager``, a runner of ``model`` in a single process on a GPU.
+    """Replays the steps of ``eager``, a runner of a whole ``model`` on a GPU.
 
     One recording of a micro-batch is kept. A batch of other shapes, or another mode of the model, makes a new one.
     Memory: a micro-batch's activations, for as long as this lives.

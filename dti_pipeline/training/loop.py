@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dti_pipeline.config import TrainingConfig
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
+from dti_pipeline.training.flat import FlatAdamW
 from dti_pipeline.training.loader import Loader, MicroBatches
 from dti_pipeline.training.optimizer import learning_rate
 from dti_pipeline.training.progress import Evaluated, Listener, Stepped
@@ -73,7 +74,7 @@ class _Pending:
 class Trainer:
     """One training in progress. ``evaluate`` scores the validation targets; ``checkpoint`` writes resume state."""
 
-    model: nn.Module  # prepared by accelerate
+    model: nn.Module
     runner: StepRunner
     loader: Loader
     accelerator: Accelerator
@@ -84,7 +85,7 @@ class Trainer:
     checkpoint: Callable[[], None]
     average: Average | None = None  # of the weights: evaluated in their place
     first_step: Callable[[], None] | None = None  # called once, after the first step of this process
-    _wishes: Tensor | None = None  # of all processes, a step ago
+    _wishes: Callable[[], list[float]] | None = None  # of all processes, a step ago
     _pending: _Pending | None = None
 
     def run(self, should_stop: Callable[[], bool]) -> bool:
@@ -144,16 +145,19 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return wishes
         before, device = self._wishes, self.accelerator.device
-        self._wishes = self.accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=device), "sum")
-        return [False] * len(wishes) if before is None else [count > 0 for count in before.tolist()]
+        own = torch.tensor(wishes, dtype=torch.int32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        self._wishes = _fetched(self.accelerator.reduce(own, "sum"))
+        return [False] * len(wishes) if before is None else [count > 0 for count in before()]
 
     def _step(self, share: MicroBatches) -> tuple[Tensor, Tensor, float]:
         """One optimizer step: summed loss over the step's targets of all processes, gradient norm, learning rate."""
         rate = learning_rate(self.config, share.step.targets_before, self.loader.steps.targets)
         total = self.runner.gradients(share)
-        norm = self.runner.update(rate)
         if self.accelerator.num_processes > 1:
             total = self.accelerator.reduce(total, "sum")
+            if isinstance(self.runner.optimizer, FlatAdamW):  # else the model is sharded
+                self.runner.optimizer.add_up()
+        norm = self.runner.update(rate)
         return total, norm, rate
 
     def _report(self, watch: Stopwatch) -> None:

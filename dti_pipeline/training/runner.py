@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from inspect import unwrap
 from typing import Protocol
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -29,8 +27,13 @@ class StepRunner(Protocol):
     def pads_targets(self) -> bool:
         """Whether micro-batches must have constant shapes (``Loader.pad_targets``)."""
 
+    @property
+    def optimizer(self) -> Optimizer:
+        """Takes the steps."""
+
     def gradients(self, share: MicroBatches) -> Tensor:
-        """Make the gradients of the mean loss over the step's targets; the summed loss of this process's own."""
+        """Make this process's share of the gradients of the mean loss over the step's targets; the summed loss of its
+        own. Processes add their shares up before the update; those of a sharded model do so here."""
 
     def update(self, rate: float) -> Tensor:
         """Clip the gradients, take the optimizer's step at this learning rate, and drop them; their norm before
@@ -51,6 +54,7 @@ class EagerRunner:
         compiled: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.accelerator = model, optimizer, accelerator
+        self._averaged_over = accelerator.num_processes if isinstance(model, FSDPModule) else 1
         self._objective, self._clipped_step = objective, clipped_step(optimizer, max_gradient_norm)
         if compiled:
             # torch's fused optimizer cuts small tensors into too few pieces for a GPU. Compiling takes seconds, as
@@ -64,21 +68,21 @@ class EagerRunner:
         return norm
 
     def try_out(self, share: MicroBatches) -> None:
-        self.gradients(share, exchanged=False)
+        self.gradients(share)
 
-    def gradients(self, share: MicroBatches, exchanged: bool = True) -> Tensor:
+    def gradients(self, share: MicroBatches) -> Tensor:
         total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(share.batches):
-            last = index == len(share.batches) - 1
-            with _exchange(self.model, now=last, at_all=exchanged):
-                total += self.add_gradients(batch.to(self.accelerator.device), share.step.targets)
+            if isinstance(self.model, FSDPModule):  # it would otherwise exchange gradients in each backward pass
+                self.model.set_requires_gradient_sync(index == len(share.batches) - 1)
+            total += self.add_gradients(batch.to(self.accelerator.device), share.step.targets)
         return total
 
     def add_gradients(self, batch: Batch, step_targets: int | Tensor) -> Tensor:
         """Add a micro-batch's share to the gradients; its summed loss."""
         with self.accelerator.autocast():
-            processes = self.accelerator.num_processes  # over which DDP averages gradients
-            part, loss = self._objective(self.model(batch), batch.label, batch.weight, processes, step_targets)
+            logits = self.model(batch)
+            part, loss = self._objective(logits, batch.label, batch.weight, self._averaged_over, step_targets)
         # Outside autocast, which would round tensors that the forward pass kept in fp32.
         self.accelerator.backward(part)
         return loss.detach()
@@ -93,12 +97,12 @@ class EagerRunner:
 
 
 def objective(
-    logits: Tensor, label: Tensor, weight: Tensor, processes: int, step_targets: int | Tensor
+    logits: Tensor, label: Tensor, weight: Tensor, averaged_over: int, step_targets: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The share of a micro-batch of T targets, all tensors (T,), in the mean loss of a step of ``step_targets``, to be
-    averaged over ``processes``; and its summed loss."""
+    """The share of a micro-batch of T targets, all tensors (T,), in the mean loss of a step of ``step_targets``;
+    and its summed loss. Processes add their gradients up, or average them over ``averaged_over``, as FSDP does."""
     loss = binary_cross_entropy_with_logits(logits, label, weight, reduction="sum")
-    return loss * processes / step_targets, loss
+    return loss * averaged_over / step_targets, loss
 
 
 def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor]], Tensor]:
@@ -113,13 +117,3 @@ def clipped_step(optimizer: Optimizer, maximum: float) -> Callable[[list[Tensor]
         return norm
 
     return step
-
-
-def _exchange(model: nn.Module, now: bool, at_all: bool) -> AbstractContextManager[None]:
-    """Average gradients over the processes once a step, in its last backward pass. A sharded model always does at the
-    end, since it would otherwise hold whole gradients."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
-    elif isinstance(model, DistributedDataParallel) and not (now and at_all):
-        return model.no_sync()
-    return nullcontext()

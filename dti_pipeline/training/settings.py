@@ -31,7 +31,7 @@ class TrainingConfig:
     average_decay: Annotated[float, Range(0, 1, "[)")] = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
-    # Small model, one process, one GPU: micro-batches and updates are recorded as a CUDA graph and replayed.
+    # Small model on a GPU: micro-batches and updates are recorded as a CUDA graph and replayed.
     cuda_graph: bool = True
     # Of each layer only the input is kept for the backward pass, which computes the layer again: a third more
     # arithmetic (under LoRA a half), and activations of one layer instead of all. For what does not fit the memory.
@@ -40,7 +40,7 @@ class TrainingConfig:
     evaluation_targets: PositiveInt = 2000  # at most this many validation targets a time
     checkpoint_seconds: NonNegativeInt = 300  # resume state at least this often; 0: after every step
     processes: PositiveInt = 1  # more than one: started through torchrun, on one machine or several
-    # none: each process holds the whole model (DDP). full: weights, gradients and moments are sharded over processes,
+    # none: each process holds the whole model. full: weights, gradients and moments are sharded over processes,
     # and a layer is gathered when it is computed (FSDP): for a model that does not fit one GPU; otherwise slower.
     sharding: Literal["none", "full"] = "none"
 

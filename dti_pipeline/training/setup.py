@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from torch import nn
+from accelerate.utils import set_seed
 from torch.distributed.device_mesh import init_device_mesh
 
 from dti_pipeline import artifacts, lineage
@@ -40,10 +39,6 @@ from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Checkpointing, Event, FellBack, FirstStep, Listener, Started, announce
 from dti_pipeline.training.steps import Steps
 from dti_pipeline.training.timeline import Timeline
-
-#: Buffers never change: sending the first process's to all others with every step would cost for nothing, and under
-#: model.frozen_weights float8 they are the whole model.
-DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 
 
 @dataclass
@@ -86,13 +81,17 @@ class Setup:
         timeline.mark("data")
         model = _model(config, paradigm, store, shards.report.row_length, accelerator, timeline)
         optimizer = optimizer_for(model, settings)
+        if world > 1 and isinstance(optimizer, FlatAdamW):
+            optimizer.share_weights()
         flats = optimizer.flats if isinstance(optimizer, FlatAdamW) else ()
         average = Average(model.trained(), settings.average_decay, flats) if settings.average_decay else None
         folder = checkpoint.folder(config, paths, paradigm)
         progress = checkpoint.restore(folder, model, optimizer, rank, average)
+        progress = progress or Progress(run_id=checkpoint.run_id(folder))
+        same_step(accelerator, progress.step, folder)
         return cls(
             config, paths, paradigm, tuple(listeners), accelerator, shards, loader, model, optimizer, average, folder,
-            progress or Progress(run_id=checkpoint.run_id(folder)), timeline,
+            progress, timeline,
         )  # fmt: skip
 
     @property
@@ -121,13 +120,8 @@ class Setup:
             if self.progress.run_id is not None:
                 checkpoint.begin(self.checkpoints, self.progress.run_id)
         self.timeline.mark("tracking")
-        # A sharded model is ready as it is: accelerate would wrap it once more. So is the optimizer, as no gradient is
-        # scaled: wrapped, each of its steps would search sys.path for a package that is not there.
-        # The model is placed: accelerate's placement would move its weights away from the optimizer's, on a CPU.
-        sharded = settings.sharding == "full"
-        prepared: nn.Module = self.model if sharded else accelerator.prepare(self.model, device_placement=[False])
-        prepared.train()
-        forms = forms_of(self.model, prepared, self.optimizer, accelerator, settings)
+        self.model.train()
+        forms = forms_of(self.model, self.optimizer, accelerator, settings)
         chosen = choose(forms, self.loader, number % self.loader.steps.count, self.optimizer, accelerator, self.emit)
         self.timeline.mark("compilation")
         self.loader, self.falls = chosen.loader, chosen.falls
@@ -135,7 +129,7 @@ class Setup:
             for name in LOST_WITH.get(fall.lost, ()):
                 self.model.plan = self.model.plan.without(name, fall.reason)
         return Trainer(
-            prepared, chosen.runner, chosen.loader, accelerator, settings, self.progress, self.emit,
+            self.model, chosen.runner, chosen.loader, accelerator, settings, self.progress, self.emit,
             evaluate=self.validation_scores, checkpoint=self.save, average=self.average, first_step=self._first_step,
         )  # fmt: skip
 
@@ -191,7 +185,7 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
             )
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     precision = "bf16" if settings.dtype == "bfloat16" else "no"
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[DDP])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
     if accelerator.num_processes != settings.processes:  # accelerate goes on with one where there is no launcher
         raise InputError(
             f"params key `training.processes` is {settings.processes}, but {accelerator.num_processes} are running:"
@@ -200,11 +194,19 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     return accelerator
 
 
+def same_step(accelerator: Accelerator, step: int, folder: Path) -> None:
+    """Refuse to begin where processes have restored different steps, as on machines that do not share the home."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        numbers = ", ".join(map(str, steps))
+        raise InputError(f"processes would go on from steps {numbers}: all of them must see the same {folder}")
+
+
 def _model(
     config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator, timeline: Timeline
 ) -> CTRModel:
     """The model on its device, sharded where that is configured."""
-    settings, device, processes = config.training, accelerator.device, accelerator.num_processes
+    settings, device = config.training, accelerator.device
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
     # A checkpoint is read straight into the GPU's memory. Weights that are drawn are drawn on the CPU, the same
     # anywhere, and those of a sharded model need not fit one GPU.
@@ -217,9 +219,9 @@ def _model(
     if settings.activation_checkpointing:
         recompute_layers(model)
     timeline.mark("weights")
-    plan = model.make_plan(device, compute, cuda_graph=settings.cuda_graph, processes=processes, sharded=sharded)
+    plan = model.make_plan(device, compute, cuda_graph=settings.cuda_graph, sharded=sharded)
     if sharded:
-        mesh = init_device_mesh(device.type, (processes,))
+        mesh = init_device_mesh(device.type, (accelerator.num_processes,))
         sharding.shard(model, mesh, None if compute == torch.float32 else compute)
         model.plan = plan.without("compiled_surroundings", "weights are sharded")
     else:

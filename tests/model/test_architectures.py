@@ -158,8 +158,7 @@ def test_adapters_go_where_target_modules_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["fresh", "verbaliser"])
 def test_rank_zero_trains_every_weight_that_is_read(tmp_path: Path, head: str) -> None:
-    """Under a fresh head nothing reads the output matrix: as a trained weight it would stop several processes, which
-    wait for each other's gradients."""
+    """Under a fresh head nothing reads the output matrix: as a trained weight it would cost a gradient and moments."""
     model = build(write(tmp_path, "llama", tie_word_embeddings=False), rank=0, head=head)
     unread = ["lm.lm_head.weight"] if head == "fresh" else []
     assert model.trained().keys() == {name for name, _ in model.named_parameters()} - set(unread)

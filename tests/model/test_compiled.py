@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import distributed
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.parallel import DistributedDataParallel
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dti_pipeline.modeling.attention.backends import Fused
 from dti_pipeline.modeling.masks.visibility import intervals
@@ -60,34 +57,6 @@ def test_a_small_model_compiled_on_cuda_is_the_cpu_s(paradigm: str, prefix: tupl
     placed(model)
     for _ in range(2):
         assert_near(outcome(model, batch.to(cuda)), exact, logits=1e-3, gradients=1e-3)
-
-
-def exchanged_with_nobody(_, bucket):  # type: ignore[no-untyped-def]  # torch refuses annotations that are text
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer())
-    return done
-
-
-@pytest.mark.filterwarnings("ignore:.*broadcast_buffers")
-def test_a_layer_is_one_graph_where_gradients_are_exchanged_too() -> None:
-    torch._dynamo.reset()
-    # Not gloo: its threads may wait for the interpreter while the interpreter waits for them to end.
-    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
-    try:
-        with torch._dynamo.config.patch(optimize_ddp=True):
-            allow_graphs()
-            model = small_model("dti", 3, hidden_size=256, intermediate_size=512)
-            compiler = CompileCounterWithBackend("eager")
-            for layer in decoder_of(model.lm).layers:
-                assert sum(p.nbytes for p in layer.parameters()) > 2**20, "torch would cut it"
-                layer.compile(dynamic=False, backend=compiler)
-            shared = DistributedDataParallel(model, broadcast_buffers=False)
-            shared.register_comm_hook(None, exchanged_with_nobody)
-            shared(Log.random(users=4, seed=5).batch(3, 4, row_length=128)).sum().backward()
-        assert compiler.frame_count == 2
-    finally:
-        distributed.destroy_process_group()
-        torch._dynamo.reset()
 
 
 def test_more_graphs_than_allowed_are_an_error_and_not_slow_steps() -> None:

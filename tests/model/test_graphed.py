@@ -98,18 +98,17 @@ def trainer(accelerator: Accelerator, log: Log, paradigm: str, graph: bool = Tru
     """Of a small model, with several micro-batches a step; the same weights every time."""
     cuda = accelerator.device
     rows = log.rows(3, k_of(paradigm), 256)
-    model = small_model(paradigm, 3, hidden_size=64, **settings)
+    model = small_model(paradigm, 3, hidden_size=64, **settings).train()
     model.place(model.make_plan(cuda, cuda_graph=graph))
     config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3)
     optimizer = optimizer_for(model, config)
-    prepared = accelerator.prepare(model).train()
     loader = Loader(rows, Steps(rows.targets(), 120, 2, 0), config.tokens_per_batch, cuda)
-    forms = forms_of(model, prepared, optimizer, accelerator, config)
+    forms = forms_of(model, optimizer, accelerator, config)
     falls: list[FellBack] = []
     chosen = choose(forms, loader, 0, optimizer, accelerator, falls.append)
     assert isinstance(chosen.runner, GraphedRunner) == (graph and not falls)
     return Trainer(
-        model=prepared,
+        model=model,
         runner=chosen.runner,
         loader=chosen.loader,
         accelerator=accelerator,

@@ -62,7 +62,7 @@ def build(
         return _with_lora(lm, config, trained_tokens)
     output = lm.get_output_embeddings()
     if config.head == "fresh" and output.weight is not lm.get_input_embeddings().weight:
-        output.weight.requires_grad_(False)  # never read: processes would wait for its gradient
+        output.weight.requires_grad_(False)  # never read: a gradient and moments for nothing
     return lm
 
 

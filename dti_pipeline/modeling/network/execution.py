@@ -69,7 +69,6 @@ class ExecutionPlan:
         device: torch.device,
         compute: torch.dtype = torch.float32,
         cuda_graph: bool = False,
-        processes: int = 1,
         sharded: bool = False,
     ) -> ExecutionPlan:
         """The plan for a model with ``traits`` on ``device``. ``cuda_graph`` says whether one is wished for,
@@ -122,7 +121,7 @@ class ExecutionPlan:
                 on_gpu,
                 (cuda_graph, "training.cuda_graph is false"),
                 (traits.width < WIDE_FOR_GRAPHS, f"at a width of {WIDE_FOR_GRAPHS} or more arithmetic takes the time"),
-                (processes == 1 and not sharded, "several processes exchange gradients"),
+                (not sharded, "weights are sharded"),
             ),
         )
 

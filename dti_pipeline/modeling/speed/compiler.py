@@ -14,11 +14,7 @@ PRECISION = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocas
 
 def allow_graphs() -> None:
     """Let a function be compiled 64 times instead of 8: in training and in evaluation, for each shape of a batch and
-    size of [SUM] rows. One time more is an error, since torch would fall back to slow steps without a word.
-
-    Each function stays whole under DDP, which would cut it at every 25 MB of gradients to exchange some earlier. Layers
-    are small enough for that."""
-    torch._dynamo.config.optimize_ddp = False
+    size of [SUM] rows. One time more is an error, since torch would fall back to slow steps without a word."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     _keep_graphs()
