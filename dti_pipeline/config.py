@@ -59,7 +59,7 @@ class Config:
                 require(fits, "model.frozen_weights", rule, self.model.frozen_weights)
         column = self.events.columns.split
         if self.split.rule == "column":
-            require(column is not None, "events.columns.split", "named where `split.rule` is column", column)
+            require(column is not None, "events.columns.split", "a column's name where `split.rule` is column", column)
         else:
             rule = f"null where `split.rule` is {self.split.rule}, which would not read it"
             require(column is None, "events.columns.split", rule, column)

@@ -25,7 +25,11 @@ SHARED = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}"
 EVALUATED = ("AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]")
 TRIAL = ("validation AUC", "best", "curve")
 SPEED = ("train s", "targets/s", "tokens/s", "fewer tokens", "speed-up")
-SPLITS = {"user_order": "split by each user's order, not by time", "global_time": "split by global time"}
+SPLITS = {
+    "user_order": "split by each user's order, not by time",
+    "global_time": "split by global time",
+    "column": "split as published",
+}
 
 
 def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, Any]:

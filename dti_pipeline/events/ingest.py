@@ -74,6 +74,7 @@ def _gather(
         connection.execute("INSERT INTO item_rows SELECT $1, * FROM read_parquet($2)", [index, str(part)])
     parts_read = sorted({str(part) for part in parts.values()})  # files that hold the same share a part
     run_script(connection, "gather", parts=parts_read, **variables)
+    _check_requests(connection)
 
 
 def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:
@@ -101,8 +102,9 @@ def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]
 def _split(connection: duckdb.DuckDBPyConnection, config: SplitConfig, clock: bool) -> None:
     """View ``split_rows``: table ``history`` with each row's split, by the rule of ``config``.
 
-    A user's rows go train, validation, test in order, so that what precedes a target is never later than it. Raises
-    InputError for a log without timestamps under ``global_time``, or with no row to train on.
+    A user's rows go train, validation, test in order, whole requests at a time, so that no row learns from what judges.
+    Raises InputError for a log without timestamps where they are needed, one whose own split goes another way, or one
+    with no row to train on.
     """
     if config.rule == "global_time" and not clock:
         raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")
@@ -112,12 +114,44 @@ def _split(connection: duckdb.DuckDBPyConnection, config: SplitConfig, clock: bo
         )
     shares = {"validation_share": config.validation_share, "test_share": config.test_share}
     run_script(connection, f"split_{config.rule}", min_history=config.min_history, **shares)
+    if config.rule == "column":
+        _check_own_split(connection)
     query = "SELECT count(*) AS targets FROM split_rows WHERE split = 'train' AND request >= $1"
     if not _row(connection, query, config.min_history)["targets"]:
         raise InputError(
             f"no row is left to train on: none before the held-out ones has {config.min_history} earlier rows of its"
             " user (params key `split.min_history`)"
         )
+
+
+def _check_requests(connection: duckdb.DuckDBPyConnection) -> None:
+    """Raise InputError for a request of two users."""
+    query = """SELECT request_id, min(user_id) AS one, max(user_id) AS other FROM staged WHERE reason IS NULL
+               AND request_id IS NOT NULL GROUP BY request_id HAVING one <> other ORDER BY request_id LIMIT 1"""
+    if found := connection.execute(query).fetchone():
+        raise InputError(
+            "params key `events.columns.request_id` must name a column whose values belong to one user each:"
+            f" {found[0]!r} has rows of users {found[1]!r} and {found[2]!r}"
+        )
+
+
+def _check_own_split(connection: duckdb.DuckDBPyConnection) -> None:
+    """Raise InputError where the log's own split parts a request, or lets a row learn from what judges: a training row
+    behind a test row would have that one's label in its context."""
+    found = connection.execute("FROM misplaced").fetchone()
+    if found is None:
+        return
+    here, split, there, before, parted = found
+    rows = f"{here} is of split {split}, {there} before it of split {before}"
+    if parted:
+        raise InputError(
+            f"{rows}, and both are of one request, which is never parted: without ids of requests, rows of one user and"
+            " time stamp are one unless `split.ties` is ordered"
+        )
+    raise InputError(
+        f"{rows}: `split.rule: column` needs each user's rows to go train, validation, test in time, so that no row"
+        " learns from what judges"
+    )
 
 
 def _canonical(connection: duckdb.DuckDBPyConnection, config: SplitConfig, requests: bool, together: bool) -> None:

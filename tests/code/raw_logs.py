@@ -19,8 +19,8 @@ def settings(path: Path | str, source: str = "table", split: dict[str, Any] | No
     return from_plain(Config, {"events": {"source": source, "path": str(path), **events}, "split": split})
 
 
-def rows(paths: Paths, columns: str = "*") -> list[tuple[Any, ...]]:
-    return duckdb.sql(f"SELECT {columns} FROM '{paths.events}/interactions.parquet'").fetchall()
+def rows(paths: Paths, columns: str = "*", rest: str = "") -> list[tuple[Any, ...]]:
+    return duckdb.sql(f"SELECT {columns} FROM '{paths.events}/interactions.parquet' {rest}").fetchall()
 
 
 def quarantine(paths: Paths) -> list[tuple[str, int, str, str]]:

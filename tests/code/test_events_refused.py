@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.paths import Paths
@@ -130,3 +131,80 @@ def test_a_file_of_another_kind_is_shown_in_short(home: Paths) -> None:
     assert "`events.columns.user_id`" in sentence
     assert len(sentence) < 1500
     assert sentence.isprintable()
+
+
+# What is known when, and a log's own split.
+
+COLUMNS = {"request_id": "request", "split": "part"}
+OWN = {"columns": COLUMNS, "split": {"rule": "column"}}
+
+
+def write_own(home: Paths, *lines: str) -> str:
+    path = home.home / "log.csv"
+    path.write_text("\n".join([f"{HEADER},request,part", *lines, ""]))
+    return str(path)
+
+
+def test_a_delay_without_a_clock(home: Paths) -> None:
+    (home.home / "ratings.dat").write_text("1::1::5\n1::2::5\n")
+    assert said(settings(home.home, "movielens", split={"feedback_delay": 3600}), home) == (
+        "the log has no timestamps, which `split.feedback_delay: 3600` needs: set it to null"
+    )
+
+
+def test_a_request_of_two_users(home: Paths) -> None:
+    path = write_own(home, "1,a,4,5,q1,train", "2,b,4,5,q2,train", "1,c,4,6,q2,train")
+    assert said(settings(path, columns={"request_id": "request"}), home) == (
+        "params key `events.columns.request_id` must name a column whose values belong to one user each:"
+        " 'q2' has rows of users '1' and '2'"
+    )
+
+
+def test_a_row_that_trains_behind_one_that_tests(home: Paths) -> None:
+    path = write_own(home, "1,a,4,5,q1,train", "1,b,4,7,q2,train", "1,c,4,6,q3,test")
+    assert said(settings(path, **OWN), home) == (
+        "log.csv line 3 is of split train, log.csv line 4 before it of split test: `split.rule: column` needs each"
+        " user's rows to go train, validation, test in time, so that no row learns from what judges"
+    )
+
+
+@pytest.mark.parametrize("requests", [True, False], ids=["ids", "time stamps"])
+def test_a_request_in_two_splits(home: Paths, requests: bool) -> None:
+    path = write_own(home, "1,a,4,5,q1,train", "1,b,4,6,q2,train", "1,c,4,6,q2,dev")
+    columns = COLUMNS if requests else {"split": "part"}
+    sentence = said(settings(path, columns=columns, split={"rule": "column"}), home)
+    assert "one request, which is never parted" in sentence
+    assert "log.csv line 3" in sentence
+    assert "log.csv line 4" in sentence
+    if not requests:  # whoever has it so can say that the order inside a second counts
+        ordered = settings(path, columns=columns, split={"rule": "column", "ties": "ordered"})
+        assert ingest(ordered, home).splits["validation"].rows == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        (
+            {"events": {"source": "table"}, "split": {"rule": "column"}},
+            "params key `events.columns.split` must be a column's name where `split.rule` is column, not None",
+        ),
+        (
+            {"events": {"source": "table", "columns": {"split": "part"}}},
+            "params key `events.columns.split` must be null where `split.rule` is global_time, which would not read it,"
+            " not 'part'",
+        ),
+        (
+            {"events": {"source": "movielens", "columns": {"request_id": "request"}}},
+            "params key `events.columns.request_id` must be null for `events.source: movielens`, since only a table"
+            " names its columns, not 'request'",
+        ),
+        (
+            {"split": {"feedback_delay": -1}},
+            "params key `split.feedback_delay` must be a number from 0 or null, not -1",
+        ),
+    ],
+)
+def test_columns_that_nothing_would_read(params: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_plain(Config, params)
+    assert str(caught.value) == sentence
