@@ -73,6 +73,7 @@ EVALUATION = Evaluation(
 )  # fmt: skip
 COMPARED = Compared(**vars(FIGURES), **vars(SUMMARY), auc_streaming=0.76, prompts=PROMPTS, slices=SLICES)
 COMPARISON = Comparison(
+    delay=3600.0,
     dataset="synthetic", commit=None, hardware="cpu",
     protocol=Protocol(
         source="synthetic", rule="global_time", split="test", targets=90, users=200, users_in_training=200,
