@@ -76,7 +76,8 @@ INGEST = Stage(
 VALIDATE = Stage(
     name="validate", asset="checks", function="dti_pipeline.validation.validate:validate", report=ValidateReport,
     summary="Great Expectations suites over the raw and the canonical rows; a failure stops what comes after.",
-    deps=("data/events", "data/staged"), outs=("data/checks",), params=("events", "split", "validation"),
+    deps=("data/events", "data/staged"), outs=("data/checks",),
+    params=("events", "split", "validation", "packing.context"),
 )  # fmt: skip
 TOKENIZE = Stage(
     name="tokenize", asset="tokens", function="dti_pipeline.packing.tokenize:tokenize", report=TokenizeReport,

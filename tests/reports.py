@@ -39,6 +39,8 @@ VALIDATE = ValidateReport(
     success=True, expectations=8, failed=0,
     suites={name: SuiteCounts(2, 0) for name in ("raw", "canonical", "splits", "batch")},
     failures=(), profile=None, compared_with=None, drift="nothing to compare with",
+    rows_in_requests=0, largest_request=1, younger_than={"a minute": 0.05}, label_ages="5.0% are younger than a minute",
+    warning=None,
 )  # fmt: skip
 TOKENIZE = TokenizeReport(
     interactions=90, texts=40, texts_cut=0, tokens=400, tokens_per_interaction=4.4, vocabulary=94,
@@ -73,6 +75,7 @@ EVALUATION = Evaluation(
 )  # fmt: skip
 COMPARED = Compared(**vars(FIGURES), **vars(SUMMARY), auc_streaming=0.76, prompts=PROMPTS, slices=SLICES)
 COMPARISON = Comparison(
+    delay=3600.0,
     dataset="synthetic", commit=None, hardware="cpu",
     protocol=Protocol(
         source="synthetic", rule="global_time", split="test", targets=90, users=200, users_in_training=200,

@@ -2,7 +2,7 @@
 
 Rates of items and of title tokens count training targets only, and those of a training target leave its own user's fold
 out (ten folds of users). The floors leave one row out instead, which a logistic regression cannot turn against them;
-trees can: they read a row's own label off the difference. A user's rates count the user's earlier rows.
+trees can: they read a row's own label off the difference. What is counted of a user are rows whose label is known.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from benchmarks.lib.din import Fitted
 from dti_pipeline.evaluation import metrics
+from dti_pipeline.evaluation.floors import SMOOTHING, user_rate
 from dti_pipeline.evaluation.interactions import Array, Interactions
 from dti_pipeline.packing.store import TokenStore
 
@@ -22,7 +23,6 @@ NAMES = (
     "item rate", "item count", "title rate", "user rate, last n", "user rate, all", "history length", "last label",
     "rate of similar titles, last n", "similarity, last n", "label of most similar, last n",
 )  # fmt: skip
-SMOOTHING = 5.0
 FOLDS = 10
 #: Trees are added until the validation AUC falls; the rest is scikit-learn's own.
 TREES = {
@@ -48,14 +48,14 @@ def fit(log: Interactions, store: TokenStore, targets: dict[str, Array], n: int,
 def features(log: Interactions, store: TokenStore, n: int) -> Array:
     """(R, 10) float32, a row for each row of the log. Cost: n look-ups in a (texts, texts) matrix a row."""
     prior = float(log.label[log.train].mean())
-    here = np.arange(len(log.label))
-    start = here - log.position
+    start = log.history()
+    end = start + log.known
     item_rate, item_count = _item(log, prior)
     tokens = _tokens_of_texts(store)
-    last = np.where(log.position > 0, log.label[np.maximum(here - 1, 0)], -1)
+    last = np.where(log.known > 0, log.label[np.maximum(end - 1, 0)], -1)
     columns = [
         item_rate, np.log1p(item_count), _title_rate(log, store, tokens, prior),
-        _user_rate(log, np.maximum(start, here - n), prior), _user_rate(log, start, prior), np.log1p(log.position),
+        user_rate(log, np.maximum(start, end - n), prior), user_rate(log, start, prior), np.log1p(log.request),
         last, *_similar(log, store, tokens, n, prior),
     ]  # fmt: skip
     return np.stack(columns, axis=1).astype(np.float32)
@@ -82,12 +82,6 @@ def _item(log: Interactions, prior: float) -> tuple[Array, Array]:
     return (liked + SMOOTHING * prior) / (seen + SMOOTHING), seen
 
 
-def _user_rate(log: Interactions, first: Array, prior: float) -> Array:
-    running = np.r_[0, np.cumsum(log.label, dtype=np.int64)]
-    here = np.arange(len(log.label))
-    return (running[here] - running[first] + SMOOTHING * prior) / (here - first + SMOOTHING)
-
-
 def _tokens_of_texts(store: TokenStore) -> sparse.csr_array:
     """(texts, vocabulary) 1 where the text has the token."""
     texts = len(store.offsets) - 1
@@ -112,8 +106,8 @@ def _title_rate(log: Interactions, store: TokenStore, tokens: sparse.csr_array, 
 def _similar(
     log: Interactions, store: TokenStore, tokens: sparse.csr_array, n: int, prior: float
 ) -> tuple[Array, Array, Array]:
-    """Over the last n rows: like-rate weighted by title similarity, the sum of the weights, the nearest one's label.
-    Similarity: cosine of TF-IDF weights."""
+    """Over the last n known rows: like-rate weighted by title similarity, the sum of the weights, the nearest one's
+    label. Similarity: cosine of TF-IDF weights."""
     idf = np.log(tokens.shape[0] / np.maximum(np.asarray(tokens.sum(axis=0)).ravel(), 1))
     weighted = tokens @ sparse.diags_array(idf.astype(np.float32))
     norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel()).clip(1e-6)
@@ -122,11 +116,13 @@ def _similar(
     rows = len(log.label)
     liked, total, nearest, label = (np.zeros(rows, np.float32) for _ in range(4))
     label[:] = -1
+    end = log.history() + log.known
     for back in range(1, n + 1):
-        at = np.flatnonzero(log.position >= back)
-        weight = similarity[store.text[at], store.text[at - back]]
-        liked[at] += weight * log.label[at - back]
+        at = np.flatnonzero(log.known >= back)
+        past = end[at] - back
+        weight = similarity[store.text[at], store.text[past]]
+        liked[at] += weight * log.label[past]
         total[at] += weight
         nearer = weight > nearest[at]
-        nearest[at[nearer]], label[at[nearer]] = weight[nearer], log.label[at[nearer] - back]
+        nearest[at[nearer]], label[at[nearer]] = weight[nearer], log.label[past[nearer]]
     return (liked + prior) / (total + 1), total, label

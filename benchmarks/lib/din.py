@@ -34,7 +34,8 @@ class Settings:
 
 
 class DIN(nn.Module):
-    """Logits of targets (B,) from their item, n items before it, their labels and a mask of those that exist."""
+    """Logits of targets (B,) from their item, the n items in its context, their labels (2: not known) and a mask of
+    those that exist."""
 
     def __init__(self, items: int, titles: tuple[Tensor, Tensor], n: int, settings: Settings) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class DIN(nn.Module):
         self.register_buffer("offsets", titles[1])
         self.title = nn.EmbeddingBag(int(titles[0].max()) + 1, width, mode="mean")
         self.item = nn.Embedding(items + 1, width, padding_idx=0)  # 0: unknown
-        self.label = nn.Embedding(2, width)
+        self.label = nn.Embedding(3, width)
         self.back = nn.Embedding(n, width)
         for table in (self.title, self.item, self.label, self.back):
             nn.init.normal_(table.weight, std=0.05)
@@ -62,9 +63,9 @@ class DIN(nn.Module):
         share = torch.softmax(fit.masked_fill(~mask, -1e4), dim=1) * mask
         seen = past + self.label(labels) + self.back.weight
         interest = (share[..., None] * seen).sum(1)
-        count = mask.sum(1, keepdim=True)
-        rate = ((labels * mask).sum(1, keepdim=True) + 2.5) / (count + 5)
-        nearest = (share * (2.0 * labels - 1)).sum(1, keepdim=True)  # does what goes with the target say yes or no
+        told = mask & (labels < 2)
+        rate = (((labels == 1) & mask).sum(1, keepdim=True) + 2.5) / (told.sum(1, keepdim=True) + 5)
+        nearest = (share * told * (2.0 * labels - 1)).sum(1, keepdim=True)  # what goes with it: yes or no?
         return self.out(torch.cat([target, interest, target * interest, rate, nearest], dim=-1)).squeeze(-1)
 
     def _id(self, item: Tensor) -> Tensor:
@@ -94,7 +95,8 @@ def fit(
     known = np.bincount(log.item[log.train], minlength=log.item.max() + 1) > 0
     item = torch.from_numpy(np.where(known[log.item], log.item + 1, 0))
     text, label = torch.from_numpy(store.text.astype(np.int64)), torch.from_numpy(log.label.astype(np.int64))
-    position = torch.from_numpy(log.position.astype(np.int64))
+    start = torch.from_numpy(log.history())
+    seen, told = start + torch.from_numpy(store.seen.astype(np.int64)), start + torch.from_numpy(log.known)
     titles = (torch.from_numpy(store.tokens.astype(np.int64)), torch.from_numpy(store.offsets[:-1].copy()))
     model = DIN(int(log.item.max()) + 1, titles, n, settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -102,9 +104,10 @@ def fit(
 
     def logits(rows: Array) -> Tensor:
         here = torch.from_numpy(rows)
-        mask = position[here][:, None] >= back
-        past = (here[:, None] - back) * mask
-        return model(item[here], text[here], item[past], text[past], label[past], mask)
+        mask = (seen - start)[here][:, None] >= back
+        past = (seen[here][:, None] - back) * mask
+        labels = torch.where(past < told[here][:, None], label[past], 2)
+        return model(item[here], text[here], item[past], text[past], labels, mask)
 
     @torch.no_grad()
     def score(rows: Array) -> Array:

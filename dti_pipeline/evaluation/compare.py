@@ -121,6 +121,7 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
     speeds = {name: speed.compared(training[base], training[name]) for name in others}
     return Comparison(
         dataset=Path(events.config["events"]["path"]).name,
+        delay=events.config["split"]["feedback_delay"],
         commit=str(lineage.commit() or "") or None,
         hardware="; ".join(sorted({t.hardware for t in training.values()})),
         protocol=Protocol(

@@ -64,7 +64,7 @@ def measure(
         auc_streaming=forms.streaming.auc,
         forms=forms,
         slices=Slices(
-            history_length=metrics.slices(label, served, log.position[rows], metrics.HISTORY_BUCKETS),
+            history_length=metrics.slices(label, served, log.request[rows], metrics.HISTORY_BUCKETS),
             item_popularity=metrics.slices(label, served, log.popularity()[rows], metrics.POPULARITY_BUCKETS),
         ),
         scoring=dict(seconds),

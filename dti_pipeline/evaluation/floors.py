@@ -1,8 +1,9 @@
 """What bounds a model's AUC: cost-free floors, and for a synthetic log the best probabilities that can be had.
 
 The floors are logistic regressions on the logits of smoothed like-rates, fitted on training targets: the item's rate
-alone; with the user's over the last n rows (n = the prompts' context); with the user's over all earlier rows. An item's
-rate counts training targets, without the row itself (leave one out); a user's counts earlier rows of any split.
+alone; with the user's over the last n rows whose label is known (n = the prompts' context); with the user's over all
+such rows. An item's rate counts training targets, without the row itself (leave one out); a user's counts rows of any
+split.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def floors(log: Interactions, rows: Array, context: int) -> dict[str, NDArray[np
     if len(np.unique(labels)) < 2:
         raise InputError(f"the floors need training targets of both classes: all {len(labels)} are of one class")
     prior = float(labels.mean())
-    here = np.arange(len(log.label))
-    start, item = here - log.position, _item_rate(log, prior)
+    item, start = _item_rate(log, prior), log.history()
+    last = np.maximum(start, start + log.known - context)
     features = {
         "item_rate": [item],
-        "item_and_user_rate": [item, _user_rate(log, np.maximum(start, here - context), prior)],
-        "item_and_user_rate_all_rows": [item, _user_rate(log, start, prior)],
+        "item_and_user_rate": [item, user_rate(log, last, prior)],
+        "item_and_user_rate_all_rows": [item, user_rate(log, start, prior)],
     }
     result = {}
     for name, rates in features.items():
@@ -53,11 +54,11 @@ def _item_rate(log: Interactions, prior: float) -> Array:
     return (liked + SMOOTHING * prior) / (seen + SMOOTHING)
 
 
-def _user_rate(log: Interactions, first: Array, prior: float) -> Array:
-    """(R,) like-rate of the user's rows from ``first`` up to, not including, each row: a window by running sums."""
-    here = np.arange(len(log.label))
+def user_rate(log: Interactions, first: Array, prior: float) -> Array:
+    """(R,) like-rate of the user's rows from ``first`` to the last whose label each row knows: by running sums."""
+    end = log.history() + log.known
     running = np.r_[0, np.cumsum(log.label, dtype=np.int64)]
-    return (running[here] - running[first] + SMOOTHING * prior) / (here - first + SMOOTHING)
+    return (running[end] - running[first] + SMOOTHING * prior) / (end - first + SMOOTHING)
 
 
 def best_possible(paths: Paths, log: Interactions, rows: Array) -> Array | None:

@@ -32,6 +32,10 @@ class Interactions:
     train: Array  # True at training targets
     table: pa.Table  # the same rows with their own ids and timestamps
 
+    def history(self) -> Array:
+        """(R,) the first row of each row's user."""
+        return np.arange(len(self.position)) - self.position
+
     def popularity(self) -> Array:
         """(R,) training targets of each row's item."""
         return np.bincount(self.item[self.train], minlength=int(self.item.max(initial=-1)) + 1)[self.item]

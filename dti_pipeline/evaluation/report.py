@@ -148,6 +148,7 @@ class Comparison:
     """``reports/comparison.json``: the paradigms side by side; speed-ups and differences are against the baseline."""
 
     dataset: str
+    delay: float | None  # split.feedback_delay: seconds after which a label is known; None: at once
     commit: str | None
     hardware: str
     protocol: Protocol

@@ -66,7 +66,8 @@ def facts(comparison: Comparison) -> str:
     sha, dash, dirty = (comparison.commit or "").partition("-")
     commit = f" Commit {sha[:10]}{dash}{dirty}." if sha else ""
     return (
-        f"{protocol.targets:,} {protocol.split} targets of {protocol.users:,} users, of whom"
+        f"{when_known(comparison.delay)} {protocol.targets:,} {protocol.split} targets of {protocol.users:,} users,"
+        " of whom"
         f" {protocol.users_in_training:,} were seen in training; {100 * protocol.click_rate:.1f} % clicks;"
         f" split by {protocol.rule.replace('_', ' ')}. AUC is of single-target prompts with"
         f" {protocol.context} context interactions, what a server sees; `streaming` scores the same targets in"
@@ -74,6 +75,15 @@ def facts(comparison: Comparison) -> str:
         f" {percent(comparison)}, {protocol.bootstrap_samples:,} resamples of users; differences are paired."
         f" Trained on {comparison.hardware}.{commit}"
     )
+
+
+def when_known(delay: float | None) -> str:
+    """A sentence on when a label is known to later rows."""
+    if delay is None:
+        return "Labels are known at once."
+    units = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+    size, unit = next((pair for pair in units if delay >= pair[0]), units[-1])
+    return f"Labels are known after {delay / size:g} {unit}{'' if delay == size else 's'}."
 
 
 def rows(comparison: Comparison) -> Iterator[Row]:

@@ -28,7 +28,7 @@ _STYLE = """<style>
 """
 
 
-def build(context: Any, folder: Path, outcomes: Sequence[Outcome]) -> None:
+def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) -> None:
     """Build the Data Docs of a context, whose one site is at ``folder``, then change its pages in place."""
     context.build_data_docs()
     for page in folder.rglob("*.html"):
@@ -38,11 +38,11 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome]) -> None:
         asset = page.stem.partition("-")[2]
         text = text.replace("Data asset: None", f"Data asset: {asset}", 1)
         if page == folder / "index.html":
-            text = text.replace("</nav>\n    <div", f"</nav>\n    {_checked(folder, outcomes)}<div", 1)
+            text = text.replace("</nav>\n    <div", f"</nav>\n    {_checked(folder, outcomes, notes)}<div", 1)
         page.write_text(text, encoding="utf-8")
 
 
-def _checked(folder: Path, outcomes: Sequence[Outcome]) -> str:
+def _checked(folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) -> str:
     pages = {page.relative_to(folder).parts[1]: page for page in folder.glob("validations/*/*/*/*.html")}
     rows = ""
     for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
@@ -54,4 +54,5 @@ def _checked(folder: Path, outcomes: Sequence[Outcome]) -> str:
         cells = (mark, link, f"{len(failed)} of {len(own)} failed", says or "as expected")
         rows += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     table = f'<table class="table table-sm">{rows}</table>'
-    return f'<div class="checked"><h4>What was checked</h4>{table}</div>\n'
+    said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return f'<div class="checked"><h4>What was checked</h4>{table}{said}</div>\n'

@@ -50,6 +50,24 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What stands before targets; the fields of the same names in the report."""
+
+    rows_in_requests: int
+    largest_request: int
+    younger_than: dict[str, float] | None
+    label_ages: str
+    warning: str | None
+
+    def sentences(self) -> list[str]:
+        """For a page."""
+        requests = (
+            f"Rows in requests of more than one: {self.rows_in_requests:,}; the largest has {self.largest_request:,}"
+        )
+        return [f"{one}." for one in (requests, f"Ages of labels: {self.label_ages}", self.warning) if one]
+
+
+@dataclass(frozen=True)
 class ValidateReport:
     """Counts for each suite, and every failure in full."""
 
@@ -61,6 +79,13 @@ class ValidateReport:
     profile: Profile | None  # None: the columns are not those of interactions
     compared_with: Profile | None  # the accepted batch before; None: the first of its kind
     drift: str  # in words, what it was measured against
+    rows_in_requests: int | None  # rows in requests of more than one; None as for the profile
+    largest_request: int | None  # rows
+    # Of the labels of the last packing.context rows before a target, the shares that are younger than a second, a
+    # minute and so on when it is asked for; None: no clock, or no profile.
+    younger_than: dict[str, float] | None
+    label_ages: str  # in words
+    warning: str | None  # where labels are younger than a server's
 
     def listing(self) -> str:
         """Failures with their rows, for a terminal; empty where nothing failed."""
@@ -74,7 +99,9 @@ class ValidateReport:
         return "\n".join(lines)
 
 
-def report(outcomes: Sequence[Outcome], profile: Profile | None, compared_with: Profile | None) -> ValidateReport:
+def report(
+    outcomes: Sequence[Outcome], profile: Profile | None, compared_with: Profile | None, timing: Timing | None
+) -> ValidateReport:
     """Count the outcomes of each suite, and keep the failures."""
     failures = tuple(outcome for outcome in outcomes if not outcome.success)
     suites = {
@@ -84,4 +111,8 @@ def report(outcomes: Sequence[Outcome], profile: Profile | None, compared_with: 
     drift = "nothing to compare with: no batch of this kind was accepted before"
     if compared_with is not None:
         drift = f"against the accepted batch {compared_with.batch[:8]} of {compared_with.rows:,} rows"
-    return ValidateReport(not failures, len(outcomes), len(failures), suites, failures, profile, compared_with, drift)
+    counts = not failures, len(outcomes), len(failures), suites, failures
+    timed = (
+        (None, None, None, "not known: there are no interactions", None) if timing is None else vars(timing).values()
+    )
+    return ValidateReport(*counts, profile, compared_with, drift, *timed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from dti_pipeline.validation.suites import Suite
 from dti_pipeline.validation.tables import Tables
 
 
-def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str) -> list[Outcome]:
-    """Validate each suite and build Data Docs into ``docs`` (its ``index.html`` is the way in).
+def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, notes: Sequence[str] = ()) -> list[Outcome]:
+    """Validate each suite and build Data Docs into ``docs`` (its ``index.html``, with ``notes``, is the way in).
 
     Nothing is written anywhere else and nothing is sent anywhere. Cost: one query for each rule about rows.
     """
@@ -40,7 +40,7 @@ def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str) -> l
         )
         results = {result.expectation_config.meta["rule"]: result for result in answer.results}
         outcomes += [_outcome(suite.name, rule, results[rule.name], tables) for rule in suite.rules]
-    build(context, docs, outcomes)
+    build(context, docs, outcomes, notes)
     return outcomes
 
 

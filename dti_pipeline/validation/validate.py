@@ -16,6 +16,7 @@ from dti_pipeline.validation import suites
 from dti_pipeline.validation.report import BatchKind, Profile, ValidateReport, report
 from dti_pipeline.validation.run import run
 from dti_pipeline.validation.tables import Tables, open_tables
+from dti_pipeline.validation.timing import timing
 
 OUTCOMES = "outcomes.json"
 
@@ -39,7 +40,7 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
         raise InputError(f"{paths.events} has no {INTERACTIONS}: run `dti ingest` again")
     batch, scale = events.files[INTERACTIONS], events.report.rating_scale
     source_files = {name.removeprefix("log/"): md5 for name, md5 in events.inputs.items() if name.startswith("log/")}
-    recorded = config.sections("events", "split", "validation")
+    recorded = config.sections("events", "split", "validation") | {"packing": {"context": config.packing.context}}
     inputs = {"events": paths.events, "staged": paths.staged}
     with artifacts.publish(paths.checks, "validate", recorded, inputs) as draft:
         with (
@@ -47,16 +48,17 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
             artifacts.publish(paths.data_docs, "validate", recorded) as docs,
         ):
             chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale)]
-            profile = previous = None
+            profile = previous = timed = None
             if tables.types("interactions") == suites.CANONICAL_TYPES:  # figures of other columns would mean nothing
                 profile = _profile(config, tables, batch)
                 previous = _previous(paths, profile)
+                timed = timing(config, tables)
                 chosen += [suites.splits(config, tables), suites.batch(config, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
-            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}")
+            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", timed.sentences() if timed else [])
         artifacts.write_json(draft.path / OUTCOMES, to_plain(outcomes))
-        found = draft.report = report(outcomes, profile, previous)
+        found = draft.report = report(outcomes, profile, previous, timed)
     if not found.success:
         raise CheckFailed(_sentence(found, paths), found)
     assert profile is not None  # its columns passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from dti_pipeline import config as configuration
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics
-from dti_pipeline.evaluation.floors import FLOORS, SMOOTHING, _item_rate, _user_rate, floors
+from dti_pipeline.evaluation.floors import FLOORS, SMOOTHING, _item_rate, floors, user_rate
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.paths import Paths
 
@@ -53,7 +54,7 @@ def test_item_rate_counts_training_targets_without_the_row_itself() -> None:
 def test_user_rate_counts_the_users_earlier_rows_only(window: int) -> None:
     log = random_log(1)
     here = np.arange(len(log.label))
-    rate = _user_rate(log, np.maximum(here - log.position, here - window), 0.6)
+    rate = user_rate(log, np.maximum(here - log.position, here - window), 0.6)
     for row in range(0, len(log.label), 37):
         earlier = [r for r in range(row) if log.user[r] == log.user[row]][-window:]
         expected = (log.label[earlier].sum() + SMOOTHING * 0.6) / (len(earlier) + SMOOTHING)
@@ -117,3 +118,22 @@ def test_floors_on_real_logs_are_the_published_ones(
     rows = np.flatnonzero(in_split & (log.position >= 5))
     found = [metrics.auc(log.label[rows], p) for p in floors(log, rows, context=20).values()]
     assert found == pytest.approx(published, abs=0.004)
+
+
+def test_a_user_s_rate_counts_labels_that_are_known_by_then() -> None:
+    """Rows of a request, and rows whose labels come late, say nothing of each other."""
+    log = random_log(6)
+    request = log.position - log.position % 3
+    late = replace(log, request=request, known=np.maximum(0, request - 4))
+    rate = user_rate(late, np.maximum(late.history(), late.history() + late.known - 5), 0.6)
+    for row in range(0, len(log.label), 17):
+        start = row - log.position[row]
+        told = log.label[start : start + late.known[row]][-5:]
+        assert rate[row] == pytest.approx((told.sum() + SMOOTHING * 0.6) / (len(told) + SMOOTHING))
+    rows = np.flatnonzero(log.position >= 20)  # test rows: no model is fitted on what they say
+    before = floors(late, rows, context=5)
+    for row in rows[::7]:
+        changed = replace(late, label=np.where(np.arange(len(log.label)) == row, 1 - log.label, log.label))
+        told = (late.history() + late.known > row) & (late.user == late.user[row])
+        for name, after in floors(changed, rows, context=5).items():
+            assert not (after != before[name])[~told[rows]].any(), name

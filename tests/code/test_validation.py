@@ -21,7 +21,7 @@ from dti_pipeline.validation.validate import validate
 @pytest.fixture(autouse=True)
 def no_data_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the time, and none of what is proved here."""
-    monkeypatch.setattr(run, "build", lambda context, folder, outcomes: None)
+    monkeypatch.setattr(run, "build", lambda context, folder, outcomes, notes: None)
 
 
 def failures(paths: Paths) -> dict[str, Outcome]:
