@@ -66,7 +66,8 @@ def best_possible(paths: Paths, log: Interactions, rows: Array) -> Array | None:
     these targets is expected to do better. None where truth.csv is missing or lacks any.
 
     Tastes and qualities count as known. The mood of a sitting does not: it follows from the sitting's labels that are
-    known to the target by the rules of ``split``, all of them, also where the context of a prompt is shorter.
+    known to the target by the rules of ``split``, all of them, also where the context of a prompt is shorter. truth.csv
+    is of labels by the default ``split.label_threshold``.
     """
     path = paths.synthetic / "truth.csv"
     if not path.is_file():

@@ -51,11 +51,11 @@ class _Rows(NamedTuple):
     user: np.ndarray  # from 1
     item: np.ndarray  # from 1
     timestamp: np.ndarray
-    rating: np.ndarray
     probability: np.ndarray  # of a like, in the mood that the sitting had
     sitting: np.ndarray  # from 0, over all users
     in_bad_mood: np.ndarray  # probability of a like, had the sitting's mood been bad
     in_good_mood: np.ndarray
+    rating: np.ndarray
 
 
 def synth(config: Config, paths: Paths) -> SynthReport:
@@ -74,7 +74,10 @@ def synth(config: Config, paths: Paths) -> SynthReport:
     with artifacts.publish(paths.synthetic, "synth", config.sections("synth")) as draft:
         planted, duplicates = _write_log(rng, draft.path / "ratings.csv", rows, config.synth.defects)
         _write(draft.path / "items.csv", "item_id,title", [f"{i},{title}" for i, title in enumerate(titles, 1)])
-        _write_truth(draft.path / "truth.csv", rows, moods=config.synth.mood > 0)
+        header, line = "user_id,item_id,timestamp,probability", "{},{},{},{:.6f}"
+        if config.synth.mood:
+            header, line = f"{header},sitting,in_bad_mood,in_good_mood", f"{line},{{}},{{:.12g}},{{:.12g}}"
+        _write(draft.path / "truth.csv", header, [line.format(*row) for row in zip(*rows, strict=True)])
         test = _test_targets(rows, SplitConfig())
         liked, chance = rows.rating[test] > 3, rows.probability[test]
         report = draft.report = SynthReport(
@@ -134,8 +137,8 @@ def _ratings(rng: np.random.Generator, config: SynthConfig, topics: np.ndarray) 
         probability = np.where(good, in_good_mood, in_bad_mood)
         liked = rng.random(count) < probability
         rating = np.where(liked, rng.integers(4, 6, size=count), rng.integers(1, 4, size=count))
-        moods = sittings + sitting, in_bad_mood, in_good_mood
-        columns.append((np.full(count, user), item + 1, time, rating, probability, *moods))
+        truth = probability, sittings + sitting, in_bad_mood, in_good_mood
+        columns.append((np.full(count, user), item + 1, time, *truth, rating))
         sittings += sitting[-1] + 1
     rows = _Rows(*(np.concatenate(column) for column in zip(*columns, strict=True)))
     order = np.lexsort((rows.user, rows.timestamp))
@@ -156,7 +159,7 @@ def _sittings(rng: np.random.Generator, config: SynthConfig, count: int) -> tupl
 
 def _write_log(rng: np.random.Generator, path: Path, rows: _Rows, defects: int) -> tuple[Counter[str], int]:
     """The log with bad rows and as many duplicates spread over it. Returns how many of each reason, and duplicates."""
-    lines = [f"{user},{item},{rating},{time}" for user, item, time, rating in zip(*rows[:4], strict=True)]
+    lines = [f"{user},{item},{rating},{time}" for user, item, time, *_, rating in zip(*rows, strict=True)]
     after: dict[int, list[str]] = defaultdict(list)  # what is inserted behind a line
     chosen = np.sort(rng.choice(len(lines), size=min(defects, len(lines)), replace=False))
     for index in chosen:
@@ -171,19 +174,6 @@ def _write_log(rng: np.random.Generator, path: Path, rows: _Rows, defects: int) 
     everything = [text for index, line in enumerate(lines) for text in (line, *after.get(index, ()))]
     _write(path, "user_id,item_id,rating,timestamp", everything)
     return planted, len(chosen)
-
-
-def _write_truth(path: Path, rows: _Rows, moods: bool) -> None:
-    header = "user_id,item_id,timestamp,probability"
-    lines = [
-        f"{user},{item},{time},{chance:.6f}"
-        for user, item, time, chance in zip(rows.user, rows.item, rows.timestamp, rows.probability, strict=True)
-    ]
-    if moods:
-        header += ",sitting,in_bad_mood,in_good_mood"
-        columns = zip(lines, rows.sitting, rows.in_bad_mood, rows.in_good_mood, strict=True)
-        lines = [f"{line},{sitting},{bad:.12g},{good:.12g}" for line, sitting, bad, good in columns]
-    _write(path, header, lines)
 
 
 #: Reason in the quarantine, and the row that earns it. A lone byte 0xE9 (written through surrogateescape) is not UTF-8.
