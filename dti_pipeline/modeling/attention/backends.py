@@ -55,9 +55,9 @@ class Banded:
     def of(cls, i: Intervals) -> Banded:
         reach, length = i.reach(), i.first.shape[1]
         slim = Intervals._make([*(x.int() for x in i[:-1]), i.kind])
-        has_prefix = bool((i.prompt_text > i.prompt).any())
+        has_prefix, late = bool((i.prompt_text > i.prompt).any()), i.late()
         starts = [(q, int(reach[:, q : q + BAND].min())) for q in range(0, length, BAND)]
-        return cls(tuple((q, k, _mask(slim, q, k, has_prefix)) for q, k in starts))
+        return cls(tuple((q, k, _mask(slim, q, k, has_prefix, late)) for q, k in starts))
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
@@ -87,13 +87,15 @@ def in_bands(
     return torch.cat(parts, dim=2)
 
 
-def _mask(i: Intervals, q: int, k: int, has_prefix: bool) -> Tensor:
+def _mask(i: Intervals, q: int, k: int, has_prefix: bool, late: bool) -> Tensor:
     """:meth:`Intervals.sees` of the band's queries from q, and the keys from k to its end: (B, 1, queries, keys)."""
     band = slice(q, q + BAND)
     first, prompt, prompt_text, own, seen, known = (x[:, band, None] for x in i[:-1])
     key = torch.arange(k, q + first.shape[1], device=first.device, dtype=first.dtype)
     kind = i.kind[:, None, k : band.stop]
-    mask = (key >= own) | ((key >= first) & (key < torch.where(kind == LABEL, known, seen)))
+    mask = key >= first
+    if late:
+        mask &= (key >= own) | (key < torch.where(kind == LABEL, known, seen))
     if has_prefix:
         mask |= (key >= prompt) & (key < prompt_text)
     mask &= kind != SUM

@@ -86,13 +86,21 @@ class Intervals(NamedTuple):
         has_prefix = self.prompt_text > self.prompt
         return torch.where(has_prefix, self.prompt, self.first)
 
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast."""
-        first, prompt, prompt_text, own, seen, known = (at(x, query) for x in self[:-1])
+    def late(self) -> bool:
+        """Whether some query does not know all labels before its interaction. Waits for the device."""
+        return bool((self.known < self.own).any())
+
+    def sees(self, query: Tensor, key: Tensor, late: bool = True) -> Tensor:
+        """Which of the slots ``query`` see which of the slots ``key``: two shapes (B, ..) that broadcast. Less work
+        where nothing is known ``late``."""
+        first, prompt, prompt_text = (at(x, query) for x in self[:3])
         kind = at(self.kind, key)
-        context = (key >= first) & (key < seen) & ((kind != LABEL) | (key < known))
+        inside = key >= first
+        if late:
+            own, seen, known = (at(x, query) for x in self[3:-1])
+            inside &= (key >= own) | (key < torch.where(kind == LABEL, known, seen))
         prefix = (key >= prompt) & (key < prompt_text)
-        return (key <= query) & (context | prefix | (key >= own)) & ((kind != SUM) | (key == query))
+        return (inside | prefix) & (key <= query) & ((kind != SUM) | (key == query))
 
 
 def at(x: Tensor, slots: Tensor) -> Tensor:

@@ -25,11 +25,11 @@ class BandedSums:
     @classmethod
     def of(cls, slot: Tensor, rule: Rule) -> BandedSums:
         """Of [SUM]s at ``slot`` (B, S)."""
-        bands, reach = [], rule.spans.reach().gather(1, slot)
+        bands, reach, late = [], rule.spans.reach().gather(1, slot), rule.spans.late()
         for own, first in zip(slot.split(BAND, 1), reach.split(BAND, 1), strict=True):
             start, stop = int(first.min()), int(own.max()) + 1
             key = torch.arange(start, stop, device=slot.device).expand(len(slot), 1, -1)
-            bands.append((start, stop, rule.spans.sees(own[..., None], key)[:, None]))
+            bands.append((start, stop, rule.spans.sees(own[..., None], key, late)[:, None]))
         return cls(tuple(bands))
 
     def __call__(
