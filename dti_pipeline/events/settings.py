@@ -85,7 +85,7 @@ class SplitConfig:
     # shown: all rows before its request stand in a target's context, those whose label is not known yet without it.
     # known: only those up to the last known label.
     context: Literal["shown", "known"] = "shown"
-    # Rows of a user with one time stamp, where the log has no request ids. together: they are one request, and the
-    # file's order tells nothing of them. ordered: each comes after the one before it in the file, whose label it knows
-    # where there is no delay.
+    # Rows of a user with one time stamp. together: they are one request, or as many as they have request ids, and know
+    # nothing of each other, not even by the file's order. ordered: those that no id joins come in the file's order,
+    # each after the one before it, whose label it knows where there is no delay.
     ties: Literal["together", "ordered"] = "together"

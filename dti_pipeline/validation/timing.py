@@ -6,7 +6,6 @@ A label that is seconds old when the next row is shown is one that a server woul
 from __future__ import annotations
 
 from dti_pipeline.config import Config
-from dti_pipeline.events.database import run_script
 from dti_pipeline.validation.report import Timing
 from dti_pipeline.validation.tables import Tables
 
@@ -19,21 +18,29 @@ MANY = 0.1
 def timing(config: Config, tables: Tables) -> Timing:
     """Requests, and ages of the labels of the last ``packing.context`` rows before each target.
 
-    A share is one of the pairs of a target and such a row: of those whose label a delay of that age would still hide.
-    Cost: a join of the requests for each age, out of core.
+    A share is one of all pairs of a target and such a row; an age is the time from the row's request to the target's.
+    Cost: a sort of the requests, out of core.
     """
-    connection, n = tables.connection, config.packing.context
-    connection.execute(
-        """CREATE TEMP TABLE requests AS
-           SELECT user_id AS "user", request, min(timestamp) AS begins, max(timestamp) AS ends, count(*) AS size
-           FROM interactions GROUP BY user_id, request"""
-    )
-    query = """SELECT coalesce(sum(size) FILTER (size > 1), 0)::BIGINT, max(size), count(begins) > 0 FROM requests"""
-    ((several, largest, clock),) = connection.execute(query).fetchall()
+    n = config.packing.context
+    facts = "coalesce(sum(size) FILTER (size > 1), 0)::BIGINT, coalesce(max(size), 0), count(begins) > 0"
+    pairs = ["request", *(f"request - older_{age}" for age in AGES.values())]
+    sums = [f"sum(size * least({rows}, {n})) FILTER (request >= {config.split.min_history})::BIGINT" for rows in pairs]
+    older = [  # so many of the user's first rows are at least so old
+        "coalesce(max(request + size) OVER (PARTITION BY user_id ORDER BY begins"
+        f" RANGE BETWEEN UNBOUNDED PRECEDING AND {age} PRECEDING), 0) AS older_{age}"
+        for age in AGES.values()
+    ]
+    query = f"""
+        WITH requests AS (
+            SELECT user_id, request, min(timestamp) AS begins, count(*) AS size
+            FROM interactions GROUP BY user_id, request
+        )
+        SELECT {facts}, {", ".join(sums)} FROM (SELECT *, {", ".join(older)} FROM requests)
+    """
+    ((several, largest, clock, seen, *young),) = tables.connection.execute(query).fetchall()
     if not clock:
-        return Timing(several, largest or 0, None, "not known: the log has no clock", None)
-    run_script(connection, "known")
-    younger = {name: _younger(tables, seconds, n, config.split.min_history) for name, seconds in AGES.items()}
+        return Timing(several, largest, None, "not known: the log has no clock", None)
+    younger = {name: round(count / seen, 6) if seen else 0.0 for name, count in zip(AGES, young, strict=True)}
     shares = ", ".join(f"{share:.1%} than {name}" for name, share in younger.items()).replace(" ", " are younger ", 1)
     warning = None
     if younger["a minute"] > MANY and not config.split.feedback_delay:
@@ -43,13 +50,3 @@ def timing(config: Config, tables: Tables) -> Timing:
             " them"
         )
     return Timing(several, largest, younger, f"of the last {n} before a target {shares}", warning)
-
-
-def _younger(tables: Tables, seconds: int, n: int, min_history: int) -> float:
-    """Share of the labels of the last ``n`` rows before targets that are younger; 0 where no row stands there."""
-    query = f"""
-        SELECT coalesce(sum(size * least(request - known, {n})) / nullif(sum(size * least(request, {n})), 0), 0)
-        FROM known_after({seconds}) INNER JOIN requests USING ("user", request) WHERE request >= {min_history}
-    """
-    ((share,),) = tables.connection.execute(query).fetchall()
-    return round(float(share), 6)

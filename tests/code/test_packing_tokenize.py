@@ -109,7 +109,7 @@ def test_the_store_knows_requests_and_what_stands_in_a_context(home: Paths, cont
     request, known = [0, 0, 2, 3, 3], [0, 0, 0, 2, 2]
     write_events(home, ["Heat"] * 5, request=request, known=known)
     settings = config(split={"context": context, "min_history": 2})
-    assert tokenize(settings, home).context == context
+    assert tokenize(settings, home).knowledge.context == context
     store = TokenStore.open(home.tokens)
     assert (store.request.tolist(), store.known.tolist()) == (request, known)
     assert store.seen.tolist() == (request if context == "shown" else known)
