@@ -1,0 +1,136 @@
+"""A log of impressions goes through every stage: requests of five candidates, of which one is clicked at random and
+written last. Nothing can be learnt from it, a request costs one history, and a server gives what was evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dti_pipeline import artifacts, pipeline
+from dti_pipeline.config import Config
+from dti_pipeline.evaluation.report import Comparison
+from dti_pipeline.packing.report import PackReport
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+from dti_pipeline.plain import from_plain
+from dti_pipeline.serving.scorer import Scorer
+
+USERS, REQUESTS, SHOWN, ITEMS, N = 80, 12, 5, 40, 10
+PARADIGMS = ("sliding_window", "dti", "dti_isolated")
+DELAY = 3 * 3600
+
+
+def write_log(path: Path, with_ids: bool) -> None:
+    """Requests an hour apart, now and then in one sitting; the click is the last row of each in the file."""
+    draw = np.random.default_rng(4)
+    lines = ["user,item,title,clicked,time" + (",request" if with_ids else "")]
+    for user in range(USERS):
+        time = 1_600_000_000 + int(draw.integers(10**7))
+        for request in range(REQUESTS):
+            time += int(draw.choice([60, 3600, 86400]))
+            shown = draw.permutation(ITEMS)[:SHOWN]
+            for place, item in enumerate(shown):
+                row = f"u{user},{item},thing number {item},{int(place == SHOWN - 1)},{time}"
+                lines.append(f"{row},{user}-{request}" if with_ids else row)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def config(log: Path, with_ids: bool, delay: float | None) -> Config:
+    columns = {"user_id": "user", "item_id": "item", "rating": "clicked", "timestamp": "time"}
+    columns["item_text"] = "title"
+    return from_plain(
+        Config,
+        {
+            "paradigms": list(PARADIGMS),
+            "events": {
+                "source": "table",
+                "path": str(log),
+                "columns": columns | ({"request_id": "request"} if with_ids else {}),
+            },
+            "split": {"label_threshold": 0.5, "min_history": SHOWN, "feedback_delay": delay},
+            "validation": {"min_rows": 10, "min_users": 5, "min_targets": 1},
+            "packing": {"context": N, "targets": 25, "row_length": 256},
+            "model": {"hidden_size": 32, "heads": 2, "kv_heads": 2, "intermediate_size": 48},
+            "training": {
+                "device": "cpu",
+                "epochs": 1,
+                "targets_per_step": 64,
+                "tokens_per_batch": 2048,
+                "evaluations": 0,
+            },
+            "evaluation": {"bootstrap_samples": 50},
+            "tracking": {"enabled": False},
+        },
+    )
+
+
+@pytest.fixture(scope="module", params=[(True, DELAY), (False, None)], ids=["ids, late labels", "one time stamp"])
+def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    with_ids, delay = request.param
+    paths = Paths(tmp_path_factory.mktemp("home"))
+    write_log(paths.home / "log.csv", with_ids)
+    settings = config(paths.home / "log.csv", with_ids, delay)
+    for stage, paradigm in pipeline.plan(settings):
+        if stage.name != "synth":
+            pipeline.execute(stage, settings, paths, paradigm)
+    return paths
+
+
+def test_a_click_that_is_written_last_tells_nothing(judged: Paths) -> None:
+    found = from_plain(Comparison, json.loads(judged.comparison_file("json").read_text()))
+    test = found.protocol
+    assert test.targets > 300
+    assert 0.15 < test.click_rate < 0.25
+    for name in PARADIGMS:
+        assert abs(found.paradigms[name].auc - 0.5) < 0.1, name
+    assert found.champion is None
+
+
+def test_a_request_costs_one_history(judged: Paths) -> None:
+    """m candidates at n c + m (c + 1) tokens, in every paradigm and form."""
+    store = TokenStore.open(judged.tokens)
+    lengths = store.lengths().astype(int)
+    first = np.arange(len(lengths)) - store.position + store.request
+    for paradigm in PARADIGMS:
+        report = artifacts.read(judged.shards(paradigm), "pack", PackReport).report
+        plan = report.plans["test"]
+        targets = np.flatnonzero((store.split == 2) & (store.request >= SHOWN))
+        requests = np.unique(first[targets])
+        contexts = sum(lengths[max(row - store.position[row], row - N) : row].sum() for row in requests)
+        assert plan.prompts == len(requests) == plan.targets / SHOWN
+        assert plan.tokens == contexts + (lengths[targets] + 1).sum()
+    assert artifacts.read(judged.shards("sliding_window"), "pack", PackReport).report.plans["train"].prompts > 0
+
+
+@pytest.mark.parametrize("paradigm", ["dti", "dti_isolated"])
+@pytest.mark.parametrize("kept", [False, True], ids=["prompts", "item states"])
+def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: str, kept: bool) -> None:
+    """From the history with its times, labels not known yet left out."""
+    if kept and paradigm != "dti_isolated":
+        pytest.skip("its items have no states of their own")
+    log = pq.read_table(judged.events / "interactions.parquet").to_pydict()
+    evaluated = pq.read_table(judged.evaluation(paradigm) / "predictions.parquet").to_pydict()
+    probability = dict(zip(evaluated["row"], evaluated["probability"], strict=True))
+    asked: dict[int, dict[str, Any]] = {}
+    rows: dict[int, list[int]] = {}
+    for row in evaluated["row"]:
+        begin = row - log["position"][row]
+        first = begin + log["request"][row]
+        history = [
+            {"item_id": log["item_id"][r], "label": log["label"][r], "timestamp": log["timestamp"][r]}
+            for r in range(begin, first)
+        ]
+        for entry in history[log["known"][row] :]:
+            entry["label"] = None
+        one = asked.setdefault(first, {"timestamp": log["timestamp"][row], "history": history, "candidates": []})
+        one["candidates"].append({"item_id": log["item_id"][row]})
+        rows.setdefault(first, []).append(row)
+    scorer = Scorer.load(judged.model(paradigm), cache_items=kept)
+    answers = scorer.score(list(asked.values()))
+    for first, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(answer, [probability[row] for row in rows[first]], rtol=0, atol=1e-5)
