@@ -51,6 +51,7 @@ class Request:
     candidates: tuple[Item, ...]
     times: tuple[float, ...] = ()  # seconds, ascending, of each item of the history, or of none
     time: float | None = None  # when it is asked; None: after all of them
+    where: str = "a request"  # file and line that it came from
 
 
 def parse(raw: Any, where: str) -> Request:
@@ -75,6 +76,7 @@ def parse(raw: Any, where: str) -> Request:
         candidates=tuple([_item(entry, place) for place, entry in candidates]),
         times=times,
         time=time,
+        where=where,
     )
 
 

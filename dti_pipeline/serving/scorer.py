@@ -149,8 +149,8 @@ class Scorer:
         text: list[int] = []
         label: list[int] = []
         parts = []
-        for number, asked in enumerate(requests):
-            request, known = self._known(asked, number)
+        for asked in requests:
+            request, known = self._known(asked)
             stop = int((request if self.knowledge.context == "shown" else known)[-1])
             first = max(0, stop - self.model.context)
             rows, candidates = stop - first, len(asked.candidates)
@@ -163,12 +163,12 @@ class Scorer:
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         return _Log(index, np.array(text, np.int32), np.array(label, np.int8), *columns)
 
-    def _known(self, asked: Request, number: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _known(self, asked: Request) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Of each row of a history, and of the candidates: its request's first row, and how many labels it knows."""
         delay = self.knowledge.feedback_delay
         if delay is not None and asked.history and not asked.times:
             raise InputError(
-                f"request {number} key history has no timestamps, which a model with split.feedback_delay = {delay:g}"
+                f"{asked.where} key history has no timestamps, which a model with split.feedback_delay = {delay:g}"
                 " needs: it has learned from labels that come late"
             )
         return known_rows(self.knowledge, asked.labels, asked.times, asked.time)
