@@ -48,7 +48,7 @@ def test_the_readme_s_headline_is_the_document_s_rows() -> None:
 
 def test_the_document_shows_every_group() -> None:
     grid = grids.load(ROOT / "experiments" / "study.yaml")
-    shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
+    shown = re.findall(r"<!-- (?:study|delays): ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
     assert sorted(shown) == sorted([*grid.group_names, *grid.others])
 
 
@@ -62,7 +62,7 @@ def test_the_committed_summary_is_of_the_committed_rows_and_both_are_small() -> 
         assert row["hardware"]
         assert row["commit"]
         assert row["command"]
-    assert all(path.stat().st_size < 100_000 for path in results.iterdir())
+    assert all(path.stat().st_size < 200_000 for path in results.iterdir())
 
 
 def test_every_committed_row_says_where_it_comes_from() -> None:
