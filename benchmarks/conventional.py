@@ -47,20 +47,21 @@ def main() -> None:
     parse.add_argument(
         "--group", default="conventional", help="of the study, whose tables show it (default: %(default)s)"
     )
+    parse.add_argument("--workers", type=int, default=1, help="trainings at a time on the machine; seconds count of 1")
     parse.add_argument("--grid", type=Path, default=ROOT / "experiments" / "study.yaml")
     parse.add_argument("--work", type=Path, default=Paths.from_env().study)
     given = parse.parse_args()
     grid = grids.load(given.grid)
     for data_set, delay, model in itertools.product(given.data_sets, given.delays, given.models):
         for seed in given.seeds if model == "din" else given.seeds[:1]:  # of trees only the bins are drawn
-            row = run(grid, given.work, data_set, model, seed, given.context, delay, given.group)
+            row = run(grid, given.work, data_set, model, seed, given.context, delay, given.group, given.workers)
             shown = {key: row[key] for key in ("auc", "log_loss", "validation_auc", "train_seconds")}
             print(grids.home(data_set, delay), model, seed, shown, flush=True)
 
 
 def run(
     grid: grids.Grid, work: Path, data_set: str, model: str, seed: int, n: int, delay: float | None = None,
-    group: str = "conventional",
+    group: str = "conventional", workers: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """The row of one model; made where it is not there yet."""
     fit, parameters = MODELS[model]
@@ -86,7 +87,7 @@ def run(
         "delay": delay, "fixes": "", "model": "", "epochs": None, "seed": seed, "measure": "quality", "config": config,
         "command": f"python -m benchmarks.conventional --data-sets {data_set} --models {model} --seeds {seed}"
         f" --context {n} --group {group}" + ("" if delay is None else f" --delays {delay:g}"),
-        "workers": 1, "data": data, "commit": str(lineage.commit() or "") or None, "hardware": lineage.hardware([]),
+        "workers": workers, "data": data, "commit": str(lineage.commit() or "") or None, "hardware": lineage.hardware([]),
         "auc": metrics.auc(label, score), "auc_streaming": None, "log_loss": metrics.log_loss(label, score),
         "gauc": metrics.group_auc(label, score, user).value,
         "auc_by_history": {part.bucket: part.auc for part in by_history},
