@@ -151,7 +151,8 @@ def auc_delay(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> boo
         axes.set_xticks(range(len(delays)), ["at once" if delay is None else duration(delay) for delay in delays])
         axes.set(xlabel="a label is known after", ylabel="AUC, single prompts")
 
-    return _draw({name: panel for name, panel in curves.items() if panel}, finish, path, "AUC against delay")
+    drawn = {name: panel for name, panel in curves.items() if panel}
+    return _draw(drawn, finish, path, "AUC against delay", legend_below=True)
 
 
 def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
@@ -187,8 +188,9 @@ def _curves(
     return curves
 
 
-def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str) -> bool:
-    """Panels, in each one curve for each paradigm and variant; False where there is no point."""
+def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str, legend_below: bool = False) -> bool:
+    """Panels, in each one curve for each paradigm and variant; False where there is no point. A legend in each, or one
+    below them all."""
     if not curves:
         return False
     columns, deep = min(len(curves), ABREAST), -(-len(curves) // ABREAST)
@@ -207,9 +209,15 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
                 markersize=6, fillstyle=fill, label=f"{paradigm} {variant}".strip(),
             )  # fmt: skip
         finish(axes)
-        axes.legend(fontsize="small", frameon=False)
+        if not legend_below:
+            axes.legend(fontsize="small", frameon=False)
     for axes in places[len(curves) :]:
         axes.set_axis_off()
+    if legend_below:
+        shown = {str(line.get_label()): line for axes in places for line in axes.get_lines()}
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=2 * columns, fontsize="small", frameon=False
+        )
     if title:
         figure.suptitle(title)
     save(figure, path.parent, path.name)
