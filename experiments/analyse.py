@@ -31,13 +31,14 @@ from dti_pipeline.evaluation.interactions import Array
 from dti_pipeline.packing.pack import limit
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
+from experiments import grid as grids
 from experiments.grid import BASELINE, FACTS, SHOWN, Grid
 from experiments.run import PREDICTIONS, ROW
 
 Row = dict[str, Any]
 ROWS, SUMMARY = "study_rows.jsonl.xz", "study.json"
 #: Columns that make trainings the same work, beside their paradigm, k and fixes.
-SAME_WORK = ("dataset", "n", "model", "row_length")
+SAME_WORK = ("dataset", "n", "delay", "model", "row_length")
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,18 @@ def identity(row: Row, ignored: str) -> tuple[Any, ...]:
     return tuple(row.get(fact) for fact in SHOWN if fact != ignored)
 
 
+def home(row: Row) -> str:
+    """The folder of a row's log; a row of before there were delays has none."""
+    return grids.home(row["dataset"], row.get("delay"))
+
+
 def of_group(grid: Grid, rows: Iterable[Row], name: str) -> list[Row]:
-    """The rows of a group; a run may belong to several."""
+    """The rows of a group, of models of other kinds too; a run may belong to several."""
     members = {run.digest for run in grid.runs if name in run.groups}
-    return [row for row in rows if row["config"] in members or (name in grid.others and row["group"] == name)]
+    expanded = () if name in grid.others else names()
+    return [
+        row for row in rows if row["config"] in members or (row["group"] == name and row["paradigm"] not in expanded)
+    ]
 
 
 def read(grid: Grid) -> list[Row]:
@@ -123,15 +132,15 @@ def gather(grid: Grid, work: Path) -> list[Row]:
             found[row["config"]] = row
     others = sorted(
         (row for row in found.values() if row["paradigm"] not in names()),
-        key=lambda row: (row["dataset"], row["paradigm"], row["n"], row["seed"]),
+        key=lambda row: (row["dataset"], row["paradigm"], row["n"], row.get("delay") or 0, row["seed"]),
     )
     rows = [found[run.digest] | run.facts() for run in grid.runs if run.digest in found] + others
     data: dict[str, str | None] = {}
     for row in rows:
-        if data.setdefault(row["dataset"], row.get("data")) != row.get("data"):
+        if data.setdefault(home(row), row.get("data")) != row.get("data"):
             raise InputError(
-                f"{grid.beside(grid.results) / ROWS}: rows of {row['dataset']} come from different data"
-                f" ({data[row['dataset']]} and {row.get('data')}): remove those of the one that is no longer there"
+                f"{grid.beside(grid.results) / ROWS}: rows of {home(row)} come from different data"
+                f" ({data[home(row)]} and {row.get('data')}): remove those of the one that is no longer there"
             )
     return rows
 
@@ -169,11 +178,10 @@ def window_of_recipe(grid: Grid, row: Row, rows: Iterable[Row]) -> str | None:
     recipe = grid.config(row["dataset"])
     sought = {
         "paradigm": BASELINE, "measure": "quality", "fixes": "", "model": "", "epochs": recipe.training.epochs,
-        "row_length": recipe.packing.row_length, "dataset": row["dataset"], "n": row["n"],
+        "row_length": recipe.packing.row_length, "n": row["n"],
     }  # fmt: skip
-    usual = sorted(
-        (other for other in rows if sought.items() <= other.items()), key=lambda other: other["seed"] != row["seed"]
-    )
+    alike = (other for other in rows if home(other) == home(row) and sought.items() <= other.items())
+    usual = sorted(alike, key=lambda other: other["seed"] != row["seed"])
     return usual[0]["config"] if usual else None
 
 
@@ -216,7 +224,8 @@ def speedup(row: Row, against: Row | None, rows: Iterable[Row]) -> float | None:
 
 def fewer_tokens(row: Row, rows: Iterable[Row]) -> float | None:
     """The sliding window's tokens a target over the row's: the bound of a speed-up where time goes with tokens."""
-    found = [r for r in rows if r["paradigm"] == BASELINE and all(r[key] == row[key] for key in ("dataset", "n"))]
+    same = ("dataset", "n", "delay")
+    found = [r for r in rows if r["paradigm"] == BASELINE and all(r.get(key) == row.get(key) for key in same)]
     return round(found[-1]["tokens_per_target"] / row["tokens_per_target"], 3) if found else None
 
 
@@ -288,7 +297,7 @@ def _ends(found: Interval | None, prefix: str = "") -> dict[str, float | None]:
 def resampled(row: Row, work: Path) -> tuple[Array, Array] | None:
     """The evaluated rows of the log (N,), and AUC (samples,) over resamples of users; None where this machine does not
     have the scores that the row was made from."""
-    path = work / row["dataset"] / "runs" / row["config"] / PREDICTIONS
+    path = work / home(row) / "runs" / row["config"] / PREDICTIONS
     if not path.is_file():
         return None
     table = pq.read_table(path)
@@ -308,17 +317,17 @@ def _paired(own: tuple[Array, Array] | None, other: tuple[Array, Array] | None) 
 
 
 def _floors(grid: Grid, rows: list[Row], work: Path) -> None:
-    """Give every row the floors of its log, n and evaluated split; taken from a row that has them."""
+    """Give every row the floors of its log, delay, n and evaluated split; taken from a row that has them."""
     known: dict[tuple[Any, ...], Mapping[str, float]] = {}
     for row in sorted(rows, key=lambda row: not row.get("floors")):
         trial = row["measure"] == "validation"
-        key = (row["dataset"], row.get("data"), row["n"], trial)
+        key = (home(row), row.get("data"), row["n"], trial)
         if row.get("floors"):
             known.setdefault(key, row["floors"])
         elif key not in known and row["dataset"] in grid.data_sets:
             config = grid.config(row["dataset"])
             split = "validation" if trial else config.evaluation.split
-            known[key] = _floor_aucs(config, Paths(work / row["dataset"]), row["n"], split)
+            known[key] = _floor_aucs(config, Paths(work / home(row)), row["n"], split)
         row["floors"] = known.get(key) or None
 
 

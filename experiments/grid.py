@@ -31,8 +31,10 @@ CIRCUMSTANCES = {
     "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
     "evaluation": ("tokens_per_batch",),
 }
+#: What digests take silence for where the default is another today: what it was when the first runs were made.
+ONCE: dict[str, dict[str, Any]] = {"split": {"ties": "ordered"}}
 #: Columns that tell the lines of one log's table apart, beside the paradigm.
-FACTS = ("k", "n", "fixes", "model", "epochs")
+FACTS = ("k", "n", "delay", "fixes", "model", "epochs")
 #: Columns that tell runs apart in tables and pictures.
 SHOWN = ("dataset", "paradigm", *FACTS, "seed")
 
@@ -67,6 +69,7 @@ class Group:
     fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
     models: tuple[str, ...] = ("",)  # names of `models`; "": the recipe's
     epochs: tuple[float, ...] = ()
+    delays: tuple[float | None, ...] = (None,)  # seconds after which a label is known; null: what the log says
     seeds: tuple[int, ...] = (1,)
     # quality: evaluated on the test targets. validation: a trial of a recipe, scored on the validation targets while it
     # trains, never on test targets. speed: trained alone on its machine and not evaluated, so that its seconds count.
@@ -117,7 +120,7 @@ class Grid:
     def _equal_seconds(self, run: Run) -> list[tuple[Any, ...]]:
         """A key for each of a run's groups of equal seconds; the group's sliding window has the same key."""
         facts = run.facts()
-        same = tuple(facts[key] for key in ("dataset", "n", "model", "seed"))
+        same = tuple(facts[key] for key in ("dataset", "n", "delay", "model", "seed"))
         return [(name, *same) for name in run.groups if any(part.equal == "seconds" for part in self.group(name))]
 
     def group(self, name: str) -> tuple[Group, ...]:
@@ -156,15 +159,15 @@ class Grid:
 
     def _expand(self, group: Group) -> Iterator[Run]:
         everything = itertools.product(
-            group.data_sets, group.models, group.n or (None,), group.fixes, group.epochs or (None,), group.k or (None,),
-            group.paradigms, group.seeds,
+            group.data_sets, group.delays, group.models, group.n or (None,), group.fixes, group.epochs or (None,),
+            group.k or (None,), group.paradigms, group.seeds,
         )  # fmt: skip
-        for data_set, model, n, fixes, epochs, k, paradigm, seed in everything:
+        for data_set, delay, model, n, fixes, epochs, k, paradigm, seed in everything:
             changes = (
                 self.models.get(model, {}),
                 group.params,
                 {"packing": _given(context=n), "training": _given(seed=seed, epochs=epochs)},
-                {"tracking": {"enabled": False}},
+                {"split": _given(feedback_delay=delay), "tracking": {"enabled": False}},
             )
             # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
             base = Run(
@@ -201,6 +204,15 @@ class Run:
     def k(self) -> int | str:
         return 1 if self.paradigm == BASELINE else self.config.packing.targets
 
+    @property
+    def delay(self) -> float | None:
+        return self.config.split.feedback_delay
+
+    @property
+    def home(self) -> str:
+        """The folder of its log, as :func:`home` calls it."""
+        return home(self.data_set, self.delay)
+
     @cached_property
     def digest(self) -> str:
         """12 hexadecimal characters of everything that shapes the figures."""
@@ -223,6 +235,7 @@ class Run:
             "paradigm": self.paradigm,
             "k": self.k,
             "n": packing.context,
+            "delay": self.delay,
             "fixes": self.fixes,
             "model": self.model,
             "epochs": training.epochs,
@@ -236,23 +249,38 @@ class Run:
     def label(self) -> str:
         """For a line of a terminal."""
         facts = self.facts()
-        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", self.fixes, self.model]
+        late = "" if self.delay is None else f"delay {self.delay:g} s"
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", late, self.fixes, self.model]
         return " ".join(part for part in (*parts, f"{facts['epochs']:g} epochs", f"seed {facts['seed']}") if part)
 
 
+def home(data_set: str, delay: float | None) -> str:
+    """The name of a log's folder in the study's: a delay of labels has one of its own."""
+    return data_set if delay is None else f"{data_set}-{delay:g}s"
+
+
 def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
-    """The parameters of sections that differ from the defaults, less :data:`CIRCUMSTANCES`.
+    """The parameters of sections that differ from the defaults and from :data:`ONCE`, less :data:`CIRCUMSTANCES`.
 
     Defaults are left out so that a parameter added tomorrow does not make other runs of today's.
     """
-    own, default = config.sections(*sections), Config().sections(*sections)
+    own, default = config.sections(*sections), _merge(Config().sections(*sections), ONCE)
     return {
         section: {
             key: value
-            for key, value in values.items()
-            if value != default[section][key] and key not in CIRCUMSTANCES.get(section, ())
+            for key, value in _differing(values, default[section]).items()
+            if key not in CIRCUMSTANCES.get(section, ())
         }
         for section, values in own.items()
+    }
+
+
+def _differing(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs, and of a mapping in it what differs there."""
+    return {
+        key: _differing(value, default[key]) if isinstance(value, Mapping) else value
+        for key, value in own.items()
+        if value != default[key]
     }
 
 
@@ -300,7 +328,7 @@ def _check_names(grid: Grid) -> None:
         where = f"{grid.path}, group {group.name}:"
         for key, names in allowed.items():
             known(f"{where} `{key}` has", getattr(group, key), names)
-        for key in (*allowed, "seeds"):
+        for key in (*allowed, "seeds", "delays"):
             if not getattr(group, key):
                 raise InputError(f"{where} `{key}` is empty")
     for figure, names in grid.figures.items():

@@ -19,19 +19,24 @@ from dti_pipeline import artifacts, pipeline
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from experiments.grid import DATA_SECTIONS, Grid, Run, settings
+from experiments.grid import home as folder
 
 #: Columns that make a log the log it is.
 CONTENT = ("user_id", "item_id", "item_text", "label", "split", "position")
 KNOWN = ("request", "known")
 
 
-def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: Paths) -> None:
-    """Publish events and tokens of a log in ``work / name``; what stands there under the same parameters is kept.
+def prepare(
+    grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: Paths, delay: float | None = None
+) -> None:
+    """Publish events and tokens of a log in its folder of ``work``, :func:`grid.home`; what stands there under the same
+    parameters is kept.
 
     ``logs`` says where raw logs lie that are not where the grid says, in ``home``. Raises InputError where events must
     be made and DuckDB, which makes them, is not installed.
     """
-    config, paths = grid.config(name), Paths(work / name)
+    late = {} if delay is None else {"split": {"feedback_delay": delay}}
+    config, paths = grid.config(name, late), Paths(work / folder(name, delay))
     rehearsal = grid.data_sets[name].rehearsal
     shape = settings(config, DATA_SECTIONS) | ({"rehearsal": asdict(rehearsal)} if rehearsal else {})
     note = paths.tokens.parent / "study.json"
@@ -55,8 +60,9 @@ def prepare(grid: Grid, name: str, work: Path, logs: Mapping[str, Path], home: P
             if config.events.source == "synthetic":
                 stages.insert(0, "synth")
             else:
-                log = logs.get(name) or home.resolve(config.events.path)
-                config = replace(config, events=replace(config.events, path=str(log)))
+                log, items = logs.get(name) or home.resolve(config.events.path), config.events.items_path
+                titles = items and str(home.resolve(items))
+                config = replace(config, events=replace(config.events, path=str(log), items_path=titles))
         for stage in stages:
             pipeline.BY_NAME[stage].run(config, paths)
         artifacts.write_json(note, shape)

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from dti_pipeline.evaluation.plots import logarithmic, plain, save
-from dti_pipeline.paradigms import named, names
+from dti_pipeline.evaluation.tables import duration
+from dti_pipeline.evaluation.verdict import floor_label
+from dti_pipeline.paradigms import Style, named, names
 from experiments import analyse
 from experiments.analyse import Line, Row
 from experiments.grid import BASELINE, Grid, known
@@ -19,6 +21,12 @@ from experiments.grid import BASELINE, Grid, known
 FILLS = ("full", "none", "left", "top", "right", "bottom")  # of markers: they tell variants of one paradigm apart
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of a panel
 ABREAST = 3  # panels
+#: What is drawn beside the paradigms: models of other kinds, then floors.
+BESIDE = {
+    "gbdt": Style("#CC79A7", "-", "v", ""), "din": Style("#56B4E9", "--", "P", ""),
+    "item_rate": Style("0.6", ":", "", ""), "item_and_user_rate": Style("0.4", "-", "", ""),
+    "item_and_user_rate_all_rows": Style("0.4", "--", "", ""),
+}  # fmt: skip
 
 Point = tuple[float | None, float | None]
 #: Panel -> (paradigm, variant) -> points.
@@ -121,6 +129,32 @@ def auc_n(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
     return _draw(_curves(lines, lambda line: (line["n"], line.mean("auc"))), finish, path, "AUC against n")
 
 
+def auc_delay(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
+    """AUC against the time after which a label is known, floors, trees and a usual network included."""
+    delays = sorted({line["delay"] for line in lines}, key=lambda delay: delay or 0)
+    if len(delays) < 2:
+        return False
+    curves: Curves = {name: {} for name in grid.data_sets}
+    labels: dict[str, str] = {}
+    for line in lines:
+        place = float(delays.index(line["delay"]))
+        found = {line["paradigm"]: line.mean("auc")} | (line["floors"] or {})
+        labels |= {floor: f"floor: {floor_label(floor, line['n'])}" for floor in line["floors"] or {}}
+        for name, auc in found.items():
+            points = curves.setdefault(line["dataset"], {}).setdefault((name, ""), [])
+            if auc is not None and (place, auc) not in points:  # a floor is in the rows of all models
+                points.append((place, auc))
+
+    def finish(axes: Axes) -> None:
+        for drawn in axes.get_lines():
+            drawn.set_label(labels.get(str(drawn.get_label()), drawn.get_label()))
+        axes.set_xticks(range(len(delays)), ["at once" if delay is None else duration(delay) for delay in delays])
+        axes.set(xlabel="a label is known after", ylabel="AUC, single prompts")
+
+    drawn = {name: panel for name, panel in curves.items() if panel}
+    return _draw(drawn, finish, path, "AUC against delay", legend_below=True)
+
+
 def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
     """Milliseconds a target against the mean length of a history, the logs of the group being alike but for that."""
 
@@ -138,7 +172,7 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
     return _draw(_curves(lines, point, lambda line: "Cost of a target against history length"), finish, path, "")
 
 
-DRAWINGS = {draw.__name__: draw for draw in (auc_seconds, speedup_k, leak_k, auc_n, cost_history)}
+DRAWINGS = {draw.__name__: draw for draw in (auc_seconds, speedup_k, leak_k, auc_n, auc_delay, cost_history)}
 
 
 def _curves(
@@ -154,8 +188,9 @@ def _curves(
     return curves
 
 
-def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str) -> bool:
-    """Panels, in each one curve for each paradigm and variant; False where there is no point."""
+def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str, legend_below: bool = False) -> bool:
+    """Panels, in each one curve for each paradigm and variant; False where there is no point. A legend in each, or one
+    below them all."""
     if not curves:
         return False
     columns, deep = min(len(curves), ABREAST), -(-len(curves) // ABREAST)
@@ -165,16 +200,24 @@ def _draw(curves: Curves, finish: Callable[[Axes], None], path: Path, title: str
         plain(axes)
         axes.set_title(name)
         variants = list(dict.fromkeys(variant for _, variant in panel))
-        for (paradigm, variant), points in sorted(panel.items(), key=lambda item: names().index(item[0][0])):
-            style, fill = named(paradigm).style, FILLS[variants.index(variant) % len(FILLS)]
+        order = [*names(), *BESIDE]
+        for (paradigm, variant), points in sorted(panel.items(), key=lambda item: order.index(item[0][0])):
+            style = BESIDE.get(paradigm) or named(paradigm).style
+            fill = FILLS[variants.index(variant) % len(FILLS)]
             axes.plot(
                 *zip(*sorted(points), strict=True), color=style.colour, linestyle=style.line, marker=style.marker,
                 markersize=6, fillstyle=fill, label=f"{paradigm} {variant}".strip(),
             )  # fmt: skip
         finish(axes)
-        axes.legend(fontsize="small", frameon=False)
+        if not legend_below:
+            axes.legend(fontsize="small", frameon=False)
     for axes in places[len(curves) :]:
         axes.set_axis_off()
+    if legend_below:
+        shown = {str(line.get_label()): line for axes in places for line in axes.get_lines()}
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=2 * columns, fontsize="small", frameon=False
+        )
     if title:
         figure.suptitle(title)
     save(figure, path.parent, path.name)

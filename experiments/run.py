@@ -39,12 +39,12 @@ EVALUATED = ("auc", "auc_streaming", "log_loss", "gauc", "ece")
 
 def folder(work: Path, run: Run) -> Path:
     """Where a run keeps its row and predictions."""
-    return work / run.data_set / "runs" / run.digest
+    return work / run.home / "runs" / run.digest
 
 
 def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
     """Pack, train and, where quality is measured, evaluate, which leaves predictions; publish and return the row."""
-    own, data = folder(work, run), work / run.data_set
+    own, data = folder(work, run), work / run.home
     with artifacts.alone(own):
         if (own / ROW).is_file():  # a process that outlived the command that started it has finished it
             return {}

@@ -26,20 +26,20 @@ Say = Callable[[str], None]
 
 
 def prepare(grid: Grid, work: Path, runs: Iterable[Run], raw: Mapping[str, Path], home: Paths) -> list[str]:
-    """Make the tokens of every log that the runs need; return the logs' names. ``raw`` as in :func:`logs.prepare`.
+    """Make the tokens of every log that the runs need; return their folders. ``raw`` as in :func:`logs.prepare`.
     InputError where the results hold rows of a log that come from other data."""
     done, where = analyse.gather(grid, work), grid.beside(grid.results) / analyse.ROWS
-    names = list(dict.fromkeys(run.data_set for run in runs))
-    for name in names:
-        logs.prepare(grid, name, work, raw, home)
+    wanted = {run.home: (run.data_set, run.delay) for run in runs}
+    for name, (data_set, delay) in wanted.items():
+        logs.prepare(grid, data_set, work, raw, home, delay)
         now = logs.digest(work / name)
         for row in done:
-            if row["dataset"] == name and row.get("data") not in (None, now):
+            if analyse.home(row) == name and row.get("data") not in (None, now):
                 raise InputError(
                     f"{where} holds rows of {name} that come from other data ({row['data']})"
                     f" than {work / name} ({now}): name other results, or remove those rows"
                 )
-    return names
+    return list(wanted)
 
 
 def execute(
@@ -124,7 +124,7 @@ def _finish(grid: Grid, work: Path, run: Run, code: int) -> analyse.Row:
         error = (lines or [f"exit code {code}"])[-1][-500:]
         if code < 0:
             error = f"killed by {signal.Signals(-code).name}: {error}"
-        artifacts.write_json(own / ROW, run.facts() | {"error": error, "data": logs.digest(work / run.data_set)})
+        artifacts.write_json(own / ROW, run.facts() | {"error": error, "data": logs.digest(work / run.home)})
     gathered = analyse.gather(grid, work)
     analyse.save(grid, gathered)
     return next(row for row in gathered if row["config"] == run.digest)
@@ -152,9 +152,9 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
             speeds[key] = max(speeds.get(key, 0.0), row["tokens_per_second"])
     counted: dict[tuple[str, ...], float | None] = {}  # tokens of an epoch
     for run in runs:
-        found, plan = gathered.get(run.digest), (run.data_set, run.paradigm, run.packing_digest)
+        found, plan = gathered.get(run.digest), (run.home, run.paradigm, run.packing_digest)
         if plan not in counted:
-            counted[plan] = _tokens(run, Paths(work / run.data_set))
+            counted[plan] = _tokens(run, Paths(work / run.home))
         each, speed = counted[plan], speeds.get((run.data_set, run.paradigm, run.model))
         tokens = round(each * run.config.training.epochs) if each else None
         yield {

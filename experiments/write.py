@@ -11,17 +11,26 @@ from typing import Any
 
 from dti_pipeline import artifacts, tracking
 from dti_pipeline.config import Config
-from dti_pipeline.evaluation.tables import MISSING, markdown_table, number, signed
+from dti_pipeline.evaluation.tables import MISSING, duration, markdown_table, number, signed
 from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import Paths
 from experiments import analyse, pictures
 from experiments.analyse import ROWS, Line, Row, lines
 from experiments.grid import FACTS, Grid, known
 
-#: A document's markers: the table of a group, its AUC by history length, a picture.
-MARKED = re.compile(r"(<!-- (?P<kind>study|histories|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: A document's markers: the table of a group, its AUC by history length and by delay of labels, a picture.
+MARKED = re.compile(
+    r"(<!-- (?P<kind>study|histories|delays|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 #: Facts that all lines of a table share, as its conditions say them.
-SHARED = {"k": "k = {}", "n": "n = {}", "fixes": "fixes {}", "model": "model {}", "epochs": "{} epochs"}
+SHARED = {
+    "k": "k = {}",
+    "n": "n = {}",
+    "delay": "labels known after {} s",
+    "fixes": "fixes {}",
+    "model": "model {}",
+    "epochs": "{} epochs",
+}
 EVALUATED = ("AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]")
 TRIAL = ("validation AUC", "best", "curve")
 SPEED = ("train s", "targets/s", "tokens/s", "fewer tokens", "speed-up")
@@ -64,8 +73,7 @@ def document(grid: Grid, rows: list[Row], text: str) -> str:
         kind, name = match["kind"], match["name"]
         names = pictures.DRAWINGS if kind == "figure" else [*grid.group_names, *grid.others]
         known(f"{grid.document} asks for {kind}", [name], names)
-        tables = history_tables if kind == "histories" else group_tables
-        made = _picture(grid, name) if kind == "figure" else tables(grid, rows, name)
+        made = _picture(grid, name) if kind == "figure" else TABLES[kind](grid, rows, name)
         return f"{match[1]}\n{made or 'Not measured yet.'}\n\n{match[4]}"
 
     return MARKED.sub(part, text)
@@ -115,6 +123,32 @@ def history_tables(grid: Grid, rows: list[Row], name: str) -> str:
             body.append([label, *(number(by_history.mean(bucket)) for bucket in header)])
         parts.append(f"**{data_set}**\n\n{markdown_table(['', *header], body)}")
     return "\n\n".join(parts)
+
+
+def delay_tables(grid: Grid, rows: list[Row], name: str) -> str:
+    """AUC of a group's models and floors by the time after which a label is known, for each log of the group."""
+    parts = []
+    for data_set, own in _logs(grid, rows, name):
+        delays = sorted({run.delay for run in grid.runs if name in run.groups}, key=lambda delay: delay or 0)
+        found: dict[str, dict[float | None, float | None]] = {}
+        for line in (shown := [line for line in lines(own) if line.values("auc")]):
+            label = " ".join(part for part in (f"`{line['paradigm']}`", line["fixes"], line["model"]) if part)
+            found.setdefault(label, {})[line["delay"]] = line.mean("auc")
+        for line in shown:
+            for floor, auc in (line["floors"] or {}).items():
+                found.setdefault(f"floor: {floor_label(floor, line['n'])}", {})[line["delay"]] = auc
+        if shown:
+            said = _conditions(
+                shown, [fact for fact in ("n", "fixes", "model") if len({one[fact] for one in shown}) == 1]
+            )
+            header = ["", *("at once" if delay is None else duration(delay) for delay in delays)]
+            body = [[label, *(number(aucs.get(delay)) for delay in delays)] for label, aucs in found.items()]
+            note = grid.data_sets[data_set].note if data_set in grid.data_sets else ""
+            parts += [f"**{data_set}**{f' ({note})' if note else ''}: {'; '.join(said)}.", markdown_table(header, body)]
+    return "\n\n".join(parts)
+
+
+TABLES = {"study": group_tables, "histories": history_tables, "delays": delay_tables}
 
 
 def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) -> list[str]:

@@ -79,11 +79,14 @@ def facts(comparison: Comparison) -> str:
 
 def when_known(delay: float | None) -> str:
     """A sentence on when a label is known to later rows."""
-    if delay is None:
-        return "Labels are known at once."
+    return f"Labels are known {'at once' if delay is None else f'after {duration(delay)}'}."
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that they fill."""
     units = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
-    size, unit = next((pair for pair in units if delay >= pair[0]), units[-1])
-    return f"Labels are known after {delay / size:g} {unit}{'' if delay == size else 's'}."
+    size, unit = next((pair for pair in units if seconds >= pair[0]), units[-1])
+    return f"{seconds / size:g} {unit}{'' if seconds == size else 's'}"
 
 
 def rows(comparison: Comparison) -> Iterator[Row]:

@@ -26,7 +26,7 @@ METRICS = {
     "tokens_per_second": "perf/tokens_per_second", "speedup": "comparison/speedup", "tokens": "tokens",
     "fewer_tokens": "comparison/fewer_tokens", "peak_memory_gib": "mem/peak_gib",
 }  # fmt: skip
-PARAMS = ("paradigm", "k", "n", "fixes", "model", "epochs", "seed", "split")
+PARAMS = ("paradigm", "k", "n", "delay", "fixes", "model", "epochs", "seed", "split")
 TAGS = ("hardware", "commit", "workers", "data", "command")
 
 
@@ -52,7 +52,8 @@ def record_study(
 
 
 def _child(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, Any]) -> None:
-    name = f"{row['paradigm']} k={row['k']} n={row['n']} {row['fixes']} {row['model']} seed={row['seed']}"
+    late = "" if row.get("delay") is None else f"delay={row['delay']:g}"
+    name = f"{row['paradigm']} k={row['k']} n={row['n']} {late} {row['fixes']} {row['model']} seed={row['seed']}"
     tags = {PARENT: parent, "paradigm": row["paradigm"], **author("dti study")}
     tags |= {key: str(row[key]) for key in TAGS if row.get(key) is not None}
     run = tagged(store, experiment, (ROW, row["config"]), " ".join(name.split()), tags)

@@ -84,6 +84,24 @@ def test_a_group_is_every_combination_and_k_of_one_is_the_sliding_window(tmp_pat
     assert len(grid.runs) == 2 * len(found)
 
 
+def test_a_delay_of_labels_makes_other_runs_on_events_of_their_own(tmp_path: Path) -> None:
+    at_once, late = load(tmp_path, {"paradigms": ["dti"]}, {"paradigms": ["dti"], "delays": [None, 60]}).runs
+    assert [run.facts()["delay"] for run in (at_once, late)] == [None, 60]
+    assert [run.groups for run in (at_once, late)] == [("group0", "group1"), ("group1",)]
+    assert [run.home for run in (at_once, late)] == ["demo", "demo-60s"]
+    assert at_once.digest != late.digest
+    assert late.against == one(load(tmp_path, {"delays": [60]}), "sliding_window").digest
+
+
+def test_silence_on_ties_means_in_a_digest_what_it_meant_before_there_were_any(tmp_path: Path) -> None:
+    def run(**split: Any) -> Run:
+        params = {"events": {"source": "synthetic"}, **({"split": split} if split else {})}
+        return one(load(tmp_path, {}, data_sets={"demo": {"params": params}}), "dti")
+
+    assert "ties" not in grids.settings(run(ties="ordered").config, ("split",))["split"]
+    assert run().digest == run(ties="together").digest != run(ties="ordered").digest
+
+
 def test_what_a_group_does_not_say_is_the_recipe_s(tmp_path: Path) -> None:
     params = {"events": {"source": "synthetic"}, "packing": {"context": 7, "targets": 9}}
     demo = {"demo": {"params": params | {"training": {"epochs": 3}}}}

@@ -19,8 +19,9 @@ from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.packing.store import TokenStore
-from experiments import analyse, write
+from experiments import analyse, pictures, write
 from experiments import grid as grids
+from experiments.grid import DataSet, Grid, Group
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Columns of study.json that other work reads.
@@ -48,8 +49,27 @@ def test_the_readme_s_headline_is_the_document_s_rows() -> None:
 
 def test_the_document_shows_every_group() -> None:
     grid = grids.load(ROOT / "experiments" / "study.yaml")
-    shown = re.findall(r"<!-- study: ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
+    shown = re.findall(r"<!-- (?:study|delays): ([\w-]+) -->", (ROOT / "docs" / "results.md").read_text())
     assert sorted(shown) == sorted([*grid.group_names, *grid.others])
+
+
+def test_of_delays_only_what_was_measured_stands_in_table_and_picture(tmp_path: Path) -> None:
+    group = Group(name="late", data_sets=("log",), paradigms=("dti",), delays=(None, 3600.0))
+    grid = Grid(data_sets={"log": DataSet()}, groups=(group,), figures={"auc_delay": ("late",)})
+    at_once, late = grid.runs
+    measured = {"workers": 1, "commit": "0123456789", "hardware": "A", "test_targets": 9, "test_users": 3}
+    rows = [at_once.facts() | measured | {"auc": 0.75, "floors": {"item_rate": 0.7}}]
+    table = write.delay_tables(grid, rows, "late").splitlines()
+    assert table[2:] == [
+        "|  | at once | 1 hour |", "| --- | ---: | ---: |",
+        "| `dti` | 0.7500 | – |", "| floor: item rate | 0.7000 | – |",
+    ]  # fmt: skip
+    assert pictures.draw_all(grid, rows, tmp_path) == []  # one delay is no curve
+    rows.append(late.facts() | measured | {"auc": 0.65, "floors": {"item_rate": 0.7}})
+    assert pictures.draw_all(grid, rows, tmp_path) == ["study_auc_delay"]
+    drawn = (tmp_path / "study_auc_delay.svg").read_text()
+    assert "floor: item rate" in drawn
+    assert "dti_isolated" not in drawn
 
 
 def test_the_committed_summary_is_of_the_committed_rows_and_both_are_small() -> None:
@@ -62,7 +82,7 @@ def test_the_committed_summary_is_of_the_committed_rows_and_both_are_small() -> 
         assert row["hardware"]
         assert row["commit"]
         assert row["command"]
-    assert all(path.stat().st_size < 100_000 for path in results.iterdir())
+    assert all(path.stat().st_size < 200_000 for path in results.iterdir())
 
 
 def test_every_committed_row_says_where_it_comes_from() -> None:
