@@ -17,6 +17,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
+from dti_pipeline.packing.words import GAPS, gaps, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
 
@@ -34,12 +35,14 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
-    Cost: one pass over the distinct texts, one over the log; memory: 18 bytes a row and the distinct texts.
+    Cost: one pass over the distinct texts, one over the log; memory: 22 bytes a row, 31 with
+    gaps, and the distinct texts.
     """
     require_passed(config, paths)
-    items, log = _read(paths.events / "interactions.parquet")
-    text_of_item, texts = _distinct_texts(items, config.tokens.template)
-    text_of_row = text_of_item[log.pop("item")]
+    gap = "gap" in config.tokens.names
+    items, log = _read(paths.events / "interactions.parquet", gap)
+    gap_of_row = _gaps(log, config.split.context) if gap else np.int8(0)
+    text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens.template)
     tokenizer = _tokenizer(config.tokens, texts)
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
@@ -70,10 +73,12 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     return report
 
 
-def _read(path: Path) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
+def _read(path: Path, times: bool) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
     """Distinct pairs of item id and text, as they first occur, and (m,) columns: item (a pair's index), split, label,
-    position, request, known. A block is read at a time, with strings as codes: memory does not grow with them."""
+    position, request, known and, if asked for, timestamp. A block is read at a time, with strings as codes: memory does
+    not grow with them."""
     numbers = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
+    numbers |= {"timestamp": np.int64} if times else {}
     coded = ["item_id", "item_text", "split"]
     index: dict[tuple[str, str], int] = {}
     end = 0
@@ -85,6 +90,8 @@ def _read(path: Path) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
             log["item"][here] = _items(batch["item_id"], batch["item_text"], index)
             names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
             log["split"][here] = names[batch["split"].indices.to_numpy()]
+            if times and batch["timestamp"].null_count:
+                raise InputError("the log has no timestamps, which {gap} in params key `tokens.template` needs")
             for name in numbers:
                 log[name][here] = batch[name].to_numpy()
     return list(index), log
@@ -100,23 +107,36 @@ def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple
     return np.array(found, np.int32)[inverse]
 
 
-def _distinct_texts(items: list[tuple[str, str]], template: str) -> tuple[np.ndarray, list[str]]:
-    """Text index of each item, and the texts. An item that changed its title has a text for each."""
+def _gaps(log: dict[str, np.ndarray], context: str) -> np.ndarray:
+    """(m,) index into GAPS. Takes the column timestamp out of the log."""
+    history = np.arange(len(log["position"])) - log["position"]
+    request = history + log["request"]
+    opens = np.flatnonzero(request == np.arange(len(request)))
+    # A request is made at its earliest time: a later one of its rows may tell what became of that row.
+    made = np.minimum.reduceat(log.pop("timestamp"), opens)[np.searchsorted(opens, request)]
+    return gaps(made, log["request"] if context == "shown" else log["known"], history)
+
+
+def _distinct_texts(
+    items: list[tuple[str, str]], item: np.ndarray, gap: np.ndarray | np.int8, template: str
+) -> tuple[np.ndarray, list[str]]:
+    """Text index of each row, (m,), and the texts. An item has one for each title it had and each gap it came after."""
     key = f"params key `tokens.template` is {template!r}"
+    kind = item * np.int32(len(GAPS)) + gap
+    there = np.zeros(len(items) * len(GAPS), bool)
+    there[kind] = True
+    kinds = (divmod(k, len(GAPS)) for k in np.flatnonzero(there).tolist())
     try:
-        rendered = [render(template, item, text) for item, text in items]
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{key}: it may use {{item_text}} and {{item_id}} only") from error
+        rendered = [render(template, *items[i], {"gap": GAPS[g]}) for i, g in kinds]
+    except (AttributeError, KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{key}: it may use {{item_text}}, {{item_id}} and {{gap}} only") from error
     if "" in rendered:
         raise InputError(f"{key}: it leaves items without any text")
     texts = sorted(set(rendered))
     index = {text: i for i, text in enumerate(texts)}
-    return np.array([index[text] for text in rendered], np.int32), texts
-
-
-def render(template: str, item_id: str, item_text: str | None) -> str:
-    """Text of an interaction with an item; one without a text is called by its id."""
-    return template.format(item_id=item_id, item_text=(item_text or "").strip() or f"item {item_id}").strip()
+    of_kind = np.zeros(len(there), np.int32)
+    of_kind[there] = [index[text] for text in rendered]
+    return of_kind[kind], texts
 
 
 def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:

@@ -9,7 +9,8 @@ One request a line (JSONL) or a row (Parquet)::
 ``history`` is oldest first; ``label`` is what the user did, null where that is not known yet. An item is named by
 ``item_id``, ``item_text`` or both. ``user_id`` is optional and returned with the answer. ``timestamp``, in Unix
 seconds, says when an entry of the history was shown, all or none, and of the request when it is asked (default: after
-all of them); a model that has learned from late labels needs them.
+all of them); a model that has learned from late labels needs them, and so does one whose words tell gaps: those of an
+entry are since the row before it, though that may be too old to stand in the prompt.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore
@@ -40,7 +41,7 @@ def write_log(path: Path, with_ids: bool) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def config(log: Path, with_ids: bool, delay: float | None) -> Config:
+def config(log: Path, with_ids: bool, delay: float | None, template: str) -> Config:
     columns = {"user_id": "user", "item_id": "item", "rating": "clicked", "timestamp": "time"}
     columns["item_text"] = "title"
     return from_plain(
@@ -53,6 +54,7 @@ def config(log: Path, with_ids: bool, delay: float | None) -> Config:
                 "columns": columns | ({"request_id": "request"} if with_ids else {}),
             },
             "split": {"label_threshold": 0.5, "min_history": SHOWN, "feedback_delay": delay},
+            "tokens": {"template": template},
             "validation": {"min_rows": 10, "min_users": 5, "min_targets": 1},
             "packing": {"context": N, "targets": 25, "row_length": 256},
             "model": {"hidden_size": 32, "heads": 2, "kv_heads": 2, "intermediate_size": 48},
@@ -69,12 +71,19 @@ def config(log: Path, with_ids: bool, delay: float | None) -> Config:
     )
 
 
-@pytest.fixture(scope="module", params=[(True, DELAY), (False, None)], ids=["ids, late labels", "one time stamp"])
+LOGS = {
+    "ids, late labels": (True, DELAY, "{item_text}"),
+    "one time stamp": (False, None, "{item_text}"),
+    "gaps in words": (True, DELAY, "{gap} {item_text}"),
+}
+
+
+@pytest.fixture(scope="module", params=LOGS.values(), ids=list(LOGS))
 def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    with_ids, delay = request.param
+    with_ids, delay, template = request.param
     paths = Paths(tmp_path_factory.mktemp("home"))
     write_log(paths.home / "log.csv", with_ids)
-    settings = config(paths.home / "log.csv", with_ids, delay)
+    settings = config(paths.home / "log.csv", with_ids, delay, template)
     for stage, paradigm in pipeline.plan(settings):
         if stage.name != "synth":
             pipeline.execute(stage, settings, paths, paradigm)
@@ -134,3 +143,18 @@ def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: st
     answers = scorer.score(list(asked.values()))
     for first, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(answer, [probability[row] for row in rows[first]], rtol=0, atol=1e-5)
+
+
+def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) -> None:
+    scorer = Scorer.load(judged.model("dti"))
+    if "gap" not in scorer.names:
+        pytest.skip("it reads none")
+    one = {"item_id": "1", "label": 1}
+    asked = {"history": [one | {"timestamp": 10}], "candidates": [{"item_id": "2"}]}
+    assert scorer.score([asked | {"history": []}, asked | {"timestamp": 10**6}])
+    with pytest.raises(InputError, match=r"^request 0 has no timestamp, which a model with \{gap\}"):
+        scorer.score([asked])
+    with pytest.raises(InputError, match=r"^request 0 key history has no timestamps, which a model with"):
+        scorer.score([asked | {"history": [one], "timestamp": 10}])
+    near, far = scorer.score([asked | {"timestamp": 60}, asked | {"timestamp": 10**6}])
+    assert near != far
