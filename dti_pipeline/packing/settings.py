@@ -17,8 +17,9 @@ class TokensConfig:
 
     tokenizer: str | None = None  # a transformers tokenizer by name or path; null: train one on the item texts
     vocab_size: Annotated[int, Range(64)] = 4096  # of a trained tokenizer, special tokens included
-    # Text of an interaction, with {item_text}, {item_id} and {gap} filled in. {gap}: time since the last row that stands
-    # in its context, in words: first, same sitting, an hour, hours, a day, days, a week, weeks, months. Needs a clock.
+    # Text of an interaction, its names in braces filled in: {item_text}; {item_id}; {gap}, the time since the last row
+    # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); any column of
+    # the log, or else of its items, by its name: it must have been known before the click.
     template: str = "{item_text}"
     max_text_tokens: PositiveInt = 32  # longer texts are cut at the end, and counted
     prefix: str = ""  # instruction that opens every prompt; empty: none
@@ -33,9 +34,14 @@ class TokensConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the template fills in, by name."""
+        """What the template fills in."""
         fields = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.template) if name]
         return tuple(dict.fromkeys(fields))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of its names that are columns of the log or of its items."""
+        return tuple(name for name in self.names if name not in ("item_text", "item_id", "gap"))
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,10 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     gaps, and the distinct texts.
     """
     require_passed(config, paths)
-    gap = "gap" in config.tokens.names
-    items, log = _read(paths.events / "interactions.parquet", gap)
+    gap, columns = "gap" in config.tokens.names, config.tokens.columns
+    items, log = _read(paths.events / "interactions.parquet", gap, columns)
     gap_of_row = _gaps(log, config.split.context) if gap else np.int8(0)
-    text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens.template)
+    text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens)
     tokenizer = _tokenizer(config.tokens, texts)
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
@@ -56,8 +56,7 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
         write_columns(draft.path / "interactions.arrow", {"text": text_of_row, **log})
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        titles = dict(sorted(dict(items).items()))  # of each item the one that came up last
-        pq.write_table(pa.table({"item_id": list(titles), "item_text": list(titles.values())}), draft.path / ITEMS)
+        pq.write_table(pa.table(_of_items(items, columns)), draft.path / ITEMS)
         lengths = np.diff(offsets)[text_of_row]
         report = draft.report = TokenizeReport(
             interactions=len(text_of_row),
@@ -73,21 +72,25 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     return report
 
 
-def _read(path: Path, times: bool) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
-    """Distinct pairs of item id and text, as they first occur, and (m,) columns: item (a pair's index), split, label,
-    position, request, known and, if asked for, timestamp. A block is read at a time, with strings as codes: memory does
-    not grow with them."""
+def _read(path: Path, times: bool, columns: Sequence[str]) -> tuple[list[tuple[str, ...]], dict[str, np.ndarray]]:
+    """Distinct items (id, text, values of ``columns``), as they first occur, and (m,) columns: item (its index), split,
+    label, position, request, known and, if asked for, timestamp. A block is read at a time, with strings as codes:
+    memory does not grow with them."""
     numbers = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
     numbers |= {"timestamp": np.int64} if times else {}
-    coded = ["item_id", "item_text", "split"]
-    index: dict[tuple[str, str], int] = {}
+    coded = ["item_id", "item_text", *columns, "split"]
+    index: dict[tuple[str, ...], int] = {}
     end = 0
+    for name in set(columns).difference(pq.read_schema(path).names):
+        raise InputError(
+            f"params key `tokens.template` names {{{name}}}, which {path} does not have: run `dti ingest` again"
+        )
     with pq.ParquetFile(path, read_dictionary=coded) as file:
         kinds = {"item": np.int32, "split": np.int8, **numbers}
         log = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items()}
         for batch in file.iter_batches(BLOCK, columns=[*coded, *numbers]):
             here = slice(end, end := end + len(batch))
-            log["item"][here] = _items(batch["item_id"], batch["item_text"], index)
+            log["item"][here] = _items([batch[name] for name in coded[:-1]], index)
             names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
             log["split"][here] = names[batch["split"].indices.to_numpy()]
             if times and batch["timestamp"].null_count:
@@ -97,14 +100,27 @@ def _read(path: Path, times: bool) -> tuple[list[tuple[str, str]], dict[str, np.
     return list(index), log
 
 
-def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple[str, str], int]) -> np.ndarray:
-    """Index of each row's item; pairs that were not seen before are added to ``index``."""
-    many = len(texts.dictionary)
-    codes = ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy()
-    pairs, inverse = np.unique(codes, return_inverse=True)
-    names, titles = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
-    found = [index.setdefault((names[p // many], titles[p % many]), len(index)) for p in pairs.tolist()]
-    return np.array(found, np.int32)[inverse]
+def _items(columns: list[pa.DictionaryArray], index: dict[tuple[str, ...], int]) -> np.ndarray:
+    """Index of each row's item; items that were not seen before are added to ``index``."""
+    codes = columns[0].indices.to_numpy().astype(np.int64)
+    for column in columns[1:]:
+        codes = codes * len(column.dictionary) + column.indices.to_numpy()
+        _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+    values = zip(*(column.take(pa.array(first)).to_pylist() for column in columns), strict=True)
+    found = [index.setdefault(item, len(index)) for item in values]
+    return np.array(found, np.int32)[codes]
+
+
+def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str, list[str]]:
+    """What a server may look up by an item's id: its text, the one that came up last, and of ``columns`` those that
+    have one value for an item wherever it occurs. Any other is of the interaction, and for the request to tell."""
+    last = {item[0]: item for item in items}
+    ids = sorted(last)
+    found = {"item_id": ids, "item_text": [last[one][1] for one in ids]}
+    for place, name in enumerate(columns, 2):
+        if all(item[place] == last[item[0]][place] for item in items):
+            found[name] = [last[one][place] for one in ids]
+    return found
 
 
 def _gaps(log: dict[str, np.ndarray], context: str) -> np.ndarray:
@@ -118,18 +134,21 @@ def _gaps(log: dict[str, np.ndarray], context: str) -> np.ndarray:
 
 
 def _distinct_texts(
-    items: list[tuple[str, str]], item: np.ndarray, gap: np.ndarray | np.int8, template: str
+    items: list[tuple[str, ...]], item: np.ndarray, gap: np.ndarray | np.int8, config: TokensConfig
 ) -> tuple[np.ndarray, list[str]]:
     """Text index of each row, (m,), and the texts. An item has one for each title it had and each gap it came after."""
-    key = f"params key `tokens.template` is {template!r}"
+    key = f"params key `tokens.template` is {config.template!r}"
     kind = item * np.int32(len(GAPS)) + gap
     there = np.zeros(len(items) * len(GAPS), bool)
     there[kind] = True
-    kinds = (divmod(k, len(GAPS)) for k in np.flatnonzero(there).tolist())
+    rendered = []
     try:
-        rendered = [render(template, *items[i], {"gap": GAPS[g]}) for i, g in kinds]
-    except (AttributeError, KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{key}: it may use {{item_text}}, {{item_id}} and {{gap}} only") from error
+        for item_of, gap_of in (divmod(k, len(GAPS)) for k in np.flatnonzero(there).tolist()):
+            item_id, item_text, *more = items[item_of]
+            values = {"gap": GAPS[gap_of], **dict(zip(config.columns, more, strict=True))}
+            rendered.append(render(config.template, item_id, item_text, values))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{key}, which cannot be filled in: {error}") from error
     if "" in rendered:
         raise InputError(f"{key}: it leaves items without any text")
     texts = sorted(set(rendered))

@@ -31,6 +31,11 @@ def names(template: str) -> tuple[str, ...]:
     return TokensConfig(template=template).names
 
 
+def columns(template: str) -> tuple[str, ...]:
+    """Those of its names that are columns of the log or of its items."""
+    return TokensConfig(template=template).columns
+
+
 def render(template: str, item_id: str, item_text: str | None, more: Mapping[str, str] | None = None) -> str:
     """Text of an interaction with an item; one without a text is called by its id. ``more``: other values by name."""
     text = (item_text or "").strip() or f"item {item_id}"

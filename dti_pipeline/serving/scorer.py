@@ -18,12 +18,11 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import load
-from dti_pipeline.packing import prompts
+from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.packing.tokenize import encode, load_tokenizer
-from dti_pipeline.packing.words import GAPS, gaps, names, render
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.requests import Item, Request, parse
 from dti_pipeline.training.report import TrainReport
@@ -74,6 +73,8 @@ class Scorer:
     autocast: torch.dtype | None
     knowledge: Knowledge
     names: tuple[str, ...]  # what the template fills in
+    #: Columns that it names: their values by item, from the training log; None for one that is not of the item alone.
+    columns: Mapping[str, Mapping[str, str] | None]
     states: ItemStates | None = None
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
@@ -88,12 +89,24 @@ class Scorer:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         model = load(folder, chosen)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
-        titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
+        of_items = {name: dict(zip(items["item_id"], column, strict=True)) for name, column in items.items()}
+        titles = of_items.get("item_text", {})
         states = ItemStates(model, chosen, autocast) if cache_items else None
         tokens = int(training["tokens_per_batch"])
         texts = manifest.report.texts
-        known, named = texts.knowledge, names(texts.template)
-        return cls(manifest, model, load_tokenizer(folder), titles, chosen, tokens, autocast, known, named, states)
+        return cls(
+            manifest=manifest,
+            model=model,
+            tokenizer=load_tokenizer(folder),
+            titles=titles,
+            device=chosen,
+            tokens_per_batch=tokens,
+            autocast=autocast,
+            knowledge=texts.knowledge,
+            names=words.names(texts.template),
+            columns={name: of_items.get(name) for name in words.columns(texts.template)},
+            states=states,
+        )
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
@@ -187,7 +200,7 @@ class Scorer:
             lacks = f"request {number} " + ("has no timestamp" if asked.times else "key history has no timestamps")
             raise InputError(f"{lacks}, which a model with {{gap}} in its tokens.template needs")
         times = np.array([*asked.times, asked.time] if rows else [0.0])
-        return [GAPS[gap] for gap in gaps(times, seen)]
+        return [words.GAPS[gap] for gap in words.gaps(times, seen)]
 
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
@@ -201,11 +214,23 @@ class Scorer:
     def _render(self, item: Item, gap: str) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
         template: str = self.manifest.report.texts.template
-        item_id, text = item
+        item_id, text, more = item
         if item_id is None and "item_id" in self.names:
-            raise InputError(f"the item {text!r} has no item_id, which the model's tokens.template {template!r} names")
+            raise self._lacks(item, "item_id")
         known = text if text is not None or item_id is None else self.titles.get(item_id)
-        return render(template, item_id or "", known, {"gap": gap})
+        given, values = dict(more), {"gap": gap}
+        for name, of_items in self.columns.items():
+            value = given.get(name) if name in given or of_items is None else of_items.get(item_id or "", "")
+            if value is None:
+                raise self._lacks(item, name)
+            values[name] = value
+        return words.render(template, item_id or "", known, values)
+
+    def _lacks(self, item: Item, name: str) -> InputError:
+        called = item.item_text if item.item_id is None else item.item_id
+        found = f"no {name} that is text or a number" if name in dict(item.more) else f"no {name}"
+        template = self.manifest.report.texts.template
+        return InputError(f"the item {called!r} has {found}, which the model's tokens.template {template!r} names")
 
     def _row_length(self, lengths: NDArray[np.int64]) -> int:
         """The training's row length; less, by halves, where all prompts fit one row; more where one prompt needs it."""
