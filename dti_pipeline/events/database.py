@@ -50,6 +50,11 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path)
     connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)")
 
 
+def identifier(name: str) -> str:
+    """A column's name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def literal(text: object) -> str:
     """Text as SQL writes it."""
     return "'" + str(text).replace("'", "''") + "'"

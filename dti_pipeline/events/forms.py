@@ -41,6 +41,20 @@ class Form:
     header: int = 0  # lines before the first row
     encoding: str = "utf-8"
     genres: tuple[str, ...] | None = None  # names of flag columns; None: genres are text
+    columns: tuple[str, ...] = ()  # names of all that the file has; none: it has a known order instead
+    rating: str | None = None  # that of them which decides the label
+
+    def with_columns(self, names: Sequence[str]) -> Form:
+        """The form that also has columns of these names, behind its values; nothing for one that the file lacks."""
+        if self.genres is not None:  # its last values are flags, however many
+            return self
+        there = [name if name in self.columns else None for name in names]
+        key, more = "columns", list[Any](there)
+        if self.view == "separated":
+            key, more = "places", [self.columns.index(name) + 1 if name else 0 for name in there]
+        elif self.view == "json":
+            key, more = "pointers", [_pointer(name or ABSENT) for name in there]
+        return replace(self, variables={**self.variables, key: [*self.variables[key], *more]})
 
     def lines(self, path: Path) -> Lines:
         """The file's lines as this form has them."""
@@ -71,8 +85,9 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
     """
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
-        chosen = _choose(path, _parquet_columns(path), names, keys)
-        return _told(Form("parquet", {"columns": [chosen.get(name) for name in wanted]}), chosen)
+        columns = _parquet_columns(path)
+        chosen = _choose(path, columns, names, keys)
+        return _told(Form("parquet", {"columns": [chosen.get(name) for name in wanted]}), chosen, columns)
     is_json = suffix in (".jsonl", ".json", ".ndjson")
     lines = head(path, PROBED if is_json else 1)
     if not lines:
@@ -81,19 +96,30 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
         columns = _json_keys(lines)
         # Where no line is an object there are no keys to choose from: every line goes to the quarantine.
         chosen = _choose(path, columns or [options[0] for options in names.values()], names, keys)
-        pointers = ["/" + chosen.get(name, ABSENT).replace("~", "~0").replace("/", "~1") for name in wanted]
-        return _told(Form("json", {"pointers": pointers}), chosen)
+        pointers = [_pointer(chosen.get(name, ABSENT)) for name in wanted]
+        return _told(Form("json", {"pointers": pointers}), chosen, columns)
     separator = max(",\t;|", key=lines[0].count)
     columns = _csv_columns(path, lines[0], separator)
     chosen = _choose(path, columns, names, keys)
     places = [columns.index(chosen[name]) + 1 if name in chosen else 0 for name in wanted]
     encoding = encoding_of(path) if wanted == ITEM else "utf-8"
-    return _told(separated(separator, len(columns), places, quoted=True, header=1, encoding=encoding), chosen)
+    return _told(separated(separator, len(columns), places, quoted=True, header=1, encoding=encoding), chosen, columns)
 
 
-def _told(form: Form, chosen: Mapping[str, str]) -> Form:
+def _told(form: Form, chosen: Mapping[str, str], columns: Sequence[str]) -> Form:
     """The form, which says what the file has of that which a log may have or not."""
-    return replace(form, clock="timestamp" in chosen, requests="request_id" in chosen, splits="split" in chosen)
+    return replace(
+        form,
+        clock="timestamp" in chosen,
+        requests="request_id" in chosen,
+        splits="split" in chosen,
+        columns=tuple(columns),
+        rating=chosen.get("rating"),
+    )
+
+
+def _pointer(key: str) -> str:
+    return "/" + key.replace("~", "~0").replace("/", "~1")
 
 
 def _csv_columns(path: Path, header: str, separator: str) -> list[str]:
@@ -128,12 +154,12 @@ def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str,
         present = [name for name in options if name in columns]
         if not present:
             key = f"params key `{keys[value]}` names" if value in keys else "this reader needs"
-            raise InputError(f"{key} the column {options[0]!r}, which {path} does not have: it has {_listed(columns)}")
+            raise InputError(f"{key} the column {options[0]!r}, which {path} does not have: it has {listed(columns)}")
         chosen[value] = present[0]
     return chosen
 
 
-def _listed(columns: Sequence[str]) -> str:
+def listed(columns: Sequence[str]) -> str:
     """Names for a message, cut: a file of another kind may have anything in their place."""
     shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) for name in columns[:20]]
     return ", ".join(shown + ["..."] * (len(columns) > 20)) or "none"

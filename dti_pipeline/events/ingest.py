@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import duckdb
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import connect, run_script, write_parquet
+from dti_pipeline.events.database import connect, identifier, run_script, write_parquet
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts
-from dti_pipeline.events.sources import locate
+from dti_pipeline.events.sources import CANONICAL, locate
 from dti_pipeline.events.staging import stage
 from dti_pipeline.paths import Paths
 
@@ -29,30 +30,31 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     (unix seconds; null in a log without a clock), ``rating``, ``label`` (1 where rating > split.label_threshold),
     ``split`` (train, validation, test), ``position`` (index in the user's history), ``request`` (position of the first
     row of the row's request: rows of one know nothing of each other) and ``known`` (so many of the user's first rows
-    have a label that is known to the row, at most ``request``). ``quarantine.parquet``: ``source_file, line, reason,
-    raw`` of each row that is none. Same files and parameters: same bytes.
+    have a label that is known to the row, at most ``request``); then, as text, each column of the log that
+    ``tokens.template`` names, empty where neither the row nor its item has a value. ``quarantine.parquet``:
+    ``source_file, line, reason, raw`` of each row that is none. Same files and parameters: same bytes.
 
     The report holds the ledger: read = kept + quarantined + duplicates, checked. Cost: one read of the raw files, and
     memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read, has no usable row, or lacks
     what ``split`` asks of it.
     """
-    log = locate(config.events, paths)
+    log = locate(config.events, paths, config.tokens.columns)
     clock, requests = (any(getattr(f.form, name) for f in log.logs if f.form) for name in ("clock", "requests"))
     together = clock and config.split.ties == "together"
     inputs = {f"log/{file.name}": file.path for file in log.logs}
     inputs |= {f"items/{file.name}": file.path for file in log.items}
+    recorded = config.sections("events", "split")
+    recorded |= {"tokens": {"template": config.tokens.template}} if log.columns else {}
     with (
         connect(config.events.memory_limit, paths.events.parent) as connection,
-        artifacts.publish(paths.events, "ingest", config.sections("events", "split"), inputs) as draft,
+        artifacts.publish(paths.events, "ingest", recorded, inputs) as draft,
     ):
         parts, item_parts = stage(connection, log, paths.staged)
-        _gather(connection, parts, item_parts, max_users=config.events.max_users, together=together)
+        _gather(connection, parts, item_parts, bool(log.columns), max_users=config.events.max_users, together=together)
         ledger = _ledger(connection, paths.resolve(config.events.path))
         _split(connection, config.split, clock)
         _canonical(connection, config.split, requests, together)
-        columns = "user_id, item_id, item_text, timestamp, rating, label, split, position, request, known"
-        query = f'SELECT {columns} FROM interactions ORDER BY "user", position'
-        write_parquet(connection, query, draft.path / INTERACTIONS)
+        write_parquet(connection, _interactions(log.columns), draft.path / INTERACTIONS)
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
         report = draft.report = IngestReport(
             **ledger,
@@ -64,17 +66,30 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
 
 
 def _gather(
-    connection: duckdb.DuckDBPyConnection, parts: dict[str, Path], item_parts: list[Path], **variables: Any
+    connection: duckdb.DuckDBPyConnection, parts: dict[str, Path], item_parts: list[Path], more: bool, **variables: Any
 ) -> None:
     connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
     for index, (name, part) in enumerate(parts.items()):
         connection.execute("INSERT INTO files VALUES (?, ?, ?)", [index, name, str(part)])
-    connection.execute("CREATE TEMP TABLE item_rows (file INTEGER, line BIGINT, item_id VARCHAR, item_text VARCHAR)")
+    connection.execute(
+        "CREATE TEMP TABLE item_rows (file INTEGER, line BIGINT, item_id VARCHAR, item_text VARCHAR, more VARCHAR[])"
+    )
     for index, part in enumerate(item_parts):
-        connection.execute("INSERT INTO item_rows SELECT $1, * FROM read_parquet($2)", [index, str(part)])
+        query = f"INSERT INTO item_rows SELECT $1, *{'' if more else ', NULL'} FROM read_parquet($2)"
+        connection.execute(query, [index, str(part)])
     parts_read = sorted({str(part) for part in parts.values()})  # files that hold the same share a part
     run_script(connection, "gather", parts=parts_read, **variables)
     _check_requests(connection)
+
+
+def _interactions(columns: Sequence[str]) -> str:
+    """The query of the canonical interactions, with these columns of the log: of the row, or else of its item."""
+    more = [f"coalesce(own.more[{i}], of_item.more[{i}], '') AS {identifier(c)}" for i, c in enumerate(columns, 1)]
+    joins = """INNER JOIN (SELECT "row", more FROM staged) AS own USING ("row")
+        LEFT JOIN (SELECT item_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM item_rows
+        GROUP BY item_id) AS of_item USING (item_id)"""
+    chosen = ", ".join([*CANONICAL, *more])
+    return f'SELECT {chosen} FROM interactions {joins if more else ""} ORDER BY "user", position'
 
 
 def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dti_pipeline.config import EventsConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.forms import INTERACTION, ITEM, Form, Names, named, separated
+from dti_pipeline.events.forms import INTERACTION, ITEM, Form, Names, listed, named, separated
 from dti_pipeline.events.lines import encoding_of, head
 from dti_pipeline.paths import Paths
 
@@ -17,6 +18,10 @@ from dti_pipeline.paths import Paths
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+#: Columns of the canonical interactions, before those that the template names.
+CANONICAL = (
+    "user_id", "item_id", "item_text", "timestamp", "rating", "label", "split", "position", "request", "known"
 )  # fmt: skip
 TABLES = (*(f"*.{kind}{packed}" for kind in ("csv", "tsv", "jsonl", "ndjson") for packed in ("", ".gz")), "*.parquet")
 REVIEWS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")  # .json: how the release of 2018 calls its lines
@@ -33,12 +38,13 @@ class File:
 
 @dataclass(frozen=True)
 class Log:
-    """All of a log's files, sorted by name, and the ends of its rating scale (None: open)."""
+    """All of a log's files, sorted by name, the ends of its rating scale (None: open), and what is read besides."""
 
     logs: tuple[File, ...]
     items: tuple[File, ...]
     lowest: float | None
     highest: float | None
+    columns: tuple[str, ...] = ()
 
 
 _FormOf = Callable[[Path, EventsConfig], Form | None]
@@ -55,8 +61,8 @@ class _Reader:
     scale: tuple[float | None, float | None] = (None, None)
 
 
-def locate(config: EventsConfig, paths: Paths) -> Log:
-    """Find a log's files and learn their forms; nothing but their first lines is read.
+def locate(config: EventsConfig, paths: Paths, columns: Sequence[str] = ()) -> Log:
+    """Find a log's files and learn their forms, with these further columns; nothing but their first lines is read.
 
     Raises InputError where there is no such path, no file of the kind, no row in any of them, or no such column.
     """
@@ -88,13 +94,37 @@ def locate(config: EventsConfig, paths: Paths) -> Log:
     items = tuple(
         File(path, _name(path, folder), reader.item_form(path, config)) for path in ([listed] if listed else titles)
     )
+    if columns:
+        _check_columns(columns, [file.form for file in (*files, *items) if file.form])
     lowest, highest = reader.scale
     return Log(
-        files,
-        items,
+        tuple(_with_columns(file, columns) for file in files),
+        tuple(_with_columns(file, columns) for file in items),
         lowest if config.min_rating is None else config.min_rating,
         highest if config.max_rating is None else config.max_rating,
+        tuple(columns),
     )
+
+
+def _with_columns(file: File, names: Sequence[str]) -> File:
+    return replace(file, form=file.form.with_columns(names)) if file.form and names else file
+
+
+def _check_columns(names: Sequence[str], forms: Sequence[Form]) -> None:
+    """Raise InputError for a column of the template that no file has, or that the words must not tell."""
+    there = sorted({column for form in forms for column in form.columns})
+    for name in names:
+        key = f"params key `tokens.template` names {{{name}}}"
+        if name in [form.rating for form in forms] or name.lower() in ("rating", "label"):
+            raise InputError(f"{key}, which decides the label that is to be predicted")
+        if name.lower() in CANONICAL:
+            raise InputError(f"{key}, which is a column of the canonical interactions: rename that of the log")
+        if name not in there:
+            near = difflib.get_close_matches(name, there, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed(there)}"
+            raise InputError(f"{key}, a column that neither the log nor its items have: {hint}")
+    if len({name.lower() for name in names}) < len(names):
+        raise InputError(f"params key `tokens.template` names columns that differ in case only: {listed(names)}")
 
 
 def _find(folder: Path, patterns: Sequence[str], deep: bool) -> list[Path]:

@@ -16,7 +16,7 @@ import duckdb
 
 from dti_pipeline.artifacts import file_digest
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import literal, run_script, script, write_parquet
+from dti_pipeline.events.database import identifier, literal, run_script, script, write_parquet
 from dti_pipeline.events.sources import File, Log
 
 LINES_VERSION = 1  # of lines.py; goes into the name of a part, as the text of the SQL does
@@ -30,12 +30,14 @@ def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tupl
     Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, request_id, split, reason``; ``line`` is
     1-based in the file (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both
     null for a good row.
-    Items: ``line, item_id, item_text``. Cost: one read of every file, and a parse of the new ones, out of core.
+    Items: ``line, item_id, item_text``. Where the log was located with further columns both end with ``more``, the
+    list of their values. Cost: one read of every file, and a parse of the new ones, out of core.
     Raises InputError for a file that cannot be read to its end.
     """
     scale = {"lowest": log.lowest, "highest": log.highest}
-    logs = {file.name: _part(connection, file, "interactions", scale, folder) for file in log.logs if file.form}
-    items = [_part(connection, file, "items", {}, folder / ITEMS) for file in log.items if file.form]
+    more = bool(log.columns)
+    logs = {file.name: _part(connection, file, "interactions", scale, folder, more) for file in log.logs if file.form}
+    items = [_part(connection, file, "items", {}, folder / ITEMS, more) for file in log.items if file.form]
     for path in folder.rglob("*"):
         if path.is_file() and path not in {*logs.values(), *items}:
             path.unlink()
@@ -43,13 +45,18 @@ def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tupl
 
 
 def _part(
-    connection: duckdb.DuckDBPyConnection, file: File, kind: str, scale: dict[str, float | None], folder: Path
+    connection: duckdb.DuckDBPyConnection,
+    file: File,
+    kind: str,
+    scale: dict[str, float | None],
+    folder: Path,
+    more: bool,
 ) -> Path:
     form = file.form
     assert form is not None
     variables = {**form.variables, **scale, "genres": form.genres and list(form.genres)}
     variables |= {"clock": form.clock, "requests": form.requests, "splits": form.splits}
-    recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, script(kind)]
+    recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, more, script(kind)]
     recipe += [script(form.view)] if form.view != "parquet" else []
     mapping = hashlib.md5(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     part = folder / f"{file_digest(file.path)[:16]}-{mapping[:8]}.parquet"
@@ -65,7 +72,7 @@ def _part(
             connection.register("lines", lines.stream())
             run_script(connection, form.view, **form.variables)
         run_script(connection, kind, **variables)
-        write_parquet(connection, "FROM parsed", aside)
+        write_parquet(connection, "FROM parsed" if more else "SELECT * EXCLUDE (more) FROM parsed", aside)
     except duckdb.Error as error:
         aside.unlink(missing_ok=True)
         if lines is None and isinstance(error, BROKEN_PARQUET):
@@ -79,8 +86,7 @@ def _part(
 
 def _view_parquet(connection: duckdb.DuckDBPyConnection, path: Path, columns: Sequence[str | None]) -> None:
     """View ``records`` over a Parquet file: names of columns cannot be variables of a script."""
-    quoted = ['"' + name.replace('"', '""') + '"' if name else None for name in columns]
-    casts = ", ".join(f"CAST({name} AS VARCHAR)" if name else "NULL" for name in quoted)
+    casts = ", ".join(f"CAST({identifier(name)} AS VARCHAR)" if name else "NULL" for name in columns)
     connection.execute(
         'CREATE OR REPLACE TEMP VIEW records AS SELECT line, to_json("values") AS raw, NULL AS problem, "values"'
         f' FROM (SELECT file_row_number + 1 AS line, [{casts}]::VARCHAR[] AS "values"'

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from string import Formatter
 from typing import Annotated, Literal
 
-from dti_pipeline.plain import NonNegativeInt, PositiveInt, Range
+from dti_pipeline.errors import InputError
+from dti_pipeline.plain import NonNegativeInt, PositiveInt, Range, require
 
 
 @dataclass(frozen=True)
@@ -14,9 +17,31 @@ class TokensConfig:
 
     tokenizer: str | None = None  # a transformers tokenizer by name or path; null: train one on the item texts
     vocab_size: Annotated[int, Range(64)] = 4096  # of a trained tokenizer, special tokens included
-    template: str = "{item_text}"  # text of an interaction; {item_text} and {item_id} are filled in
+    # Text of an interaction, its names in braces filled in: {item_text}; {item_id}; {gap}, the time since the last row
+    # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); any column of
+    # the log, or else of its items, by its name: it must have been known before the click.
+    template: str = "{item_text}"
     max_text_tokens: PositiveInt = 32  # longer texts are cut at the end, and counted
     prefix: str = ""  # instruction that opens every prompt; empty: none
+
+    def __post_init__(self) -> None:
+        try:
+            parts = list(Formatter().parse(self.template))
+        except ValueError as error:
+            raise InputError(f"params key `tokens.template` is {self.template!r}: {error}") from error
+        fields = [name for _, name, _, _ in parts if name is not None]
+        require("" not in fields, "tokens.template", "text whose braces hold names", self.template)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the template fills in."""
+        fields = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.template) if name]
+        return tuple(dict.fromkeys(fields))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of its names that are columns of the log or of its items."""
+        return tuple(name for name in self.names if name not in ("item_text", "item_id", "gap"))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.report import Knowledge, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
+from dti_pipeline.packing.words import GAPS, gaps, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
 
@@ -33,12 +34,14 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
-    Cost: one pass over the distinct texts, one over the log; memory: 18 bytes a row and the distinct texts.
+    Cost: one pass over the distinct texts, one over the log; memory: 22 bytes a row, 31 with
+    gaps, and the distinct texts.
     """
     require_passed(config, paths)
-    items, log = _read(paths.events / "interactions.parquet")
-    text_of_item, texts = _distinct_texts(items, config.tokens.template)
-    text_of_row = text_of_item[log.pop("item")]
+    gap, columns = "gap" in config.tokens.names, config.tokens.columns
+    items, log = _read(paths.events / "interactions.parquet", gap, columns)
+    gap_of_row = _gaps(log, config.split.context) if gap else np.int8(0)
+    text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens)
     tokenizer = _tokenizer(config.tokens, texts)
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
@@ -52,8 +55,7 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
         write_columns(draft.path / "interactions.arrow", {"text": text_of_row, **log})
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        titles = dict(sorted(dict(items).items()))  # of each item the one that came up last
-        pq.write_table(pa.table({"item_id": list(titles), "item_text": list(titles.values())}), draft.path / ITEMS)
+        pq.write_table(pa.table(_of_items(items, columns)), draft.path / ITEMS)
         lengths = np.diff(offsets)[text_of_row]
         report = draft.report = TokenizeReport(
             interactions=len(text_of_row),
@@ -69,53 +71,90 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     return report
 
 
-def _read(path: Path) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
-    """Distinct pairs of item id and text, as they first occur, and (m,) columns: item (a pair's index), split, label,
-    position, request, known. A block is read at a time, with strings as codes: memory does not grow with them."""
+def _read(path: Path, times: bool, columns: Sequence[str]) -> tuple[list[tuple[str, ...]], dict[str, np.ndarray]]:
+    """Distinct items (id, text, values of ``columns``), as they first occur, and (m,) columns: item (its index), split,
+    label, position, request, known and, if asked for, timestamp. A block is read at a time, with strings as codes:
+    memory does not grow with them."""
     numbers = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
-    coded = ["item_id", "item_text", "split"]
-    index: dict[tuple[str, str], int] = {}
+    numbers |= {"timestamp": np.int64} if times else {}
+    coded = ["item_id", "item_text", *columns, "split"]
+    index: dict[tuple[str, ...], int] = {}
     end = 0
+    for name in set(columns).difference(pq.read_schema(path).names):
+        raise InputError(
+            f"params key `tokens.template` names {{{name}}}, which {path} does not have: run `dti ingest` again"
+        )
     with pq.ParquetFile(path, read_dictionary=coded) as file:
         kinds = {"item": np.int32, "split": np.int8, **numbers}
         log = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items()}
         for batch in file.iter_batches(BLOCK, columns=[*coded, *numbers]):
             here = slice(end, end := end + len(batch))
-            log["item"][here] = _items(batch["item_id"], batch["item_text"], index)
+            log["item"][here] = _items([batch[name] for name in coded[:-1]], index)
             names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
             log["split"][here] = names[batch["split"].indices.to_numpy()]
+            if times and batch["timestamp"].null_count:
+                raise InputError("the log has no timestamps, which {gap} in params key `tokens.template` needs")
             for name in numbers:
                 log[name][here] = batch[name].to_numpy()
     return list(index), log
 
 
-def _items(ids: pa.DictionaryArray, texts: pa.DictionaryArray, index: dict[tuple[str, str], int]) -> np.ndarray:
-    """Index of each row's item; pairs that were not seen before are added to ``index``."""
-    many = len(texts.dictionary)
-    codes = ids.indices.to_numpy().astype(np.int64) * many + texts.indices.to_numpy()
-    pairs, inverse = np.unique(codes, return_inverse=True)
-    names, titles = ids.dictionary.to_pylist(), texts.dictionary.to_pylist()
-    found = [index.setdefault((names[p // many], titles[p % many]), len(index)) for p in pairs.tolist()]
-    return np.array(found, np.int32)[inverse]
+def _items(columns: list[pa.DictionaryArray], index: dict[tuple[str, ...], int]) -> np.ndarray:
+    """Index of each row's item; items that were not seen before are added to ``index``."""
+    codes = columns[0].indices.to_numpy().astype(np.int64)
+    for column in columns[1:]:
+        codes = codes * len(column.dictionary) + column.indices.to_numpy()
+        _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+    values = zip(*(column.take(pa.array(first)).to_pylist() for column in columns), strict=True)
+    found = [index.setdefault(item, len(index)) for item in values]
+    return np.array(found, np.int32)[codes]
 
 
-def _distinct_texts(items: list[tuple[str, str]], template: str) -> tuple[np.ndarray, list[str]]:
-    """Text index of each item, and the texts. An item that changed its title has a text for each."""
-    key = f"params key `tokens.template` is {template!r}"
+def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str, list[str]]:
+    """What a server may look up by an item's id: its text, the one that came up last, and of ``columns`` those that
+    have one value for an item wherever it occurs. Any other is of the interaction, and for the request to tell."""
+    last = {item[0]: item for item in items}
+    ids = sorted(last)
+    found = {"item_id": ids, "item_text": [last[one][1] for one in ids]}
+    for place, name in enumerate(columns, 2):
+        if all(item[place] == last[item[0]][place] for item in items):
+            found[name] = [last[one][place] for one in ids]
+    return found
+
+
+def _gaps(log: dict[str, np.ndarray], context: str) -> np.ndarray:
+    """(m,) index into GAPS. Takes the column timestamp out of the log."""
+    history = np.arange(len(log["position"])) - log["position"]
+    request = history + log["request"]
+    opens = np.flatnonzero(request == np.arange(len(request)))
+    # A request is made at its earliest time: a later one of its rows may tell what became of that row.
+    made = np.minimum.reduceat(log.pop("timestamp"), opens)[np.searchsorted(opens, request)]
+    return gaps(made, log["request"] if context == "shown" else log["known"], history)
+
+
+def _distinct_texts(
+    items: list[tuple[str, ...]], item: np.ndarray, gap: np.ndarray | np.int8, config: TokensConfig
+) -> tuple[np.ndarray, list[str]]:
+    """Text index of each row, (m,), and the texts. An item has one for each title it had and each gap it came after."""
+    key = f"params key `tokens.template` is {config.template!r}"
+    kind = item * np.int32(len(GAPS)) + gap
+    there = np.zeros(len(items) * len(GAPS), bool)
+    there[kind] = True
+    rendered = []
     try:
-        rendered = [render(template, item, text) for item, text in items]
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{key}: it may use {{item_text}} and {{item_id}} only") from error
+        for item_of, gap_of in (divmod(k, len(GAPS)) for k in np.flatnonzero(there).tolist()):
+            item_id, item_text, *more = items[item_of]
+            values = {"gap": GAPS[gap_of], **dict(zip(config.columns, more, strict=True))}
+            rendered.append(render(config.template, item_id, item_text, values))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{key}, which cannot be filled in: {error}") from error
     if "" in rendered:
         raise InputError(f"{key}: it leaves items without any text")
     texts = sorted(set(rendered))
     index = {text: i for i, text in enumerate(texts)}
-    return np.array([index[text] for text in rendered], np.int32), texts
-
-
-def render(template: str, item_id: str, item_text: str | None) -> str:
-    """Text of an interaction with an item; one without a text is called by its id."""
-    return template.format(item_id=item_id, item_text=(item_text or "").strip() or f"item {item_id}").strip()
+    of_kind = np.zeros(len(there), np.int32)
+    of_kind[there] = [index[text] for text in rendered]
+    return of_kind[kind], texts
 
 
 def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:

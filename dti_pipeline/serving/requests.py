@@ -9,12 +9,15 @@ One request a line (JSONL) or a row (Parquet)::
 ``history`` is oldest first; ``label`` is what the user did, null where that is not known yet. An item is named by
 ``item_id``, ``item_text`` or both. ``user_id`` is optional and returned with the answer. ``timestamp``, in Unix
 seconds, says when an entry of the history was shown, all or none, and of the request when it is asked (default: after
-all of them); a model that has learned from late labels needs them.
+all of them); a model that has learned from late labels needs them, and so does one whose words tell gaps: those of an
+entry are since the row before it, though that may be too old to stand in the prompt. An item may give the columns that
+a model's template names, ``{"item_id": "3", "genres": "Drama"}``: those of the item itself are known by its id.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ from dti_pipeline.errors import InputError
 
 #: Of a request.
 KEYS = ("user_id", "timestamp", "history", "candidates")
+#: Of an item, and of an entry of a history.
+ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp"))
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
 
@@ -39,6 +44,7 @@ class Item(NamedTuple):
 
     item_id: str | None
     item_text: str | None
+    more: tuple[tuple[str, str | None], ...] = ()  # its other values by name, as text; None: one that is no text
 
 
 @dataclass(frozen=True)
@@ -117,15 +123,25 @@ def _item(entry: Any, where: str) -> Item:
     if not isinstance(entry, (dict, Mapping)):
         raise InputError(f"{where} must be an object with item_id or item_text, not {_shown(entry)}")
     item_id, text = entry.get("item_id"), entry.get("item_text")
+    others = entry.keys() - ITEM_KEYS
+    more = tuple((key, _word(entry[key])) for key in sorted(others) if entry[key] is not None) if others else ()
     if type(item_id) is str and (text is None or type(text) is str):  # the usual case, without slow checks
-        return Item(item_id, text)
+        return Item(item_id, text, more)
     if isinstance(item_id, bool) or not isinstance(item_id, (str, Integral, type(None))):
         raise InputError(f"{where}.item_id must be text or a whole number, not {_shown(item_id)}")
     if not isinstance(text, (str, type(None))):
         raise InputError(f"{where}.item_text must be text, not {_shown(text)}")
     if item_id is None and not (text or "").strip():
         raise InputError(f"{where} names no item: it has neither item_id nor item_text")
-    return Item(None if item_id is None else str(item_id), text)
+    return Item(None if item_id is None else str(item_id), text, more)
+
+
+def _word(value: Any) -> str | None:
+    """A value as a log's table has it; None for one of several parts."""
+    if not isinstance(value, (str, bool, Real)):
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(re.split(r"[\t\n\f\r ]+", text)).strip()
 
 
 def _label(entry: Mapping[str, Any], where: str) -> int | None:

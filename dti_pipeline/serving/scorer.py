@@ -18,11 +18,11 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import load
-from dti_pipeline.packing import prompts
+from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import Knowledge
 from dti_pipeline.packing.store import ITEMS, TokenStore
-from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
+from dti_pipeline.packing.tokenize import encode, load_tokenizer
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.knowledge import known_rows
 from dti_pipeline.serving.requests import Item, Request, parse
@@ -73,6 +73,9 @@ class Scorer:
     tokens_per_batch: int
     autocast: torch.dtype | None
     knowledge: Knowledge
+    names: tuple[str, ...]  # what the template fills in
+    #: Columns that it names: their values by item, from the training log; None for one that is not of the item alone.
+    columns: Mapping[str, Mapping[str, str] | None]
     states: ItemStates | None = None
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
@@ -87,11 +90,24 @@ class Scorer:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         model = load(folder, chosen)
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
-        titles = dict(zip(items.get("item_id", ()), items.get("item_text", ()), strict=True))
+        of_items = {name: dict(zip(items["item_id"], column, strict=True)) for name, column in items.items()}
+        titles = of_items.get("item_text", {})
         states = ItemStates(model, chosen, autocast) if cache_items else None
         tokens = int(training["tokens_per_batch"])
-        knowledge = manifest.report.texts.knowledge
-        return cls(manifest, model, load_tokenizer(folder), titles, chosen, tokens, autocast, knowledge, states)
+        texts = manifest.report.texts
+        return cls(
+            manifest=manifest,
+            model=model,
+            tokenizer=load_tokenizer(folder),
+            titles=titles,
+            device=chosen,
+            tokens_per_batch=tokens,
+            autocast=autocast,
+            knowledge=texts.knowledge,
+            names=words.names(texts.template),
+            columns={name: of_items.get(name) for name in words.columns(texts.template)},
+            states=states,
+        )
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
@@ -139,22 +155,25 @@ class Scorer:
 
     def _log(self, requests: Sequence[Request]) -> _Log:
         index: dict[str, int] = {}
-        seen: dict[Item, int] = {}
+        found: dict[tuple[Item, str], int] = {}
 
-        def text_of(item: Item) -> int:
-            if item not in seen:
-                seen[item] = index.setdefault(self._render(item), len(index))
-            return seen[item]
+        def text_of(item: Item, gap: str) -> int:
+            if (item, gap) not in found:
+                found[item, gap] = index.setdefault(self._render(item, gap), len(index))
+            return found[item, gap]
 
         text: list[int] = []
         label: list[int] = []
         parts = []
         for asked in requests:
             request, known = self._known(asked)
-            stop = int((request if self.knowledge.context == "shown" else known)[-1])
+            seen = request if self.knowledge.context == "shown" else known
+            gap = self._gaps(asked, seen)
+            stop = int(seen[-1])
             first = max(0, stop - self.model.context)
             rows, candidates = stop - first, len(asked.candidates)
-            text += [text_of(item) for item in (*asked.history[first:stop], *asked.candidates)]
+            text += map(text_of, asked.history[first:stop], gap[first:stop])
+            text += [text_of(item, gap[-1]) for item in asked.candidates]
             # No query sees a label that is not known, nor a candidate's own.
             label += [*(one or 0 for one in asked.labels[first:stop]), *[0] * candidates]
             position = np.arange(rows + candidates, dtype=np.int32)
@@ -173,6 +192,17 @@ class Scorer:
             )
         return known_rows(self.knowledge, asked.labels, asked.times, asked.time)
 
+    def _gaps(self, asked: Request, seen: NDArray[np.int32]) -> list[str]:
+        """`{gap}` of each row of a history and of the candidates; empty where the template does not name it."""
+        rows = len(asked.history)
+        if "gap" not in self.names:
+            return [""] * (rows + 1)
+        if rows and (not asked.times or asked.time is None):
+            lacks = f"{asked.where} " + ("has no timestamp" if asked.times else "key history has no timestamps")
+            raise InputError(f"{lacks}, which a model with {{gap}} in its tokens.template needs")
+        times = np.array([*asked.times, asked.time] if rows else [0.0])
+        return [words.GAPS[gap] for gap in words.gaps(times, seen)]
+
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
         facts = self.manifest.report
@@ -182,14 +212,26 @@ class Scorer:
         special, context = facts.network["special"], self.knowledge.context
         return TokenStore(tokens, offsets, *columns, prefix, special, context=context)
 
-    def _render(self, item: Item) -> str:
+    def _render(self, item: Item, gap: str) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
         template: str = self.manifest.report.texts.template
-        item_id, text = item
-        if item_id is None and "{item_id}" in template:
-            raise InputError(f"the item {text!r} has no item_id, which the model's tokens.template {template!r} names")
+        item_id, text, more = item
+        if item_id is None and "item_id" in self.names:
+            raise self._lacks(item, "item_id")
         known = text if text is not None or item_id is None else self.titles.get(item_id)
-        return render(template, item_id or "", known)
+        given, values = dict(more), {"gap": gap}
+        for name, of_items in self.columns.items():
+            value = given.get(name) if name in given or of_items is None else of_items.get(item_id or "", "")
+            if value is None:
+                raise self._lacks(item, name)
+            values[name] = value
+        return words.render(template, item_id or "", known, values)
+
+    def _lacks(self, item: Item, name: str) -> InputError:
+        called = item.item_text if item.item_id is None else item.item_id
+        found = f"no {name} that is text or a number" if name in dict(item.more) else f"no {name}"
+        template = self.manifest.report.texts.template
+        return InputError(f"the item {called!r} has {found}, which the model's tokens.template {template!r} names")
 
     def _row_length(self, lengths: NDArray[np.int64]) -> int:
         """The training's row length; less, by halves, where all prompts fit one row; more where one prompt needs it."""

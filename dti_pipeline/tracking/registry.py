@@ -23,24 +23,15 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_store
+from dti_pipeline.training.report import TrainReport
 
 log = logging.getLogger(__name__)
 
-_ITEM = (Property("item_id", DataType.string, required=False), Property("item_text", DataType.string, required=False))
-_SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(Array(Object([*_ITEM, Property("label", DataType.long)])), "history"),  # oldest first
-            ColSpec(Array(Object([*_ITEM])), "candidates"),
-        ]
-    ),
-    outputs=Schema([ColSpec(Array(DataType.double))]),  # one probability for each candidate
-)
 _EXAMPLE = {
     "history": [[{"item_id": "1", "label": 1}, {"item_text": "A title", "label": 0}]],
     "candidates": [[{"item_id": "2"}, {"item_text": "Another title"}]],
@@ -48,6 +39,24 @@ _EXAMPLE = {
 
 CHAMPION = "champion"
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+def signature(template: str) -> ModelSignature:
+    """Of a model with this ``tokens.template``. MLflow passes on no value that is not named here; time stamps are whole
+    seconds."""
+    words = ("item_id", "item_text", *TokensConfig(template=template).columns)
+    item = [Property(name, DataType.string, required=False) for name in words]
+    row = [Property(name, DataType.long, required=False) for name in ("label", "timestamp")]  # null: not known yet
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(Array(Object([*item, *row])), "history"),  # oldest first
+                ColSpec(Array(Object(item)), "candidates"),
+                ColSpec(DataType.long, "timestamp", required=False),
+            ]
+        ),
+        outputs=Schema([ColSpec(Array(DataType.double))]),  # one probability for each candidate
+    )
 
 
 def model_name(config: Config) -> str:
@@ -95,7 +104,7 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
                 mlflow_model=Model(model_id=model.model_id),
                 python_model=str(Path(__file__).with_name("served_model.py")),
                 artifacts={"model": str(folder)},
-                signature=_SIGNATURE,
+                signature=signature(artifacts.read(folder, "train", TrainReport).report.texts.template),
                 input_example=pandas.DataFrame(_EXAMPLE),
                 pip_requirements=["dti-pipeline"],
             )

@@ -42,6 +42,11 @@ CANONICAL_TYPES = {
 }  # fmt: skip
 
 
+def canonical_types(config: Config) -> dict[str, str]:
+    """Of the interactions, with the columns that the template names."""
+    return CANONICAL_TYPES | dict.fromkeys(config.tokens.columns, "VARCHAR")
+
+
 @dataclass(frozen=True)
 class Suite:
     """Rules over one batch. ``frame`` is what stock expectations see of it."""
@@ -74,13 +79,14 @@ def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
         rule("timestamp_range", "timestamp", "A time is not before 1970", good("timestamp", "timestamp < 0")),
         rule("refused_share", "reason", f"At most {share:.2%} of the rows read were refused", refused, share),
     ]  # fmt: skip
-    return _of_table("raw", "rows_as_read", tables.types("staged"), RAW_TYPES, rules)
+    types = RAW_TYPES | ({"more": "VARCHAR[]"} if config.tokens.columns else {})
+    return _of_table("raw", "rows_as_read", tables.types("staged"), types, rules)
 
 
 def canonical(config: Config, tables: Tables, scale: Scale) -> Suite:
     """The interactions that everything downstream reads."""
     rules = _values(config, scale) + _histories(config) + _requests(config)
-    return _of_table("canonical", "interactions", tables.types("interactions"), CANONICAL_TYPES, rules)
+    return _of_table("canonical", "interactions", tables.types("interactions"), canonical_types(config), rules)
 
 
 def _values(config: Config, scale: Scale) -> list[Rule]:

@@ -122,7 +122,11 @@ def test_the_store_knows_requests_and_what_stands_in_a_context(home: Paths, cont
     ("tokens", "sentence"),
     [
         ({"tokenizer": "/no/such/tokenizer"}, r"`tokens\.tokenizer`: no tokenizer at '/no/such/tokenizer'"),
-        ({"template": "{title}"}, r"`tokens\.template` is '\{title\}': it may use"),
+        (
+            {"template": "{title}"},
+            r"`tokens\.template` names \{title\}, which .* does not have: run `dti ingest` again",
+        ),
+        ({"template": "{item_text:d}"}, r"`tokens\.template` is '\{item_text:d\}', which cannot be filled in"),
         ({"template": " "}, r"`tokens\.template` is ' ': it leaves items without any text"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config, from_plain
+from dti_pipeline.config import Config, TokensConfig, from_plain
+from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions
 from dti_pipeline.events.ingest import SPLITS, ingest
 from dti_pipeline.events.report import IngestReport, SynthReport
@@ -257,3 +258,20 @@ def test_a_real_log_is_what_its_owner_says(log: Ingested) -> None:
     assert log.one(f"SELECT any_value(item_text) FROM rows WHERE item_id = '{item}'") == text
     years = tuple(log.one(f"SELECT year(to_timestamp({pick}(timestamp))) FROM rows") for pick in ("min", "max"))
     assert years == (expected.years or (None, None))
+
+
+def test_a_column_that_the_template_names_stands_behind_the_same_rows(log: Ingested, tmp_path: Path) -> None:
+    """Here the title of an item, which its text begins with; a log whose files name no columns has none to name."""
+    paths = Paths(tmp_path)
+    events = replace(log.config.events, path=str(log.paths.resolve(log.config.events.path)))
+    config = replace(log.config, events=events, tokens=TokensConfig(template="{item_id} {title}"))
+    if log.name not in ("synthetic", "ml-latest-small"):
+        with pytest.raises(InputError, match=r"names \{title\}, a column that neither the log nor its items have"):
+            ingest(config, paths)
+        return
+    ingest(config, paths)
+    found, before = (f"'{p.events}/interactions.parquet'" for p in (paths, log.paths))
+    assert log.one(f"SELECT count(*) FROM (SELECT * EXCLUDE (title) FROM {found} EXCEPT FROM {before})") == 0
+    assert log.one(f"SELECT count(*) FROM {found}") == log.report.kept
+    assert log.one(f"SELECT count(*) FROM {found} WHERE NOT starts_with(item_text, title)") == 0
+    assert log.one(f"SELECT count(*) FROM {found} WHERE title = ''") == log.report.untitled

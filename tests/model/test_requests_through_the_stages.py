@@ -13,6 +13,7 @@ import pytest
 
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore
@@ -28,19 +29,22 @@ DELAY = 3 * 3600
 def write_log(path: Path, with_ids: bool) -> None:
     """Requests an hour apart, now and then in one sitting; the click is the last row of each in the file."""
     draw = np.random.default_rng(4)
-    lines = ["user,item,title,clicked,time" + (",request" if with_ids else "")]
+    lines = ["user,item,title,clicked,time,device" + (",request" if with_ids else "")]
+    genres = [f"{item},thing number {item},{('Drama', 'Crime', '')[item % 3]}" for item in range(ITEMS)]
+    path.with_name("items.csv").write_text("\n".join(["item_id,item_text,genres", *genres]) + "\n")
     for user in range(USERS):
         time = 1_600_000_000 + int(draw.integers(10**7))
         for request in range(REQUESTS):
             time += int(draw.choice([60, 3600, 86400]))
             shown = draw.permutation(ITEMS)[:SHOWN]
             for place, item in enumerate(shown):
-                row = f"u{user},{item},thing number {item},{int(place == SHOWN - 1)},{time}"
+                device = ("tv", "phone")[(item + request) % 2]
+                row = f"u{user},{item},thing number {item},{int(place == SHOWN - 1)},{time},{device}"
                 lines.append(f"{row},{user}-{request}" if with_ids else row)
     path.write_text("\n".join(lines) + "\n")
 
 
-def config(log: Path, with_ids: bool, delay: float | None) -> Config:
+def config(log: Path, with_ids: bool, delay: float | None, template: str) -> Config:
     columns = {"user_id": "user", "item_id": "item", "rating": "clicked", "timestamp": "time"}
     columns["item_text"] = "title"
     return from_plain(
@@ -50,9 +54,11 @@ def config(log: Path, with_ids: bool, delay: float | None) -> Config:
             "events": {
                 "source": "table",
                 "path": str(log),
+                "items_path": str(log.with_name("items.csv")),
                 "columns": columns | ({"request_id": "request"} if with_ids else {}),
             },
             "split": {"label_threshold": 0.5, "min_history": SHOWN, "feedback_delay": delay},
+            "tokens": {"template": template},
             "validation": {"min_rows": 10, "min_users": 5, "min_targets": 1},
             "packing": {"context": N, "targets": 25, "row_length": 256},
             "model": {"hidden_size": 32, "heads": 2, "kv_heads": 2, "intermediate_size": 48},
@@ -69,12 +75,19 @@ def config(log: Path, with_ids: bool, delay: float | None) -> Config:
     )
 
 
-@pytest.fixture(scope="module", params=[(True, DELAY), (False, None)], ids=["ids, late labels", "one time stamp"])
+LOGS = {
+    "ids, late labels": (True, DELAY, "{item_text}"),
+    "one time stamp": (False, None, "{item_text}"),
+    "more words": (True, DELAY, "{gap} {device} {item_text} ({genres})"),
+}
+
+
+@pytest.fixture(scope="module", params=LOGS.values(), ids=list(LOGS))
 def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    with_ids, delay = request.param
+    with_ids, delay, template = request.param
     paths = Paths(tmp_path_factory.mktemp("home"))
     write_log(paths.home / "log.csv", with_ids)
-    settings = config(paths.home / "log.csv", with_ids, delay)
+    settings = config(paths.home / "log.csv", with_ids, delay, template)
     for stage, paradigm in pipeline.plan(settings):
         if stage.name != "synth":
             pipeline.execute(stage, settings, paths, paradigm)
@@ -116,21 +129,61 @@ def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: st
     log = pq.read_table(judged.events / "interactions.parquet").to_pydict()
     evaluated = pq.read_table(judged.evaluation(paradigm) / "predictions.parquet").to_pydict()
     probability = dict(zip(evaluated["row"], evaluated["probability"], strict=True))
+
+    def device(row: int) -> dict[str, Any]:
+        return {"device": log["device"][row]} if "device" in log else {}
+
     asked: dict[int, dict[str, Any]] = {}
     rows: dict[int, list[int]] = {}
     for row in evaluated["row"]:
         begin = row - log["position"][row]
         first = begin + log["request"][row]
         history = [
-            {"item_id": log["item_id"][r], "label": log["label"][r], "timestamp": log["timestamp"][r]}
+            {"item_id": log["item_id"][r], "label": log["label"][r], "timestamp": log["timestamp"][r]} | device(r)
             for r in range(begin, first)
         ]
         for entry in history[log["known"][row] :]:
             entry["label"] = None
         one = asked.setdefault(first, {"timestamp": log["timestamp"][row], "history": history, "candidates": []})
-        one["candidates"].append({"item_id": log["item_id"][row]})
+        one["candidates"].append({"item_id": log["item_id"][row]} | device(row))
         rows.setdefault(first, []).append(row)
     scorer = Scorer.load(judged.model(paradigm), cache_items=kept)
     answers = scorer.score(list(asked.values()))
     for first, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(answer, [probability[row] for row in rows[first]], rtol=0, atol=1e-5)
+
+
+def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) -> None:
+    scorer = Scorer.load(judged.model("dti"))
+    if "gap" not in scorer.names:
+        pytest.skip("it reads none")
+    one = {"item_id": "1", "device": "tv", "label": 1}
+    asked = {"history": [one | {"timestamp": 10}], "candidates": [{"item_id": "2", "device": "tv"}]}
+    assert scorer.score([asked | {"history": []}, asked | {"timestamp": 10**6}])
+    with pytest.raises(InputError, match=r"^request 0 has no timestamp, which a model with \{gap\}"):
+        scorer.score([asked])
+    with pytest.raises(InputError, match=r"^request 0 key history has no timestamps, which a model with"):
+        scorer.score([asked | {"history": [one], "timestamp": 10}])
+    near, far = scorer.score([asked | {"timestamp": 60}, asked | {"timestamp": 10**6}])
+    assert near != far
+
+
+def test_columns_of_an_item_are_known_by_its_id_and_those_of_a_row_are_asked_for(judged: Paths) -> None:
+    scorer = Scorer.load(judged.model("dti"))
+    if "device" not in scorer.names:
+        assert pq.read_schema(judged.tokens / "items.parquet").names == ["item_id", "item_text"]
+        pytest.skip("it reads none")
+    assert pq.read_schema(judged.model("dti") / "items.parquet").names == ["item_id", "item_text", "genres"]
+
+    def ask(**item: Any) -> float:
+        [[answer]] = scorer.score([{"history": [], "candidates": [{"item_id": "1", "device": "tv"} | item]}])
+        return answer
+
+    assert ask() == ask(genres="Crime") == ask(genres=" Crime\n", device=" tv") != ask(genres="Drama")
+    assert ask() != ask(device="phone")
+    assert ask(item_id="2") == ask(item_id="2", genres="") == ask(item_id="2", genres=None)
+    assert ask(item_id="new") == ask(item_id="new", genres="")
+    with pytest.raises(InputError, match=r"^the item '1' has no device, which the model's tokens\.template"):
+        ask(device=None)
+    with pytest.raises(InputError, match=r"^the item '1' has no genres that is text or a number, which"):
+        ask(genres=["Crime"])

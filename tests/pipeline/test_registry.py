@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models.utils import _enforce_schema
 
 from dti_pipeline import artifacts, config, pipeline, tracking
 from dti_pipeline.errors import InputError
@@ -35,6 +39,19 @@ def test_a_version_has_its_signature_and_an_example_and_is_the_runs_output(track
     files = Path(model.artifact_location.removeprefix("file://"))
     assert {"MLmodel", "input_example.json"} <= {file.name for file in files.iterdir()}
     assert "candidates" in (files / "MLmodel").read_text()
+
+
+def test_a_signature_lets_through_what_a_request_may_say() -> None:
+    """Times, labels that are not known yet, and the columns that the template names."""
+    asked: dict[str, Any] = {
+        "history": [{"item_id": "1", "label": None, "timestamp": 5, "genres": "Drama"}, {"item_text": "A", "label": 1}],
+        "candidates": [{"item_id": "2", "genres": "Crime"}],
+        "timestamp": 9,
+    }
+    inputs = registry.signature("{gap} {item_text} {genres}").inputs
+    assert _enforce_schema(pandas.DataFrame([asked]), inputs).to_dict("records") == [asked]
+    with pytest.raises(MlflowException, match="genres"):
+        _enforce_schema(pandas.DataFrame([asked]), registry.signature("{item_text}").inputs)
 
 
 def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:

@@ -21,7 +21,8 @@ SELECT
     request::INTEGER AS request,
     least(known, first_test)::INTEGER AS known,
     titles.item_text IS NULL AS untitled,
-    "user"
+    "user",
+    "row"
 FROM split_rows
 INNER JOIN users USING ("user")
 INNER JOIN known USING ("user", request)

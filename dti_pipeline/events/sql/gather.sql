@@ -1,5 +1,5 @@
 -- All staged rows to one history for each user, in requests.
--- Table files(file, source_file, part) and table item_rows(file, line, item_id, item_text) are there.
+-- Table files(file, source_file, part) and table item_rows(file, line, item_id, item_text, more) are there.
 -- parts: their paths; max_users: null for all; together: rows of one time stamp are one request where they have no id
 -- of one, and the file's order tells nothing of them.
 CREATE TEMP VIEW staged AS

@@ -1,4 +1,5 @@
--- Values to typed interactions; `reason` says why a row cannot be one. The first reason counts.
+-- Values to typed interactions; `reason` says why a row cannot be one. The first reason counts. `more`: of the further
+-- columns.
 -- clock, requests, splits: the log has timestamps, ids of requests, a split; lowest, highest: the rating scale, null
 -- where it is open.
 CREATE OR REPLACE TEMP VIEW parsed AS
@@ -13,7 +14,8 @@ WITH trimmed AS (
         CASE WHEN problem IS NULL THEN nullif(trim("values"[4]), '') END AS time_text,
         CASE WHEN problem IS NULL THEN nullif(trim(regexp_replace("values"[5], '\s+', ' ', 'g')), '') END AS item_text,
         CASE WHEN problem IS NULL THEN nullif(trim("values"[6]), '') END AS request_id,
-        CASE WHEN problem IS NULL THEN nullif(lower(trim("values"[7])), '') END AS split_text
+        CASE WHEN problem IS NULL THEN nullif(lower(trim("values"[7])), '') END AS split_text,
+        CASE WHEN problem IS NULL THEN "values"[8:] END AS more
     FROM records
 ),
 typed AS (
@@ -58,5 +60,6 @@ SELECT
     item_text,
     request_id,
     split,
-    reason
+    reason,
+    list_transform(more, lambda word: nullif(trim(regexp_replace(word, '\s+', ' ', 'g')), '')) AS more
 FROM judged;
