@@ -33,7 +33,7 @@ def main() -> None:
 
 def measure(name: str, k: int | None, row_length: int, store: TokenStore) -> dict[str, Any]:
     def cut() -> prompts.Prompts:
-        is_target = store.position >= MIN_HISTORY
+        is_target = store.request >= MIN_HISTORY
         return prompts.cut(is_target, store.position, store.seen, store.lengths(), CONTEXT, k, row_length)[0]
 
     lengths = cut().length

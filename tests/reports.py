@@ -16,8 +16,7 @@ from dti_pipeline.evaluation.report import (
     Speed,
 )
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts, SynthReport
-from dti_pipeline.packing.knowledge import Knowledge
-from dti_pipeline.packing.report import PackReport, PlanReport, TokenizeReport
+from dti_pipeline.packing.report import Knowledge, PackReport, PlanReport, TokenizeReport
 from dti_pipeline.plain import part_of
 from dti_pipeline.training.report import Texts, TrainingSummary, TrainReport
 from dti_pipeline.validation.report import SuiteCounts, ValidateReport

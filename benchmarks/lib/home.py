@@ -14,9 +14,8 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 from benchmarks.lib import llama
 from dti_pipeline import artifacts, config
 from dti_pipeline.modeling.network import backbone
-from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.pack import pack
-from dti_pipeline.packing.report import TokenizeReport
+from dti_pipeline.packing.report import Knowledge, TokenizeReport
 from dti_pipeline.packing.store import TokenStore, write_columns
 from dti_pipeline.paths import Paths
 from dti_pipeline.planning.shape import Shape

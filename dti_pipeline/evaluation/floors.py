@@ -1,4 +1,4 @@
-"""What bounds a model's AUC: cost-free floors, and for a synthetic log the probabilities its labels were drawn from.
+"""What bounds a model's AUC: cost-free floors, and for a synthetic log the best probabilities that can be had.
 
 The floors are logistic regressions on the logits of smoothed like-rates, fitted on training targets: the item's rate
 alone; with the user's over the last n rows whose label is known (n = the prompts' context); with the user's over all
@@ -62,15 +62,43 @@ def user_rate(log: Interactions, first: Array, prior: float) -> Array:
 
 
 def best_possible(paths: Paths, log: Interactions, rows: Array) -> Array | None:
-    """(N,) true click probabilities of the targets at ``rows``; None where truth.csv is missing or lacks any."""
+    """(N,) click probabilities of the targets at ``rows``, from all that made the labels and can be known: no model of
+    these targets is expected to do better. None where truth.csv is missing or lacks any.
+
+    Tastes and qualities count as known. The mood of a sitting does not: it follows from the sitting's labels that are
+    known to the target by the rules of ``split``, all of them, also where the context of a prompt is shorter. truth.csv
+    is of labels by the default ``split.label_threshold``.
+    """
     path = paths.synthetic / "truth.csv"
     if not path.is_file():
         return None
-    types = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64(), "probability": pa.float64()}
+    ids = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64(), "sitting": pa.int64()}
+    types = ids | dict.fromkeys(("probability", "in_bad_mood", "in_good_mood"), pa.float64())
     table = pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=types))
-    known = dict(zip(_keys(table), table["probability"].to_pylist(), strict=True))
-    probability = [known.get(key) for key in _keys(log.table.take(rows))]
-    return None if any(p is None for p in probability) else np.array(probability, dtype=np.float64)
+    moods = "sitting" in table.column_names
+    line = dict(zip(_keys(table), range(len(table)), strict=True))
+    found = [line.get(key) for key in _keys(log.table if moods else log.table.take(rows))]
+    if None in found:
+        return None
+    truth = table.take(found)
+    return _mood_inferred(log, truth)[rows] if moods else truth["probability"].to_numpy()
+
+
+def _mood_inferred(log: Interactions, truth: pa.Table) -> NDArray[np.float64]:
+    """(R,) click probabilities over both moods of each row's sitting, weighted by what its known labels say of them.
+
+    Bayes: odds of good against bad begin at 1, and each known label multiplies them by its probability in a good mood
+    over that in a bad one. Exact, since the moods of sittings are drawn one by one. Cost: one sort of the log.
+    """
+    sitting, bad, good = (truth[name].to_numpy() for name in ("sitting", "in_bad_mood", "in_good_mood"))
+    evidence = np.where(log.label == 1, np.log(good / bad), np.log1p(-good) - np.log1p(-bad))
+    width = int(log.position.max(initial=0)) + 1
+    place = sitting * width + log.position  # sittings one behind the other, each in its user's order
+    order = np.argsort(place)
+    before = np.r_[0, np.cumsum(evidence[order])]
+    first, last = (np.searchsorted(place[order], sitting * width + position) for position in (0, log.known))
+    weight = 1 / (1 + np.exp(before[first] - before[last]))  # of the good mood
+    return weight * good + (1 - weight) * bad
 
 
 def _keys(table: pa.Table) -> list[tuple[str, str, int]]:

@@ -49,7 +49,7 @@ class SynthReport:
     items: int
     label_rate: float  # share of likes
     test_targets: int  # of the default split
-    best_possible_auc: float | None  # of the true probabilities on those; None: of one class
+    best_possible_auc: float | None  # of the true probabilities on those, moods known; None: of one class
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ class SynthConfig:
     items: Annotated[int, Range(1, 100_000)] = 600  # items to rate; there are no more titles than the upper bound
     interactions_per_user: PositiveInt = 80  # mean; single users vary around it
     defects: NonNegativeInt = 25  # bad rows planted in the log, every kind in turn
+    rows_per_request: PositiveInt = 1  # rows shown together, at one time; the last request of a user may have fewer
+    # Mean; the requests of a sitting are seconds to two minutes apart, the sittings days.
+    requests_per_sitting: PositiveInt = 1
+    mood: Annotated[float, Range(0, 10)] = 0.0  # logit that each sitting's good or bad mood adds or takes
 
 
 @dataclass(frozen=True)

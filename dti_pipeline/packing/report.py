@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dti_pipeline.packing.knowledge import Knowledge
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a row of a log knows of the rows before it: the part of ``split`` that says so."""
+
+    feedback_delay: float | None = None
+    context: Literal["shown", "known"] = "shown"
+    ties: Literal["together", "ordered"] = "together"
 
 
 @dataclass(frozen=True)

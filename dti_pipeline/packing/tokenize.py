@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing.knowledge import Knowledge
-from dti_pipeline.packing.report import TokenizeReport
+from dti_pipeline.packing.report import Knowledge, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed

@@ -19,11 +19,12 @@ from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing import prompts
-from dti_pipeline.packing.knowledge import Knowledge
 from dti_pipeline.packing.reader import Rows
+from dti_pipeline.packing.report import Knowledge
 from dti_pipeline.packing.store import ITEMS, TokenStore
 from dti_pipeline.packing.tokenize import encode, load_tokenizer, render
 from dti_pipeline.serving.item_states import ItemStates
+from dti_pipeline.serving.knowledge import known_rows
 from dti_pipeline.serving.requests import Item, Request, parse
 from dti_pipeline.training.report import TrainReport
 
@@ -170,7 +171,7 @@ class Scorer:
                 f"request {number} key history has no timestamps, which a model with split.feedback_delay = {delay:g}"
                 " needs: it has learned from labels that come late"
             )
-        return self.knowledge.of(asked.labels, asked.times, asked.time)
+        return known_rows(self.knowledge, asked.labels, asked.times, asked.time)
 
     def _store(self, texts: list[str], log: _Log) -> TokenStore:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""

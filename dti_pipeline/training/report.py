@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dti_pipeline.packing.knowledge import Knowledge
+from dti_pipeline.packing.report import Knowledge
 
 
 @dataclass(frozen=True)

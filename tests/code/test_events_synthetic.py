@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from hashlib import md5
 
 import duckdb
 import numpy as np
@@ -17,18 +18,86 @@ from dti_pipeline.events.synthetic import NEUTRAL, TOPICS, synth
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 
+#: md5 of the files of the default parameters.
+DEMO = {
+    "ratings.csv": "570a9d44e65f4a45b08f278ccc4789b1",
+    "items.csv": "3c664391029083b9584024bd2aea4116",
+    "truth.csv": "319173b346028378b5693a313253603b",
+}
+
 
 def small(**keys: int) -> Config:
     return from_plain(Config, {"synth": {"users": 60, "items": 80, "interactions_per_user": 40, **keys}})
 
 
-def test_one_seed_gives_the_same_bytes_and_another_does_not(home: Paths) -> None:
+def truth(home: Paths) -> list[dict[str, str]]:
+    with (home.synthetic / "truth.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.mark.parametrize("more", [{}, {"rows_per_request": 2, "requests_per_sitting": 5, "mood": 2}], ids=str)
+def test_one_seed_gives_the_same_bytes_and_another_does_not(home: Paths, more: dict[str, int]) -> None:
     digests = []
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         paths = Paths(home.home / name)
-        synth(small(seed=seed), paths)
+        synth(small(seed=seed, **more), paths)
         digests.append(folder_digest(paths.synthetic))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_demos_log_keeps_its_bytes(home: Paths) -> None:
+    """The figures of README.md and docs/ are of these."""
+    synth(from_plain(Config, {}), home)
+    digests = {name: md5((home.synthetic / name).read_bytes()).hexdigest() for name in DEMO}
+    assert digests == DEMO
+
+
+@pytest.mark.parametrize(("rows", "requests", "mood"), [(1, 10, 2), (4, 3, 2), (3, 1, 0), (1, 1, 1)])
+def test_rows_come_in_requests_and_requests_in_sittings(home: Paths, rows: int, requests: int, mood: int) -> None:
+    """Times by person, then: of one time are a request's rows, and within two minutes of the one before a sitting's."""
+    report = synth(small(rows_per_request=rows, requests_per_sitting=requests, mood=mood, defects=0), home)
+    lengths, apart, inside = [], [], []
+    for user in range(1, report.users + 1):
+        lines = [line for line in truth(home) if line["user_id"] == str(user)]
+        times, counts = np.unique([int(line["timestamp"]) for line in lines], return_counts=True)
+        assert (counts[:-1] == rows).all()
+        assert counts[-1] <= rows
+        gaps = np.diff(times)
+        lengths += np.diff(np.flatnonzero(np.r_[True, gaps >= 120, True])).tolist()
+        apart += gaps[gaps >= 120].tolist()
+        inside += gaps[gaps < 120].tolist()
+        if mood:
+            sitting = {int(line["timestamp"]): int(line["sitting"]) for line in lines}
+            assert (np.diff([sitting[time] for time in times]) == (gaps >= 120)).all()
+    assert max(lengths) <= 2 * requests - 1
+    assert np.mean(lengths) == pytest.approx(requests, rel=0.2)
+    assert np.median(apart) > 86400
+    assert not inside or (min(inside) >= 5 and np.mean(inside) == pytest.approx(62, rel=0.2))
+
+
+def test_a_mood_is_good_or_bad_and_moves_all_labels_of_its_sitting(home: Paths) -> None:
+    synth(small(requests_per_sitting=5, mood=2), home)
+    moods: dict[str, set[str]] = {}
+    for line in truth(home):
+        chances = {name: float(line[name]) for name in ("in_bad_mood", "in_good_mood")}
+        logits = [np.log(chance / (1 - chance)) for chance in chances.values()]
+        assert logits[1] - logits[0] == pytest.approx(4, abs=1e-6)
+        drawn = [
+            name for name, chance in chances.items() if chance == pytest.approx(float(line["probability"]), abs=1e-6)
+        ]
+        moods.setdefault(line["sitting"], set()).update(drawn)
+    assert all(len(drawn) == 1 for drawn in moods.values())
+    good = sum(drawn == {"in_good_mood"} for drawn in moods.values())
+    assert abs(good - len(moods) / 2) < 4 * np.sqrt(len(moods) / 4)
+
+
+def test_sittings_leave_tastes_and_items_as_they_are(home: Paths) -> None:
+    """So that two logs differ in nothing else."""
+    found = []
+    for more in ({}, {"requests_per_sitting": 5, "rows_per_request": 2}):
+        synth(small(**more), home)
+        found.append(sorted((line["user_id"], line["item_id"], line["probability"]) for line in truth(home)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("defects", [0, 1, 26, 40])

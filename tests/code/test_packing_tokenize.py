@@ -24,8 +24,9 @@ def config(**sections: Any) -> Config:
     return from_plain(Config, {"validation": {"required": False}, "split": {"min_history": 1}, **sections})
 
 
-def write_events(paths: Paths, texts: list[str]) -> None:
-    """One user's history of these items, in order; the last two rows are held out."""
+def write_events(paths: Paths, texts: list[str], **columns: list[int]) -> None:
+    """One user's history of these items, in order; the last two rows are held out. ``columns``: request and known,
+    where a row does not know all before it."""
     count = len(texts)
     table = {
         "item_id": pa.array([f"i{i}" for i in range(count)]),
@@ -33,6 +34,7 @@ def write_events(paths: Paths, texts: list[str]) -> None:
         "label": np.arange(count, dtype=np.int8) % 2,
         "split": ["train"] * (count - 2) + ["validation", "test"],
         **dict.fromkeys(("position", "request", "known"), np.arange(count, dtype=np.int32)),
+        **{name: np.array(values, np.int32) for name, values in columns.items()},
     }
     publish_events(paths, pa.table(table))
 
@@ -100,6 +102,20 @@ def test_an_item_text_cannot_smuggle_in_a_special_token(home: Paths) -> None:
     tokenize(config(), home)
     store = TokenStore.open(home.tokens)
     assert not set(store.tokens.tolist()) & set(store.special.values())
+
+
+@pytest.mark.parametrize("context", ["shown", "known"])
+def test_the_store_knows_requests_and_what_stands_in_a_context(home: Paths, context: str) -> None:
+    request, known = [0, 0, 2, 3, 3], [0, 0, 0, 2, 2]
+    write_events(home, ["Heat"] * 5, request=request, known=known)
+    settings = config(split={"context": context, "min_history": 2})
+    assert tokenize(settings, home).context == context
+    store = TokenStore.open(home.tokens)
+    assert (store.request.tolist(), store.known.tolist()) == (request, known)
+    assert store.seen.tolist() == (request if context == "shown" else known)
+    assert store.request.dtype == store.known.dtype == store.seen.dtype == np.int32
+    packed = pack(settings, home, "dti")
+    assert packed.targets == 1, "two rows stand before the third's request; before the second's, none"
 
 
 @pytest.mark.parametrize(

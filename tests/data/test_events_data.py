@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow.compute as pc
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, from_plain
+from dti_pipeline.evaluation import interactions
 from dti_pipeline.events.ingest import SPLITS, ingest
 from dti_pipeline.events.report import IngestReport, SynthReport
 from dti_pipeline.events.synthetic import synth
@@ -88,7 +93,8 @@ def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             * EXCLUDE (file_row_number), file_row_number AS id, list_position({list(SPLITS)}, split) AS stage,
             lag(position, 1, -1) OVER user_rows AS p_position,
             lag(timestamp) OVER user_rows AS p_timestamp,
-            lag(stage) OVER user_rows AS p_stage
+            lag(stage) OVER user_rows AS p_stage,
+            lag(request, 1, -1) OVER user_rows AS p_request
         FROM read_parquet('{paths.events}/interactions.parquet', file_row_number = true)
         WINDOW user_rows AS (PARTITION BY user_id ORDER BY file_row_number)
     """)
@@ -117,6 +123,13 @@ def test_positions_count_up_and_time_never_goes_back(log: Ingested) -> None:
     assert log.where("timestamp < p_timestamp") == 0
 
 
+def test_rows_of_one_time_stamp_are_one_request_and_know_all_before_it(log: Ingested) -> None:
+    """The default: no delay, ties together."""
+    one = "position > 0 AND timestamp IS NOT DISTINCT FROM p_timestamp AND timestamp IS NOT NULL"
+    assert log.where(f"request <> CASE WHEN {one} THEN p_request ELSE position END") == 0
+    assert log.where("known <> request") == 0
+
+
 def test_labels_are_ratings_above_the_threshold(log: Ingested) -> None:
     assert log.where(f"label <> (rating > {log.config.split.label_threshold})::INT") == 0
     low, high = log.report.rating_scale
@@ -125,7 +138,7 @@ def test_labels_are_ratings_above_the_threshold(log: Ingested) -> None:
 
 
 def test_only_the_timestamp_may_be_missing_and_only_in_a_log_without_a_clock(log: Ingested) -> None:
-    for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position"):
+    for column in ("user_id", "item_id", "item_text", "rating", "label", "split", "position", "request", "known"):
         assert log.where(f"{column} IS NULL") == 0
     assert log.where("timestamp IS NULL") == (0 if log.report.clock else log.report.kept)
 
@@ -142,7 +155,7 @@ def test_splits_follow_one_another_and_are_counted(log: Ingested) -> None:
     for name in SPLITS:
         split = log.report.splits[name]
         assert log.where(f"split = '{name}'") == split.rows
-        assert log.where(f"split = '{name}' AND position >= {log.config.split.min_history}") == split.targets
+        assert log.where(f"split = '{name}' AND request >= {log.config.split.min_history}") == split.targets
     assert sum(split.rows for split in log.report.splits.values()) == log.report.kept
 
 
@@ -166,6 +179,71 @@ def test_the_synthetic_log_is_all_there_and_can_be_learnt(log: Ingested) -> None
     assert truth.items == log.report.items == log.config.synth.items
     assert truth.test_targets == log.report.splits["test"].targets > 2000
     assert 0.94 < truth.best_possible_auc < 0.98
+
+
+def collm(real_data: Path, **split: Any) -> dict[str, Any]:
+    """MovieLens-1M's subset of CoLLM, which brings its own split: a table whose columns are named."""
+    folder = real_data / "collm-ml1m"
+    columns = {"user_id": "user", "item_id": "item", "rating": "click", "timestamp": "timestamp"}
+    if split["rule"] == "column":
+        columns["split"] = "published_split"
+    events = {"source": "table", "path": str(folder / "ratings.csv"), "items_path": str(folder / "items.csv")}
+    split = {"label_threshold": 0.5, "min_history": 0} | split
+    return {"events": events | {"item_columns": ["item", "title"], "columns": columns}, "split": split}
+
+
+@pytest.mark.real
+def test_a_published_split_is_that_of_its_column(home: Paths, real_data: Path) -> None:
+    """Its owner cut by time; the shares that give the same rows are in the log's own notes."""
+    report = ingest(from_plain(Config, collm(real_data, rule="column")), home)
+    assert [report.splits[name].rows for name in SPLITS] == [33_891, 10_401, 7_331]
+    assert (report.kept, report.users, report.items, report.untitled) == (51_623, 838, 3_255, 0)
+    own = (home.events / "interactions.parquet").read_bytes()
+    shares = {"rule": "global_time", "validation_share": 0.20148, "test_share": 0.14201}
+    ingest(from_plain(Config, collm(real_data, **shares)), home)
+    assert (home.events / "interactions.parquet").read_bytes() == own
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("collm-ml1m", [0.7794, 0.7717, 0.7560, 0.7437, 0.7457]),
+        ("ml-latest-small", [0.8823, 0.8668, 0.8188, 0.7496, 0.7076]),
+    ],
+)
+def test_a_floor_falls_with_the_delay_as_others_measured_it(
+    home: Paths, real_data: Path, name: str, expected: list[float]
+) -> None:
+    """Test AUC of a regression on the item's like-rate and the user's over the last 20 rows whose label is known, at
+    once, a minute, ten minutes, an hour, a day later; measured with code that knows nothing of ours; ties ordered.
+    """
+    raw = collm(real_data, rule="column")
+    if name == "ml-latest-small":
+        raw = {"events": {"source": "movielens", "path": str(real_data / name)}, "split": {"min_history": 5}}
+    found = []
+    for delay in (None, 60, 600, 3600, 86_400):
+        config = from_plain(Config, raw | {"split": raw["split"] | {"feedback_delay": delay, "ties": "ordered"}})
+        ingest(config, home)
+        found.append(_floor(home, config.split.min_history))
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+def _floor(home: Paths, min_history: int) -> float:
+    log = interactions.read(home, min_history)
+    prior = log.label[log.train].mean()
+    liked, seen = (
+        np.bincount(log.item[log.train], of, log.item.max() + 1)[log.item] for of in (log.label[log.train], None)
+    )
+    item = (liked - log.train * log.label + 5 * prior) / (seen - log.train + 5)
+    begin = np.arange(len(log.label)) - log.position
+    end, likes = begin + log.known, np.append(0, log.label.cumsum(dtype=np.int64))
+    first = np.maximum(begin, end - 20)
+    user = (likes[end] - likes[first] + 5 * prior) / (end - first + 5)
+    features = np.stack([np.log(rate / (1 - rate)) for rate in (item, user)], axis=1)
+    model = LogisticRegression().fit(features[log.train], log.label[log.train])
+    test = pc.equal(log.table["split"], "test").to_numpy() & (log.request >= min_history)
+    return float(roc_auc_score(log.label[test], model.predict_proba(features[test])[:, 1]))
 
 
 @pytest.mark.real
