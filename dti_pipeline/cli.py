@@ -158,7 +158,9 @@ def backtest_days(
 
     settings, paths = _configure(overrides, params)
     for one in (paradigm,) if paradigm else settings.paradigms:
-        _answer(backtest(settings, paths, one, _say), as_json, lambda report: report.listing())
+        report = backtest(settings, paths, one, _say)
+        tracking.record(settings, paths, report)
+        _answer(report, as_json, lambda report: report.listing())
 
 
 @app.command("fetch")

@@ -25,7 +25,7 @@ SECTIONS = ("packing", "model", "training", "backtest")
 def publish(
     config: Config, paths: Paths, paradigm: str, days: Sequence[Day], hardware: str, note: str | None
 ) -> BacktestReport:
-    """Write ``reports/backtest/<paradigm>``: ``days.csv`` (a line a day), ``backtest.json``, pictures of AUC and cost
+    """Write ``reports/backtest/<paradigm>``: ``days.csv`` (a line a day), ``report.json``, pictures of AUC and cost
     by day."""
     knowledge = artifacts.read(paths.tokens, "tokenize", TokenizeReport).report.knowledge
     report = summary(config, paradigm, days, knowledge.feedback_delay, hardware, note)
@@ -33,7 +33,7 @@ def publish(
     with artifacts.publish(paths.backtest(paradigm), "backtest", config.sections(*SECTIONS), inputs) as draft:
         header, *lines = _table(report)
         curves.write_csv(draft.path / "days.csv", header, lines)
-        artifacts.write_json(draft.path / "backtest.json", to_plain(report))
+        artifacts.write_json(draft.path / "report.json", to_plain(report))
         _draw(report, draft.path)
         draft.report = report
     return report

@@ -198,7 +198,7 @@ def test_killed_and_continued_is_left_alone(ready: tuple[Config, Paths], tmp_pat
     assert numbers(run.backtest(config, paths, "dti")) == numbers(alone)
     assert not learnt, "nothing was left to do"
     assert {path.name for path in paths.backtest("dti").iterdir()} == {
-        "manifest.json", "backtest.json", "days.csv", *(f"{name}_by_day.{kind}" for name in ("auc", "cost")
+        "manifest.json", "report.json", "days.csv", *(f"{name}_by_day.{kind}" for name in ("auc", "cost")
                                                        for kind in ("png", "svg"))}  # fmt: skip
 
 
