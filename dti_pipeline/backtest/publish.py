@@ -131,6 +131,8 @@ def _draw(report: BacktestReport, folder: Path) -> None:
         costs = [day.fresh_learnt.processor_seconds for day in days[1:] if day.fresh_learnt]
         axes.plot(later, costs, color="0.4", linewidth=0.8, label="a fresh start")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     else:
         axes.set_ylim(0, 1.2 * max([day.learnt.processor_seconds for day in days[1:]], default=1.0))
     axes.set(title=f"Cost by day ({report.paradigm})", ylabel="processor seconds", xlabel="day learnt")

@@ -20,7 +20,7 @@ class BacktestConfig:
     warmup_share: Annotated[float, Range(0, 1, "[)")] = 0.3  # of all targets, in the days up to the first one
     # Of training.learning_rate, all day long, on each day after the first, which has training's own schedule: a day of
     # few steps would end before a warm-up does.
-    learning_rate_share: Annotated[float, Range(0, 1, "(]")] = 0.3
+    learning_rate_share: Annotated[float, Range(0, 1, "(]")] = 1.0
     # Each day is also scored by the weights of the day so many before it; 1, the newest, is always there.
     staleness: tuple[Annotated[int, Range(2)], ...] = (7, 30)
     # Beside it each day a new model, trained for training.epochs on everything that is known: what a warm start saves.
