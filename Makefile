@@ -43,8 +43,8 @@ bench: setup  ## Measure on this machine; each script prints a table of docs/ben
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
 	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards
-	@rm -rf models/sliding_window models/dti models/dti_growing models/dti_isolated models/.checkpoints models/.registry
-	@rm -rf reports .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf models/sliding_window models/dti models/dti_growing models/dti_isolated
+	@rm -rf models/.checkpoints models/.backtest models/.registry reports .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Environments. A stamp is younger than the file it was built from exactly when the environment is current.
 

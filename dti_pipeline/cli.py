@@ -144,6 +144,25 @@ def run_all(overrides: Set = None, params: Params = None, as_json: Json = False)
         _print_json(report)
 
 
+@app.command("backtest")
+def backtest_days(
+    overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None
+) -> None:
+    """The log day by day: each day learns what became known on it, from yesterday's weights, and is judged on the next.
+
+    It reads what `dti tokenize` made, and goes on where it stopped.
+
+    Example: `dti backtest --paradigm dti --set backtest.period_days=7`
+    """
+    from dti_pipeline.backtest.run import backtest
+
+    settings, paths = _configure(overrides, params)
+    for one in (paradigm,) if paradigm else settings.paradigms:
+        report = backtest(settings, paths, one, _say)
+        tracking.record(settings, paths, report)
+        _answer(report, as_json, lambda report: report.listing())
+
+
 @app.command("fetch")
 def fetch_log(
     name: Annotated[str, typer.Argument(help="movielens-1m, movielens-latest-small, movielens-100k or amazon.")],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dti_pipeline.backtest.settings import BacktestConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.settings import ComparisonConfig, EvaluationConfig
 from dti_pipeline.events.settings import ColumnsConfig, EventsConfig, SplitConfig, SynthConfig
@@ -24,8 +25,8 @@ from dti_pipeline.training.settings import TrainingConfig
 from dti_pipeline.validation.settings import ValidationConfig
 
 __all__ = [
-    "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig", "LoraConfig", "ModelConfig",
-    "PackingConfig", "SplitConfig", "SynthConfig", "TokensConfig", "TrackingConfig", "TrainingConfig",
+    "BacktestConfig", "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig", "LoraConfig",
+    "ModelConfig", "PackingConfig", "SplitConfig", "SynthConfig", "TokensConfig", "TrackingConfig", "TrainingConfig",
     "ValidationConfig", "find", "from_plain", "load", "to_plain",
 ]  # fmt: skip
 
@@ -48,6 +49,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
+    backtest: BacktestConfig = field(default_factory=BacktestConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

@@ -62,6 +62,13 @@ class Paths:
     def evaluation(self, paradigm: str) -> Path:
         return self.reports / "evaluation" / paradigm
 
+    def backtest(self, paradigm: str) -> Path:
+        return self.reports / "backtest" / paradigm
+
+    def backtest_states(self, paradigm: str) -> Path:
+        """The days that a backtest has finished, with their weights; outside every versioned output."""
+        return self.home / "models" / ".backtest" / paradigm
+
     def comparison_file(self, suffix: str) -> Path:
         return self.reports / f"comparison.{suffix}"
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dti_pipeline.backtest.report import BacktestReport
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 
@@ -48,16 +49,19 @@ def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[
 
 
 def record(config: Config, paths: Paths, report: object) -> None:
-    """Keep an evaluation on the run that trained its model; a comparison as a run that groups the compared trainings.
+    """Keep an evaluation on the run that trained its model; a comparison as a run that groups the compared trainings; a
+    backtest as a run with a child for each day.
 
     A comparison's champion is promoted, unless ``tracking.promote`` is false.
     """
-    if not config.tracking.enabled or not isinstance(report, (Evaluation, Comparison)):
+    if not config.tracking.enabled or not isinstance(report, (Evaluation, Comparison, BacktestReport)):
         return
     with _mlflow():
-        from dti_pipeline.tracking import mlflow_evaluation, registry
+        from dti_pipeline.tracking import mlflow_backtest, mlflow_evaluation, registry
 
-        if isinstance(report, Evaluation):
+        if isinstance(report, BacktestReport):
+            mlflow_backtest.record_backtest(config, paths, report)
+        elif isinstance(report, Evaluation):
             mlflow_evaluation.record_evaluation(config, paths, report)
         else:
             mlflow_evaluation.record_comparison(config, paths, report)

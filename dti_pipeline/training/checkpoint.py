@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from dti_pipeline.artifacts import file_digest, folder_digest, write_json
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import sharding
 from dti_pipeline.training.average import Average
@@ -118,6 +120,27 @@ def restore(
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"][process].clone())
     return Progress(**state["progress"])
+
+
+@contextmanager
+def weights_of(folder: Path, model: nn.Module) -> Iterator[None]:
+    """The model has the weights of the newest whole checkpoint, and its own again afterwards. Memory: a copy of them.
+
+    Raises InputError where there is none.
+    """
+    found = _newest(folder)
+    if found is None:
+        raise InputError(f"{folder} has no whole checkpoint")
+    trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    own = {name: weight.clone() for name, weight in trained.items()}
+    kept = load_file(found[0] / TENSORS)
+    try:
+        for name, weight in trained.items():
+            weight.copy_(kept[name])
+        yield
+    finally:
+        for name, weight in trained.items():
+            weight.copy_(own[name])
 
 
 def folder(config: Config, paths: Paths, paradigm: str) -> Path:

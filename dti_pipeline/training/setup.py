@@ -79,7 +79,7 @@ class Setup:
         loader = Loader(rows, steps, settings.tokens_per_batch, accelerator.device, rank, world)
         set_seed(settings.seed)
         timeline.mark("data")
-        model = _model(config, paradigm, store, shards.report.row_length, accelerator, timeline)
+        model = placed_model(config, paradigm, store, shards.report.row_length, accelerator, timeline)
         optimizer = optimizer_for(model, settings)
         if world > 1 and isinstance(optimizer, FlatAdamW):
             optimizer.share_weights()
@@ -202,10 +202,10 @@ def same_step(accelerator: Accelerator, step: int, folder: Path) -> None:
         raise InputError(f"processes would go on from steps {numbers}: all of them must see the same {folder}")
 
 
-def _model(
+def placed_model(
     config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator, timeline: Timeline
 ) -> CTRModel:
-    """The model on its device, sharded where that is configured."""
+    """A new model on its device, sharded where that is configured."""
     settings, device = config.training, accelerator.device
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
     # A checkpoint is read straight into the GPU's memory. Weights that are drawn are drawn on the CPU, the same

@@ -16,6 +16,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts, config, lineage, pipeline, tracking
+from dti_pipeline.backtest.publish import summary
+from dti_pipeline.backtest.report import Cost, Day, Score
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.report import Evaluation
 from dti_pipeline.paths import Paths
@@ -284,3 +286,31 @@ def test_artifacts_are_in_the_home_and_the_model_names_its_run(tracked: Paths) -
     train(tracked)
     assert list(Path(tracked.mlflow_artifacts).glob("models/*/artifacts/artifacts/dti/model.safetensors"))
     assert json.loads((tracked.model("dti") / "manifest.json").read_text())["report"]["mlflow_run_id"]
+
+
+def test_a_backtest_is_a_run_with_a_child_for_each_day(tracked: Paths) -> None:
+    cost, score = Cost(32, 900, 1.5, 1.25), Score(0.7, 0.6)
+    days = [
+        Day(f"2020-01-0{day}", cost, f"2020-01-0{day + 1}", 30, score, {"2": Score(0.6, 0.65)}, None, None)
+        for day in (1, 2, 3)
+    ]
+    made = config.load(tracked.params, ["backtest.staleness=[2]"])
+    for count in (2, 3):  # again when the log has grown: the same run, a child more
+        report = summary(made, "dti", days[:count], 60.0, "a CPU", None)
+        with artifacts.publish(tracked.backtest("dti"), "backtest", made.sections("backtest")) as draft:
+            draft.report = report
+        content = json.loads((tracked.backtest("dti") / "manifest.json").read_text())
+        artifacts.write_json(
+            tracked.backtest("dti") / "manifest.json", content | {"inputs": {"events": DIGEST, "tokens": DIGEST}}
+        )
+        tracking.record(made, tracked, report)
+        experiment = store(tracked).get_experiment_by_name("dti").experiment_id
+        found = store(tracked).search_runs([experiment])
+        (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+        children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert sorted(run.info.run_name for run in children) == [f"dti {day.day}" for day in days[:count]]
+        assert {run.info.status for run in found} == {"FINISHED"}
+        assert parent.data.metrics["backtest/auc"] == pytest.approx(0.7)
+        assert parent.data.metrics["backtest/auc_lost/2"] == pytest.approx(0.1)
+        assert {run.data.metrics["day/processor_seconds"] for run in children} == {1.25}
+        assert parent.data.params["backtest.period_days"] == "1.0"
