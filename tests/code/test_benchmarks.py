@@ -16,7 +16,9 @@ from benchmarks.lib import harness, summaries, timing
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What `make bench` runs; docs/benchmark.md has a table of each.
-ON_CPU = ("loader", "packing", "data_stages", "evaluation", "train_step_cpu", "orchestration", "float8_quality")
+ON_CPU = (
+    "loader", "packing", "data_stages", "evaluation", "serving", "train_step_cpu", "orchestration", "float8_quality",
+)  # fmt: skip
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
     "train_step": "train_step",
@@ -145,6 +147,18 @@ def test_loader_and_packing_measure(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
+    """The script itself compares the answers of the modes."""
+    few = ("--requests", "1", "--candidates", "3", "--paradigms", "dti_isolated")
+    rows, _ = bench("serving", tmp_path, *few)
+    assert [row["mode"] for row in rows] == ["one_prompt", "one_history", "item_states"]
+    for row in rows:
+        assert (row["model"], row["paradigm"], row["candidates"]) == ("demo", "dti_isolated", 3)
+        assert row["candidates_per_second"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert rows[0]["speedup"] == 1
+
+
 def test_every_data_stage_is_timed(tmp_path: Path) -> None:
     rows, _ = bench("data_stages", tmp_path, "--rows", "20000")
     stages = [row["stage"] for row in rows]
