@@ -65,12 +65,13 @@ def measured(paths: Paths, paradigm: str, sizes: tuple[int, ...], count: int) ->
         asked = requests(paths, size, count, list(plain.titles))
         seconds: dict[str, list[float]] = {mode: [] for mode in modes}
         processor = dict.fromkeys(modes, 0.0)
-        for number, one in enumerate([*asked[:2], *asked]):  # two to warm up
+        warm = asked[:2]
+        for number, one in enumerate([*warm, *asked]):
             answers = []
             for mode, answer in modes.items():
                 begun, worked = time.perf_counter(), time.process_time()
                 answers.append(answer(one))
-                if number >= 2:
+                if number >= len(warm):
                     seconds[mode].append(time.perf_counter() - begun)
                     processor[mode] += time.process_time() - worked
             for other in answers[1:]:
