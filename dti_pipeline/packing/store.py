@@ -55,11 +55,16 @@ class TokenStore:
     @property
     def seen(self) -> NDArray[np.int32]:
         """(m,) Rows of the user's history before this position stand in the row's context."""
-        return self.request if self.context == "shown" else self.known
+        return in_context(self.context, self.request, self.known)
 
     def lengths(self) -> NDArray[np.int32]:
         """(m,) tokens of each interaction as context: its text and its label."""
         return (np.diff(self.offsets)[self.text] + 1).astype(np.int32)
+
+
+def in_context(context: str, request: NDArray[np.int32], known: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Rows of a history before this position stand in each row's context, by ``split.context``."""
+    return request if context == "shown" else known
 
 
 def write_columns(path: Path, columns: dict[str, Any]) -> None:

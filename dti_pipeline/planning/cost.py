@@ -56,11 +56,10 @@ def visible_pairs(paradigm: Paradigm, prompts: Prompts, store: TokenStore, conte
 
     def to_start(weight: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64]) -> int:
         """Queries with ``weight`` in rows [begin, end), each seeing its context back to its prompt's start."""
-        found = 0
+        found, weights = 0, _sums(weight)
         for ends, tokens in ((seen, text), (known, np.arange(m + 1))):
             # Both ascend along the log: the first row whose context goes beyond the prompt's start.
             some = np.clip(np.searchsorted(ends, start, side="right"), begin, end)
-            weights = _sums(weight)
             found += _between(_sums(weight * tokens[ends]), some, end)
             found -= int((tokens[start] * (weights[end] - weights[some])).sum())
         return found

@@ -71,13 +71,15 @@ def parse(raw: Any, where: str) -> Request:
     if isinstance(user_id, bool) or not isinstance(user_id, (str, int, type(None))):
         raise InputError(f"{where} key user_id must be text or a whole number, not {_shown(user_id)}")
     history, candidates = _entries(raw, "history", where), _entries(raw, "candidates", where)
+    # Each entry is an object before it is asked for its time.
+    items = tuple([_item(entry, place) for place, entry in history])
     times = _times(history)
     time = None if raw.get("timestamp") is None else _seconds(raw["timestamp"], f"{where} key timestamp")
     if time is not None and times and time < times[-1]:
         raise InputError(f"{where} key timestamp is {time:g}, before the last of its history, {times[-1]:g}")
     return Request(
         user_id=user_id,
-        history=tuple([_item(entry, place) for place, entry in history]),
+        history=items,
         labels=tuple([_label(entry, place) for place, entry in history]),
         candidates=tuple([_item(entry, place) for place, entry in candidates]),
         times=times,
@@ -88,11 +90,11 @@ def parse(raw: Any, where: str) -> Request:
 
 def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
     """When each entry was shown; empty where none says so."""
-    given = [entry.get("timestamp") for _, entry in history if isinstance(entry, Mapping)]
-    if all(time is None for time in given):
+    if all(entry.get("timestamp") is None for _, entry in history):
         return ()
     times: list[float] = []
-    for (place, _), value in zip(history, given, strict=False):
+    for place, entry in history:
+        value = entry.get("timestamp")
         if value is None:
             raise InputError(f"{place}.timestamp is missing, though other entries of the history have one")
         times.append(_seconds(value, f"{place}.timestamp"))

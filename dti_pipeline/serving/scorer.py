@@ -21,7 +21,7 @@ from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import Knowledge
-from dti_pipeline.packing.store import ITEMS, TokenStore
+from dti_pipeline.packing.store import ITEMS, TokenStore, in_context
 from dti_pipeline.packing.tokenize import encode, load_tokenizer
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.knowledge import known_rows
@@ -50,7 +50,7 @@ class _Log:
 
     def seen(self, knowledge: Knowledge) -> NDArray[np.int32]:
         """(m,) as in the token store."""
-        return self.request if knowledge.context == "shown" else self.known
+        return in_context(knowledge.context, self.request, self.known)
 
 
 def _places(log: _Log, seen: NDArray[np.int32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -167,7 +167,7 @@ class Scorer:
         parts = []
         for asked in requests:
             request, known = self._known(asked)
-            seen = request if self.knowledge.context == "shown" else known
+            seen = in_context(self.knowledge.context, request, known)
             gap = self._gaps(asked, seen)
             stop = int(seen[-1])
             first = max(0, stop - self.model.context)

@@ -49,9 +49,8 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
         ):
             chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale)]
             profile = previous = timed = None
-            if tables.types("interactions") == suites.canonical_types(
-                config
-            ):  # figures of other columns would mean nothing
+            # Figures of other columns would mean nothing.
+            if tables.types("interactions") == suites.canonical_types(config):
                 profile = _profile(config, tables, batch)
                 previous = _previous(paths, profile)
                 timed = timing(config, tables)
