@@ -59,7 +59,7 @@ TIMED = {"item_id": "1", "label": 1, "timestamp": 100}
         ({"history": [TIMED, {**TIMED, "timestamp": 99}]}, r"history\[1\].timestamp is 99, before that of the entry"),
         (
             {"history": [TIMED, {"item_id": "2", "label": 1}]},
-            r"history\[1\].timestamp is missing, though other",
+            r"history\[1\].timestamp is missing, though other entries",
         ),
         ({"history": [TIMED], "timestamp": 99}, "key timestamp is 99, before the last of its history, 100"),
         ({"history": [TIMED], "timestamp": "now"}, "key timestamp must be a number of seconds, not 'now'"),
