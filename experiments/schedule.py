@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def execute(
 
     After ``budget`` seconds no run is started and running ones save and stop: the next call goes on with them, as it
     does after Ctrl-C or SIGTERM. A failed run has a row with its error and is tried again by the next call. Runs that
-    measure speed are made one at a time.
+    measure speed are made one at a time. Others are spread over the GPUs of this machine.
     """
     deadline = math.inf if budget is None else time.monotonic() + budget
     with artifacts.alone(work / "study"), _sigterm_as_ctrl_c():
@@ -76,7 +77,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _together(grid: Grid, work: Path, runs: Iterable[Run], workers: int, deadline: float, say: Say) -> tuple[int, int]:
     """Make runs, ``workers`` at a time; how many failed, and how many the deadline left."""
     waiting, stopped, failed, left = deque(runs), False, 0, 0
-    running: dict[subprocess.Popen[Any], tuple[Run, float]] = {}
+    running: dict[subprocess.Popen[Any], tuple[Run, float, str]] = {}
+    gpus = _gpus() if workers > 1 else []
     try:
         while waiting or running:
             if not stopped and time.monotonic() >= deadline:
@@ -85,10 +87,11 @@ def _together(grid: Grid, work: Path, runs: Iterable[Run], workers: int, deadlin
                 for process in running:
                     process.terminate()
             while waiting and len(running) < workers:
-                run = waiting.popleft()
-                running[_start(grid, work, run, workers)] = run, time.monotonic()
+                run, used = waiting.popleft(), [gpu for _, _, gpu in running.values()]
+                gpu = min(gpus, key=used.count, default="")
+                running[_start(grid, work, run, workers, gpu)] = run, time.monotonic(), gpu
             for process in [one for one in running if one.poll() is not None]:
-                run, begun = running.pop(process)
+                run, begun, _ = running.pop(process)
                 if process.returncode and stopped:
                     left += 1
                     continue
@@ -104,7 +107,16 @@ def _together(grid: Grid, work: Path, runs: Iterable[Run], workers: int, deadlin
     return failed, left
 
 
-def _start(grid: Grid, work: Path, run: Run, workers: int) -> subprocess.Popen[Any]:
+def _gpus() -> list[str]:
+    """The visible CUDA devices, as CUDA_VISIBLE_DEVICES names each."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _start(grid: Grid, work: Path, run: Run, workers: int, gpu: str = "") -> subprocess.Popen[Any]:
+    """Start a run's process, which sees only the GPU that is named."""
     own = folder(work, run)
     own.mkdir(parents=True, exist_ok=True)
     row = own / ROW  # one that a process of an earlier call has just finished stands
@@ -113,7 +125,8 @@ def _start(grid: Grid, work: Path, run: Run, workers: int) -> subprocess.Popen[A
     words = [sys.executable, "-m", "experiments.run", grid.path, str(work), run.digest, str(workers)]
     with (own / "log.txt").open("w") as output:
         # A session of its own: Ctrl-C reaches it through terminate() alone, once.
-        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
 
 
 def _finish(grid: Grid, work: Path, run: Run, code: int) -> analyse.Row:
