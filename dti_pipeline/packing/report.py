@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from dti_pipeline.plain import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,17 @@ class Knowledge:
     feedback_delay: float | None = None
     context: Literal["shown", "known"] = "shown"
     ties: Literal["together", "ordered"] = "together"
+
+
+@dataclass(frozen=True)
+class UserTexts:
+    """The texts of ``tokens.user_template``."""
+
+    users: int
+    users_without: int  # no column has a value: their text is empty
+    texts: int  # distinct
+    texts_cut: int  # longer than tokens.max_text_tokens
+    longest: int  # tokens
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class TokenizeReport:
     special_tokens: dict[str, int]  # id by role: pad, sum, yes, no
     prefix_tokens: tuple[int, ...]  # that open every prompt
     knowledge: Knowledge
+    user_texts: UserTexts | None = field(default=None, metadata=OPTIONAL)  # None: users have none
 
 
 @dataclass(frozen=True)
