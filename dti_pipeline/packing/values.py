@@ -12,8 +12,7 @@ BLOCK = 1 << 18
 def distinct(columns: list[pa.DictionaryArray], index: dict[tuple[str, ...], int]) -> np.ndarray:
     """Index of each row's values, one of each column; values that were not seen before are added to ``index``."""
     codes = columns[0].indices.to_numpy().astype(np.int64)
-    first = np.arange(len(codes))
-    for column in columns[1:]:
+    for column in columns[1:] or columns:  # one alone is met with itself
         codes = codes * len(column.dictionary) + column.indices.to_numpy()
         _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
     values = zip(*(column.take(pa.array(first)).to_pylist() for column in columns), strict=True)

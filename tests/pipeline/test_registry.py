@@ -61,6 +61,20 @@ def test_a_signature_lets_through_what_a_request_may_say() -> None:
         _enforce_schema(pandas.DataFrame([asked]), inputs)
 
 
+@pytest.mark.parametrize(
+    ("template", "knowledge", "times"),
+    [
+        ("{item_text}", Knowledge(), False),
+        ("{gap} {item_text}", Knowledge(), True),
+        ("{item_text}", Knowledge(feedback_delay=60.0), True),
+    ],
+)
+def test_an_example_has_times_where_the_model_needs_them(template: str, knowledge: Knowledge, times: bool) -> None:
+    asked = registry.example(Texts(template, 32, (), knowledge))
+    assert ("timestamp" in asked) == times
+    assert all(("timestamp" in row) == times for row in asked["history"])
+
+
 def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
     runs = {"dti": train(tracked), "sliding_window": train(tracked, "sliding_window")}
     comparison = publish_comparison(tracked, runs)
