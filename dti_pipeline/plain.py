@@ -12,7 +12,6 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -54,7 +53,7 @@ Finite = Annotated[float, Range(-math.inf, ends="(]")]
 Share = Annotated[float, Range(0, 1)]
 
 
-#: Metadata of a field, None by default, that a record leaves out while it is None.
+#: Metadata of a field, None by default, that plain values leave out while it is None: without it they are as before it.
 OPTIONAL = {"optional": True}
 
 
@@ -161,16 +160,15 @@ def part_of(whole: Any, base: type) -> dict[str, Any]:
     return {f.name: getattr(whole, f.name) for f in dataclasses.fields(base)}
 
 
-def to_plain(value: Any, *, optional: bool = True) -> Any:
-    """A section or a report as dicts, lists and scalars; ``optional``: with the optional fields that are None."""
-    plain = partial(to_plain, optional=optional)
+def to_plain(value: Any) -> Any:
+    """A section or a report as dicts, lists and scalars, without optional fields that are None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: (getattr(value, f.name), "optional" in f.metadata) for f in dataclasses.fields(value)}
-        return {name: plain(v) for name, (v, may_go) in fields.items() if optional or not may_go or v is not None}
+        fields = {f.name: (getattr(value, f.name), f.metadata) for f in dataclasses.fields(value)}
+        return {name: to_plain(v) for name, (v, about) in fields.items() if v is not None or about != OPTIONAL}
     if isinstance(value, Mapping):
-        return {name: plain(v) for name, v in value.items()}
+        return {name: to_plain(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     return value
 
 

@@ -18,17 +18,6 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class UserTexts:
-    """The texts of ``tokens.user_template``."""
-
-    users: int
-    users_without: int  # no column has a value: their text is empty
-    texts: int  # distinct
-    texts_cut: int  # longer than tokens.max_text_tokens
-    longest: int  # tokens
-
-
-@dataclass(frozen=True)
 class TokenizeReport:
     """A token store."""
 
@@ -41,7 +30,11 @@ class TokenizeReport:
     special_tokens: dict[str, int]  # id by role: pad, sum, yes, no
     prefix_tokens: tuple[int, ...]  # that open every prompt
     knowledge: Knowledge
-    user_texts: UserTexts | None = field(default=None, metadata=OPTIONAL)  # None: users have none
+    # Of tokens.user_template, where there is one.
+    user_texts: int | None = field(default=None, metadata=OPTIONAL)  # distinct
+    user_texts_cut: int | None = field(default=None, metadata=OPTIONAL)
+    users_without_text: int | None = field(default=None, metadata=OPTIONAL)  # no column of theirs has a value
+    longest_user_text: int | None = field(default=None, metadata=OPTIONAL)  # tokens
 
 
 @dataclass(frozen=True)

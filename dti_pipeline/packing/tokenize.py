@@ -47,11 +47,12 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     tokenizer = _tokenizer(config.tokens, [*texts, *(users.texts if users else ())])
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
-    of_users = None
+    counts: dict[str, int] = {}
     if users:
         log["user_text"] = users.of_row + np.int32(len(texts))
-        of_users = encode(tokenizer, users.texts, config.tokens.max_text_tokens, "user")
-        tokens, offsets = joined((tokens, offsets), of_users[:2])
+        *of_users, users_cut = encode(tokenizer, users.texts, config.tokens.max_text_tokens, "user")
+        tokens, offsets = joined((tokens, offsets), of_users)
+        counts = users.counts(of_users[1], users_cut)
     prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
 
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
@@ -74,7 +75,7 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
             special_tokens=special,
             prefix_tokens=tuple(prefix),
             knowledge=Knowledge(split["feedback_delay"], config.split.context, split["ties"]),
-            user_texts=users.report(*of_users[1:]) if users and of_users else None,
+            **counts,
         )
     return report
 
@@ -218,7 +219,7 @@ def encode(
     return np.concatenate(kept).astype(np.int32), offsets, cut
 
 
-def joined(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def joined(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and offsets of texts and then of others."""
     return np.concatenate([one[0], other[0]]), np.concatenate([one[1], one[1][-1] + other[1][1:]])
 

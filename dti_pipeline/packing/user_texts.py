@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from dti_pipeline.config import TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing.report import UserTexts
 from dti_pipeline.packing.values import BLOCK, distinct
 from dti_pipeline.packing.words import render_user
 
@@ -25,16 +24,15 @@ class Users:
     of_row: NDArray[np.int32]  # (m,) index into ``texts``
     opens: NDArray[np.bool_]  # (m,) True on each user's first row
 
-    def report(self, offsets: NDArray[np.int64], cut: int) -> UserTexts:
-        """Counts, from where each text's tokens begin and how many were cut."""
+    def counts(self, offsets: NDArray[np.int64], cut: int) -> dict[str, int]:
+        """What the report says of them, from where each text's tokens begin and how many were cut."""
         empty = self.texts.index("") if "" in self.texts else -1
-        return UserTexts(
-            users=int(self.opens.sum()),
-            users_without=int((self.of_row[self.opens] == empty).sum()),
-            texts=len(self.texts),
-            texts_cut=cut,
-            longest=int(np.diff(offsets).max()),
-        )
+        return {
+            "user_texts": len(self.texts),
+            "user_texts_cut": cut,
+            "users_without_text": int((self.of_row[self.opens] == empty).sum()),
+            "longest_user_text": int(np.diff(offsets).max()),
+        }
 
 
 def read(path: Path, config: TokensConfig, position: NDArray[np.int32]) -> Users | None:

@@ -113,13 +113,13 @@ def test_a_model_that_reads_users_is_far_ahead_in_every_paradigm(told: Paths, tm
 
 
 def test_users_without_a_text_are_counted_and_prompts_are_as_long_as_they_are(told: Paths) -> None:
-    found = artifacts.read(told.tokens, "tokenize", TokenizeReport).report.user_texts
-    assert found is not None
-    assert (found.users, found.users_without, found.texts, found.texts_cut) == (USERS, 1, 7, 0)
+    found = artifacts.read(told.tokens, "tokenize", TokenizeReport).report
+    assert (found.users_without_text, found.user_texts, found.user_texts_cut) == (1, 7, 0)
+    assert found.longest_user_text is not None
     store = TokenStore.open(told.tokens)
     opening, lengths = store.opening().astype(int), store.lengths().astype(int)
     assert opening.min() == len(store.prefix) > 0
-    assert opening.max() == store.longest_opening == len(store.prefix) + found.longest
+    assert opening.max() == store.longest_opening == len(store.prefix) + found.longest_user_text
     targets = np.flatnonzero((store.split == 2) & (store.request >= 1))
     context = [lengths[max(row - store.position[row], row - N) : row].sum() for row in targets]
     plan = artifacts.read(told.shards("sliding_window"), "pack", PackReport).report.plans["test"]
