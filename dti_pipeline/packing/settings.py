@@ -22,12 +22,13 @@ class TokensConfig:
     vocab_size: Annotated[int, Range(64)] = 4096  # of a trained tokenizer, special tokens included
     # Text of an interaction, its names in braces filled in: {item_text}; {item_id}; {gap}, the time since the last row
     # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); any column of
-    # the log, or else of its items, by its name: it must have been known before the click.
+    # the log, or else of its items, by its name: it must have been known before the click, which nothing here can tell.
     template: str = "{item_text}"
     max_text_tokens: PositiveInt = 32  # longer texts, of items and of users, are cut at the end, and counted
     prefix: str = ""  # instruction that opens every prompt; empty: none
     # Text of a user, behind the prefix in each prompt of theirs: columns of the log, or else of its users, by name in
-    # braces, "{age} {occupation}". Each has one value for a user, known before the first click. null: none.
+    # braces, "{age} {occupation}". Each has one value for a user, known before the first click, which nothing here can
+    # tell. A request to the model has to give them. null: none.
     user_template: str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
