@@ -93,7 +93,7 @@ def publish(
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "stage": stage,
-            "report": to_plain(draft.report),
+            "report": to_plain(draft.report, whole=False),
             "config": dict(config or {}),
             "inputs": digests,
             "files": _file_digests(draft.path),

@@ -70,7 +70,7 @@ class Config:
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, as a manifest or a tracker records them."""
-        return {name: to_plain(getattr(self, name)) for name in names}
+        return {name: to_plain(getattr(self, name), whole=False) for name in names}
 
 
 def find(params: Path, home: Path) -> Path:

@@ -71,13 +71,14 @@ SYNTH = Stage(
 INGEST = Stage(
     name="ingest", asset="events", function="dti_pipeline.events.ingest:ingest", report=IngestReport,
     summary="Raw log to canonical interactions, ordered by user and time; bad rows quarantined with their reason.",
-    deps=("${events.path}",), outs=("data/events", "data/staged"), params=("events", "split", "tokens.template"),
+    deps=("${events.path}",), outs=("data/events", "data/staged"),
+    params=("events", "split", "tokens.template", "tokens.user_template"),
 )  # fmt: skip
 VALIDATE = Stage(
     name="validate", asset="checks", function="dti_pipeline.validation.validate:validate", report=ValidateReport,
     summary="Great Expectations suites over the raw and the canonical rows; a failure stops what comes after.",
     deps=("data/events", "data/staged"), outs=("data/checks",),
-    params=("events", "split", "validation", "packing.context", "tokens.template"),
+    params=("events", "split", "validation", "packing.context", "tokens.template", "tokens.user_template"),
 )  # fmt: skip
 TOKENIZE = Stage(
     name="tokenize", asset="tokens", function="dti_pipeline.packing.tokenize:tokenize", report=TokenizeReport,

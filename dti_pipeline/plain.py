@@ -12,6 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -51,6 +52,10 @@ PositiveFloat = Annotated[float, Range(0, ends="(]")]
 NonNegativeFloat = Annotated[float, Range(0)]
 Finite = Annotated[float, Range(-math.inf, ends="(]")]
 Share = Annotated[float, Range(0, 1)]
+
+
+#: Metadata of a field, None by default, that a manifest leaves out while it is None: it is then as before the field.
+OPTIONAL = {"optional": True}
 
 
 def require(ok: bool, key: str, rule: str, value: object) -> None:
@@ -156,14 +161,16 @@ def part_of(whole: Any, base: type) -> dict[str, Any]:
     return {f.name: getattr(whole, f.name) for f in dataclasses.fields(base)}
 
 
-def to_plain(value: Any) -> Any:
-    """A section or a report as dicts, lists and scalars."""
+def to_plain(value: Any, *, whole: bool = True) -> Any:
+    """A section or a report as dicts, lists and scalars. Not ``whole``: without optional fields that are None."""
+    plain = partial(to_plain, whole=whole)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: (getattr(value, f.name), f.metadata) for f in dataclasses.fields(value)}
+        return {name: plain(v) for name, (v, about) in fields.items() if whole or v is not None or about != OPTIONAL}
     if isinstance(value, Mapping):
-        return {name: to_plain(v) for name, v in value.items()}
+        return {name: plain(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

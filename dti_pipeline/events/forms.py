@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.lines import Lines, encoding_of, head, record_pattern
 
-#: The values of an interaction and of an item, in the order the SQL reads them.
+#: The values of an interaction, of an item and of a user, in the order the SQL reads them.
 INTERACTION = ("user_id", "item_id", "rating", "timestamp", "item_text", "request_id", "split")
 ITEM = ("item_id", "title", "genres")
+USER = ("user_id",)
 ABSENT = "(no such key)"  # of a JSON object, for a value that the log does not have
 PROBED = 1000  # records of a JSONL file that are looked at to learn its keys
 
@@ -41,7 +42,7 @@ class Form:
     header: int = 0  # lines before the first row
     encoding: str = "utf-8"
     genres: tuple[str, ...] | None = None  # names of flag columns; None: genres are text
-    columns: tuple[str, ...] = ()  # names of all that the file has; none: it has a known order instead
+    columns: tuple[str, ...] = ()  # names of all that the file has; none: they have no names
     rating: str | None = None  # that of them which decides the label
 
     def with_columns(self, names: Sequence[str]) -> Form:
@@ -102,7 +103,7 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
     columns = _csv_columns(path, lines[0], separator)
     chosen = _choose(path, columns, names, keys)
     places = [columns.index(chosen[name]) + 1 if name in chosen else 0 for name in wanted]
-    encoding = encoding_of(path) if wanted == ITEM else "utf-8"
+    encoding = "utf-8" if wanted == INTERACTION else encoding_of(path)
     return _told(separated(separator, len(columns), places, quoted=True, header=1, encoding=encoding), chosen, columns)
 
 

@@ -14,7 +14,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import connect, identifier, run_script, write_parquet
 from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts
 from dti_pipeline.events.sources import CANONICAL, locate
-from dti_pipeline.events.staging import stage
+from dti_pipeline.events.staging import Parts, stage
 from dti_pipeline.paths import Paths
 
 INTERACTIONS = "interactions.parquet"
@@ -31,26 +31,29 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     ``split`` (train, validation, test), ``position`` (index in the user's history), ``request`` (position of the first
     row of the row's request: rows of one know nothing of each other) and ``known`` (so many of the user's first rows
     have a label that is known to the row, at most ``request``); then, as text, each column of the log that
-    ``tokens.template`` names, empty where neither the row nor its item has a value. ``quarantine.parquet``:
+    ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item has a
+    value. ``quarantine.parquet``:
     ``source_file, line, reason, raw`` of each row that is none. Same files and parameters: same bytes.
 
     The report holds the ledger: read = kept + quarantined + duplicates, checked. Cost: one read of the raw files, and
     memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read, has no usable row, or lacks
     what ``split`` asks of it.
     """
-    log = locate(config.events, paths, config.tokens.columns)
+    log = locate(config.events, paths, config.tokens)
     clock, requests = (any(getattr(f.form, name) for f in log.logs if f.form) for name in ("clock", "requests"))
     together = clock and config.split.ties == "together"
     inputs = {f"log/{file.name}": file.path for file in log.logs}
     inputs |= {f"items/{file.name}": file.path for file in log.items}
-    recorded = config.sections("events", "split")
-    recorded |= {"tokens": {"template": config.tokens.template}} if log.columns else {}
+    inputs |= {f"users/{file.name}": file.path for file in log.users}
+    recorded, tokens = config.sections("events", "split"), config.sections("tokens")["tokens"]
+    if log.columns:
+        recorded |= {"tokens": {key: tokens[key] for key in ("template", "user_template") if key in tokens}}
     with (
         connect(config.events.memory_limit, paths.events.parent) as connection,
         artifacts.publish(paths.events, "ingest", recorded, inputs) as draft,
     ):
-        parts, item_parts = stage(connection, log, paths.staged)
-        _gather(connection, parts, item_parts, bool(log.columns), max_users=config.events.max_users, together=together)
+        parts = stage(connection, log, paths.staged)
+        _gather(connection, parts, bool(log.columns), max_users=config.events.max_users, together=together)
         ledger = _ledger(connection, paths.resolve(config.events.path))
         _split(connection, config.split, clock)
         _canonical(connection, config.split, requests, together)
@@ -65,29 +68,37 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     return report
 
 
-def _gather(
-    connection: duckdb.DuckDBPyConnection, parts: dict[str, Path], item_parts: list[Path], more: bool, **variables: Any
-) -> None:
+def _gather(connection: duckdb.DuckDBPyConnection, parts: Parts, more: bool, **variables: Any) -> None:
     connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
-    for index, (name, part) in enumerate(parts.items()):
+    for index, (name, part) in enumerate(parts.logs.items()):
         connection.execute("INSERT INTO files VALUES (?, ?, ?)", [index, name, str(part)])
-    connection.execute(
-        "CREATE TEMP TABLE item_rows (file INTEGER, line BIGINT, item_id VARCHAR, item_text VARCHAR, more VARCHAR[])"
-    )
-    for index, part in enumerate(item_parts):
-        query = f"INSERT INTO item_rows SELECT $1, *{'' if more else ', NULL'} FROM read_parquet($2)"
-        connection.execute(query, [index, str(part)])
-    parts_read = sorted({str(part) for part in parts.values()})  # files that hold the same share a part
+    for table, named, beside in (
+        ("item_rows", "item_id VARCHAR, item_text", parts.items),
+        ("user_rows", "user_id", parts.users),
+    ):
+        connection.execute(f"CREATE TEMP TABLE {table} (file INTEGER, line BIGINT, {named} VARCHAR, more VARCHAR[])")
+        for index, part in enumerate(beside):
+            query = f"INSERT INTO {table} SELECT $1, *{'' if more else ', NULL'} FROM read_parquet($2)"
+            connection.execute(query, [index, str(part)])
+    parts_read = sorted({str(part) for part in parts.logs.values()})  # files that hold the same share a part
     run_script(connection, "gather", parts=parts_read, **variables)
     _check_requests(connection)
 
 
 def _interactions(columns: Sequence[str]) -> str:
-    """The query of the canonical interactions, with these columns of the log: of the row, or else of its item."""
-    more = [f"coalesce(own.more[{i}], of_item.more[{i}], '') AS {identifier(c)}" for i, c in enumerate(columns, 1)]
-    joins = """INNER JOIN (SELECT "row", more FROM staged) AS own USING ("row")
-        LEFT JOIN (SELECT item_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM item_rows
-        GROUP BY item_id) AS of_item USING (item_id)"""
+    """The query of the canonical interactions, with these columns of the log: of the row, else of its user, else of its
+    item."""
+    sources = ("own", "of_user", "of_item")
+    more = [
+        f"coalesce({', '.join(f'{source}.more[{i}]' for source in sources)}, '') AS {identifier(column)}"
+        for i, column in enumerate(columns, 1)
+    ]
+    first = (
+        "SELECT {0}_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM {0}_rows GROUP BY {0}_id"
+    )
+    joins = f"""INNER JOIN (SELECT "row", more FROM staged) AS own USING ("row")
+        LEFT JOIN ({first.format("user")}) AS of_user USING (user_id)
+        LEFT JOIN ({first.format("item")}) AS of_item USING (item_id)"""
     chosen = ", ".join([*CANONICAL, *more])
     return f'SELECT {chosen} FROM interactions {joins if more else ""} ORDER BY "user", position'
 

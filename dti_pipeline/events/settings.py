@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dti_pipeline.plain import Finite, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, require
+from dti_pipeline.plain import OPTIONAL, Finite, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, require
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class EventsConfig:
     items_path: str | None = None  # table, amazon: titles in a file of their own, when not found beside the log
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # table only
     item_columns: tuple[str, str] = ("item_id", "item_text")  # table only: id and text columns of items_path
+    # table only: columns of the users in a file of their own, a row for each user, whose column of ids is named as the
+    # log's (events.columns.user_id); `tokens.user_template` names those that it wants.
+    users_path: str | None = field(default=None, metadata=OPTIONAL)
     max_users: PositiveInt | None = None  # keep whole histories of this many users, by hash of their id; null: all
     # Ratings below it are quarantined. null: the source's scale (movielens 0.5 to 5, movietweetings 0 to 10, amazon and
     # synthetic 1 to 5, table unbounded).
@@ -57,10 +60,10 @@ class EventsConfig:
     def __post_init__(self) -> None:
         ordered = self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating
         require(ordered, "events.min_rating", "below events.max_rating", self.min_rating)
-        for name in ("request_id", "split"):
-            column, key = getattr(self.columns, name), f"events.columns.{name}"
+        only = {f"columns.{name}": getattr(self.columns, name) for name in ("request_id", "split")}
+        for name, value in {**only, "users_path": self.users_path}.items():
             rule = f"null for `events.source: {self.source}`, since only a table names its columns"
-            require(self.source == "table" or column is None, key, rule, column)
+            require(self.source == "table" or value is None, f"events.{name}", rule, value)
 
 
 @dataclass(frozen=True)

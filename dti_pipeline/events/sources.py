@@ -1,4 +1,4 @@
-"""Readers of the known logs: the files with interactions and titles, and their forms."""
+"""Readers of the known logs: the files with interactions, with titles and with users, and their forms."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dti_pipeline.config import EventsConfig
+from dti_pipeline.config import EventsConfig, TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.forms import INTERACTION, ITEM, Form, Names, listed, named, separated
+from dti_pipeline.events.forms import INTERACTION, ITEM, USER, Form, Names, listed, named, separated
 from dti_pipeline.events.lines import encoding_of, head
 from dti_pipeline.paths import Paths
 
@@ -42,6 +42,7 @@ class Log:
 
     logs: tuple[File, ...]
     items: tuple[File, ...]
+    users: tuple[File, ...]
     lowest: float | None
     highest: float | None
     columns: tuple[str, ...] = ()
@@ -59,13 +60,18 @@ class _Reader:
     log_form: _FormOf
     item_form: _FormOf
     scale: tuple[float | None, float | None] = (None, None)
+    users: tuple[str, ...] = ()  # name patterns of files with users, beside the log
+    user_form: _FormOf = lambda path, config: None
 
 
-def locate(config: EventsConfig, paths: Paths, columns: Sequence[str] = ()) -> Log:
-    """Find a log's files and learn their forms, with these further columns; nothing but their first lines is read.
+def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None) -> Log:
+    """Find a log's files and learn their forms, with the columns that ``words`` name; nothing but their first lines is
+    read. Files of users are looked for where words of users are wanted.
 
     Raises InputError where there is no such path, no file of the kind, no row in any of them, or no such column.
     """
+    words = words or TokensConfig()
+    columns = words.read_columns
     reader = _READERS[config.source]
     root = paths.resolve(config.path)
     if not root.exists():
@@ -76,13 +82,12 @@ def locate(config: EventsConfig, paths: Paths, columns: Sequence[str] = ()) -> L
         state = "a zip archive: unpack it and name the folder" if whole else "not a whole zip archive"
         raise InputError(f"params key `events.path` names {root}, which is {state}")
     folder = root if root.is_dir() else root.parent
-    listed = paths.resolve(config.items_path) if config.items_path else None
-    if listed and not listed.is_file():
-        raise InputError(f"params key `events.items_path` names {listed}, which is not a file")
+    listed = _listed(config.items_path, "items_path", paths)
+    listed_users = _listed(config.users_path, "users_path", paths)
     titles = _find(folder, reader.items, deep=root.is_dir())
     logs = [root]
     if root.is_dir():
-        logs = [path for path in _find(root, reader.logs, deep=True) if path not in {*titles, listed}]
+        logs = [path for path in _find(root, reader.logs, deep=True) if path not in {*titles, listed, listed_users}]
     if not logs:
         raise InputError(f"{root} has no {config.source} log: looked for {' or '.join(reader.logs)}")
     files = tuple(File(path, _name(path, folder), reader.log_form(path, config)) for path in logs)
@@ -94,27 +99,40 @@ def locate(config: EventsConfig, paths: Paths, columns: Sequence[str] = ()) -> L
     items = tuple(
         File(path, _name(path, folder), reader.item_form(path, config)) for path in ([listed] if listed else titles)
     )
+    users: tuple[File, ...] = ()
+    if words.user_template is not None:
+        found = [listed_users] if listed_users else _find(folder, reader.users, deep=root.is_dir())
+        users = tuple(File(path, _name(path, folder), reader.user_form(path, config)) for path in found)
     if columns:
-        _check_columns(columns, [file.form for file in (*files, *items) if file.form])
+        _check_columns(words, [file.form for file in (*files, *items, *users) if file.form])
     lowest, highest = reader.scale
     return Log(
         tuple(_with_columns(file, columns) for file in files),
         tuple(_with_columns(file, columns) for file in items),
+        tuple(_with_columns(file, columns) for file in users),
         lowest if config.min_rating is None else config.min_rating,
         highest if config.max_rating is None else config.max_rating,
-        tuple(columns),
+        columns,
     )
+
+
+def _listed(path: str | None, name: str, paths: Paths) -> Path | None:
+    """A file that a params key names, if it does."""
+    listed = paths.resolve(path) if path else None
+    if listed and not listed.is_file():
+        raise InputError(f"params key `events.{name}` names {listed}, which is not a file")
+    return listed
 
 
 def _with_columns(file: File, names: Sequence[str]) -> File:
     return replace(file, form=file.form.with_columns(names)) if file.form and names else file
 
 
-def _check_columns(names: Sequence[str], forms: Sequence[Form]) -> None:
-    """Raise InputError for a column of the template that no file has, or that the words must not tell."""
-    there = sorted({column for form in forms for column in form.columns})
+def _check_columns(words: TokensConfig, forms: Sequence[Form]) -> None:
+    """Raise InputError for a column of a template that no file has, or that the words must not tell."""
+    there, names = sorted({column for form in forms for column in form.columns}), words.read_columns
     for name in names:
-        key = f"params key `tokens.template` names {{{name}}}"
+        key = f"params key `{words.key_of(name)}` names {{{name}}}"
         if name in [form.rating for form in forms] or name.lower() in ("rating", "label"):
             raise InputError(f"{key}, which decides the label that is to be predicted")
         if name.lower() in CANONICAL:
@@ -122,9 +140,11 @@ def _check_columns(names: Sequence[str], forms: Sequence[Form]) -> None:
         if name not in there:
             near = difflib.get_close_matches(name, there, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed(there)}"
-            raise InputError(f"{key}, a column that neither the log nor its items have: {hint}")
+            nobody = "neither the log nor its items or users" if words.user_columns else "neither the log nor its items"
+            raise InputError(f"{key}, a column that {nobody} have: {hint}")
     if len({name.lower() for name in names}) < len(names):
-        raise InputError(f"params key `tokens.template` names columns that differ in case only: {listed(names)}")
+        keys = dict.fromkeys(f"`{words.key_of(name)}`" for name in names)
+        raise InputError(f"params key {' and '.join(keys)} names columns that differ in case only: {listed(names)}")
 
 
 def _find(folder: Path, patterns: Sequence[str], deep: bool) -> list[Path]:
@@ -177,6 +197,24 @@ def _table_items(path: Path, config: EventsConfig) -> Form | None:
     return named(path, names, ITEM, dict.fromkeys(names, "events.item_columns"))
 
 
+def _table_users(path: Path, config: EventsConfig) -> Form | None:
+    return named(path, {"user_id": [config.columns.user_id]}, USER, {"user_id": "events.columns.user_id"})
+
+
+def _user_lines(separator: str, *columns: str) -> _FormOf:
+    """Of users a line, whose fields are these, the id first."""
+    return lambda path, config: (
+        separated(separator, len(columns), [1], encoding=encoding_of(path), columns=columns) if head(path, 1) else None
+    )
+
+
+def _movielens_users(path: Path, config: EventsConfig) -> Form | None:
+    """MovieLens 1M's users.dat, or 100K's u.user."""
+    if path.name == "u.user":
+        return _user_lines("|", "user_id", "age", "gender", "occupation", "zip_code")(path, config)
+    return _user_lines("::", "user_id", "gender", "age", "occupation", "zip_code")(path, config)
+
+
 def _columns(wanted: Sequence[str], names: Names) -> _FormOf:
     """Of a log whose columns have these names."""
     return lambda path, config: named(path, names, wanted, {})
@@ -197,13 +235,16 @@ _READERS = {
     ),
     "movielens": _Reader(
         ("ratings*.csv", "ratings*.dat", "u.data"), ("movies.csv", "movies.dat", "u.item"),
-        _movielens_log, _title_lines, (0.5, 5),
+        _movielens_log, _title_lines, (0.5, 5), ("users.dat", "u.user"), _movielens_users,
     ),
-    "movietweetings": _Reader(("ratings*.dat",), ("movies*.dat",), _rating_lines, _title_lines, (0, 10)),
+    "movietweetings": _Reader(
+        ("ratings*.dat",), ("movies*.dat",), _rating_lines, _title_lines, (0, 10),
+        ("users*.dat",), _user_lines("::", "user_id", "twitter_id"),
+    ),
     "amazon": _Reader(
         REVIEWS, tuple(f"meta{pattern}" for pattern in REVIEWS),
         _columns(INTERACTION, _AMAZON_LOG),
         _columns(ITEM, {"item_id": ["parent_asin", "asin"], "title": ["title"]}), (1, 5),
     ),
-    "table": _Reader(TABLES, (), _table_log, _table_items),
+    "table": _Reader(TABLES, (), _table_log, _table_items, user_form=_table_users),
 }  # fmt: skip

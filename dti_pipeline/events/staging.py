@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 
@@ -21,27 +22,36 @@ from dti_pipeline.events.sources import File, Log
 
 LINES_VERSION = 1  # of lines.py; goes into the name of a part, as the text of the SQL does
 BROKEN_PARQUET = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
-ITEMS = "items"  # folder of the item parts
+ITEMS, USERS = "items", "users"  # folders of their parts
 
 
-def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Parse what is not parsed yet. Returns the parts of the logs by name of the file, and those of the item files.
+class Parts(NamedTuple):
+    """Files that are parsed."""
+
+    logs: dict[str, Path]  # by name of the file
+    items: list[Path]
+    users: list[Path]
+
+
+def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> Parts:
+    """Parse what is not parsed yet.
 
     Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, request_id, split, reason``; ``line`` is
     1-based in the file (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both
     null for a good row.
-    Items: ``line, item_id, item_text``. Where the log was located with further columns both end with ``more``, the
-    list of their values. Cost: one read of every file, and a parse of the new ones, out of core.
+    Items: ``line, item_id, item_text``. Users: ``line, user_id``. Where the log was located with further columns all
+    end with ``more``, the list of their values. Cost: one read of every file, and a parse of the new ones, out of core.
     Raises InputError for a file that cannot be read to its end.
     """
     scale = {"lowest": log.lowest, "highest": log.highest}
     more = bool(log.columns)
     logs = {file.name: _part(connection, file, "interactions", scale, folder, more) for file in log.logs if file.form}
     items = [_part(connection, file, "items", {}, folder / ITEMS, more) for file in log.items if file.form]
+    users = [_part(connection, file, "users", {}, folder / USERS, more) for file in log.users if file.form]
     for path in folder.rglob("*"):
-        if path.is_file() and path not in {*logs.values(), *items}:
+        if path.is_file() and path not in {*logs.values(), *items, *users}:
             path.unlink()
-    return logs, items
+    return Parts(logs, items, users)
 
 
 def _part(

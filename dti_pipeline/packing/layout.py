@@ -15,7 +15,7 @@ class Kind(IntEnum):
     TEXT = 0  # the item's text
     SUM = 1  # [SUM]: stands after a target's text, its hidden state predicts the click; nobody else sees it
     LABEL = 2  # what the user did: yes or no; after [SUM], so that a target never sees its own
-    PREFIX = 3  # the instruction that opens a prompt
+    PREFIX = 3  # what opens a prompt: the instruction, then the user's text
     PAD = 4
 
 

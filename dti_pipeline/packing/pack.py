@@ -81,7 +81,7 @@ def plan_rows(
     for number, block in enumerate(_blocks(store.position)):
         position, lengths = store.position[block], text_lengths[store.text[block]]
         cut, closed = prompts.cut(
-            kept[block], position, seen[block], lengths, packing.context, k, packing.row_length, len(store.prefix)
+            kept[block], position, seen[block], lengths, packing.context, k, packing.row_length, store.opening(block)
         )
         ended += closed
         packed = best_fit.pack(cut.length, packing.row_length, packing.seed + number)

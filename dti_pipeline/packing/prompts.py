@@ -27,7 +27,7 @@ class Prompts:
     start: NDArray[Any]  # (p,) first context row
     first_target: NDArray[Any]  # (p,)
     stop: NDArray[Any]  # (p,) one past the last target
-    length: NDArray[Any]  # (p,) tokens: prefix, texts, labels and [SUM]s
+    length: NDArray[Any]  # (p,) tokens: prefix, user's text, texts, labels and [SUM]s
 
     def __len__(self) -> int:
         return len(self.start)
@@ -48,13 +48,14 @@ def cut(
     context: int,
     targets: int | None,
     row_length: int,
-    prefix_length: int = 0,
+    opening: NDArray[np.int64] | int = 0,
 ) -> tuple[Prompts, int]:
     """Cut every user's targets into prompts of up to ``targets`` (None: as many as a row holds), and how many of them a
     full row has ended early.
 
     ``is_target``, ``position`` (index within the user's history), ``seen`` (rows of the history in its context) and
-    ``lengths`` (tokens of text and label) are (m,), ordered by user and time. A prompt holds whole requests, one at
+    ``lengths`` (tokens of text and label) are (m,), ordered by user and time; so is ``opening``, the tokens that open a
+    prompt of the row's user, unless it is one number for all. A prompt holds whole requests, one at
     least, whatever ``targets`` is. One that would outgrow the row is closed early and the next opens with a context of
     its own, so no target is lost; only a request that does not fit a row is parted. Raises InputError where even one
     target does not fit. Cost: some vectorised steps for each prompt of the longest history.
@@ -62,6 +63,7 @@ def cut(
     # tokens[i]: of rows before i, as context; a span of targets has one [SUM] each besides.
     tokens = np.append(0, np.cumsum(lengths, dtype=np.int64))
     as_targets = tokens + np.arange(len(tokens))
+    opening = np.broadcast_to(opening, len(position))
     history = np.arange(len(position)) - position  # first row of each row's user
     seen_to = history + seen  # the row behind each row's context
     joined = is_target[:-1] & is_target[1:] & (position[1:] > 0)  # to the next row, in a run of a user's targets
@@ -76,7 +78,7 @@ def cut(
     def length(start: NDArray[Any], first: NDArray[Any], stop: NDArray[Any]) -> NDArray[np.int64]:
         """Tokens of prompts."""
         context_end = np.maximum(start, np.minimum(first, seen_to[stop - 1]))
-        return prefix_length + tokens[context_end] - tokens[start] + as_targets[stop] - as_targets[first]
+        return opening[first] + tokens[context_end] - tokens[start] + as_targets[stop] - as_targets[first]
 
     none = np.zeros(0, np.int64)
     parts, ended = [(none, none, none, none)], 0

@@ -74,7 +74,7 @@ class Rows:
         _write(
             rows, self.bounds, self.start, self.first_target, self.stop,
             store.position, store.seen, store.known,
-            store.text, store.label, store.offsets, store.tokens, store.prefix,
+            store.text, store.label, store.offsets, store.tokens, store.prefix, store.user_text,
             (special["no"], special["yes"], special["sum"], special["pad"]), KINDS,
             (layout.token, layout.document, layout.interaction, layout.kind, layout.position, layout.target),
             (layout.seen, layout.known),
@@ -90,12 +90,12 @@ KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(K
 def _write(
     rows: Any, bounds: Any, start: Any, first_target: Any, stop: Any,
     position_in_log: Any, seen_of: Any, known_of: Any,
-    text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any,
+    text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any, user_text: Any,
     special: tuple[int, int, int, int], kinds: tuple[int, int, int, int, int, int],
     out: tuple[Any, Any, Any, Any, Any, Any], knowledge: tuple[Any, Any],
 ) -> None:  # fmt: skip
-    """Write rows: prompts one behind the other, each the prefix and its interactions, then padding; an interaction is
-    its text, [SUM] if it is a target, its label."""
+    """Write rows: prompts one behind the other, each the prefix, its user's text and its interactions, then padding; an
+    interaction is its text, [SUM] if it is a target, its label."""
     no, yes, sum_token, pad = special
     text_kind, sum_kind, label_kind, prefix_kind, pad_kind, no_document = kinds
     length = out[0].shape[1]
@@ -112,18 +112,22 @@ def _write(
         for prompt in range(first_prompt, end_prompt):
             begin, first, end = start[prompt], first_target[prompt], stop[prompt]
             first_slot = slot
-            if slot + len(prefix) > length:
+            user = tokens[:0]
+            if len(user_text):
+                user = tokens[offsets[user_text[first]] : offsets[user_text[first] + 1]]
+            opening = len(prefix) + len(user)
+            if slot + opening > length:
                 raise IndexError("a prompt is longer than its row")
-            for word in prefix:
-                token[row, slot] = word
+            for place in range(opening):
+                token[row, slot] = prefix[place] if place < len(prefix) else user[place - len(prefix)]
                 kind[row, slot] = prefix_kind
-                position[row, slot] = slot - first_slot
+                position[row, slot] = place
                 interaction[row, slot] = -1
                 slot += 1
             # Rows between the last that any target sees and the first target have no part in the prompt.
             history = end - 1 - position_in_log[end - 1]
             context_end = min(first, history + seen_of[end - 1])
-            behind = np.full(end - begin, len(prefix), np.int32)  # the position behind each interaction
+            behind = np.full(end - begin, opening, np.int32)  # the position behind each interaction
             for log_row in range(begin, end):
                 if context_end <= log_row < first:
                     continue
@@ -133,7 +137,7 @@ def _write(
                 if slot + offsets[item + 1] - offsets[item] + is_target >= length:
                     raise IndexError("a prompt is longer than its row")
                 in_context = max(0, history + seen_of[log_row] - begin)
-                place = behind[in_context - 1] if in_context else len(prefix)
+                place = behind[in_context - 1] if in_context else opening
                 for word in tokens[offsets[item] : offsets[item + 1]]:
                     token[row, slot] = word
                     kind[row, slot] = text_kind

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from dti_pipeline.plain import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class TokenizeReport:
     special_tokens: dict[str, int]  # id by role: pad, sum, yes, no
     prefix_tokens: tuple[int, ...]  # that open every prompt
     knowledge: Knowledge
+    # Of tokens.user_template, where there is one.
+    user_texts: int | None = field(default=None, metadata=OPTIONAL)  # distinct
+    user_texts_cut: int | None = field(default=None, metadata=OPTIONAL)
+    users_without_text: int | None = field(default=None, metadata=OPTIONAL)  # no column of theirs has a value
+    longest_user_text: int | None = field(default=None, metadata=OPTIONAL)  # tokens
 
 
 @dataclass(frozen=True)

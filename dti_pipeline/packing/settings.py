@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import Formatter
 from typing import Annotated, Literal
 
 from dti_pipeline.errors import InputError
-from dti_pipeline.plain import NonNegativeInt, PositiveInt, Range, require
+from dti_pipeline.plain import OPTIONAL, NonNegativeInt, PositiveInt, Range, require
+
+#: Names of a template that are no columns.
+OF_ITEMS = ("item_text", "item_id", "gap")
 
 
 @dataclass(frozen=True)
@@ -19,29 +22,58 @@ class TokensConfig:
     vocab_size: Annotated[int, Range(64)] = 4096  # of a trained tokenizer, special tokens included
     # Text of an interaction, its names in braces filled in: {item_text}; {item_id}; {gap}, the time since the last row
     # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); any column of
-    # the log, or else of its items, by its name: it must have been known before the click.
+    # the log, or else of its items, by its name: it must have been known before the click, which nothing here can tell.
     template: str = "{item_text}"
-    max_text_tokens: PositiveInt = 32  # longer texts are cut at the end, and counted
+    max_text_tokens: PositiveInt = 32  # longer texts, of items and of users, are cut at the end, and counted
     prefix: str = ""  # instruction that opens every prompt; empty: none
+    # Text of a user, behind the prefix in each prompt of theirs: columns of the log, or else of its users, by name in
+    # braces, "{age} {occupation}". Each has one value for a user, known before the first click, which nothing here can
+    # tell. A request to the model has to give them. null: none.
+    user_template: str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
-        try:
-            parts = list(Formatter().parse(self.template))
-        except ValueError as error:
-            raise InputError(f"params key `tokens.template` is {self.template!r}: {error}") from error
-        fields = [name for _, name, _, _ in parts if name is not None]
-        require("" not in fields, "tokens.template", "text whose braces hold names", self.template)
+        _check(self.template, "tokens.template")
+        if self.user_template is not None:
+            _check(self.user_template, "tokens.user_template")
+            fits = self.user_columns and not {*self.user_columns} & {*OF_ITEMS}
+            require(bool(fits), "tokens.user_template", "text whose braces hold columns of a user", self.user_template)
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the template fills in."""
-        fields = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.template) if name]
-        return tuple(dict.fromkeys(fields))
+        return _names(self.template)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of its names that are columns of the log or of its items."""
-        return tuple(name for name in self.names if name not in ("item_text", "item_id", "gap"))
+        return tuple(name for name in self.names if name not in OF_ITEMS)
+
+    @property
+    def user_columns(self) -> tuple[str, ...]:
+        """What the template of users fills in."""
+        return () if self.user_template is None else _names(self.user_template)
+
+    @property
+    def read_columns(self) -> tuple[str, ...]:
+        """All that is read of the log besides the canonical columns."""
+        return tuple(dict.fromkeys([*self.columns, *self.user_columns]))
+
+    def key_of(self, column: str) -> str:
+        """The params key that names a column."""
+        return "tokens.template" if column in self.columns else "tokens.user_template"
+
+
+def _check(template: str, key: str) -> None:
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"params key `{key}` is {template!r}: {error}") from error
+    require("" not in [name for _, name, _, _ in parts], key, "text whose braces hold names", template)
+
+
+def _names(template: str) -> tuple[str, ...]:
+    fields = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(template) if name]
+    return tuple(dict.fromkeys(fields))
 
 
 @dataclass(frozen=True)

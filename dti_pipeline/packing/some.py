@@ -29,6 +29,6 @@ def cut_some(store: TokenStore, targets: NDArray[np.int64], context: int, most: 
     lengths = (store.offsets[text + 1] - store.offsets[text] + 1).astype(np.int32)
     found, _ = cut(
         is_target, local.astype(np.int32), (store.seen[rows] - left_out).astype(np.int32), lengths,
-        context, most, row_length, len(store.prefix),
+        context, most, row_length, store.opening(rows),
     )  # fmt: skip
     return Prompts(rows[found.start], rows[found.first_target], rows[found.stop - 1] + 1, found.length)

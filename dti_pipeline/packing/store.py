@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ class TokenStore:
     special: dict[str, int]  # token ids by role: pad, sum, yes, no
     vocabulary: int = 0  # V: ids are below it; 0: not known
     context: Literal["shown", "known"] = "shown"  # split.context
+    #: (m,) text of each row's user, which follows the prefix in each prompt of theirs; (0,): users have none.
+    user_text: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
@@ -56,6 +58,18 @@ class TokenStore:
     def seen(self) -> NDArray[np.int32]:
         """(m,) Rows of the user's history before this position stand in the row's context."""
         return in_context(self.context, self.request, self.known)
+
+    def opening(self, rows: slice | NDArray[Any] = slice(None)) -> NDArray[np.int64]:
+        """Tokens that open a prompt of each of these rows' users: the prefix and the user's text."""
+        if not len(self.user_text):
+            return np.broadcast_to(np.int64(len(self.prefix)), self.position[rows].shape)
+        text = self.user_text[rows]
+        return len(self.prefix) + self.offsets[text + 1] - self.offsets[text]
+
+    @property
+    def longest_opening(self) -> int:
+        """Tokens that open a prompt, at most."""
+        return int(self.opening().max(initial=0))
 
     def lengths(self) -> NDArray[np.int32]:
         """(m,) tokens of each interaction as context: its text and its label."""

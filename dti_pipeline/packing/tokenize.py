@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing import user_texts
 from dti_pipeline.packing.report import Knowledge, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
+from dti_pipeline.packing.values import BLOCK, distinct
 from dti_pipeline.packing.words import GAPS, gaps, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 #: Added to every vocabulary. [YES] and [NO] only where the tokenizer has no single token for the words.
 SUM = "[SUM]"
 ROLES = {"yes": (" yes", "[YES]"), "no": (" no", "[NO]")}
-#: Rows of the log read at a time.
-BLOCK = 1 << 18
 
 
 def tokenize(config: Config, paths: Paths) -> TokenizeReport:
@@ -35,16 +35,24 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
     Cost: one pass over the distinct texts, one over the log; memory: 22 bytes a row, 31 with
-    gaps, and the distinct texts.
+    gaps, 4 more with texts of users, and the distinct texts.
     """
     require_passed(config, paths)
     gap, columns = "gap" in config.tokens.names, config.tokens.columns
-    items, log = _read(paths.events / "interactions.parquet", gap, columns)
+    events = paths.events / "interactions.parquet"
+    items, log = _read(events, gap, config.tokens)
+    users = user_texts.read(events, config.tokens, log["position"])
     gap_of_row = _gaps(log, config.split.context) if gap else np.int8(0)
     text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens)
-    tokenizer = _tokenizer(config.tokens, texts)
+    tokenizer = _tokenizer(config.tokens, [*texts, *(users.texts if users else ())])
     special = _special_tokens(tokenizer)
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
+    counts: dict[str, int] = {}
+    if users:
+        log["user_text"] = users.of_row + np.int32(len(texts))
+        *of_users, users_cut = encode(tokenizer, users.texts, config.tokens.max_text_tokens, "user")
+        tokens, offsets = joined((tokens, offsets), of_users)
+        counts = users.counts(of_users[1], users_cut)
     prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
 
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
@@ -67,29 +75,29 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
             special_tokens=special,
             prefix_tokens=tuple(prefix),
             knowledge=Knowledge(split["feedback_delay"], config.split.context, split["ties"]),
+            **counts,
         )
     return report
 
 
-def _read(path: Path, times: bool, columns: Sequence[str]) -> tuple[list[tuple[str, ...]], dict[str, np.ndarray]]:
-    """Distinct items (id, text, values of ``columns``), as they first occur, and (m,) columns: item (its index), split,
+def _read(path: Path, times: bool, config: TokensConfig) -> tuple[list[tuple[str, ...]], dict[str, np.ndarray]]:
+    """Distinct items (id, text, values of columns), as they first occur, and (m,) columns: item (its index), split,
     label, position, request, known and, if asked for, timestamp. A block is read at a time, with strings as codes:
     memory does not grow with them."""
     numbers = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
     numbers |= {"timestamp": np.int64} if times else {}
-    coded = ["item_id", "item_text", *columns, "split"]
+    coded = ["item_id", "item_text", *config.columns, "split"]
     index: dict[tuple[str, ...], int] = {}
     end = 0
-    for name in set(columns).difference(pq.read_schema(path).names):
-        raise InputError(
-            f"params key `tokens.template` names {{{name}}}, which {path} does not have: run `dti ingest` again"
-        )
+    for name in set(config.read_columns).difference(pq.read_schema(path).names):
+        key = config.key_of(name)
+        raise InputError(f"params key `{key}` names {{{name}}}, which {path} does not have: run `dti ingest` again")
     with pq.ParquetFile(path, read_dictionary=coded) as file:
         kinds = {"item": np.int32, "split": np.int8, **numbers}
         log = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items()}
         for batch in file.iter_batches(BLOCK, columns=[*coded, *numbers]):
             here = slice(end, end := end + len(batch))
-            log["item"][here] = _items([batch[name] for name in coded[:-1]], index)
+            log["item"][here] = distinct([batch[name] for name in coded[:-1]], index)
             names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
             log["split"][here] = names[batch["split"].indices.to_numpy()]
             if times and batch["timestamp"].null_count:
@@ -97,17 +105,6 @@ def _read(path: Path, times: bool, columns: Sequence[str]) -> tuple[list[tuple[s
             for name in numbers:
                 log[name][here] = batch[name].to_numpy()
     return list(index), log
-
-
-def _items(columns: list[pa.DictionaryArray], index: dict[tuple[str, ...], int]) -> np.ndarray:
-    """Index of each row's item; items that were not seen before are added to ``index``."""
-    codes = columns[0].indices.to_numpy().astype(np.int64)
-    for column in columns[1:]:
-        codes = codes * len(column.dictionary) + column.indices.to_numpy()
-        _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
-    values = zip(*(column.take(pa.array(first)).to_pylist() for column in columns), strict=True)
-    found = [index.setdefault(item, len(index)) for item in values]
-    return np.array(found, np.int32)[codes]
 
 
 def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str, list[str]]:
@@ -206,19 +203,25 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_text_tokens: int
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_text_tokens: int, of: str = "item"
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Tokens end to end, (t + 1,) offsets, and how many texts were longer than ``max_text_tokens`` and were cut.
-    Raises InputError for a text of which the tokenizer makes nothing."""
+    Raises InputError for a text of which the tokenizer makes nothing, unless it is a user's and empty."""
     # A title may read "[SUM]": it is text all the same.
     options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
     encoded = tokenizer(texts, **options)["input_ids"]
-    if [] in encoded:
-        raise InputError(f"the tokenizer makes no token of the item text {texts[encoded.index([])]!r}")
+    for text, ids in zip(texts, encoded, strict=True):
+        if not ids and (text or of == "item"):
+            raise InputError(f"the tokenizer makes no token of the {of} text {text!r}")
     kept = [ids[:max_text_tokens] for ids in encoded]
     cut = sum(len(ids) > max_text_tokens for ids in encoded)
     offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
     return np.concatenate(kept).astype(np.int32), offsets, cut
+
+
+def joined(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and offsets of texts and then of others."""
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], one[1][-1] + other[1][1:]])
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""The words of an interaction: `tokens.template` filled in, the same for a log and for a server."""
+"""The words of an interaction and of a user: templates filled in, the same for a log and for a server."""
 
 from __future__ import annotations
 
@@ -36,10 +36,20 @@ def columns(template: str) -> tuple[str, ...]:
     return TokensConfig(template=template).columns
 
 
+def user_columns(template: str | None) -> tuple[str, ...]:
+    """What a template of users fills in."""
+    return TokensConfig(user_template=template).user_columns
+
+
 def render(template: str, item_id: str, item_text: str | None, more: Mapping[str, str] | None = None) -> str:
     """Text of an interaction with an item; one without a text is called by its id. ``more``: other values by name."""
     text = (item_text or "").strip() or f"item {item_id}"
     return template.format(item_id=item_id, item_text=text, **(more or {})).strip()
+
+
+def render_user(template: str, values: Mapping[str, str]) -> str:
+    """Text of a user with these values by name; empty where all of them are."""
+    return template.format(**values).strip() if any(values.values()) else ""
 
 
 def gaps(times: NDArray[Any], seen: NDArray[Any], history: NDArray[Any] | int = 0) -> NDArray[np.int8]:

@@ -42,7 +42,7 @@ def token_speedup(n: float, c: float, k: float) -> float:
 def visible_pairs(paradigm: Paradigm, prompts: Prompts, store: TokenStore, context: int) -> int:
     """Pairs (query, key) that attention computes for prompts of a log: the ones of the mask. O(rows + prompts)."""
     length = store.lengths().astype(np.int64)
-    m, prefix = len(length), len(store.prefix)
+    m = len(length)
     text, whole = _sums(length - 1), _sums(length)  # of texts, and with labels, of the rows before i
     history = np.arange(m) - store.position
     seen, known = history + store.seen, history + store.known  # rows behind a row's context, and behind known labels
@@ -76,8 +76,9 @@ def visible_pairs(paradigm: Paradigm, prompts: Prompts, store: TokenStore, conte
         return found + _between(_sums(weight * in_window), first, stop)
 
     pairs += past(paradigm.text, length, True) + past(paradigm.sums, np.ones(m, np.int64), False)
-    tokens = _between(whole, start, between) + _between(whole, first, stop) + prompts.targets
-    return pairs + prefix * tokens + len(prompts) * prefix * (prefix + 1) // 2
+    opening = store.opening(first)
+    tokens = whole[between] - whole[start] + whole[stop] - whole[first] + stop - first  # behind each prompt's opening
+    return pairs + int((opening * tokens + opening * (opening + 1) // 2).sum())
 
 
 def _sums(x: NDArray[np.int64]) -> NDArray[np.int64]:

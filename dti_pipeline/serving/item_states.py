@@ -52,7 +52,10 @@ class ItemStates:
         if not model.paradigm.items_stand_alone:
             raise InputError(f"item states depend on histories in a model of paradigm {model.paradigm}")
         if model.has_prefix:
-            raise InputError("item states depend on histories in a model with a prefix: every item sees it")
+            raise InputError(
+                "item states depend on histories in a model with tokens.prefix or tokens.user_template: every item sees"
+                " what opens its prompt"
+            )
         if model.settings.forgetting != "none":
             raise InputError("item states cannot be kept for a model that forgets: its [SUM]s read mixed states")
 

@@ -12,6 +12,7 @@ seconds, says when an entry of the history was shown, all or none, and of the re
 all of them); a model that has learned from late labels needs them, and so does one whose words tell gaps: those of an
 entry are since the row before it, though that may be too old to stand in the prompt. An item may give the columns that
 a model's template names, ``{"item_id": "3", "genres": "Drama"}``: those of the item itself are known by its id.
+``user`` has the columns that a model's ``tokens.user_template`` names, ``{"age": "25"}``; "" is one without a value.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ import pyarrow.parquet as pq
 from dti_pipeline.errors import InputError
 
 #: Of a request.
-KEYS = ("user_id", "timestamp", "history", "candidates")
+KEYS = ("user_id", "user", "timestamp", "history", "candidates")
 #: Of an item, and of an entry of a history.
 ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp"))
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
+
+
+#: Values by name, as text; None: one that is no text.
+Words = tuple[tuple[str, str | None], ...]
 
 
 class Item(NamedTuple):
@@ -44,7 +49,7 @@ class Item(NamedTuple):
 
     item_id: str | None
     item_text: str | None
-    more: tuple[tuple[str, str | None], ...] = ()  # its other values by name, as text; None: one that is no text
+    more: Words = ()  # its other values
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Request:
     candidates: tuple[Item, ...]
     times: tuple[float, ...] = ()  # seconds, ascending, of each item of the history, or of none
     time: float | None = None  # when it is asked; None: after all of them
+    user: Words = ()  # columns of the user
     where: str = "a request"  # file and line that it came from
 
 
@@ -84,6 +90,7 @@ def parse(raw: Any, where: str) -> Request:
         candidates=tuple([_item(entry, place) for place, entry in candidates]),
         times=times,
         time=time,
+        user=_user(raw.get("user"), where),
         where=where,
     )
 
@@ -109,6 +116,17 @@ def _seconds(value: Any, where: str) -> float:
     return float(value)
 
 
+def _user(columns: Any, where: str) -> Words:
+    if not isinstance(columns, (Mapping, type(None))):
+        raise InputError(f"{where} key user must be an object with columns of the user, not {_shown(columns)}")
+    return _words(columns or {}, columns or ())
+
+
+def _words(values: Mapping[str, Any], names: Iterable[str]) -> Words:
+    """The values of these names, without nulls."""
+    return tuple((name, _word(values[name])) for name in sorted(names) if values[name] is not None)
+
+
 def _entries(raw: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
     """The entries of a list, each behind the words that an error about it begins with."""
     value = raw.get(key)
@@ -126,7 +144,7 @@ def _item(entry: Any, where: str) -> Item:
         raise InputError(f"{where} must be an object with item_id or item_text, not {_shown(entry)}")
     item_id, text = entry.get("item_id"), entry.get("item_text")
     others = entry.keys() - ITEM_KEYS
-    more = tuple((key, _word(entry[key])) for key in sorted(others) if entry[key] is not None) if others else ()
+    more = _words(entry, others) if others else ()
     if type(item_id) is str and (text is None or type(text) is str):  # the usual case, without slow checks
         return Item(item_id, text, more)
     if isinstance(item_id, bool) or not isinstance(item_id, (str, Integral, type(None))):

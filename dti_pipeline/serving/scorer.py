@@ -22,7 +22,7 @@ from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import Knowledge
 from dti_pipeline.packing.store import ITEMS, TokenStore, in_context
-from dti_pipeline.packing.tokenize import encode, load_tokenizer
+from dti_pipeline.packing.tokenize import encode, joined, load_tokenizer
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.knowledge import known_rows
 from dti_pipeline.serving.requests import Item, Request, parse
@@ -40,7 +40,9 @@ SHORTEST_ROW = 128
 class _Log:
     """Requests as a log of ``m`` rows: of each, its context and then its candidates, side by side."""
 
-    texts: dict[str, int]  # distinct texts and their indices
+    texts: dict[str, int]  # distinct texts of items and their indices
+    users: dict[str, int]  # distinct texts of users and their indices
+    user: NDArray[np.int32]  # (m,) of each row's user; (0,): users have none
     text: NDArray[np.int32]  # (m,)
     label: NDArray[np.int8]  # (m,)
     position: NDArray[np.int32]  # (m,)
@@ -73,6 +75,8 @@ class Scorer:
     tokens_per_batch: int
     autocast: torch.dtype | None
     knowledge: Knowledge
+    user_template: str | None
+    user_columns: tuple[str, ...]  # what it fills in
     names: tuple[str, ...]  # what the template fills in
     #: Columns that it names: their values by item, from the training log; None for one that is not of the item alone.
     columns: Mapping[str, Mapping[str, str] | None]
@@ -104,6 +108,8 @@ class Scorer:
             tokens_per_batch=tokens,
             autocast=autocast,
             knowledge=texts.knowledge,
+            user_template=texts.user_template,
+            user_columns=words.user_columns(texts.user_template),
             names=words.names(texts.template),
             columns={name: of_items.get(name) for name in words.columns(texts.template)},
             states=states,
@@ -127,10 +133,10 @@ class Scorer:
 
     def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
         store = self._store(list(log.texts), log)
-        lengths, n, prefix = store.lengths(), self.model.context, len(store.prefix)
+        lengths, n, opening = store.lengths(), self.model.context, store.opening()
         usual: int = self.manifest.report.network["row_length"]
-        most = max(usual, prefix + (n + 1) * int(lengths.max()) + 1)  # no prompt of one candidate is longer
-        cut, _ = prompts.cut(log.is_target, store.position, store.seen, lengths, n, 1, most, prefix)
+        most = max(usual, int(opening.max()) + (n + 1) * int(lengths.max()) + 1)  # no prompt of one candidate is longer
+        cut, _ = prompts.cut(log.is_target, store.position, store.seen, lengths, n, 1, most, opening)
         rows = Rows.pack(store, cut, self._row_length(cut.length))
         # Scores are in the order of the store's rows: that of requests and their candidates.
         return score(self.model, rows, np.arange(len(rows)), self.tokens_per_batch, self.device, self.autocast)[1]
@@ -155,6 +161,7 @@ class Scorer:
 
     def _log(self, requests: Sequence[Request]) -> _Log:
         index: dict[str, int] = {}
+        users: dict[str, int] = {}
         found: dict[tuple[Item, str], int] = {}
 
         def text_of(item: Item, gap: str) -> int:
@@ -163,6 +170,7 @@ class Scorer:
             return found[item, gap]
 
         text: list[int] = []
+        user: list[int] = []
         label: list[int] = []
         parts = []
         for asked in requests:
@@ -174,13 +182,16 @@ class Scorer:
             rows, candidates = stop - first, len(asked.candidates)
             text += map(text_of, asked.history[first:stop], gap[first:stop])
             text += [text_of(item, gap[-1]) for item in asked.candidates]
+            if self.user_template is not None:
+                user += [users.setdefault(self._render_user(asked), len(users))] * (rows + candidates)
             # No query sees a label that is not known, nor a candidate's own.
             label += [*(one or 0 for one in asked.labels[first:stop]), *[0] * candidates]
             position = np.arange(rows + candidates, dtype=np.int32)
             of_row = np.append(np.arange(first, stop), np.full(candidates, len(asked.history)))
             parts.append((position, *(np.clip(x[of_row] - first, 0, rows) for x in (request, known)), position >= rows))
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return _Log(index, np.array(text, np.int32), np.array(label, np.int8), *columns)
+        texts = np.array(user, np.int32), np.array(text, np.int32)
+        return _Log(index, users, *texts, np.array(label, np.int8), *columns)
 
     def _known(self, asked: Request) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Of each row of a history, and of the candidates: its request's first row, and how many labels it knows."""
@@ -207,10 +218,28 @@ class Scorer:
         """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
         facts = self.manifest.report
         tokens, offsets, _ = encode(self.tokenizer, texts, facts.texts.max_text_tokens)
+        if log.users:
+            of_users = encode(self.tokenizer, list(log.users), facts.texts.max_text_tokens, "user")
+            tokens, offsets = joined((tokens, offsets), of_users[:2])
         split, prefix = np.zeros(len(log.text), np.int8), np.asarray(facts.texts.prefix_tokens, np.int32)
         columns = (log.text, log.label, split, log.position, log.request, log.known)
         special, context = facts.network["special"], self.knowledge.context
-        return TokenStore(tokens, offsets, *columns, prefix, special, context=context)
+        user = log.user + np.int32(len(texts))
+        return TokenStore(tokens, offsets, *columns, prefix, special, context=context, user_text=user)
+
+    def _render_user(self, asked: Request) -> str:
+        """A user's text as the training saw it."""
+        template, given = self.user_template, dict(asked.user)
+        assert template is not None
+        values = {}
+        for name in self.user_columns:
+            value = given.get(name)
+            if value is None:
+                found = "is no text or number" if name in given else "is missing"
+                wants = f"which the model's tokens.user_template {template!r} names"
+                raise InputError(f"{asked.where} key user.{name} {found}, {wants}")
+            values[name] = value
+        return words.render_user(template, values)
 
     def _render(self, item: Item, gap: str) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""

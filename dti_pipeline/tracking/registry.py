@@ -10,6 +10,7 @@ import logging
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas
@@ -28,35 +29,51 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_store
-from dti_pipeline.training.report import TrainReport
+from dti_pipeline.training.report import Texts, TrainReport
 
 log = logging.getLogger(__name__)
-
-_EXAMPLE = {
-    "history": [[{"item_id": "1", "label": 1}, {"item_text": "A title", "label": 0}]],
-    "candidates": [[{"item_id": "2"}, {"item_text": "Another title"}]],
-}
 
 CHAMPION = "champion"
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
-def signature(template: str) -> ModelSignature:
-    """Of a model with this ``tokens.template``. MLflow passes on no value that is not named here; time stamps are whole
-    seconds."""
-    words = ("item_id", "item_text", *TokensConfig(template=template).columns)
-    item = [Property(name, DataType.string, required=False) for name in words]
+def example(texts: Texts) -> dict[str, Any]:
+    """A request that a model with these texts answers: it has all that they need, and times where they need them."""
+    named = TokensConfig(template=texts.template, user_template=texts.user_template)
+    of_item, user = ({name: f"some {name}" for name in names} for names in (named.columns, named.user_columns))
+    by_text = of_item | ({"item_id": "3"} if "item_id" in named.names else {})
+    history: list[dict[str, Any]] = [
+        {"item_id": "1", "label": 1} | of_item,
+        {"item_text": "A title", "label": 0} | by_text,
+    ]
+    asked: dict[str, Any] = {"candidates": [{"item_id": "2"} | of_item, {"item_text": "Another title"} | by_text]}
+    if "gap" in named.names or texts.knowledge.feedback_delay is not None:
+        history = [row | {"timestamp": 1_600_000_000 + 60 * i} for i, row in enumerate(history)]
+        asked["timestamp"] = 1_600_000_000 + 3600
+    return {"history": history} | asked | ({"user": user} if user else {})
+
+
+def signature(texts: Texts) -> ModelSignature:
+    """Of a model with these texts. MLflow passes on no value that is not named here; time stamps are whole seconds."""
+    named = TokensConfig(template=texts.template, user_template=texts.user_template)
+    item = _texts("item_id", "item_text", *named.columns)
+    user = [ColSpec(Object(_texts(*named.user_columns)), "user")] if named.user_columns else []
     row = [Property(name, DataType.long, required=False) for name in ("label", "timestamp")]  # null: not known yet
     return ModelSignature(
         inputs=Schema(
             [
                 ColSpec(Array(Object([*item, *row])), "history"),  # oldest first
                 ColSpec(Array(Object(item)), "candidates"),
+                *user,
                 ColSpec(DataType.long, "timestamp", required=False),
             ]
         ),
         outputs=Schema([ColSpec(Array(DataType.double))]),  # one probability for each candidate
     )
+
+
+def _texts(*names: str) -> list[Property]:
+    return [Property(name, DataType.string, required=False) for name in names]
 
 
 def model_name(config: Config) -> str:
@@ -92,7 +109,7 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
 
 def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
     """The folder as a model of MLflow's, an output of the run; its id."""
-    paradigm = run.data.tags["paradigm"]
+    paradigm, texts = run.data.tags["paradigm"], artifacts.read(folder, "train", TrainReport).report.texts
     model = store.create_logged_model(
         run.info.experiment_id, paradigm, run.info.run_id, {"paradigm": paradigm}, run.data.params, "CTR"
     )
@@ -104,8 +121,8 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
                 mlflow_model=Model(model_id=model.model_id),
                 python_model=str(Path(__file__).with_name("served_model.py")),
                 artifacts={"model": str(folder)},
-                signature=signature(artifacts.read(folder, "train", TrainReport).report.texts.template),
-                input_example=pandas.DataFrame(_EXAMPLE),
+                signature=signature(texts),
+                input_example=pandas.DataFrame([example(texts)]),
                 pip_requirements=["dti-pipeline"],
             )
             store.log_model_artifacts(model.model_id, str(Path(aside) / "model"))

@@ -61,8 +61,11 @@ def _report(setup: Setup) -> TrainReport:
         peak_memory_gib=round(peak_memory_gib(device), 3), mlflow_run_id=progress.run_id,
         first_step={name: round(part, 3) for name, part in setup.timeline.parts.items()},
         execution=model.plan.plain(), fallbacks=tuple(fall.line for fall in setup.falls),
-        texts=Texts(text["template"], text["max_text_tokens"], tokens.report.prefix_tokens, tokens.report.knowledge),
-        network=storage.network_facts(model, store.vocabulary, plan.row_length, store.special, len(store.prefix)),
+        texts=Texts(
+            text["template"], text["max_text_tokens"], tokens.report.prefix_tokens, tokens.report.knowledge,
+            text.get("user_template"),
+        ),
+        network=storage.network_facts(model, store.vocabulary, plan.row_length, store.special, store.longest_opening),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dti_pipeline.packing.report import Knowledge
+from dti_pipeline.plain import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class TrainingSummary:
 
 @dataclass(frozen=True)
 class Texts:
-    """How an item becomes tokens: with the tokenizer beside it, all that serving needs."""
+    """How items and users become tokens: with the tokenizer beside it, all that serving needs."""
 
     template: str
     max_text_tokens: int
     prefix_tokens: tuple[int, ...]
     knowledge: Knowledge
+    user_template: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def placed_model(
     with device if there else nullcontext():
         model = CTRModel(
             config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
-            len(store.prefix), frozen_dtype=compute,
+            store.longest_opening, frozen_dtype=compute,
         )  # fmt: skip
     if settings.activation_checkpointing:
         recompute_layers(model)

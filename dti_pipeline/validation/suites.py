@@ -43,8 +43,8 @@ CANONICAL_TYPES = {
 
 
 def canonical_types(config: Config) -> dict[str, str]:
-    """Of the interactions, with the columns that the template names."""
-    return CANONICAL_TYPES | dict.fromkeys(config.tokens.columns, "VARCHAR")
+    """Of the interactions, with the columns that the templates name."""
+    return CANONICAL_TYPES | dict.fromkeys(config.tokens.read_columns, "VARCHAR")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
         rule("timestamp_range", "timestamp", "A time is not before 1970", good("timestamp", "timestamp < 0")),
         rule("refused_share", "reason", f"At most {share:.2%} of the rows read were refused", refused, share),
     ]  # fmt: skip
-    types = RAW_TYPES | ({"more": "VARCHAR[]"} if config.tokens.columns else {})
+    types = RAW_TYPES | ({"more": "VARCHAR[]"} if config.tokens.read_columns else {})
     return _of_table("raw", "rows_as_read", tables.types("staged"), types, rules)
 
 

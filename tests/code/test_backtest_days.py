@@ -50,9 +50,11 @@ def test_prompts_of_some_targets_are_those_of_the_whole_log(
     sizes: list[list[int]], context: str, n: int, k: int | None, share: float, seed: int
 ) -> None:
     store = store_of(sizes, context)
+    if seed % 2:  # users have texts, of 1 to 3 tokens
+        store = replace(store, user_text=(np.cumsum(store.position == 0) % 3).astype(np.int32))
     draw = np.random.default_rng(seed).random(len(store.position)) < share
     draw[0] = True
-    whole, _ = prompts.cut(draw, store.position, store.seen, store.lengths(), n, k, 64)
+    whole, _ = prompts.cut(draw, store.position, store.seen, store.lengths(), n, k, 64, store.opening())
     some = cut_some(store, np.flatnonzero(draw), n, k, 64)
     for name in ("start", "first_target", "stop", "length"):
         assert getattr(some, name).tolist() == getattr(whole, name).tolist(), name

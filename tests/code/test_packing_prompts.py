@@ -17,34 +17,36 @@ users = st.lists(st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=
 
 
 def cut_log(
-    log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: int = 0,
+    log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: list[int] | int = 0,
     seen: list[list[int]] | None = None,
 ) -> Prompts:  # fmt: skip
+    """``prefix``: tokens that open the prompts of each user, or of all."""
     rows = [row for user in log for row in user]
+    opening = prefix if isinstance(prefix, int) else np.repeat(prefix, [len(user) for user in log])
     position = np.array([i for user in log for i in range(len(user))], np.int32)
     return cut(
         np.array([target for _, target in rows], bool),
         position,
         position if seen is None else np.array([i for user in seen for i in user], np.int32),
         np.array([length for length, _ in rows], np.int32),
-        n, k, row_length, prefix,
+        n, k, row_length, opening,
     )[0]  # fmt: skip
 
 
 def by_hand(
-    log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: int
+    log: list[list[tuple[int, bool]]], n: int, k: int | None, row_length: int, prefix: list[int]
 ) -> list[tuple[int, ...]]:
     """(start, first target, stop, tokens) of each prompt, target after target."""
     found = []
     base = 0
-    for user in log:
+    for user, opening in zip(log, prefix, strict=False):
         i = 0
         while i < len(user):
             if not user[i][1]:
                 i += 1
                 continue
             start = max(0, i - n)
-            tokens = prefix + sum(length for length, _ in user[start:i])
+            tokens = opening + sum(length for length, _ in user[start:i])
             stop = i
             while stop < len(user) and user[stop][1] and stop - i != k and tokens + user[stop][0] + 1 <= row_length:
                 tokens += user[stop][0] + 1
@@ -55,15 +57,16 @@ def by_hand(
     return found
 
 
-@given(log=users, n=st.integers(0, 20), k=st.one_of(st.none(), st.integers(1, 6)), prefix=st.integers(0, 3),
+@given(log=users, n=st.integers(0, 20), k=st.one_of(st.none(), st.integers(1, 6)),
+       prefix=st.one_of(st.integers(0, 3).map(lambda one: [one] * 6), st.tuples(*[st.integers(0, 5)] * 6).map(list)),
        spare=st.integers(0, 60))  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_prompts_are_those_cut_by_hand(
-    log: list[list[tuple[int, bool]]], n: int, k: int | None, prefix: int, spare: int
+    log: list[list[tuple[int, bool]]], n: int, k: int | None, prefix: list[int], spare: int
 ) -> None:
-    longest = prefix + 9 * (min(n, 14) + 1) + 1
+    longest = max(prefix) + 9 * (min(n, 14) + 1) + 1
     row_length = longest + spare
-    found = cut_log(log, n, k, row_length, prefix)
+    found = cut_log(log, n, k, row_length, prefix[: len(log)])
     spans = list(zip(*(x.tolist() for x in (found.start, found.first_target, found.stop, found.length)), strict=True))
     assert spans == by_hand(log, n, k, row_length, prefix)
     covered = [row for _, first, stop, _ in spans for row in range(first, stop)]

@@ -47,12 +47,16 @@ class Log:
     store: TokenStore
 
     @classmethod
-    def of(cls, histories: list[History], prefix: tuple[int, ...] = (), late: Late | None = None) -> Log:
-        """``late``: request and known of each history's rows, by position; else each is a request of its own."""
+    def of(cls, histories: list[History], prefix: tuple[int, ...] = (), late: Late | None = None,
+           users: list[list[int]] | None = None) -> Log:  # fmt: skip
+        """``late``: request and known of each history's rows, by position; else each is a request of its own.
+        ``users``: tokens of each history's user."""
         request, known = zip(*late or [(range(len(h)), range(len(h))) for h in histories], strict=True)
         rows = [row for history in histories for row in history]
-        tokens = [token for text, _ in rows for token in text]
-        offsets = np.cumsum([0, *(len(text) for text, _ in rows)]).astype(np.int64)
+        texts = [*(text for text, _ in rows), *(users or [])]
+        tokens = [token for text in texts for token in text]
+        offsets = np.cumsum([0, *map(len, texts)]).astype(np.int64)
+        user_text = [len(rows) + i for i, history in enumerate(histories) for _ in history] if users else []
         store = TokenStore(
             tokens=np.array(tokens, np.int32),
             offsets=offsets,
@@ -65,13 +69,15 @@ class Log:
             prefix=np.array(prefix, np.int32),
             special=SPECIAL,
             vocabulary=VOCABULARY,
+            user_text=np.array(user_text, np.int32),
         )
         return cls(histories, store)
 
     @classmethod
     def random(cls, users: int, seed: int, shortest: int = 3, longest: int = 12, text: int = 4,
-               prefix: tuple[int, ...] = (), late: str = "") -> Log:  # fmt: skip
-        """``late``: "shown" or "known" draws requests and labels that are known late, and is the context's kind."""
+               prefix: tuple[int, ...] = (), late: str = "", user: int = 0) -> Log:  # fmt: skip
+        """``late``: "shown" or "known" draws requests and labels that are known late, and is the context's kind.
+        ``user``: tokens of a user's text at most; some are empty."""
         draw = np.random.default_rng(seed)
         histories = [
             [
@@ -80,7 +86,9 @@ class Log:
             ]
             for _ in range(users)
         ]
-        log = cls.of(histories, prefix, [_late(len(history), draw) for history in histories] if late else None)
+        known = [_late(len(history), draw) for history in histories] if late else None
+        texts = [draw.integers(4, VOCABULARY, draw.integers(user + 1)).tolist() for _ in histories] if user else None
+        log = cls.of(histories, prefix, known, texts)
         return cls(histories, dataclasses.replace(log.store, context="known" if late == "known" else "shown"))
 
     def knowledge(self) -> Iterator[tuple[list[int], list[int]]]:
@@ -89,11 +97,19 @@ class Log:
         for seen, known in zip(np.split(self.store.seen, starts), np.split(self.store.known, starts), strict=True):
             yield seen.tolist(), known.tolist()
 
+    def openings(self) -> Iterator[tuple[int, ...]]:
+        """Of each history: the tokens that open its prompts."""
+        store = self.store
+        for row in np.flatnonzero(store.position == 0):
+            text = store.user_text[row] if len(store.user_text) else None
+            user = [] if text is None else store.tokens[store.offsets[text] : store.offsets[text + 1]].tolist()
+            yield (*store.prefix.tolist(), *user)
+
     def rows(self, context: int, targets: int | None, row_length: int, min_history: int = 1, seed: int = 0) -> Rows:
         store = self.store
         cut, _ = prompts.cut(
             store.position >= min_history, store.position, store.seen, store.lengths(), context, targets, row_length,
-            len(store.prefix),
+            store.opening(),
         )  # fmt: skip
         return Rows.pack(store, cut, row_length, seed)
 
@@ -214,6 +230,10 @@ histories = {
     "text": st.integers(1, 5),
     "late": st.sampled_from(["", "shown", "known"]),
 }
+
+
+#: And how long its users' texts may be.
+user_texts = st.sampled_from([0, 4])
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,8 @@ from tests.model.conftest import Log
 @pytest.mark.parametrize("paradigm", names())
 @given(
     log=st.builds(Log.random, users=st.integers(1, 4), seed=st.integers(0, 10**6), longest=st.integers(3, 15),
-                  prefix=st.sampled_from([(), (9, 8)]), late=st.sampled_from(["", "shown", "known"])),
+                  prefix=st.sampled_from([(), (9, 8)]), late=st.sampled_from(["", "shown", "known"]),
+                  user=st.sampled_from([0, 4])),
     context=st.integers(0, 6),
     k=st.sampled_from([1, 2, 5, None]),
     min_history=st.integers(0, 3),
@@ -35,8 +36,8 @@ def test_pairs_are_the_ones_that_the_masks_show(
 ) -> None:
     k = 1 if paradigm == "sliding_window" else k  # its prompts have one target, which is what the formula counts on
     store = log.store
-    is_target, prefix = store.position >= min_history, len(store.prefix)
-    cut, _ = prompts.cut(is_target, store.position, store.seen, store.lengths(), context, k, 256, prefix)
+    is_target = store.position >= min_history
+    cut, _ = prompts.cut(is_target, store.position, store.seen, store.lengths(), context, k, 256, store.opening())
     counted = cost.visible_pairs(named(paradigm), cut, store, context)
     batch = log.batch(context, k, row_length=256, min_history=min_history)
     not_padding = batch.kind != Kind.PAD

@@ -41,6 +41,7 @@ from tests.model.conftest import (
     small_model,
     speaking,
     sums_of,
+    user_texts,
 )
 
 CUDA_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
@@ -100,15 +101,16 @@ def assert_forms_agree(model: CTRModel, batch: Any) -> None:
 @pytest.mark.parametrize("family", ["none", *FAMILIES])
 @pytest.mark.parametrize("position", ["rope", "rope_alibi", "nope_alibi"])
 @given(keys=st.sampled_from([4, 16, 256]),
-       log=st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), **histories), n=st.integers(0, 4),
-       k=st.sampled_from([1, 3, None]), most=st.sampled_from([0.0, 0.4, 1.0]), kv_heads=st.sampled_from([1, 2, 4]),
+       log=st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), user=user_texts, **histories),
+       n=st.integers(0, 4), k=st.sampled_from([1, 3, None]), most=st.sampled_from([0.0, 0.4, 1.0]),
+       kv_heads=st.sampled_from([1, 2, 4]),
        paradigm=st.sampled_from(["sliding_window", "dti", "dti_growing", "dti_isolated"]))  # fmt: skip
 @settings(max_examples=6, deadline=None)
 def test_the_fast_form_is_the_plain_one_in_a_llama(
     family: str, position: str, keys: int, log: Log, n: int, k: int | None, most: float, kv_heads: int, paradigm: str
 ) -> None:
     """Whatever the size of a block of keys, and so however many [SUM]s share one and however many one reads from."""
-    model = small_model(paradigm, n, prefix=len(log.store.prefix), forgetting=family, forgetting_max=most,
+    model = small_model(paradigm, n, prefix=log.store.longest_opening, forgetting=family, forgetting_max=most,
                         sum_position=position, kv_heads=kv_heads)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sum_rows, "KEYS", keys)

@@ -30,6 +30,7 @@ logs = st.builds(
     text=st.integers(1, 5),
     prefix=st.sampled_from([(), (9,), (9, 8, 7)]),
     late=st.sampled_from(["", "shown", "known"]),
+    user=st.sampled_from([0, 4]),
 )
 
 
@@ -46,10 +47,9 @@ def expected_prompts(log: Log, context: int, k: int | None, min_history: int) ->
     """Every prompt's tokens by the log row of its first target, with rows of the log instead of the history's."""
     found = {}
     base = 0
-    for history, (seen, known) in zip(log.histories, log.knowledge(), strict=True):
+    for history, (seen, known), prefix in zip(log.histories, log.knowledge(), log.openings(), strict=True):
         flags = [i >= min_history for i in range(len(history))]
         for first, stop in oracle.targets_of(flags, k, seen):
-            prefix = tuple(log.store.prefix.tolist())
             tokens = oracle.prompt(history, first, stop, context, SPECIAL, prefix, seen, known)
             for token in tokens:
                 token["row"] += base if token["row"] >= 0 else 0
@@ -118,7 +118,7 @@ def test_intervals_say_the_same_as_the_dense_mask(paradigm: str, log: Log, conte
 
 def test_rows_are_the_same_from_memory_that_cannot_be_written_to_and_integers_of_any_size() -> None:
     """As from mapped files, as in serving, as a study names rows: each is other code to numba."""
-    log = Log.random(users=9, seed=5, prefix=(9, 8))
+    log = Log.random(users=9, seed=5, prefix=(9, 8), user=3)
     rows = log.rows(3, 4, 128)
     expected = rows.assemble(np.arange(len(rows)))
 
@@ -127,7 +127,7 @@ def test_rows_are_the_same_from_memory_that_cannot_be_written_to_and_integers_of
         x.setflags(write=False)
         return x
 
-    store = {name: mapped(getattr(log.store, name)) for name in ("tokens", "offsets", "text", "label")}
+    store = {name: mapped(getattr(log.store, name)) for name in ("tokens", "offsets", "text", "label", "user_text")}
     spans = {name: mapped(getattr(rows, name), np.int32) for name in ("start", "first_target", "stop")}
     same = dataclasses.replace(rows, store=dataclasses.replace(log.store, **store), **spans)
     for wanted in (np.arange(len(rows)), np.arange(2 * len(rows), dtype=np.int32)[: len(rows)]):

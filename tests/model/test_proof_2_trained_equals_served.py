@@ -3,10 +3,10 @@
 ``dti_isolated``: its own prompt is the sliding window, n interactions and the target. ``dti_growing``: its own prompt
 begins where the streaming prompt begins. ``dti``: equal with one layer; with more the leak is real, and is measured.
 
-An instruction prefix stands right before a prompt's first interaction. In ``dti_growing`` it stands there in the
-target's own prompt too, so the equality holds with a prefix. In ``dti_isolated`` it is further from a streaming
-prompt's later targets than from the target in its own prompt, so the equality holds without a prefix only (and for
-targets whose own prompt begins where the streaming prompt does).
+An instruction prefix, or a user's text, stands right before a prompt's first interaction. In ``dti_growing`` it stands
+there in the target's own prompt too, so the equality holds with a prefix. In ``dti_isolated`` it is further from a
+streaming prompt's later targets than from the target in its own prompt, so the equality holds without a prefix only
+(and for targets whose own prompt begins where the streaming prompt does).
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.conftest import TOLERANCE, Log, alone, differences, histories, logits_by_target, small_model
+from tests.model.conftest import (
+    TOLERANCE,
+    Log,
+    alone,
+    differences,
+    histories,
+    logits_by_target,
+    small_model,
+    user_texts,
+)
 
 POSITIONS = ("rope", "rope_alibi", "nope_alibi")
 FIXES = list(itertools.product(POSITIONS, ("none", "linear", "square_root")))
@@ -47,14 +56,21 @@ def test_isolated_targets_get_their_sliding_window_s_logit(
 
 @pytest.mark.parametrize(("position", "forgetting"), FIXES)
 @pytest.mark.parametrize("prefix", [(), (9, 8, 7)], ids=["bare", "prefix"])
-@given(log=st.fixed_dictionaries(histories), context=context, k=targets, shape=shape)
+@given(user=user_texts, log=st.fixed_dictionaries(histories), context=context, k=targets, shape=shape)
 @settings(max_examples=10, deadline=None)
 def test_growing_targets_get_the_logit_of_their_growing_context(
-    position: str, forgetting: str, prefix: tuple[int, ...], log: dict, context: int, k: int | None, shape: dict
+    position: str,
+    forgetting: str,
+    prefix: tuple[int, ...],
+    user: int,
+    log: dict,
+    context: int,
+    k: int | None,
+    shape: dict,
 ) -> None:
-    made = Log.random(prefix=prefix, **log)
+    made = Log.random(prefix=prefix, user=user, **log)
     model = small_model(
-        "dti_growing", context, prefix=len(prefix), sum_position=position, forgetting=forgetting, **shape
+        "dti_growing", context, prefix=made.store.longest_opening, sum_position=position, forgetting=forgetting, **shape
     )
     rows = made.rows(context, k, 256)
     streaming, own = (logits_by_target(model, made.batch_of(form)) for form in (rows, alone(rows)))

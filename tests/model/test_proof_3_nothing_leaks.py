@@ -20,12 +20,12 @@ from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import names
 from tests.model import oracle
-from tests.model.conftest import VOCABULARY, Log, histories, small_model
+from tests.model.conftest import VOCABULARY, Log, histories, small_model, user_texts
 from tests.model.test_layout_against_oracle import oracle_tokens
 
 PREFIX = (9, 8)
 logs = st.builds(Log.random, **{**histories, "text": st.integers(1, 3), "longest": st.integers(3, 9)})
-logs |= st.builds(Log.random, prefix=st.just(PREFIX), **{**histories, "longest": st.integers(3, 6)})
+logs |= st.builds(Log.random, prefix=st.just(PREFIX), user=user_texts, **{**histories, "longest": st.integers(3, 6)})
 #: (summaries, sum_position, forgetting)
 NETWORKS = [
     ("plain", "rope", "none"),
@@ -38,7 +38,7 @@ networks = pytest.mark.parametrize(("summaries", "position", "forgetting"), NETW
 
 def network(paradigm: str, n: int, layers: int, log: Log, summaries: str, position: str, forgetting: str) -> CTRModel:
     return small_model(
-        paradigm, n, layers=layers, prefix=len(log.store.prefix), summaries=summaries, sum_position=position,
+        paradigm, n, layers=layers, prefix=log.store.longest_opening, summaries=summaries, sum_position=position,
         forgetting=forgetting, forgetting_max=0.9,
     )  # fmt: skip
 
@@ -147,6 +147,19 @@ def test_one_prompt_s_prefix_is_seen_by_all_of_it_and_by_no_other_prompt(paradig
     its_own[row] = batch.document[row] == document
     assert torch.equal(moved, its_own.flatten()[batch.sum_index])
     assert 0 < int(moved.sum()) < len(moved)
+
+
+@pytest.mark.parametrize("paradigm", names())
+def test_a_user_s_text_is_seen_by_all_of_the_user_s_prompts_and_by_no_others(paradigm: str) -> None:
+    log = Log.random(users=4, seed=5, prefix=PREFIX, user=3)
+    model = network(paradigm, 2, 2, log, "plain", "rope", "none")
+    before, batch = logits(model, log.batch(2, 3)), log.batch(2, 3)
+    user = next(row for row in np.flatnonzero(log.store.position == 0) if log.store.opening()[row] > len(PREFIX))
+    log.store.tokens[log.store.offsets[log.store.user_text[user]]] ^= 1
+    moved = set(batch.target[logits(model, log.batch(2, 3)) != before].tolist())
+    its_own = log.store.user_text == log.store.user_text[user]
+    assert moved == {target for target in batch.target.tolist() if its_own[target]}
+    assert 0 < len(moved) < len(batch.target)
 
 
 def test_a_prompt_alone_in_its_row_has_the_logits_it_has_among_others() -> None:

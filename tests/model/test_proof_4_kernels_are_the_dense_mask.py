@@ -27,11 +27,11 @@ from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import DTI, named, names
-from tests.model.conftest import RULES, TOLERANCE, Log, filled, histories, k_of, planned, small_model
+from tests.model.conftest import RULES, TOLERANCE, Log, filled, histories, k_of, planned, small_model, user_texts
 from tests.model.test_sum_kernels import DEVICES, interpreted
 
 LENGTH = 256
-logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8, 7)]), **histories)
+logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8, 7)]), user=user_texts, **histories)
 #: Heads of queries, of keys, and their width: as many of both, groups of three, of seven, and widths that are padded.
 HEADS = [(2, 2, 16), (3, 1, 32), (7, 1, 24), (4, 2, 80)]
 
@@ -86,7 +86,7 @@ def test_the_last_reader_of_a_key_is_the_last_that_sees_it(paradigm: str, log: L
     slot = torch.arange(LENGTH).expand_as(batch.token)
     seen = as_text.sees(slot[:, :, None], slot[:, None, :])
     last = torch.where(seen, slot[:, :, None], -1).amax(1)
-    assert torch.equal(last_readers(spans, len(log.store.prefix) > 0), last)
+    assert torch.equal(last_readers(spans, log.store.longest_opening > 0), last)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -130,7 +130,7 @@ def test_kernels_are_the_dense_mask_of_any_log(
     batch = log.batch(n, k, row_length=96 + seed % 3)
     given, direction = drawn(batch, *heads, seed)
     expected = with_gradients(under(visible(batch.tokens, named(paradigm), n)), given, direction)
-    fused = attended(Fused.of(intervals(batch.tokens, named(paradigm), n), len(log.store.prefix) > 0))
+    fused = attended(Fused.of(intervals(batch.tokens, named(paradigm), n), log.store.longest_opening > 0))
     torch.testing.assert_close(with_gradients(fused, given, direction), expected, atol=TOLERANCE, rtol=1e-4)
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dti_pipeline.modeling.attention.distance import rotate, unrotate
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import names
-from tests.model.conftest import TOLERANCE, Log, differences, histories, logits_by_target, small_model
+from tests.model.conftest import TOLERANCE, Log, differences, histories, logits_by_target, small_model, user_texts
 
-logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), **histories)
+logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), user=user_texts, **histories)
 
 
 @pytest.mark.parametrize("paradigm", names())
@@ -34,7 +34,7 @@ def test_shifting_prompts_changes_no_logit(
     model = small_model(
         paradigm,
         n,
-        prefix=len(log.store.prefix),
+        prefix=log.store.longest_opening,
         sum_position=position,
         forgetting=forgetting,
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
+from mlflow.models.utils import _enforce_schema
 
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.config import Config
@@ -20,6 +22,8 @@ from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import from_plain
 from dti_pipeline.serving.scorer import Scorer
+from dti_pipeline.tracking import registry
+from dti_pipeline.training.report import TrainReport
 
 USERS, REQUESTS, SHOWN, ITEMS, N = 80, 12, 5, 40, 10
 PARADIGMS = ("sliding_window", "dti", "dti_isolated")
@@ -166,6 +170,16 @@ def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) 
         scorer.score([asked | {"history": [one], "timestamp": 10}])
     near, far = scorer.score([asked | {"timestamp": 60}, asked | {"timestamp": 10**6}])
     assert near != far
+
+
+def test_the_registry_s_example_is_answered(judged: Paths) -> None:
+    """It has times where words or late labels need them, and the columns that the template names."""
+    texts = artifacts.read(judged.model("dti"), "train", TrainReport).report.texts
+    asked = registry.example(texts)
+    let_through = _enforce_schema(pandas.DataFrame([asked]), registry.signature(texts).inputs)
+    [answer] = Scorer.load(judged.model("dti")).score(let_through)
+    assert len(answer) == len(asked["candidates"]) == 2
+    assert ("timestamp" in asked) == (texts.knowledge.feedback_delay is not None)
 
 
 def test_columns_of_an_item_are_known_by_its_id_and_those_of_a_row_are_asked_for(judged: Paths) -> None:

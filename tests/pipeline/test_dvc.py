@@ -29,6 +29,7 @@ TOUCHES: dict[tuple[str, Any], set[str]] = {
     ("validation.max_shown_rows", 7): {"validate"},
     ("validation.required", False): {"validate", "tokenize"},
     ("tokens.max_text_tokens", 31): {"tokenize"},
+    ("tokens.user_template", "{age}"): {"ingest", "validate", "tokenize"},
     ("packing.seed", 8): {"pack@sliding_window", "pack@dti"},
     ("model.dropout", 0.1): {"train@sliding_window", "train@dti"},
     ("training.learning_rate", 0.01): {"train@sliding_window", "train@dti"},

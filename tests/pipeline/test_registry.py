@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from mlflow.models.utils import _enforce_schema
 
 from dti_pipeline import artifacts, config, pipeline, tracking
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing.report import Knowledge
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.training.report import TrainReport
+from dti_pipeline.training.report import Texts, TrainReport
 from tests.pipeline.recorded import publish_comparison, settings, store, train
 
 
@@ -48,10 +50,29 @@ def test_a_signature_lets_through_what_a_request_may_say() -> None:
         "candidates": [{"item_id": "2", "genres": "Crime"}],
         "timestamp": 9,
     }
-    inputs = registry.signature("{gap} {item_text} {genres}").inputs
+    texts = Texts("{gap} {item_text} {genres}", 32, (), Knowledge(), "{age}")
+    asked["user"] = {"age": "25"}
+    inputs = registry.signature(texts).inputs
     assert _enforce_schema(pandas.DataFrame([asked]), inputs).to_dict("records") == [asked]
     with pytest.raises(MlflowException, match="genres"):
-        _enforce_schema(pandas.DataFrame([asked]), registry.signature("{item_text}").inputs)
+        _enforce_schema(pandas.DataFrame([asked]), registry.signature(replace(texts, template="{item_text}")).inputs)
+    del asked["user"]
+    with pytest.raises(MlflowException, match="user"):
+        _enforce_schema(pandas.DataFrame([asked]), inputs)
+
+
+@pytest.mark.parametrize(
+    ("template", "knowledge", "times"),
+    [
+        ("{item_text}", Knowledge(), False),
+        ("{gap} {item_text}", Knowledge(), True),
+        ("{item_text}", Knowledge(feedback_delay=60.0), True),
+    ],
+)
+def test_an_example_has_times_where_the_model_needs_them(template: str, knowledge: Knowledge, times: bool) -> None:
+    asked = registry.example(Texts(template, 32, (), knowledge))
+    assert ("timestamp" in asked) == times
+    assert all(("timestamp" in row) == times for row in asked["history"])
 
 
 def test_the_champion_is_the_version_that_was_compared(tracked: Paths) -> None:
