@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from dti_pipeline import config as configuration
 from dti_pipeline.backtest import run
-from dti_pipeline.backtest.report import BacktestReport
+from dti_pipeline.backtest.report import BacktestReport, Day
 from dti_pipeline.cli import app
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import CheckFailed, InputError
@@ -164,16 +164,17 @@ def test_no_target_and_no_label_of_the_future_is_learnt_and_none_twice(
     assert [day.judged for day in report.days] == [8 * 4] * 6
 
 
-def killed(at: int, how: Callable[[], None]) -> Callable[[str], None]:
+def killed(at: int, how: Callable[[], None]) -> run.Heard:
     """Something that hears of days, and does it at the one of that number."""
-    heard: list[str] = []
+    heard: list[Day] = []
 
-    def say(line: str) -> None:
-        heard.append(line)
-        if len(heard) == at:
-            how()
+    def hear(day: Day, now: bool) -> None:
+        if now:
+            heard.append(day)
+            if len(heard) == at:
+                how()
 
-    return say
+    return hear
 
 
 def crash() -> None:
