@@ -129,8 +129,7 @@ def cut(
 
 
 def _first(config: BacktestConfig, asked: NDArray[np.int64], seconds: float, begun: int | None) -> int:
-    """The first day: the configured one, or that of the backtest on its way, or the one by whose end enough targets were
-    asked."""
+    """The first day: the configured one, the one that a backtest began with, or the one that `warmup_share` says."""
     if config.first_day is None:
         if begun is not None and asked.min() <= begun < asked.max():
             return begun

@@ -53,8 +53,8 @@ def backtest(
     the day before them is not trained.
 
     SIGINT, SIGTERM or a crash lose the day that it was at: the next call goes on with it, and on the CPU gives the same
-    figures, but for seconds. It also goes on over a log that has changed, from the first day whose targets did, with all
-    days that were finished.
+    figures, but for seconds. Over a log that has changed it goes on from the first day whose targets did, with all days
+    that were finished.
     """
     _check(config)
     with artifacts.alone(paths.backtest(paradigm)), interruptible() as interrupted:
@@ -101,8 +101,8 @@ class Backtest:
         return lineage.hardware([torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else [])
 
     def all_days(self, asked: Sequence[str]) -> tuple[list[Day], str | None]:
-        """Every finished day's figures, those of days that were finished before as they were kept; what was done about a
-        log that has changed since."""
+        """Every finished day's figures, as they were kept where it was finished before; what was done about a log that
+        has changed since."""
         end = self._end(asked)
         finished, note = self._kept()
         for one in finished:

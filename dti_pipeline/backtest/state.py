@@ -41,7 +41,7 @@ class States:
         return cls(paths.backtest_states(paradigm) / hashlib.md5(content.encode()).hexdigest()[:12])
 
     def begun(self) -> int | None:
-        """The first finished day, of this paradigm or another one under the same configuration: they share their days."""
+        """The first finished day, of any paradigm under this configuration: they share their days."""
         found = self.folder.parent.parent.glob(f"*/{self.folder.name}/day-*/{FILE}")
         return min((_number(path.parent) for path in found), default=None)
 
