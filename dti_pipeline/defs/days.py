@@ -6,7 +6,7 @@ Partitions are dynamic: only the log knows its days, their length is a parameter
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -54,7 +54,12 @@ def changes(known: Sequence[str], days: Sequence[str]) -> list[Change]:
 
 def follow(instance: dg.DagsterInstance, days: Sequence[str]) -> None:
     """Make the partitions the log's days now."""
-    for change in changes(instance.get_dynamic_partitions(NAME), days):
+    apply(instance, changes(instance.get_dynamic_partitions(NAME), days))
+
+
+def apply(instance: dg.DagsterInstance, wanted: Iterable[Change]) -> None:
+    """What Dagster's daemon does with a sensor's changes."""
+    for change in wanted:
         if isinstance(change, dg.AddDynamicPartitionsRequest):
             instance.add_dynamic_partitions(NAME, change.partition_keys)
         else:

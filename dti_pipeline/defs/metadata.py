@@ -54,9 +54,9 @@ def describe(report: object, output: Path) -> dict[str, Any]:
 
 def of_day(day: Day) -> dict[str, Any]:
     """Metadata of a day of a backtest: figures that Dagster plots over the days."""
-    scores = {"": day.score, **{f" of weights {age} older": score for age, score in day.stale.items()}}
+    scores = {"": day.score, **{f"_{age}_older": score for age, score in day.stale.items()}}
     if day.fresh is not None:
-        scores[" of a fresh start"] = day.fresh
+        scores["_fresh"] = day.fresh
     found: dict[str, Any] = {f"auc{whose}": score.auc for whose, score in scores.items()}
     found |= {"log_loss": day.score.log_loss, **vars(day.learnt), "judged_on": day.judged_on, "judged": day.judged}
     return {name: _plain(value) for name, value in found.items() if value is not None}
