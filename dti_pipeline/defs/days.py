@@ -45,16 +45,24 @@ Change = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
 
 
 def changes(known: Sequence[str], days: Sequence[str]) -> list[Change]:
-    """What makes the partitions the log's days, in their order; new days at the end are added, others begin anew."""
-    grown = list(days[: len(known)]) == list(known)
-    new = list(days[len(known) :] if grown else days)
-    wanted: list[Change] = [] if grown else [DAYS.build_delete_request(list(known))]
-    return [*wanted, DAYS.build_add_request(new)] if new else wanted
+    """What makes the partitions the log's days, in their order.
+
+    Where days came before known ones, all are deleted first, and the next call adds them: Dagster refuses both at once.
+    """
+    stay = [day for day in known if day in days]
+    ordered = stay == list(days[: len(stay)])
+    gone = [day for day in known if day not in days] if ordered else list(known)
+    new = days[len(stay) :] if ordered else []
+    return [
+        *([DAYS.build_delete_request(gone)] if gone else []),
+        *([DAYS.build_add_request(list(new))] if new else []),
+    ]
 
 
 def follow(instance: dg.DagsterInstance, days: Sequence[str]) -> None:
     """Make the partitions the log's days now."""
-    apply(instance, changes(instance.get_dynamic_partitions(NAME), days))
+    while wanted := changes(instance.get_dynamic_partitions(NAME), days):
+        apply(instance, wanted)
 
 
 def apply(instance: dg.DagsterInstance, wanted: Iterable[Change]) -> None:
@@ -114,10 +122,14 @@ def new_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRe
         log = home()
     except InputError as error:
         return dg.SkipReason(str(error))
+    days, known = log.days.names(), context.instance.get_dynamic_partitions(NAME)
+    if list(known) != days:
+        return dg.SkipReason("waiting for `log_days` to make the partitions the days of the log")
     context.update_cursor(state)
-    days = log.days.names()
     left = {paradigm: log.left(paradigm) for paradigm in names()}
     begun = {paradigm: new for paradigm, new in left.items() if new != days}
+    if not begun:
+        return dg.SkipReason("no backtest has begun: launch its first days as a backfill")
     runs = [
         dg.RunRequest(
             run_key=f"{paradigm} {state}",
@@ -127,12 +139,9 @@ def new_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRe
         for paradigm, new in begun.items()
         if new
     ]
-    if not begun:
-        return dg.SkipReason("no backtest has begun: launch its first days as a backfill")
     if not runs:
         return dg.SkipReason(f"{', '.join(begun)}: trained to {days[-1]}, the last day that has a next one")
-    known = context.instance.get_dynamic_partitions(NAME)
-    return dg.SensorResult(run_requests=runs, dynamic_partitions_requests=changes(known, days))
+    return dg.SensorResult(run_requests=runs)
 
 
 SENSORS = [log_days, new_days]

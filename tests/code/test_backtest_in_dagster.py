@@ -169,17 +169,26 @@ def test_partitions_follow_the_log(ready: Paths) -> None:
         made(ready, lines(range(8)), **PLAIN)
         daemon.look()
         assert known() == [*DAYS, "2020-01-07"]
+        made(ready, lines(range(6)), **PLAIN)
+        daemon.look()
+        assert known() == DAYS[:-1]
+        made(ready, lines(range(6)), backtest={"fresh": False, "first_day": "2020-01-01"})
+        daemon.look()
+        daemon.look()
+        assert known() == ["2020-01-01", *DAYS[:-1]]
         made(ready, lines(range(8)), backtest={"fresh": False, "first_day": "2020-01-01", "period_days": 3.0})
         daemon.look()
         assert known() == ["2020-01-01", "2020-01-04"]
 
 
 def test_new_days_are_asked_for_once_where_a_backtest_has_begun(ready: Paths, instance: dg.DagsterInstance) -> None:
-    daemon = Daemon(days.new_days, instance)
+    daemon, partitions = Daemon(days.new_days, instance), Daemon(days.log_days, instance)
     assert daemon.look() == "no backtest has begun: launch its first days as a backfill"
     assert launch(instance, DAYS[0], DAYS[4]).success
     assert daemon.look() == "the log is the same as at the last look"
     made(ready, lines(range(9)), **PLAIN)
+    assert daemon.look() == "waiting for `log_days` to make the partitions the days of the log"
+    partitions.look()
     (asked,) = daemon.look()
     assert asked.asset_selection == [ASSET]
     assert (asked.tags[days.FIRST], asked.tags[days.LAST]) == ("2020-01-07", "2020-01-08")
