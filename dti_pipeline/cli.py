@@ -154,12 +154,11 @@ def backtest_days(
 
     Example: `dti backtest --paradigm dti --set backtest.period_days=7`
     """
-    from dti_pipeline.backtest.run import backtest
-
     settings, paths = _configure(overrides, params)
-    for one in (paradigm,) if paradigm else settings.paradigms:
-        report = backtest(settings, paths, one, _say)
-        tracking.record(settings, paths, report)
+    for one in (paradigm,) if paradigm else settings.backtest.paradigms or settings.paradigms:
+        report = pipeline.execute(
+            pipeline.BACKTEST, settings, paths, one, heard=lambda day, now: _say(day.line()) if now else None
+        )
         _answer(report, as_json, lambda report: report.listing())
 
 

@@ -65,7 +65,7 @@ class Config:
         else:
             rule = f"null where `split.rule` is {self.split.rule}, which would not read it"
             require(column is None, "events.columns.split", rule, column)
-        for paradigm in self.paradigms:
+        for paradigm in (*self.paradigms, *self.backtest.paradigms):
             named(paradigm)  # or it is refused
 
     def sections(self, *names: str) -> dict[str, Any]:

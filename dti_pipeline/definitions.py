@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import dagster as dg
 
+from dti_pipeline.defs import backtest, days
 from dti_pipeline.defs.assets import ASSETS
 from dti_pipeline.defs.automation import JOBS, SCHEDULES, SENSORS
 from dti_pipeline.defs.resources import Project, console
@@ -27,9 +28,9 @@ def executor() -> dg.ExecutorDefinition:
 
 
 defs = dg.Definitions(
-    assets=ASSETS,
+    assets=[*ASSETS, *backtest.ASSETS],
     jobs=JOBS,
-    sensors=SENSORS,
+    sensors=[*SENSORS, *days.SENSORS],
     schedules=SCHEDULES,
     loggers={"console": console},
     resources={"project": Project(), "pipes": TrainingProcess()},

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.pipeline import BACKTEST, STAGES, Stage
 
 FILE = Path("dvc.yaml")
 HEADER = """\
@@ -25,7 +25,9 @@ KEPT = frozenset({"data/staged"})
 
 def render(text: str = "") -> str:
     """The text of a dvc.yaml with the table's stages; what follows them, from ``metrics`` on, stays."""
-    stages = yaml.safe_dump({"stages": {stage.name: _entry(stage) for stage in STAGES}}, sort_keys=False, width=120)
+    stages = yaml.safe_dump(
+        {"stages": {stage.name: _entry(stage) for stage in (*STAGES, BACKTEST)}}, sort_keys=False, width=120
+    )
     _, metrics, rest = text.partition("metrics:\n")
     return f"{HEADER}{stages.replace('{paradigm}', '${item.paradigm}')}{metrics}{rest}"
 
@@ -36,8 +38,9 @@ def stage_name(stage: Stage[Any], paradigm: str | None) -> str:
 
 
 def _entry(stage: Stage[Any]) -> dict[str, Any]:
-    # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml.
-    entry: dict[str, Any] = {"matrix": {"paradigm": "${paradigms}"}} if stage.per_paradigm else {}
+    # DVC takes the matrix from params.yaml: another list of paradigms needs no other dvc.yaml. An empty one is no stage
+    # at all: a stage that had never run would fail every `dvc pull`, and a frozen one every `dvc repro`.
+    entry: dict[str, Any] = {"matrix": {"paradigm": f"${{{stage.listed}}}"}} if stage.per_paradigm else {}
     command = f"dti {stage.name} --paradigm {{paradigm}}" if stage.per_paradigm else f"dti {stage.name}"
     entry |= {"desc": stage.summary, "cmd": command, "deps": list(stage.deps), "params": list(stage.params)}
     entry["outs"] = [{out: {"persist": True}} if out in KEPT else out for out in stage.outs]

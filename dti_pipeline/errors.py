@@ -11,3 +11,7 @@ class CheckFailed(Exception):
     def __init__(self, sentence: str, report: object = None) -> None:
         super().__init__(sentence)
         self.report = report
+
+
+class Interrupted(CheckFailed):
+    """Somebody ended the work, which goes on where it stopped when it is started again."""

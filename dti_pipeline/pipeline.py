@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dti_pipeline import artifacts, tracking
+from dti_pipeline.backtest.report import BacktestReport
 from dti_pipeline.config import Config
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.events.report import IngestReport, SynthReport
@@ -45,6 +46,7 @@ class Stage(Generic[R]):
     deps: tuple[str, ...] = ()
     params: tuple[str, ...] = ()  # the sections or keys of params.yaml that it reads
     per_paradigm: bool = False
+    listed: str = "paradigms"  # the key of params.yaml that lists the paradigms it has in DVC
     # It takes hours: listeners hear how far it has come, a timeline keeps where its start went, and one process at a
     # time makes its output.
     told: bool = False
@@ -109,6 +111,13 @@ COMPARE = Stage(
 )  # fmt: skip
 
 STAGES: tuple[Stage[Any], ...] = (SYNTH, INGEST, VALIDATE, TOKENIZE, PACK, TRAIN, EVALUATE, COMPARE)
+#: Beside the way from log to comparison: not a part of `dti run`.
+BACKTEST = Stage(
+    name="backtest", asset="backtest", function="dti_pipeline.backtest.run:backtest", report=BacktestReport,
+    summary="A model for every day of the log, from the weights of the day before, judged on the day after.",
+    deps=("data/events", "data/tokens"), outs=("reports/backtest/{paradigm}",), per_paradigm=True,
+    listed="backtest.paradigms", params=("backtest", "packing", "split.min_history", "model", "training"),
+)  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 
@@ -127,16 +136,16 @@ def execute(
     paradigm: str | None = None,
     listeners: Iterable[Listener] = (),
     tags: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> R:
     """Run one stage and record it: what command line, orchestrators and studies call.
 
     ``listeners`` hear the events of a stage that is ``told``; ``tags``, such as an orchestrator's run id, go onto the
-    tracked run.
+    tracked run; ``options`` are the function's own.
     """
     timeline = Timeline.begin()
     timeline.mark("process")
     with ExitStack() as held:
-        options: dict[str, Any] = {}
         if stage.told:
             if os.environ.get("RANK", "0") == "0":  # of the processes of one training, the first
                 held.enter_context(artifacts.alone(stage.output(paths, paradigm)))

@@ -52,6 +52,20 @@ class Days:
         begin = datetime.fromtimestamp(MONDAY + day * self.seconds, UTC)
         return begin.date().isoformat() if self.seconds % DAY == 0 else begin.strftime("%Y-%m-%dT%H:%M")
 
+    def names(self) -> list[str]:
+        """Of the days that learn, in order."""
+        return [self.name(day) for day in range(self.first, self.last)]
+
+    def number(self, name: str) -> int:
+        """The day of a name. Raises InputError where the log has no such day."""
+        names = self.names()
+        if name not in names:
+            raise InputError(
+                f"the log has no day {name} to learn and a next one to judge it on: its days are {names[0]} to"
+                f" {names[-1]} (params keys `backtest.period_days`, `backtest.first_day`)"
+            )
+        return self.first + names.index(name)
+
     def to_learn(self, day: int) -> NDArray[np.int64]:
         """Targets that a day learns: those whose label became known on it; the first day, all that are known."""
         return self.learnt.of(day) if day > self.first else self.learnt.until(day)
@@ -61,9 +75,11 @@ class Days:
         return self.asked.of(day + 1)
 
 
-def read(config: Config, paths: Paths, store: TokenStore) -> Days:
-    """The days of the events of this home. Raises InputError for a log that has no clock, is too short, or has a day
-    without a target to judge on."""
+def read(config: Config, paths: Paths, store: TokenStore, begun: int | None = None) -> Days:
+    """The days of the events of this home; ``begun``: the first day of a backtest that is on its way.
+
+    Raises InputError for a log that has no clock, is too short, or has a day without a target to judge on.
+    """
     report = artifacts.read(paths.events, "ingest", IngestReport)
     if not report.report.clock:
         raise InputError("the log has no timestamps, which `dti backtest` needs to tell its days")
@@ -74,10 +90,13 @@ def read(config: Config, paths: Paths, store: TokenStore) -> Days:
         )
     time = pq.read_table(paths.events / "interactions.parquet", columns=["timestamp"])["timestamp"].to_numpy()
     delay = report.config["split"]["feedback_delay"] or 0.0
-    return cut(config.backtest, store, time.astype(np.float64), delay, config.split.min_history)
+    return cut(config.backtest, store, time.astype(np.float64), delay, config.split.min_history, begun)
 
 
-def cut(config: BacktestConfig, store: TokenStore, time: NDArray[np.float64], delay: float, min_history: int) -> Days:
+def cut(
+    config: BacktestConfig, store: TokenStore, time: NDArray[np.float64], delay: float, min_history: int,
+    begun: int | None = None,
+) -> Days:  # fmt: skip
     """The days of a log whose rows are shown at ``time`` (m,), unix seconds.
 
     A request is asked at the time of its first row; its labels are known ``delay`` seconds after its last, all at once.
@@ -91,7 +110,7 @@ def cut(config: BacktestConfig, store: TokenStore, time: NDArray[np.float64], de
         raise InputError(f"no target: none has split.min_history = {min_history} rows before its request")
     asked, known = (((t[targets] - MONDAY) // seconds).astype(np.int64) for t in (asked, known + delay))
     last = int(asked.max())
-    days = Days(ByDay(targets, known), ByDay(targets, asked), _first(config, asked, seconds), last, seconds)
+    days = Days(ByDay(targets, known), ByDay(targets, asked), _first(config, asked, seconds, begun), last, seconds)
     if days.first >= last or int(asked.min()) == last:
         raise InputError(
             f"a backtest needs two periods, one to learn and one to judge on: the log's last target is of"
@@ -109,9 +128,11 @@ def cut(config: BacktestConfig, store: TokenStore, time: NDArray[np.float64], de
     return days
 
 
-def _first(config: BacktestConfig, asked: NDArray[np.int64], seconds: float) -> int:
-    """The first day: the configured one, or the one by whose end enough targets were asked."""
+def _first(config: BacktestConfig, asked: NDArray[np.int64], seconds: float, begun: int | None) -> int:
+    """The first day: the configured one, the one that a backtest began with, or the one that `warmup_share` says."""
     if config.first_day is None:
+        if begun is not None and asked.min() <= begun < asked.max():
+            return begun
         enough = np.sort(asked)[int(config.warmup_share * len(asked))]
         return min(int(enough), max(int(asked.min()), int(asked.max()) - 1))
     try:

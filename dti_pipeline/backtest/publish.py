@@ -30,7 +30,9 @@ def publish(
     knowledge = artifacts.read(paths.tokens, "tokenize", TokenizeReport).report.knowledge
     report = summary(config, paradigm, days, knowledge.feedback_delay, hardware, note)
     inputs = {"events": paths.events, "tokens": paths.tokens}
-    with artifacts.publish(paths.backtest(paradigm), "backtest", config.sections(*SECTIONS), inputs) as draft:
+    shaped = config.sections(*SECTIONS)
+    del shaped["backtest"]["paradigms"]  # which others there are
+    with artifacts.publish(paths.backtest(paradigm), "backtest", shaped, inputs) as draft:
         header, *lines = _table(report)
         curves.write_csv(draft.path / "days.csv", header, lines)
         artifacts.write_json(draft.path / "report.json", to_plain(report))

@@ -37,6 +37,14 @@ class Day:
     fresh: Score | None  # of a new model on the same targets
     fresh_learnt: Cost | None
 
+    def line(self) -> str:
+        """What it cost and how it did, in a sentence."""
+        score = "-" if self.score.auc is None else f"{self.score.auc:.4f}"
+        return (
+            f"{self.day}: {self.learnt.targets:,} targets in {self.learnt.seconds:.1f} s;"
+            f" {self.judged_on}: AUC {score} of {self.judged:,} targets"
+        )
+
 
 @dataclass(frozen=True)
 class Stale:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +14,13 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts, lineage
-from dti_pipeline.backtest import days as calendar
 from dti_pipeline.backtest import publish
+from dti_pipeline.backtest.begin import begin
 from dti_pipeline.backtest.days import Days
 from dti_pipeline.backtest.report import BacktestReport, Cost, Day, Score
 from dti_pipeline.backtest.state import States, digest
 from dti_pipeline.config import Config, TrainingConfig
-from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.errors import InputError, Interrupted
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.evaluation.predict import TOKENS_PER_BATCH, Batches
 from dti_pipeline.modeling.network.ctr_model import CTRModel
@@ -40,23 +40,30 @@ from dti_pipeline.training.timeline import Timeline
 from dti_pipeline.training.train import interruptible
 
 log = logging.getLogger(__name__)
-Say = Callable[[str], None]
+#: Hears of each finished day, in order, and whether it was trained just now or had been before.
+Heard = Callable[[Day, bool], None]
 
 
-def backtest(config: Config, paths: Paths, paradigm: str, say: Say = log.info) -> BacktestReport:
-    """Backtest one paradigm and publish ``reports/backtest/<paradigm>``; ``say`` hears of each day.
+def backtest(
+    config: Config, paths: Paths, paradigm: str, heard: Heard = lambda day, now: None, asked: Sequence[str] = ()
+) -> BacktestReport:
+    """Backtest one paradigm and publish ``reports/backtest/<paradigm>`` with every finished day.
+
+    ``asked`` names the days that are wanted, none: all; what is finished is not trained again. Raises InputError where
+    the day before them is not trained.
 
     SIGINT, SIGTERM or a crash lose the day that it was at: the next call goes on with it, and on the CPU gives the same
-    figures, but for seconds. It also goes on over a log that has changed, from the first day whose targets did.
+    figures, but for seconds. Over a log that has changed it goes on from the first day whose targets did, with all days
+    that were finished.
     """
     _check(config)
-    store = TokenStore.open(paths.tokens)
-    if artifacts.read(paths.tokens, "tokenize").inputs["events"] != artifacts.folder_digest(paths.events):
-        raise InputError(f"{paths.tokens} was made of other events than {paths.events} holds: run `dti tokenize` again")
-    days = calendar.read(config, paths, store)
     with artifacts.alone(paths.backtest(paradigm)), interruptible() as interrupted:
-        run = Backtest(config, paths, paradigm, store, days, accelerator_for(config.training), interrupted, say)
-        finished, note = run.all_days()
+        home = begin(config, paths)
+        run = Backtest(
+            config, paradigm, home.store, home.days, home.states(paradigm), accelerator_for(config.training),
+            interrupted, heard,
+        )  # fmt: skip
+        finished, note = run.all_days(asked)
         report = publish.publish(config, paths, paradigm, finished, run.hardware, note)
         run.states.remove_others()
     return report
@@ -77,16 +84,15 @@ class Backtest:
     """A backtest in progress."""
 
     config: Config
-    paths: Paths
     paradigm: str
     store: TokenStore
     days: Days
+    states: States
     accelerator: Accelerator
     interrupted: Callable[[], bool]
-    say: Say
+    heard: Heard
 
     def __post_init__(self) -> None:
-        self.states = States.of(self.config, self.paths, self.paradigm, self.store)
         self.device = self.accelerator.device
         self.batches = Batches(self.config.evaluation.tokens_per_batch or TOKENS_PER_BATCH[self.device.type])
 
@@ -94,26 +100,37 @@ class Backtest:
     def hardware(self) -> str:
         return lineage.hardware([torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else [])
 
-    def all_days(self) -> tuple[list[Day], str | None]:
-        """Every day's figures, those of days that are finished already as they were kept; what was done about a log
-        that has changed since."""
+    def all_days(self, asked: Sequence[str]) -> tuple[list[Day], str | None]:
+        """Every finished day's figures, as they were kept where it was finished before; what was done about a log that
+        has changed since."""
+        end = self._end(asked)
         finished, note = self._kept()
-        begin = self.days.first + len(finished)
-        if begin == self.days.last:
+        for one in finished:
+            self.heard(one, False)
+        first = self.days.first + len(finished)
+        if first >= end:
             return finished, note
         self.model, self.optimizer = self._new()
-        before = self.states.of_day(begin - 1)
+        before = self.states.of_day(first - 1)
         if finished and checkpoint.restore(before, self.model, self.optimizer) is None:
             raise InputError(f"{before} is damaged: remove {self.states.folder}, and the backtest begins anew")
-        for day in range(begin, self.days.last):
-            made = self._day(day)
-            finished.append(made)
-            score = "-" if made.score.auc is None else f"{made.score.auc:.4f}"
-            self.say(
-                f"{made.day}: {made.learnt.targets:,} targets in {made.learnt.seconds:.1f} s;"
-                f" {made.judged_on}: AUC {score} of {made.judged:,} targets"
-            )
+        for day in range(first, end):
+            finished.append(self._day(day))
+            self.heard(finished[-1], True)
         return finished, note
+
+    def _end(self, asked: Sequence[str]) -> int:
+        """The day before which training ends: after the last that is asked for, or was finished before."""
+        if not asked:
+            return self.days.last
+        wanted, reached = sorted(map(self.days.number, asked)), self.states.reached(self.days)
+        if wanted[0] > reached:
+            day, before, next_one = map(self.days.name, (wanted[0], wanted[0] - 1, reached))
+            raise InputError(
+                f"{day} starts from the weights of {before}, which is not trained: days are trained in order, and"
+                f" {next_one} is the next of {self.paradigm}"
+            )
+        return max(wanted[-1] + 1, reached)
 
     def plans(self, day: int) -> tuple[Rows | None, Rows]:
         """What a day learns, None: nothing, and what it is judged on."""
@@ -201,7 +218,7 @@ class Backtest:
         if rows is not None:
             progress = fit(model, optimizer, rows, settings, self.accelerator, self.interrupted)
         if progress is None or self.interrupted():
-            raise CheckFailed(f"the backtest of {self.paradigm} was interrupted; run it again to go on")
+            raise Interrupted(f"the backtest of {self.paradigm} was interrupted; run it again to go on")
         seconds, processed = time.perf_counter() - start, time.process_time() - processor
         targets = 0 if rows is None else int(rows.targets().sum())
         return Cost(targets, progress.tokens_seen, round(seconds, 3), round(processed, 3))

@@ -12,10 +12,12 @@ from dti_pipeline.plain import NonNegativeInt, PositiveFloat, Range
 class BacktestConfig:
     """The log day by day: each day learns what became known, and its model is judged on the next."""
 
+    # Those that `dti backtest` trains without --paradigm, none: `paradigms`; and those that DVC has a stage for.
+    paradigms: tuple[str, ...] = ()
     # Of a "day": 1 from midnight to midnight UTC, 7 from Monday to Sunday, 0.5 half of one.
     period_days: PositiveFloat = 1.0
     # Date, such as 2013-05-01, of the first day: all that is known by its end is learnt before the first judgement.
-    # null: the day that `warmup_share` says.
+    # null: the day that `warmup_share` says when the backtest begins; a log that grows keeps it.
     first_day: str | None = None
     warmup_share: Annotated[float, Range(0, 1, "[)")] = 0.3  # of all targets, in the days up to the first one
     # Of training.learning_rate, all day long, on each day after the first, which has training's own schedule: a day of

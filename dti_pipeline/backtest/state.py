@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dti_pipeline import artifacts
+from dti_pipeline.backtest.days import Days
 from dti_pipeline.backtest.report import Day
 from dti_pipeline.config import Config
 from dti_pipeline.packing.reader import Rows, split
@@ -33,10 +34,20 @@ class States:
     @classmethod
     def of(cls, config: Config, paths: Paths, paradigm: str, store: TokenStore) -> States:
         sections = config.sections("packing", "model", "training", "backtest")
-        del sections["backtest"]["late_days"]  # how much is kept changes no number
+        for key in ("late_days", "paradigms"):  # how much is kept, and which others there are, changes no number
+            del sections["backtest"][key]
         facts = [sections, config.split.min_history, store.vocabulary, store.special, store.prefix.tolist()]
         content = json.dumps(facts, sort_keys=True)
         return cls(paths.backtest_states(paradigm) / hashlib.md5(content.encode()).hexdigest()[:12])
+
+    def begun(self) -> int | None:
+        """The first finished day, of any paradigm under this configuration: they share their days."""
+        found = self.folder.parent.parent.glob(f"*/{self.folder.name}/day-*/{FILE}")
+        return min((_number(path.parent) for path in found), default=None)
+
+    def reached(self, days: Days) -> int:
+        """The first of some days that is not finished."""
+        return next((day for day in range(days.first, days.last) if not (self.of_day(day) / FILE).is_file()), days.last)
 
     def of_day(self, day: int) -> Path:
         return self.folder / f"day-{day}"
@@ -69,13 +80,17 @@ class States:
                 shutil.rmtree(path)
 
     def _days(self) -> list[tuple[int, Path]]:
-        return [(int(path.name.removeprefix("day-")), path) for path in self.folder.glob("day-*")]
+        return [(_number(path), path) for path in self.folder.glob("day-*")]
 
     def remove_others(self) -> None:
         """Remove the states of other configurations."""
         for path in self.folder.parent.iterdir():
             if path != self.folder:
                 shutil.rmtree(path)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("day-"))
 
 
 def digest(*plans: Rows | None) -> str:

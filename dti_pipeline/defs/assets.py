@@ -60,8 +60,8 @@ def build(stage: Stage[Any]) -> dg.AssetsDefinition:
         group_name="dti",
         owners=["team:ctr"],
         kinds=KINDS[stage.name],
-        metadata=_code_reference(stage),
-        code_version=_code_version(stage),
+        metadata=code_reference(stage),
+        code_version=code_version(stage),
         pool=POOLS[stage.name],
         op_tags=GPU_POD if POOLS[stage.name] == "gpu" else None,
         automation_condition=CONDITIONS.get(stage.name),
@@ -124,7 +124,7 @@ def _source(stage: Stage[Any]) -> tuple[Path, str]:
     return lineage.SOURCE.parent.joinpath(*module.split(".")).with_suffix(".py"), name
 
 
-def _code_version(stage: Stage[Any]) -> str:
+def code_version(stage: Stage[Any]) -> str:
     """Digest of the stage's package: an asset is marked outdated when the code that makes it has changed."""
     package = _source(stage)[0].parent
     files = sorted(file for file in package.rglob("*") if file.suffix in (".py", ".sql"))
@@ -132,7 +132,8 @@ def _code_version(stage: Stage[Any]) -> str:
     return hashlib.md5("\n".join(lines).encode()).hexdigest()[:8]
 
 
-def _code_reference(stage: Stage[Any]) -> dict[str, Any]:
+def code_reference(stage: Stage[Any]) -> dict[str, Any]:
+    """Metadata that leads to the stage's function."""
     source, name = _source(stage)
     above, _, _ = source.read_text(encoding="utf-8").partition(f"\ndef {name}(")
     with warnings.catch_warnings():

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
+from dti_pipeline.backtest.report import BacktestReport
 from dti_pipeline.defs.metadata import table
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.events.report import IngestReport, RawLog, SynthReport
@@ -144,10 +145,19 @@ def champion(report: Comparison) -> Found:
     return report.champion is not None, {"champion": report.champion or "none", "gate": table(rows)}
 
 
-def specs(stage: Stage[Any]) -> list[dg.AssetCheckSpec]:
-    """The checks of a stage's asset."""
+@_check("backtest", blocking=False)
+def learns(report: BacktestReport) -> Found:
+    """The mean AUC of tomorrow's targets is above 0.5."""
+    seen = {name: value for name, value in _figures(report, "auc", "log_loss").items() if value is not None}
+    return (report.auc or 0) > 0.5, {"days": len(report.days), **seen}
+
+
+def specs(stage: Stage[Any], asset: dg.AssetKey | None = None) -> list[dg.AssetCheckSpec]:
+    """The checks of a stage's asset; ``asset``: its key, where that is not the stage's noun."""
     return [
-        dg.AssetCheckSpec(check.name, asset=stage.asset, description=check.description, blocking=check.blocking)
+        dg.AssetCheckSpec(
+            check.name, asset=asset or stage.asset, description=check.description, blocking=check.blocking
+        )
         for check in CHECKS.get(stage.name, ())
     ]
 

@@ -28,7 +28,7 @@ def main() -> int:
         for paradigm, assets in RUNS:
             print(f"\nMaterialising {', '.join(assets)}{f' for {paradigm}' if paradigm else ''}")
             run = graph.execute_in_process(
-                partition_key=paradigm,
+                tags={"dagster/partition": paradigm} if paradigm else None,
                 asset_selection=[dg.AssetKey(asset) for asset in assets],
                 run_config={"loggers": {"console": {}}},
                 instance=instance,

@@ -6,6 +6,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,6 @@ def _not_recorded(stage: Stage[Any], work: Work, paradigm: str | None, program: 
         return "there is no `dvc` beside this Python or on PATH"
     if work.overrides:
         return f"params.yaml does not describe a run with {', '.join(work.overrides)}"
-    if paradigm is not None and paradigm not in work.config.paradigms:
-        return f"`paradigms` in params.yaml does not list {paradigm}"
+    if paradigm is not None and paradigm not in attrgetter(stage.listed)(work.config):
+        return f"`{stage.listed}` in params.yaml does not list {paradigm}"
     return None

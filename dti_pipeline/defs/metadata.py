@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from dti_pipeline.backtest.report import BacktestReport, Day
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.events.report import IngestReport, SynthReport
 from dti_pipeline.packing.report import PackReport, TokenizeReport
@@ -45,10 +46,28 @@ def describe(report: object, output: Path) -> dict[str, Any]:
         for name, value in plain.items():
             if isinstance(value, (Mapping, list)) and value:
                 tables |= _tables(name, value)
-    pictures = {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
+    pictures = _pictures(output)
     if isinstance(report, TrainReport):
         pictures["mask"] = _mask(report.paradigm)
     return {**first, **_links(report), **pictures, **figures, **tables, "path": dg.MetadataValue.path(str(output))}
+
+
+def of_day(day: Day) -> dict[str, Any]:
+    """Metadata of a day of a backtest: figures that Dagster plots over the days."""
+    scores = {"": day.score, **{f"_{age}_older": score for age, score in day.stale.items()}}
+    if day.fresh is not None:
+        scores["_fresh"] = day.fresh
+    found: dict[str, Any] = {f"auc{whose}": score.auc for whose, score in scores.items()}
+    found |= {"log_loss": day.score.log_loss, **vars(day.learnt), "judged_on": day.judged_on, "judged": day.judged}
+    return {name: _plain(value) for name, value in found.items() if value is not None}
+
+
+def of_backtest(report: BacktestReport, output: Path) -> dict[str, Any]:
+    """Metadata of all days together, beside that of the last: means, pictures, the folder."""
+    found = {"days": len(report.days), "mean_auc": report.auc, "mean_log_loss": report.log_loss}
+    found |= {f"auc_lost_by_{age}": stale.auc_lost for age, stale in report.staleness.items()}
+    figures = {name: _plain(value) for name, value in found.items() if value is not None}
+    return {**figures, **_pictures(output), "path": dg.MetadataValue.path(str(output))}
 
 
 def headline(report: object) -> str:
@@ -147,6 +166,10 @@ def _mask(paradigm: str) -> dg.MarkdownMetadataValue:
         path = Path(folder) / "mask.png"
         draw.picture(draw.prompt_masks(paradigm), path)
         return _picture(path)
+
+
+def _pictures(output: Path) -> dict[str, Any]:
+    return {picture.stem: _picture(picture) for picture in sorted(output.glob("*.png"))}
 
 
 def _picture(path: Path) -> dg.MarkdownMetadataValue:

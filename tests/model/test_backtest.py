@@ -16,12 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dti_pipeline import config as configuration
 from dti_pipeline.backtest import run
-from dti_pipeline.backtest.report import BacktestReport
+from dti_pipeline.backtest.report import BacktestReport, Day
 from dti_pipeline.cli import app
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import CheckFailed, InputError
@@ -29,50 +28,10 @@ from dti_pipeline.events.ingest import ingest
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.tokenize import tokenize
 from dti_pipeline.paths import Paths
-from dti_pipeline.plain import to_plain
+from tests.daily_logs import DAY, HOUR, START, lines, made, newest, numbers
 
-DAY, HOUR = 86400, 3600
-START = 1_577_836_800  # 2020-01-01
-PARAMS: dict[str, Any] = {
-    "paradigms": ["dti"],
-    "events": {"source": "table", "path": "log.csv"},
-    "split": {"min_history": 1, "feedback_delay": 5.0 * HOUR},
-    "validation": {"required": False},
-    "tokens": {"template": "title {item_id}"},
-    "packing": {"context": 4, "targets": 6, "row_length": 128},
-    "model": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 2, "intermediate_size": 32, "dropout": 0.2},
-    "training": {"targets_per_step": 16, "epochs": 1, "device": "cpu"},
-    "backtest": {"staleness": [3], "late_days": 2, "first_day": "2020-01-02", "fresh": True},
-    "tracking": {"enabled": False},
-}
 pytestmark = pytest.mark.slow
-
-
-def lines(days: range, users: int = 8, each: int = 4) -> list[str]:
-    """A log with so many rows of each user on each day."""
-    draw = np.random.default_rng(5)
-    made = []
-    for day in range(days.stop):
-        for user in range(users):
-            times = START + day * DAY + np.sort(draw.choice(DAY // 60, each, replace=False)) * 60
-            rows = [f"u{user},{draw.integers(20)},{draw.integers(1, 6)},{time}" for time in times]
-            made += rows if day in days else []
-    return made
-
-
-def made(paths: Paths, rows: list[str], **sections: dict[str, Any]) -> Config:
-    """The configuration of a home with the tokens of a log."""
-    paths.home.mkdir(parents=True, exist_ok=True)
-    (paths.home / "log.csv").write_text("\n".join(["user_id,item_id,rating,timestamp", *rows, ""]))
-    raw = {name: values | sections.get(name, {}) if isinstance(values, dict) else values
-           for name, values in PARAMS.items()}  # fmt: skip
-    paths.params.write_text(json.dumps(raw))
-    config = from_plain(Config, raw)
-    ingest(config, paths)
-    tokenize(config, paths)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +47,6 @@ def ready(eight_days: Paths, tmp_path: Path) -> tuple[Config, Paths]:
     shutil.copytree(eight_days.home, tmp_path / "copy")
     paths = Paths(tmp_path / "copy")
     return configuration.load(paths.params), paths
-
-
-def numbers(report: BacktestReport) -> Any:
-    """The days without their clocks, and without the sentence about what was done."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: timeless(one) for key, one in value.items() if "seconds" not in key and key != "note"}
-        return [timeless(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-    return timeless(to_plain(report))
-
-
-def newest(paths: Paths) -> dict[str, torch.Tensor]:
-    """Weights and moments of the last day that is kept."""
-    files = paths.backtest_states("dti").rglob("state.safetensors")
-    return load_file(max(files, key=lambda file: int(file.parent.parent.name.removeprefix("day-"))))
 
 
 def assert_same(one: Paths, other: Paths) -> None:
@@ -164,16 +106,17 @@ def test_no_target_and_no_label_of_the_future_is_learnt_and_none_twice(
     assert [day.judged for day in report.days] == [8 * 4] * 6
 
 
-def killed(at: int, how: Callable[[], None]) -> Callable[[str], None]:
+def killed(at: int, how: Callable[[], None]) -> run.Heard:
     """Something that hears of days, and does it at the one of that number."""
-    heard: list[str] = []
+    heard: list[Day] = []
 
-    def say(line: str) -> None:
-        heard.append(line)
-        if len(heard) == at:
-            how()
+    def hear(day: Day, now: bool) -> None:
+        if now:
+            heard.append(day)
+            if len(heard) == at:
+                how()
 
-    return say
+    return hear
 
 
 def crash() -> None:

@@ -11,7 +11,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
 from dti_pipeline.paths import Paths
-from dti_pipeline.pipeline import Stage
+from dti_pipeline.pipeline import STAGES, Stage
 from tests.reports import REPORTS
 
 
@@ -38,11 +38,11 @@ class Stages:
 
 
 def launch(instance: dg.DagsterInstance, *assets: str, overrides: tuple[str, ...] = ()) -> dg.ExecuteInProcessResult:
-    """Materialise assets (all of them where none is named) for `dti`."""
+    """Materialise assets (those of all stages where none is named) for `dti`."""
     return defs.resolve_implicit_global_asset_job_def().execute_in_process(
-        partition_key="dti",
+        tags={"dagster/partition": "dti"},
         instance=instance,
-        asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
+        asset_selection=[dg.AssetKey(asset) for asset in assets or (stage.asset for stage in STAGES)],
         run_config={"resources": {"project": {"config": {"overrides": list(overrides)}}}},
         raise_on_error=False,
     )

@@ -22,7 +22,7 @@ from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.report import Decision, Delta
 from dti_pipeline.paths import Paths
-from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.pipeline import BACKTEST, STAGES, Stage
 from dti_pipeline.tracking import registry
 from dti_pipeline.training.progress import Evaluated, FellBack, Finished, Started, Stepped
 from dti_pipeline.validation.report import Outcome
@@ -190,7 +190,7 @@ def test_nothing_to_work_on_stops_what_follows(
 
 
 def test_every_stage_has_a_check() -> None:
-    assert set(CHECKS) == {stage.name for stage in STAGES}
+    assert set(CHECKS) == {stage.name for stage in (*STAGES, BACKTEST)}
 
 
 def test_the_whole_comparison_is_a_backfill_of_every_asset_over_the_paradigms_asked_for(

@@ -46,6 +46,12 @@ class Page:
         assert "errors" not in found, found["errors"]
         return found["data"]
 
+    def location(self) -> str:
+        """The name of the one code location."""
+        query = "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
+        (node,) = self.ask(query)["repositoriesOrError"]["nodes"]
+        return node["location"]["name"]
+
     def launch(self, job: str, assets: list[str], paradigm: str, overrides: list[str]) -> str:
         """The id of a new run."""
         repository = self.ask(
@@ -252,7 +258,7 @@ def shot(chromium: Browser, tmp_path: Path) -> Callable[[str], None]:
 
 @pytest.mark.browser
 def test_the_lineage_shows_every_stage(chromium: Browser, page: Page, shot: Callable[[str], None]) -> None:
-    chromium.open(f"{page.url}/asset-groups")
+    chromium.open(f"{page.url}/locations/{page.location()}/asset-groups/dti")
     for stage in STAGES:
         chromium.wait_for(stage.asset, PATIENCE)
     shot("lineage")
@@ -261,7 +267,7 @@ def test_the_lineage_shows_every_stage(chromium: Browser, page: Page, shot: Call
 @pytest.mark.browser
 def test_what_can_run_by_itself_is_listed(chromium: Browser, page: Page, shot: Callable[[str], None]) -> None:
     chromium.open(f"{page.url}/automation")
-    for name in ("new_log_files", "nightly", "refresh_cheap_stages"):
+    for name in ("new_log_files", "nightly", "refresh_cheap_stages", "log_days", "new_days"):
         chromium.wait_for(name)
     shot("automation")
 

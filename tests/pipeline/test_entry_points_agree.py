@@ -14,8 +14,9 @@ import yaml
 
 from dti_pipeline import config, dvc
 from dti_pipeline.definitions import defs
+from dti_pipeline.defs.days import key as days_of
 from dti_pipeline.paradigms import names
-from dti_pipeline.pipeline import STAGES
+from dti_pipeline.pipeline import BACKTEST, STAGES
 from dti_pipeline.plain import to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,10 @@ def test_check_names_a_dvc_yaml_that_differs(tmp_path: Path, monkeypatch: pytest
 
 def test_assets_are_the_stages_by_their_nouns() -> None:
     # A module with a @dg.definitions function loses its assets and says nothing: this is where it would show.
-    assert {key.to_user_string() for key in GRAPH.get_all_asset_keys()} == {stage.asset for stage in STAGES}
+    assert {key.to_user_string() for key in GRAPH.get_all_asset_keys()} == {
+        *(stage.asset for stage in STAGES),
+        *(f"{BACKTEST.asset}/{paradigm}" for paradigm in names()),
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.asset)
@@ -82,8 +86,10 @@ def test_comparison_reads_every_partition_of_the_evaluation() -> None:
 
 def test_assets_draw_as_one_open_group_and_explain_themselves() -> None:
     nodes = [GRAPH.get(dg.AssetKey(stage.asset)) for stage in STAGES]
-    assert len({node.group_name for node in nodes}) == 1
-    for node, stage in zip(nodes, STAGES, strict=True):
+    assert {node.group_name for node in nodes} == {"dti"}
+    days = [GRAPH.get(days_of(paradigm)) for paradigm in names()]
+    assert {node.group_name for node in days} == {"backtest"}, "apart: its partitions are others"
+    for node, stage in (*zip(nodes, STAGES, strict=True), *((node, BACKTEST) for node in days)):
         assert stage.summary in (node.description or "")
         assert node.owners
         assert node.kinds
@@ -99,7 +105,7 @@ def test_every_step_waits_in_one_pool() -> None:
         (pool,) = node.pools
         pools.setdefault(pool, set()).add(node.key.to_user_string())
     assert pools == {
-        "gpu": {"model", "evaluation"},
+        "gpu": {"model", "evaluation", *(f"{BACKTEST.asset}/{paradigm}" for paradigm in names())},
         "duckdb": {"events", "checks"},
         "dvc": {"log", "tokens", "shards", "comparison"},
     }

@@ -18,6 +18,7 @@ from dagster_k8s.job import UserDefinedDagsterK8sConfig, construct_dagster_k8s_j
 from dti_pipeline import definitions
 from dti_pipeline.defs.train_process import SAVE_SECONDS
 from dti_pipeline.errors import InputError
+from dti_pipeline.paradigms import names
 from tests.project import ROOT
 
 STEPS = {node.name: node.definition for node in definitions.defs.resolve_implicit_global_asset_job_def().nodes}
@@ -68,7 +69,8 @@ def gpus(specification: dict[str, Any]) -> int:
 
 def test_what_uses_a_gpu_asks_for_one_and_nothing_else_does(launcher: K8sRunLauncher) -> None:
     needed = {step: gpus(pod(launcher, None, asks(step))) for step in STEPS}
-    assert {step: count for step, count in needed.items() if count} == {"model": 1, "evaluation": 1}
+    backtests = {f"backtest__{paradigm}": 1 for paradigm in names()}
+    assert {step: count for step, count in needed.items() if count} == {"model": 1, "evaluation": 1, **backtests}
 
 
 @pytest.mark.parametrize("job", ["prepare_log", "one_paradigm"])

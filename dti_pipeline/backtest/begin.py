@@ -1,0 +1,43 @@
+"""What a backtest begins with: the log in tokens, its days, and what is kept of days that are finished. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dti_pipeline import artifacts
+from dti_pipeline.backtest import days as calendar
+from dti_pipeline.backtest.days import Days
+from dti_pipeline.backtest.state import States
+from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
+from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.paths import Paths
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Tokens and days of a home; the days are the same for all paradigms."""
+
+    config: Config
+    paths: Paths
+    store: TokenStore
+    days: Days
+
+    def states(self, paradigm: str) -> States:
+        return States.of(self.config, self.paths, paradigm, self.store)
+
+    def left(self, paradigm: str) -> list[str]:
+        """Days of a paradigm that are not trained, in order."""
+        return self.days.names()[self.states(paradigm).reached(self.days) - self.days.first :]
+
+
+def begin(config: Config, paths: Paths) -> Beginning:
+    """Read tokens and days. Raises InputError for tokens of other events, and for a log that cannot be told by days.
+
+    Cost: one read of the events.
+    """
+    store = TokenStore.open(paths.tokens)
+    if artifacts.read(paths.tokens, "tokenize").inputs["events"] != artifacts.folder_digest(paths.events):
+        raise InputError(f"{paths.tokens} was made of other events than {paths.events} holds: run `dti tokenize` again")
+    begun = States.of(config, paths, "any", store).begun()
+    return Beginning(config, paths, store, calendar.read(config, paths, store, begun))
