@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, pretrained
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import user_texts
@@ -159,8 +159,9 @@ def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenize
         return _train(config, texts)
     from transformers import AutoTokenizer
 
+    source = pretrained.source(config.tokenizer, "tokens.tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({reason})") from error

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.distributed.device_mesh import init_device_mesh
 
-from dti_pipeline import artifacts, lineage
+from dti_pipeline import artifacts, lineage, pretrained
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
@@ -139,7 +139,8 @@ class Setup:
             parameters=sum(p.numel() for p in self.model.trained().values()),
             device=str(self.accelerator.device), world_size=self.accelerator.num_processes,
             dataset_digest=artifacts.folder_digest(self.shards.path), hardware=self.hardware,
-            run_id=self.progress.run_id, execution=tuple(self.model.plan.lines()),
+            run_id=self.progress.run_id,
+            execution=(*filter(None, [pretrained.remark(self.config.model.name_or_path)]), *self.model.plan.lines()),
         )  # fmt: skip
 
     def _first_step(self) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from dti_pipeline import pretrained
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention import interface, layers
@@ -117,14 +118,16 @@ def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
 
 def _pretrained(config: ModelConfig, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
     assert config.name_or_path is not None
+    source = pretrained.source(config.name_or_path, "model.name_or_path")
     try:
-        settings = AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
         text: Any = settings.get_text_config()
         text.use_cache = False
         if getattr(text, "attention_dropout", 0.0):
             text.attention_dropout = 0.0  # our attention has none; the base models' own training is over
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path,
+            **source,
+            **pretrained.dequantised(source),
             config=settings,
             attn_implementation=interface.NAME,
             dtype=dtype,
