@@ -208,6 +208,11 @@ def placed_model(
 ) -> CTRModel:
     """A new model on its device, sharded where that is configured."""
     settings, device = config.training, accelerator.device
+    if config.model.name_or_path is not None and config.model.head == "verbaliser" and store.new_label_words:
+        raise InputError(
+            "params key `model.head` is verbaliser, but the tokenizer has no single token for yes and no:"
+            f" {' and '.join(store.new_label_words)} are new, with random weights: set it to fresh"
+        )
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
     # A checkpoint is read straight into the GPU's memory. Weights that are drawn are drawn on the CPU, the same
     # anywhere, and those of a sharded model need not fit one GPU.
