@@ -88,8 +88,7 @@ TOKENIZE = Stage(
 PACK = Stage(
     name="pack", asset="shards", function="dti_pipeline.packing.pack:pack", report=PackReport, per_paradigm=True,
     summary="Histories to prompts of n context interactions and k targets, prompts to rows of constant length.",
-    deps=("data/tokens",), outs=("data/shards/{paradigm}",),
-    params=("packing", "split.min_history", "training.tokens_per_batch"),
+    deps=("data/tokens",), outs=("data/shards/{paradigm}",), params=("packing", "split.min_history"),
 )  # fmt: skip
 TRAIN = Stage(
     name="train", asset="model", function="dti_pipeline.training.train:train", report=TrainReport, per_paradigm=True,

@@ -17,8 +17,8 @@ from dti_pipeline.packing.store import SPLITS, TokenStore
 PADDED = 0.05
 #: A longer row must save this share of the tokens.
 WORTH = 0.01
-#: Shortest row that is tried, in tokens; four lengths are tried up to each doubling.
-SHORTEST = 256
+#: Shortest and longest row that is tried, in tokens; four lengths are tried up to each doubling.
+SHORTEST, LONGEST = 256, 8192
 #: Rows of the log, of its first users, that are packed for it.
 SAMPLE = 1 << 18
 
@@ -57,13 +57,13 @@ def better(config: Config, store: TokenStore, padding_share: float) -> Tried | N
 
 
 def best(config: Config, store: TokenStore) -> Tried:
-    """The shortest row length with hardly more tokens than any other up to ``training.tokens_per_batch``. Raises
-    InputError where a prompt of one target fits none."""
+    """The shortest row length with hardly more tokens than any other. Raises InputError where a prompt of one
+    target fits none."""
     tried: list[Tried] = []
     refusal: InputError | None = None
     targets = (store.split == SPLITS.index("train")) & (store.request >= config.split.min_history)
     end = _end_of_sample(store.position)
-    for length in _lengths(config.training.tokens_per_batch):
+    for length in _lengths():
         try:
             tried.append(_try(config, store, targets, end, length))
         except InputError as error:  # which a longer row may mend
@@ -87,13 +87,13 @@ def _try(config: Config, store: TokenStore, targets: np.ndarray, end: int, lengt
     return Tried(length, tokens, round(1 - int(found.length.sum()) / max(tokens, 1), 6), cut)
 
 
-def _lengths(most: int) -> Iterator[int]:
-    """Ascending, in multiples of 64; ``most`` itself at the end."""
+def _lengths() -> Iterator[int]:
+    """Ascending, in multiples of 64."""
     length = SHORTEST
-    while length < most:
-        yield from (x for x in range(length, 2 * length, length // 4) if x < most)
+    while length < LONGEST:
+        yield from range(length, 2 * length, length // 4)
         length *= 2
-    yield most
+    yield LONGEST
 
 
 def _end_of_sample(position: np.ndarray) -> int:

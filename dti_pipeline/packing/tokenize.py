@@ -73,7 +73,7 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
             texts_cut=cut,
             tokens=int(lengths.sum()) + len(text_of_row),
             tokens_per_interaction=round(float(lengths.mean()) + 1, 4),
-            vocabulary=len(tokenizer),
+            vocabulary=max(tokenizer.get_vocab().values()) + 1,
             special_tokens=special,
             new_label_words=tuple(token for _, token in ROLES.values() if token in added),
             prefix_tokens=tuple(prefix),
@@ -203,6 +203,13 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
             tokenizer.add_tokens([token], special_tokens=True)
             one = int(tokenizer.convert_tokens_to_ids(token))
         ids[role] = one
+    new = tokenizer.get_added_vocab().keys() & {SUM, *(token for _, token in ROLES.values())}
+    numbers = {tokenizer.convert_tokens_to_ids(token) for token in new}
+    for token, number in tokenizer.get_vocab().items():
+        if number in numbers and token not in new:
+            raise InputError(
+                f"params key `tokens.tokenizer`: its vocabulary has gaps, so that a new token would be {token!r} too"
+            )
     return ids
 
 
