@@ -28,14 +28,14 @@ from dti_pipeline.training.steps import Steps
 def rows_of(settings: Config, store: TokenStore, paradigm: Paradigm, plan: str = "train") -> tuple[Rows, PlanReport]:
     """A plan's rows, made in memory, and its counts."""
     counts, cut, row = plan_rows(settings, store, paradigm, plan)
-    return Rows(store, settings.packing.row_length, cut.start, cut.first_target, cut.stop, bounds(row)), counts
+    return Rows(store, settings.packing.tokens_a_row, cut.start, cut.first_target, cut.stop, bounds(row)), counts
 
 
 def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: Any) -> CTRModel:
     """The model of a configuration, untrained."""
     packing = settings.packing
     return CTRModel(
-        settings.model, paradigm, packing.context, store.vocabulary, packing.row_length, store.special, **more
+        settings.model, paradigm, packing.context, store.vocabulary, packing.tokens_a_row, store.special, **more
     )
 
 

@@ -77,6 +77,8 @@ def _check(config: Config) -> None:
         ("packing.max_targets", config.packing.max_targets, None),
     ):
         require(value == plain, key, f"{'null' if plain is None else plain} for `dti backtest`", value)
+    rows = config.packing.row_length  # another could be best for a log that has grown
+    require(rows != "auto", "packing.row_length", "a number for `dti backtest`", rows)
 
 
 @dataclass
@@ -195,7 +197,7 @@ class Backtest:
     def _new(self) -> tuple[CTRModel, torch.optim.AdamW]:
         settings = self.config.training
         set_seed(settings.seed)
-        row_length = self.config.packing.row_length
+        row_length = self.config.packing.tokens_a_row
         model = placed_model(
             self.config, self.paradigm, self.store, row_length, self.accelerator, Timeline(time.monotonic())
         )
@@ -239,5 +241,5 @@ class Backtest:
             return None
         packing = self.config.packing
         k = targets_per_prompt(self.config, plan, named(self.paradigm))
-        prompts = cut_some(self.store, targets, packing.context, k, packing.row_length)
-        return Rows.pack(self.store, prompts, packing.row_length, packing.seed)
+        prompts = cut_some(self.store, targets, packing.context, k, packing.tokens_a_row)
+        return Rows.pack(self.store, prompts, packing.tokens_a_row, packing.seed)

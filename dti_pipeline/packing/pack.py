@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing import best_fit, prompts
+from dti_pipeline.packing import best_fit, prompts, row_length
 from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.packing.report import PackReport, PlanReport
 from dti_pipeline.packing.store import SPLITS, TokenStore, write_columns
@@ -36,18 +36,22 @@ def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     dropped with the reason. Plans hold spans of the log, never tokens."""
     store = TokenStore.open(paths.tokens)
     recorded = config.sections("packing", "split")
+    config = row_length.settled(config, store)
     plans = {}
     with artifacts.publish(paths.shards(paradigm), "pack", recorded, {"tokens": paths.tokens}) as draft:
         for plan in PLANS:
             plans[plan], cut, row = plan_rows(config, store, named(paradigm), plan)
             columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
             write_columns(draft.path / f"{plan}.arrow", {"row": row, **columns})
+        padding = plans["train"].padding_share if named(paradigm).streams else 0.0
+        better = row_length.better(config, store, padding)
         report = draft.report = PackReport(
             **vars(plans["train"]),
             paradigm=paradigm,
             context=config.packing.context,
-            row_length=config.packing.row_length,
+            row_length=config.packing.tokens_a_row,
             plans=plans,
+            advice=None if better is None else better.advice(padding),
         )
     return report
 
@@ -81,10 +85,10 @@ def plan_rows(
     for number, block in enumerate(_blocks(store.position)):
         position, lengths = store.position[block], text_lengths[store.text[block]]
         cut, closed = prompts.cut(
-            kept[block], position, seen[block], lengths, packing.context, k, packing.row_length, store.opening(block)
+            kept[block], position, seen[block], lengths, packing.context, k, packing.tokens_a_row, store.opening(block)
         )
         ended += closed
-        packed = best_fit.pack(cut.length, packing.row_length, packing.seed + number)
+        packed = best_fit.pack(cut.length, packing.tokens_a_row, packing.seed + number)
         order = np.argsort(packed.row, kind="stable")
         here = slice(end, end := end + len(cut))
         start[here] = cut.start[order] + block.start
@@ -106,7 +110,7 @@ def plan_rows(
         rows=rows,
         tokens=tokens,
         tokens_per_target=round(tokens / max(targets, 1), 4),
-        padding_share=round(1 - tokens / max(rows * packing.row_length, 1), 6),
+        padding_share=round(1 - tokens / max(rows * packing.tokens_a_row, 1), 6),
     )
     return report, found, row[:end]
 

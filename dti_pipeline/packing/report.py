@@ -35,6 +35,7 @@ class TokenizeReport:
     user_texts_cut: int | None = field(default=None, metadata=OPTIONAL)
     users_without_text: int | None = field(default=None, metadata=OPTIONAL)  # no column of theirs has a value
     longest_user_text: int | None = field(default=None, metadata=OPTIONAL)  # tokens
+    new_label_words: tuple[str, ...] = ()  # what stands for yes and no where the vocabulary has no word of one token
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,4 @@ class PackReport(PlanReport):
     context: int  # interactions before the first target, n
     row_length: int  # tokens
     plans: dict[str, PlanReport]
+    advice: str | None = None  # where another row length would have much less padding

@@ -82,6 +82,14 @@ class PackingConfig:
 
     context: NonNegativeInt = 20  # n: interactions before the first target
     targets: PositiveInt | Literal["all"] = 50  # k: targets a streaming prompt; all: as many as a row holds
-    row_length: Annotated[int, Range(16)] = 1024  # tokens; the longest single-target prompt must fit
+    # Tokens of a row; the longest single-target prompt must fit. auto: the length in which the log's streaming prompts
+    # take the fewest tokens, padding included, 8,192 at most.
+    row_length: Annotated[int, Range(16)] | Literal["auto"] = 1024
     seed: NonNegativeInt = 7  # order of rows and of equal prompts
     max_targets: PositiveInt | None = None  # keep this many training targets, whole users by hash; null: all of them
+
+    @property
+    def tokens_a_row(self) -> int:
+        """``row_length``, where it is a number: see :mod:`dti_pipeline.packing.row_length`."""
+        assert self.row_length != "auto"
+        return self.row_length

@@ -39,6 +39,7 @@ class TokenStore:
     context: Literal["shown", "known"] = "shown"  # split.context
     #: (m,) text of each row's user, which follows the prefix in each prompt of theirs; (0,): users have none.
     user_text: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    new_label_words: tuple[str, ...] = ()  # label tokens that the tokenizer's vocabulary lacked
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
@@ -52,6 +53,7 @@ class TokenStore:
             special=report.special_tokens,
             vocabulary=report.vocabulary,
             context=report.knowledge.context,
+            new_label_words=report.new_label_words,
         )
 
     @property

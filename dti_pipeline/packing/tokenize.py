@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, pretrained
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import user_texts
@@ -45,7 +45,9 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     gap_of_row = _gaps(log, config.split.context) if gap else np.int8(0)
     text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens)
     tokenizer = _tokenizer(config.tokens, [*texts, *(users.texts if users else ())])
+    before = tokenizer.get_vocab()
     special = _special_tokens(tokenizer)
+    added = tokenizer.get_vocab().keys() - before.keys()
     tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
     counts: dict[str, int] = {}
     if users:
@@ -71,8 +73,9 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
             texts_cut=cut,
             tokens=int(lengths.sum()) + len(text_of_row),
             tokens_per_interaction=round(float(lengths.mean()) + 1, 4),
-            vocabulary=len(tokenizer),
+            vocabulary=max(tokenizer.get_vocab().values()) + 1,
             special_tokens=special,
+            new_label_words=tuple(token for _, token in ROLES.values() if token in added),
             prefix_tokens=tuple(prefix),
             knowledge=Knowledge(split["feedback_delay"], config.split.context, split["ties"]),
             **counts,
@@ -159,8 +162,9 @@ def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenize
         return _train(config, texts)
     from transformers import AutoTokenizer
 
+    source = pretrained.source(config.tokenizer, "tokens.tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({reason})") from error
@@ -194,12 +198,27 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         tokenizer.pad_token = tokenizer.eos_token or SUM
     ids = {"pad": int(tokenizer.pad_token_id), "sum": int(tokenizer.convert_tokens_to_ids(SUM))}
     for role, (word, token) in ROLES.items():
-        pieces = tokenizer.encode(word, add_special_tokens=False)
-        if token in tokenizer.get_vocab() or len(pieces) != 1:
+        one = None if token in tokenizer.get_vocab() else _behind_a_text(tokenizer, word)
+        if one is None:
             tokenizer.add_tokens([token], special_tokens=True)
-            pieces = [tokenizer.convert_tokens_to_ids(token)]
-        ids[role] = int(pieces[0])
+            one = int(tokenizer.convert_tokens_to_ids(token))
+        ids[role] = one
+    new = tokenizer.get_added_vocab().keys() & {SUM, *(token for _, token in ROLES.values())}
+    numbers = {tokenizer.convert_tokens_to_ids(token) for token in new}
+    for token, number in tokenizer.get_vocab().items():
+        if number in numbers and token not in new:
+            raise InputError(
+                f"params key `tokens.tokenizer`: its vocabulary has gaps, so that a new token would be {token!r} too"
+            )
     return ids
+
+
+def _behind_a_text(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
+    """The one token that ``word``, which begins with a space, is behind a text; None where it is several, or unknown.
+    Alone it may be another: some tokenizers put a mark of their own before what they are given."""
+    text, both = (tokenizer.encode(x, add_special_tokens=False) for x in ("a", "a" + word))
+    one = both[-1] if both[:-1] == text else None
+    return None if one == tokenizer.unk_token_id else one
 
 
 def encode(

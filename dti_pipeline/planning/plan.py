@@ -7,9 +7,10 @@ from typing import Any
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing import row_length
 from dti_pipeline.packing.pack import plan_rows, targets_per_prompt
 from dti_pipeline.packing.store import TokenStore, uniform_store
-from dti_pipeline.paradigms import BASELINE, named, names
+from dti_pipeline.paradigms import BASELINE, DTI, named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.planning import cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
@@ -42,13 +43,14 @@ def plan(
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
     store, log = _log(config, paths, users, interactions, tokens)
+    config = row_length.settled(config, store)
     card = hardware.named(gpu)
     shape = shape_of(config.model, store.vocabulary or config.tokens.vocab_size, model)
     pretrained = (model or config.model.name_or_path) is not None
-    lora, training, row_length = config.model.lora, config.training, config.packing.row_length
+    lora, training, length = config.model.lora, config.training, config.packing.tokens_a_row
     adapters = shape.adapters(lora.rank, lora.target_modules) if pretrained and lora.rank else None
     trained = shape.parameters if adapters is None else adapters
-    batch = max(1, training.tokens_per_batch // row_length) * row_length
+    batch = max(1, training.tokens_per_batch // length) * length
     shares = training.processes if training.sharding == "full" else 1
     memory = {
         "weights_gb": cost.weight_bytes(shape, frozen=adapters is not None) / shares / 1e9,
@@ -58,6 +60,8 @@ def plan(
     total = sum(memory.values())
     paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
     base = paradigms[BASELINE.name]
+    padding = paradigms[DTI.name]["padding_share"]
+    better = row_length.better(config, store, padding)
     speed = card.teraflops * 1e12 * utilisation * training.processes
     n, c = config.packing.context, log["tokens_per_interaction"]
     for name, row in paradigms.items():
@@ -70,7 +74,7 @@ def plan(
         "log": log,
         "context": n,
         "targets_per_prompt": targets_per_prompt(config, "train_streaming", BASELINE) or "all",
-        "row_length": row_length,
+        "row_length": length,
         "epochs": training.epochs,
         "model": {
             "name": shape.name,
@@ -78,7 +82,7 @@ def plan(
             "trained": trained,
             "method": "full" if adapters is None else "lora",
         },
-        "advice": _advice(shape, adapters),
+        "advice": [*filter(None, [_advice(shape, adapters), None if better is None else better.advice(padding)])],
         "gpu": {**vars(card), "count": training.processes, "utilisation": utilisation},
         "memory": {**memory, "total_gb": total, "micro_batch_tokens": batch, "fits": total <= card.memory_gb},
         "paradigms": paradigms,
@@ -126,7 +130,7 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
     paradigm = named(name)
     counts, prompts, _ = plan_rows(config, store, paradigm, "train")
     pairs = cost.visible_pairs(paradigm, prompts, store, config.packing.context)
-    tokens, again = counts.rows * config.packing.row_length, config.training.activation_checkpointing
+    tokens, again = counts.rows * config.packing.tokens_a_row, config.training.activation_checkpointing
     flop = cost.training_flop(shape, tokens, pairs, counts.targets, adapters, recomputed=again)
     kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
     return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}

@@ -35,8 +35,8 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
         f" {plan['row_length']:,} tokens, {plan['epochs']:g} epochs"
     )
     yield f"model    {model['name']}: {model['parameters']:,} weights, {model['trained']:,} trained ({model['method']})"
-    if plan["advice"]:
-        yield f"advice   {plan['advice']}"
+    for advice in plan["advice"]:
+        yield f"advice   {advice}"
     yield (
         f"memory   {memory['total_gb']:.3g} GB = weights {memory['weights_gb']:.3g}"
         f" + optimizer {memory['optimizer_gb']:.3g} + activations {memory['activations_gb']:.3g}"

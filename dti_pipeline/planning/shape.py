@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.pretrained import is_gguf, source
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def shape_of(model: ModelConfig, vocabulary: int, name: str | None = None) -> Sh
             "from scratch", model.layers, model.hidden_size, model.heads, model.kv_heads,
             model.hidden_size // model.heads, model.intermediate_size, vocabulary, model.tie_embeddings,
         )  # fmt: skip
+    if is_gguf(name):
+        return _from_gguf(name)
     own = Path(name).expanduser() / "config.json"
     known = Path(name).name.lower().removesuffix("-instruct")
     if known in SHAPES and not own.is_file():
@@ -105,9 +109,25 @@ def _cached(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def _from_gguf(name: str) -> Shape:
+    from transformers import AutoConfig
+
+    described = source(name, "model.name_or_path")
+    try:
+        return _of(name, Path(name), AutoConfig.from_pretrained(**described).to_dict())
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise InputError(f"{name} is no GGUF file of a decoder model ({error})") from error
+
+
 def _from_file(name: str, path: Path) -> Shape:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _of(name, path, json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not the config.json of a decoder model ({error})") from error
+
+
+def _of(name: str, path: Path, content: dict[str, Any]) -> Shape:
+    try:
         content = content.get("text_config", content)
         if any("expert" in key for key in content):
             raise InputError(f"{path} is of a mixture of experts: its cost is not planned, only a dense model's")
@@ -124,5 +144,5 @@ def _from_file(name: str, path: Path) -> Shape:
             vocabulary=content["vocab_size"],
             tied=bool(content.get("tie_word_embeddings", gemma)),
         )
-    except (json.JSONDecodeError, KeyError) as error:
+    except KeyError as error:
         raise InputError(f"{path} is not the config.json of a decoder model ({error})") from error

@@ -20,7 +20,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention.distance import rotate, unrotate
 from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.network import backbone
+from dti_pipeline.modeling.network import backbone, probe
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
@@ -58,6 +58,8 @@ class ItemStates:
             )
         if model.settings.forgetting != "none":
             raise InputError("item states cannot be kept for a model that forgets: its [SUM]s read mixed states")
+        if not probe.keys_can_be_unrotated(backbone.whole(model.lm)):
+            raise InputError("item states cannot be kept for a model that rotates its keys in a way of its own")
 
     @torch.no_grad()
     def add(self, store: TokenStore, tokens_per_batch: int) -> None:
@@ -103,11 +105,14 @@ class ItemStates:
         with self._precision():
             embedded = self.model.embed(batch)
             sums[batch.target // 2] = embedded.reshape(-1, embedded.shape[-1])[batch.sum_index].float()
-            rotary = backbone.decoder_of(self.model.lm).rotary_emb(embedded, position_ids=batch.position)
             attention = self.model.batch_attention(batch, embedded)
-            keeping = _Keeping(attention.backend, at, rotary)
-            self.model.states(embedded, batch.position, replace(attention, backend=keeping))
-        return keeping.found
+            found: dict[int, tuple[Tensor, Tensor]] = {}
+            windowed = attention.windowed
+            if windowed is not None:
+                windowed = replace(windowed, backend=_Keeping(windowed.backend, at, found))
+            keeping = replace(attention, backend=_Keeping(attention.backend, at, found), windowed=windowed)
+            self.model.states(embedded, batch.position, keeping)
+        return found
 
     def lengths(self, text: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each text and a label."""
@@ -154,19 +159,32 @@ class ItemStates:
         """(T,) logits of targets with texts ``own`` (T,) whose [SUM]s stand at ``position`` (T,), from the cached keys
         ``index`` (T, S) at positions ``place``."""
         assert self.sums is not None
-        model, rotary = self.model, backbone.decoder_of(self.model.lm).rotary_emb
+        model = self.model
         embedded = self.sums[own][:, None]
-        own_places = rotary(embedded, position_ids=position[:, None])
-        mask = seen = torch.cat([valid, valid.new_ones(len(own), 1)], 1)[:, None, None]
-        if model.settings.sum_position != "rope":
-            back = (position[:, None] - place).clamp(min=0)
-            back = torch.cat([back, back.new_zeros(len(own), 1)], 1)[:, None, None]
-            mask = (-model.slopes[None, :, None, None] * back).masked_fill(~seen, float("-inf"))
+        own_places = backbone.rotary(model.lm, embedded, position[:, None])
+        places = backbone.rotary(model.lm, embedded, place)
+        window = model.attention.window
+        far = valid & (position[:, None] - place >= window)  # nothing up to the last such key: visibility.met
+        near = valid & ~far.flip(1).cummax(1).values.flip(1)
         unrotated = own_places if model.settings.sum_position == "nope_alibi" else None
+        every, windowed = (
+            BatchAttention(_Recalling(self, index, self._mask(seen, position, place), places, unrotated))
+            for seen in (valid, near)
+        )
         with self._precision():
-            recalling = _Recalling(self, index, mask, rotary(embedded, position_ids=place), unrotated)
-            hidden = model.states(embedded, position[:, None], BatchAttention(recalling))
+            attention = replace(every, windowed=windowed, window=window)
+            hidden = model.states(embedded, position[:, None], attention)
             return model.logits(hidden[:, 0])
+
+    def _mask(self, seen: Tensor, position: Tensor, place: Tensor) -> Tensor:
+        """Of [SUM]s (T,) over kept keys (T, S) and themselves, (T, 1, 1, S + 1): bool, or a bias."""
+        model = self.model
+        mask = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)[:, None, None]
+        if model.settings.sum_position == "rope":
+            return mask
+        back = (position[:, None] - place).clamp(min=0)
+        back = torch.cat([back, back.new_zeros(len(back), 1)], 1)[:, None, None]
+        return (-model.slopes[None, :, None, None] * back).masked_fill(~mask, float("-inf"))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
@@ -178,13 +196,13 @@ class _Keeping:
 
     inner: Backend
     at: tuple[Tensor, Tensor]  # (tokens,) row and slot of those that are kept
-    rotary: tuple[Tensor, Tensor]  # cos and sin
-    found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer
+    found: dict[int, tuple[Tensor, Tensor]]  # by layer
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
-        plain = unrotate(key, *self.rotary)
+        assert layer is not None
+        plain = layer.unrotated(key)
         self.found[module.layer_idx] = (plain.transpose(1, 2)[self.at], value.transpose(1, 2)[self.at])
         return self.inner.attend(module, query, key, value, scale, layer)
 
@@ -196,8 +214,8 @@ class _Recalling:
     states: ItemStates
     index: Tensor  # (T, S) of the bank
     mask: Tensor  # bool, or a bias
-    places: tuple[Tensor, Tensor]  # rotary embedding of the keys
-    own: tuple[Tensor, Tensor] | None  # of the [SUM], where neither query nor keys carry positions
+    places: backbone.Rotary  # of the keys
+    own: backbone.Rotary | None  # of the [SUM], where neither query nor keys carry positions
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
@@ -205,9 +223,9 @@ class _Recalling:
         number = module.layer_idx
         past = self.states.keys[number][self.index].transpose(1, 2)
         if self.own is None:
-            past = rotate(past, *self.places).to(key.dtype)
+            past = rotate(past, *self.places[number]).to(key.dtype)
         else:
-            query, key = (unrotate(x, *self.own).to(past.dtype) for x in (query, key))
+            query, key = (unrotate(x, *self.own[number]).to(past.dtype) for x in (query, key))
         return scaled_dot_product_attention(
             query,
             torch.cat([past, key], 2),

@@ -8,7 +8,7 @@ import shutil
 
 from torch import Tensor
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, pretrained
 from dti_pipeline.config import Config
 from dti_pipeline.modeling.network import storage
 from dti_pipeline.packing.report import TokenizeReport
@@ -73,6 +73,8 @@ def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -
     """Write the model folder. ``weights``: the trained ones, whole, where the model's own are sharded."""
     config, paths, paradigm = setup.config, setup.paths, setup.paradigm
     inputs = {"tokens": paths.tokens, "shards": paths.shards(paradigm)}
+    base = pretrained.on_disk(config.model.name_or_path)
+    inputs |= {} if base is None else {"base": base}
     with artifacts.publish(paths.model(paradigm), "train", config.sections("model", "training"), inputs) as draft:
         storage.save(setup.model, draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
@@ -88,6 +90,7 @@ def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -
 
 def _model_card(config: Config, report: TrainReport) -> str:
     base = config.model.name_or_path or "Llama-style, from scratch"
+    base += " (dequantised)" if pretrained.is_gguf(base) else ""
     auc = report.validation_auc
     return f"""# CTR model trained with paradigm `{report.paradigm}`
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.distributed.device_mesh import init_device_mesh
 
-from dti_pipeline import artifacts, lineage
+from dti_pipeline import artifacts, lineage, pretrained
 from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
@@ -139,7 +139,8 @@ class Setup:
             parameters=sum(p.numel() for p in self.model.trained().values()),
             device=str(self.accelerator.device), world_size=self.accelerator.num_processes,
             dataset_digest=artifacts.folder_digest(self.shards.path), hardware=self.hardware,
-            run_id=self.progress.run_id, execution=tuple(self.model.plan.lines()),
+            run_id=self.progress.run_id,
+            execution=(*filter(None, [pretrained.remark(self.config.model.name_or_path)]), *self.model.plan.lines()),
         )  # fmt: skip
 
     def _first_step(self) -> None:
@@ -207,6 +208,11 @@ def placed_model(
 ) -> CTRModel:
     """A new model on its device, sharded where that is configured."""
     settings, device = config.training, accelerator.device
+    if config.model.name_or_path is not None and config.model.head == "verbaliser" and store.new_label_words:
+        raise InputError(
+            "params key `model.head` is verbaliser, but the tokenizer has no single token for yes and no:"
+            f" {' and '.join(store.new_label_words)} are new, with random weights: set it to fresh"
+        )
     sharded, compute = settings.sharding == "full", getattr(torch, settings.dtype)
     # A checkpoint is read straight into the GPU's memory. Weights that are drawn are drawn on the CPU, the same
     # anywhere, and those of a sharded model need not fit one GPU.

@@ -171,7 +171,7 @@ def test_histories_too_short_for_any_target_are_one_sentence(home: Paths) -> Non
         ({"packing": {"context": 2.5}}, r"`packing\.context` must be a whole number, not 2\.5"),
         ({"packing": {"targets": 0}}, r"`packing\.targets` must be a whole number from 1 or 'all', not 0"),
         ({"packing": {"targets": "many"}}, r"`packing\.targets` must be a whole number from 1 or 'all', not 'many'"),
-        ({"packing": {"row_length": 8}}, r"`packing\.row_length` must be at least 16, not 8"),
+        ({"packing": {"row_length": 8}}, r"`packing\.row_length` must be a whole number from 16 or 'auto', not 8"),
         ({"packing": {"contxt": 3}}, r"unknown params key `packing\.contxt`: did you mean `context`\?"),
         (
             {"paradigms": ["dti_isolatd"]},

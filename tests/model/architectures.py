@@ -65,8 +65,9 @@ def write(folder: Path, kind: str, seed: int = 0, **changes: Any) -> str:
     return str(folder)
 
 
-def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 300) -> str:
-    """A byte-level BPE tokenizer without padding or [SUM], as most pretrained models come; its path."""
+def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 300, words: bool = False) -> str:
+    """A byte-level BPE tokenizer without padding or [SUM], as most pretrained models come; its path. ``words``: yes and
+    no are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,6 +77,6 @@ def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 300) -
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator([*texts, *["a yes a no"] * (9999 if words else 0)], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
     return str(folder)

@@ -22,14 +22,16 @@ from tests.model.architectures import write, write_tokenizer
 FROM_THE_PAPER = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"]
 
 
-def home_with(token_home: tuple[Config, Paths], tmp_path: Path, kind: str, **model: Any) -> tuple[Config, Paths]:
+def home_with(
+    token_home: tuple[Config, Paths], tmp_path: Path, kind: str, words: bool = True, **model: Any
+) -> tuple[Config, Paths]:
     """A home of its own whose tokens were made by the checkpoint's tokenizer."""
     config, made = token_home
     paths = Paths(tmp_path / "home")
     for folder in (made.events, made.checks):
         shutil.copytree(folder, paths.home / folder.relative_to(made.home))
     titles = pq.read_table(paths.events / "interactions.parquet")["item_text"].unique().to_pylist()
-    tokenizer = write_tokenizer(tmp_path / "base", titles)
+    tokenizer = write_tokenizer(tmp_path / "base", titles, words=words)
     path = write(tmp_path / "base", kind, vocab_size=300)
     config = dataclasses.replace(
         config,
@@ -85,12 +87,23 @@ def test_a_checkpoint_goes_through_every_stage(
 
 
 def test_the_tokenizer_gets_what_it_lacks_and_keeps_its_words(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
-    _, paths = home_with(token_home, tmp_path, "llama")
+    _, paths = home_with(token_home, tmp_path, "llama", words=False)
     store = TokenStore.open(paths.tokens)
     assert store.special == {"pad": 0, "sum": 300, "yes": 301, "no": 302}, "the end token pads; no single ` yes` token"
     assert store.vocabulary == 303
+    assert store.new_label_words == ("[YES]", "[NO]")
     assert len(store.prefix) > 0
     assert int(store.tokens.max()) < 300
+
+
+def test_label_words_that_the_vocabulary_lacks_are_no_words_for_a_verbaliser(
+    token_home: tuple[Config, Paths], tmp_path: Path
+) -> None:
+    config, paths = home_with(token_home, tmp_path, "llama", words=False, head="verbaliser")
+    BY_NAME["pack"].run(config, paths, "dti")
+    with pytest.raises(InputError, match=r"`model\.head` is verbaliser, but .* \[YES\] and \[NO\] are new"):
+        BY_NAME["train"].run(config, paths, "dti")
+    assert not paths.model("dti").exists()
 
 
 def test_a_refused_architecture_stops_the_training_stage_before_it_starts(

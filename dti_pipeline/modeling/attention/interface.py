@@ -43,6 +43,17 @@ class BatchAttention:
     backend: Backend
     sums: SumRows | None = None  # where [SUM] rows are told apart
     last_layer_at_sums: bool = False  # the last layer computes [SUM] rows only
+    windowed: BatchAttention | None = None  # in layers that look back no further than ``window`` positions
+    window: int = 0
+
+    def of_layer(self, window: int | None, length: int) -> BatchAttention:
+        """How a layer attends whose own window is ``window``, in rows of ``length`` tokens. RuntimeError where that is
+        another window than the batch was made for."""
+        if window and window == self.window and self.windowed is not None:
+            return self.windowed
+        if (window or length) < length:
+            raise RuntimeError(f"attention was asked for a window of {window} in {length} tokens")
+        return self
 
 
 def attend(
@@ -58,8 +69,8 @@ def attend(
     """transformers' attention signature: query (B, H, L, D), key and value (B, H_kv, L, D) -> (B, L, H, D).
 
     Raises RuntimeError without a :class:`BatchAttention` (keyword ``dti``), and for what it cannot honour: a mask of
-    another kind, dropout, a window shorter than the row, any keyword that is not in :data:`HONOURED` (soft-capping,
-    attention sinks, ..).
+    another kind, dropout, a window that the batch was not made for, any keyword that is not in :data:`HONOURED`
+    (soft-capping, attention sinks, ..).
     """
     batch: BatchAttention | None = kwargs.get("dti")
     layer: LayerInput | None = kwargs.get("layer")
@@ -72,8 +83,8 @@ def attend(
     unknown = [name for name, wish in kwargs.items() if name not in HONOURED and wish is not None and wish is not False]
     if unknown:
         raise RuntimeError(f"attention was asked for what it does not do: {', '.join(unknown)}")
-    if (kwargs.get("sliding_window") or key.shape[2]) < key.shape[2]:
-        raise RuntimeError(f"attention was asked for a window of {kwargs['sliding_window']} in {key.shape[2]} tokens")
+    length = key.shape[2] if layer is None else layer.hidden.shape[1]
+    batch = batch.of_layer(kwargs.get("sliding_window"), length)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     sums = batch.sums
     if layer is not None and layer.at_sums:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import Paradigm, Reach
@@ -57,6 +58,15 @@ def visible(tokens: Tokens, paradigm: Paradigm, context: int) -> Tensor:
     return (same_prompt & causal & (own | (earlier & told) | key_is_prefix) & ~key_is_sum) | itself
 
 
+def met(mask: Tensor, position: Tensor, window: int) -> Tensor:
+    """A dense mask (B, L, L) met with a model's own window: a query sees nothing up to the last key that it would see
+    ``window`` positions or more back. In a prompt whose rows stand one behind the other, as in most logs, that is each
+    key less than ``window`` positions back; rows of one request begin at one position, and are cut at once."""
+    query, key = _pairs(position)
+    far = mask & (query - key >= window)
+    return mask & ~far.flip(2).cummax(2).values.flip(2)
+
+
 def _query(x: Tensor) -> Tensor:
     return x[:, :, None]
 
@@ -85,6 +95,17 @@ class Intervals(NamedTuple):
         """(B, L) the earliest slot each query can see."""
         has_prefix = self.prompt_text > self.prompt
         return torch.where(has_prefix, self.prompt, self.first)
+
+    def within(self, position: Tensor, window: int) -> Intervals:
+        """The twin of :func:`met`, ``position`` (B, L). Cost: one binary search a token for each of the three."""
+        slot = torch.arange(position.shape[1], device=position.device).expand_as(position)
+        least = position - (window - 1)
+        lowest = _lowest(position)
+        own = torch.maximum(self.own, _near_from(lowest, slot + 1, least))
+        context = _near_from(lowest, self.seen, least)
+        first = torch.where(context < self.seen, torch.maximum(self.first, context), own)
+        prompt = torch.maximum(self.prompt, _near_from(lowest, self.prompt_text, least))
+        return self._replace(first=torch.minimum(first, own), prompt=prompt, own=own)
 
     def late(self) -> bool:
         """Whether some query does not know all labels before its interaction. Waits for the device."""
@@ -135,18 +156,42 @@ def intervals(tokens: Tokens, paradigm: Paradigm, context: int) -> Intervals:
     return Intervals._make([*(torch.where(is_pad, slot, x) for x in slots), tokens.kind])
 
 
+def _lowest(position: Tensor) -> list[Tensor]:
+    """The lowest position of the 1, 2, 4, .. slots that end with each; of those within the row."""
+    lowest, size = [position], 1
+    while 2 * size <= position.shape[1]:
+        before = functional.pad(lowest[-1][:, :-size], (size, 0))
+        lowest.append(torch.minimum(lowest[-1], before))
+        size *= 2
+    return lowest
+
+
+def _near_from(lowest: list[Tensor], stop: Tensor, least: Tensor) -> Tensor:
+    """(B, L) the first slot from which on every slot before ``stop`` has the position ``least`` or more."""
+    start = stop
+    for i in reversed(range(len(lowest))):
+        size = 2**i
+        near = (start >= size) & (lowest[i].gather(1, (start - 1).clamp(min=0)) >= least)
+        start = start - size * near
+    return start
+
+
 def last_readers(i: Intervals, has_prefix: bool) -> Tensor:
     """(B, L) the last slot whose query may see each key, [SUM] or not: nobody later sees it. Cost: two binary searches
     a token."""
     key = torch.arange(i.first.shape[1], device=i.first.device).expand_as(i.first).contiguous()
-    # Windows may begin earlier again further on: nobody from a slot on sees before the least of what follows it.
-    from_here = i.first.long().flip(1).cummin(1).values.flip(1).contiguous()
-    last = torch.searchsorted(from_here, key, right=True) - 1
+    last = torch.searchsorted(from_here_on(i.first), key, right=True) - 1
     if has_prefix:
         in_prefix = key < i.prompt_text.long()
-        end_of_prompt = torch.searchsorted(i.prompt.long().contiguous(), key, right=True) - 1
+        end_of_prompt = torch.searchsorted(from_here_on(i.prompt), key, right=True) - 1
         last = torch.where(in_prefix, torch.maximum(last, end_of_prompt), last)
     return last
+
+
+def from_here_on(x: Tensor) -> Tensor:
+    """(B, L) the least of what stands at a slot or behind it. Windows may begin earlier again further on: nobody from a
+    slot on sees before that."""
+    return x.long().flip(1).cummin(1).values.flip(1).contiguous()
 
 
 def dense(i: Intervals) -> Tensor:

@@ -5,6 +5,7 @@ A model that cannot obey a paradigm's mask is refused here, in one sentence, bef
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from dti_pipeline import pretrained
 from dti_pipeline.config import ModelConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention import interface, layers
 from dti_pipeline.modeling.attention.sums.rows import Initial
-from dti_pipeline.modeling.network import probe
+from dti_pipeline.modeling.network import probe, windows
 
 #: A token's score with itself before training, at most: what a model of 128 in 4 heads has at an initial_std of 0.1.
 SHARPEST = 7.25
@@ -55,6 +57,7 @@ def build(
     for layer in stack:
         layers.hand_over_input(layer)
     probe.check(lm, config.sum_position, config.forgetting != "none")
+    probe.check_window(lm, row_length)
     layers.support_sum_rows(stack[-1])
     if not probe.last_layer_at_sums_is_exact(lm):
         layers.drop_sum_rows(stack[-1])
@@ -115,14 +118,16 @@ def _tie_initial_keys_to_queries(lm: PreTrainedModel) -> None:
 
 def _pretrained(config: ModelConfig, vocabulary: int, dtype: torch.dtype) -> PreTrainedModel:
     assert config.name_or_path is not None
+    source = pretrained.source(config.name_or_path, "model.name_or_path")
     try:
-        settings = AutoConfig.from_pretrained(config.name_or_path, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
         text: Any = settings.get_text_config()
         text.use_cache = False
         if getattr(text, "attention_dropout", 0.0):
             text.attention_dropout = 0.0  # our attention has none; the base models' own training is over
         lm = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path,
+            **source,
+            **pretrained.dequantised(source),
             config=settings,
             attn_implementation=interface.NAME,
             dtype=dtype,
@@ -146,14 +151,7 @@ def check(lm: PreTrainedModel, row_length: int) -> None:
         raise InputError(f"{name} has attention of its own that cannot take our mask: use another model.name_or_path")
     if getattr(settings, "attn_logit_softcapping", None):
         raise InputError(f"{name} soft-caps attention scores, which our attention does not: use another model")
-    window: int = getattr(settings, "sliding_window", None) or 0
-    layers = getattr(settings, "layer_types", None)
-    uses_window = window and (layers is None or "sliding_attention" in layers)
-    if uses_window and window < row_length:
-        raise InputError(
-            f"{name} looks back {window} tokens at most, less than packing.row_length = {row_length}: lower it to"
-            f" {window}"
-        )
+    windows.check_chunks(name, settings, row_length)
 
 
 def require_ours(decoder: PreTrainedModel) -> None:
@@ -235,9 +233,29 @@ def vocabulary_rows(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
     return torch.where(is_trained.any(-1, keepdim=True), rows, adapter.base_layer.weight[token].to(rows.dtype))
 
 
+def whole(lm: Any) -> PreTrainedModel:
+    """The causal LM, without adapters around it."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
 def decoder_of(lm: Any) -> PreTrainedModel:
     """The stack of layers under a causal LM, with or without adapters around it."""
-    return (lm.get_base_model() if hasattr(lm, "get_base_model") else lm).get_decoder()
+    return whole(lm).get_decoder()
+
+
+#: Cosines and sines (B, L, D) of some positions, for each layer.
+Rotary = list[tuple[Tensor, Tensor]]
+
+
+def rotary(lm: Any, like: Tensor, position: Tensor) -> Rotary:
+    """The rotary embedding of ``position`` (B, L), of the type of ``like``; some models have one a kind of layer."""
+    decoder: Any = decoder_of(lm)
+    settings: Any = decoder.config.get_text_config()
+    kinds = getattr(settings, "layer_types", None)
+    if kinds is None or "layer_type" not in inspect.signature(decoder.rotary_emb.forward).parameters:
+        return [decoder.rotary_emb(like, position_ids=position)] * settings.num_hidden_layers
+    of_kind = {kind: decoder.rotary_emb(like, position, kind) for kind in set(kinds)}
+    return [of_kind[kind] for kind in kinds]
 
 
 def head_width(lm: Any) -> int:

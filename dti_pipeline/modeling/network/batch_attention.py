@@ -18,6 +18,7 @@ from dti_pipeline.modeling.masks.visibility import Intervals, intervals
 from dti_pipeline.modeling.network import backbone
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.execution import ExecutionPlan
+from dti_pipeline.modeling.network.windows import own_window
 from dti_pipeline.modeling.speed.compiler import not_compiled
 from dti_pipeline.modeling.speed.distinct import Distinct
 from dti_pipeline.paradigms import Paradigm
@@ -32,6 +33,7 @@ class BatchAttentionBuilder:
     def __init__(self, lm: Any, settings: ModelConfig, context: int, has_prefix: bool, plan: ExecutionPlan) -> None:
         self.settings, self.context, self.has_prefix, self.plan = settings, context, has_prefix, plan
         self.fused: Callable[..., Any] = not_compiled  # compiles what is around the layers, where that is planned
+        self.window = own_window(backbone.decoder_of(lm).config.get_text_config())
         self._lm = lm
         self._largest: dict[tuple[object, ...], Sizes] = {}
 
@@ -53,12 +55,36 @@ class BatchAttentionBuilder:
         if embedded.device.type != self.plan.device.type:
             raise RuntimeError(f"the plan is for {self.plan.device}, and the batch is on {embedded.device}: place()")
         spans = self.fused(intervals)(batch.tokens, paradigm, self.context)
-        sums = None
+        window, length = self.window, batch.token.shape[1]
+        near = self.fused(Intervals.within)(spans, batch.position, window) if 0 < window < length else None
+        sums = of_near = None
         if self.sums_have_own_rule or (last_layer_at_sums and self.plan.attention_kernel):
             sums = self.sums(batch, spans, embedded, paradigm, trained_tokens, slopes)
+            of_near = None if near is None else self._near(sums, batch, near)
         elif last_layer_at_sums:  # in bands, as all others
-            sums = plain_rows(batch.sum_slot, batch.sum_valid, self._rule(batch, spans), slopes)
-        return BatchAttention(self.backend(spans), sums, last_layer_at_sums)
+            sums, of_near = (
+                None if x is None else plain_rows(batch.sum_slot, batch.sum_valid, self._rule(batch, x), slopes)
+                for x in (spans, near)
+            )
+        attention = BatchAttention(self.backend(spans), sums, last_layer_at_sums)
+        if near is None:
+            return attention
+        return replace(attention, windowed=BatchAttention(self.backend(near), of_near), window=window)
+
+    def _near(self, sums: SumRows, batch: Batch, near: Intervals) -> SumRows:
+        """The same [SUM] rows in layers with a window, over the intervals ``near``. They need no larger sizes. Not by
+        kernels, which want what [SUM]s see to ascend along a row: that of a request's rows does not."""
+        sizes = Sizes(sums.slot.shape[1], *sums.query.shape[2:], *sums.part.shape[2:])
+        return sum_rows(
+            batch.sum_slot,
+            batch.sum_valid,
+            self._rule(batch, near),
+            sums.slopes,
+            sizes,
+            blocked_sum_attention,
+            keep_rotation=sums.keep_rotation,
+            initial=sums.initial,
+        )
 
     def backend(self, spans: Intervals) -> Backend:
         """The one place that chooses an attention backend."""

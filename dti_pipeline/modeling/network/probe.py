@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from dti_pipeline.modeling.attention.sums.blocked import blocked_sum_attention
 from dti_pipeline.modeling.attention.sums.naive import naive_sum_attention
 from dti_pipeline.modeling.attention.sums.rows import Initial, Rule, SumRows, needed, sum_rows, with_rows
 from dti_pipeline.modeling.masks.visibility import Intervals, Tokens, intervals
+from dti_pipeline.modeling.network.windows import own_window, windowed_layers
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.paradigms import DTI_GROWING, SLIDING_WINDOW
 
@@ -48,21 +49,22 @@ class _Call:
     value: Tensor
     scale: float
     layer: Any  # LayerInput, of an architecture that hands it over
+    windowed: bool  # the layer told of a window of its own
 
 
 class _Probing:
     """A backend that keeps every call, and scales scores down to 1 at most: a trained model may attend so sharply that
     a token it sees does not move it."""
 
-    def __init__(self, spans: Intervals) -> None:
-        self.calls: list[_Call] = []
+    def __init__(self, spans: Intervals, calls: list[_Call] | None = None, windowed: bool = False) -> None:
+        self.calls, self.windowed = [] if calls is None else calls, windowed
         self._banded = Banded.of(spans)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
         scale = min(scale, 1 / float(query.norm(dim=-1).max() * key.norm(dim=-1).max()))
-        self.calls.append(_Call(module, query, key, value, scale, layer))
+        self.calls.append(_Call(module, query, key, value, scale, layer, self.windowed))
         return self._banded.attend(module, query, key, value, scale, layer)
 
 
@@ -81,7 +83,7 @@ def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
                 position_ids=positions,
                 attention_mask=None,
                 use_cache=False,
-                dti=BatchAttention(probing),
+                dti=_in_all_layers(lm, BatchAttention(probing)),
             ).last_hidden_state
         except Exception as error:  # whatever foreign code raises means the same: it cannot be used
             raise InputError(f"{name} cannot take our mask: use another model.name_or_path ({_line(error)})") from error
@@ -90,6 +92,39 @@ def check(lm: PreTrainedModel, sum_position: str, forgetting: bool) -> None:
             _check_rotation(name, decoder, probing.calls[0], embedded, positions)
         if forgetting:
             _check_forgetting(name, probing.calls, embedded, positions)
+
+
+@torch.no_grad()
+def check_window(lm: PreTrainedModel, row_length: int) -> None:
+    """Raise InputError where layers have a window of their own, shorter than a row, and do not tell our attention of
+    it. Cost: one forward pass of 30 tokens, in fp32."""
+    settings: Any = lm.get_decoder().config.get_text_config()
+    window = own_window(settings)
+    if not 0 < window < row_length:
+        return
+    if sum(call.windowed for call in _calls(lm)) != windowed_layers(settings):
+        raise InputError(
+            f"{type(lm).__name__} looks back {window} tokens at most, in a way that our attention is not told of: lower"
+            f" packing.row_length, which is {row_length}, to {window}"
+        )
+
+
+@torch.no_grad()
+def keys_can_be_unrotated(lm: PreTrainedModel) -> bool:
+    """Whether it is known how to undo what positions do to a key. Cost: one forward pass of 30 tokens, in fp32."""
+    return _unrotates(_calls(lm)[0])
+
+
+def _calls(lm: PreTrainedModel) -> list[_Call]:
+    """What each layer gives to our attention."""
+    with _exact(lm):
+        embedded, positions = _rows(lm)
+        spans, calls = _two_prompts(positions.device), list[_Call]()
+        attention = _in_all_layers(lm, BatchAttention(_Probing(spans, calls)))
+        attention = replace(attention, windowed=BatchAttention(_Probing(spans, calls, windowed=True)))
+        inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": None, "use_cache": False}
+        lm.get_decoder()(**inputs, dti=attention)
+    return calls
 
 
 @torch.no_grad()
@@ -102,10 +137,8 @@ def last_layer_at_sums_is_exact(lm: PreTrainedModel) -> bool:
         rows = _sum_rows(positions, None)
         inputs = {"inputs_embeds": embedded, "position_ids": positions, "attention_mask": None, "use_cache": False}
         try:
-            of_all_rows, at_sums = (
-                decoder(**inputs, dti=BatchAttention(Banded.of(rows.rule.spans), rows, only)).last_hidden_state
-                for only in (False, True)
-            )
+            own = (BatchAttention(Banded.of(rows.rule.spans), rows, only) for only in (False, True))
+            of_all_rows, at_sums = (decoder(**inputs, dti=_in_all_layers(lm, x)).last_hidden_state for x in own)
         except _FOREIGN:
             return False
         return _close(at_sums, of_all_rows)
@@ -149,6 +182,11 @@ def _exact(lm: PreTrainedModel) -> Iterator[None]:
         lm.train(training)
 
 
+def _in_all_layers(lm: PreTrainedModel, attention: BatchAttention) -> BatchAttention:
+    """The same mask in layers that have a window, were it shorter than the probe's rows."""
+    return replace(attention, windowed=attention, window=own_window(lm.get_decoder().config.get_text_config()))
+
+
 def _rows(lm: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Embeddings (5, 6, E) of the size that the model's own have, and positions (5, 6)."""
     weight = lm.get_input_embeddings().weight
@@ -189,17 +227,25 @@ def _check_states(name: str, states: Tensor) -> None:
 
 
 def _check_rotation(name: str, decoder: Any, first: _Call, embedded: Tensor, positions: Tensor) -> None:
-    """Un-rotated keys of the first layer must be its keys at position 0."""
+    """There must be one rotary embedding for all layers, and it must be known how to undo it."""
     try:
-        decoder.rotary_emb(embedded, position_ids=positions)  # one for all layers
-        undone = first.layer.unrotated(first.key)
-        agrees = _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
-    except _FOREIGN:  # no rotary embedding, one for each kind of layer, a partial one
+        decoder.rotary_emb(embedded, position_ids=positions)
+        agrees = _unrotates(first)
+    except _FOREIGN:  # none, or one for each kind of layer
         agrees = False
     if not agrees:
         raise InputError(
             f"{name} rotates its keys in a way that cannot be undone here: set model.sum_position to rope or rope_alibi"
         )
+
+
+def _unrotates(first: _Call) -> bool:
+    """Whether un-rotated keys of the first layer are its keys at position 0."""
+    try:
+        undone = first.layer.unrotated(first.key)
+        return _close(undone[SAME], first.key[AT_ZERO]) and _close(undone[SHIFTED], first.key[AT_ZERO])
+    except _FOREIGN:  # no rotary embedding, a partial one
+        return False
 
 
 def _check_forgetting(name: str, calls: list[_Call], embedded: Tensor, positions: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dti_pipeline.modeling.attention.distance import forgetting
-from dti_pipeline.modeling.masks.visibility import Intervals, at
+from dti_pipeline.modeling.masks.visibility import Intervals, at, from_here_on
 from dti_pipeline.modeling.speed.distinct import Distinct
 
 #: Keys of a block. Smaller blocks compute fewer scores that nobody needs and send a [SUM] to more of them: with n = 20
@@ -187,7 +187,7 @@ def needed(slot: Tensor, valid: Tensor, spans: Intervals) -> Sizes:
     """The sizes of a batch. Waits for its device: ask with tensors of the CPU."""
     if not bool(valid.any()):
         return Sizes(slot.shape[1], 1, 1)
-    low, high = spans.reach().gather(1, slot) // KEYS, slot // KEYS
+    low, high = _blocks_of(spans, slot)
     block = torch.arange(_blocks(spans.first.shape[1]), device=slot.device)[:, None]
     inside = (low[:, None] <= block) & (block <= high[:, None]) & valid[:, None]
     return Sizes(slot.shape[1], int(inside.sum(2).max()), int((high - low)[valid].max()) + 1)
@@ -212,7 +212,7 @@ def sum_rows(
     valid = functional.pad(valid, (0, padding))
     length = rule.position.shape[1]
     number = torch.arange(_blocks(length), device=slot.device)
-    low, high = rule.spans.reach().gather(1, slot) // KEYS, slot // KEYS
+    low, high = _blocks_of(rule.spans, slot)
     ascending = torch.where(valid, slot, length)
     # The first [SUM] that may see into a block is the first at or after its first slot.
     first = torch.searchsorted(ascending, (number * KEYS).expand(len(slot), -1).contiguous())
@@ -248,6 +248,11 @@ def sum_rows(
         operator=operator,
         initial=initial,
     )
+
+
+def _blocks_of(spans: Intervals, slot: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, S) the first block and the last that the [SUM]s at ``slot`` are placed in; both ascend."""
+    return from_here_on(spans.reach().gather(1, slot)) // KEYS, slot // KEYS
 
 
 def with_rows(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
