@@ -141,7 +141,7 @@ def forms(case: Case, flex: Flex) -> Iterator[tuple[str, Callable[..., Tensor]]]
         banded = Banded.of(case.spans)
         yield "bands", lambda q, k, v: banded.attend(nn.Identity(), q, k, v, scale, None)
         return
-    ours = Fused.of(case.spans, case.has_prefix)
+    ours = Fused.of(case.spans, case.has_prefix, late=False)
     yield "intervals", lambda q, k, v: ours.attend(nn.Identity(), q, k, v, scale, None)
     yield "flex", flex.of(case, scale)
 
@@ -266,7 +266,7 @@ def _kernel_time(case: Case, kernel: str, tile: tuple[int, ...], repeats: int) -
 
     width = max(32, kernels.padded_width(case.heads.width))
     kernels.HOPPER[width] = kernels.HOPPER[width] | {kernel: kernels.Tiles(*tile)}
-    ours = Fused.of(case.spans, case.has_prefix)
+    ours = Fused.of(case.spans, case.has_prefix, late=False)
     query, key, value, direction = (x.transpose(1, 2) for x in (case.query, case.key, case.value, case.direction))
     level = torch.zeros(query.shape[:3], device=case.device)
     out, delta = torch.zeros_like(query), torch.zeros_like(level)
@@ -277,7 +277,8 @@ def _kernel_time(case: Case, kernel: str, tile: tuple[int, ...], repeats: int) -
     }[kernel]
 
     def call() -> None:
-        kernels.launch(kernel, [query, key, value], list(ours.facts), made, case.heads.width**-0.5, case.has_prefix)
+        scale, flags = case.heads.width**-0.5, (case.has_prefix, False)
+        kernels.launch(kernel, [query, key, value], list(ours.facts), made, scale, *flags)
 
     call()
     torch.cuda.synchronize()

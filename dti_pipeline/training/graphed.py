@@ -88,7 +88,7 @@ class GraphedRunner:
         attention, shapes = self._model.attention, tuple(x.shape for x in batch.tensors())
         sums_apart = attention.sums_have_own_rule or self._model.plan.last_layer_at_sums.on
         sizes = attention.sizes(batch, self._model.paradigm) if sums_apart else None
-        return self._model.training, shapes, sizes
+        return self._model.training, shapes, sizes, attention.late(batch)
 
     def _record(self, batch: Batch) -> None:
         """Record a micro-batch of these shapes. Random state and gradients are then as before."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dti_pipeline.modeling.masks.visibility import intervals
 from dti_pipeline.modeling.network.batch import Batch
-from dti_pipeline.paradigms import names
+from dti_pipeline.paradigms import named, names
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.steps import Steps
-from tests.model.conftest import RULES, Log, filled, k_of, small_model
+from tests.model.conftest import RULES, Log, filled, histories, k_of, small_model
 
 CPU = torch.device("cpu")
+logs = st.builds(Log.random, prefix=st.sampled_from([(), (9, 8)]), **histories)
 
 
 @RULES
@@ -67,3 +71,14 @@ def test_more_targets_than_places_are_an_error() -> None:
     rows = log.rows(3, 4, 128)
     with pytest.raises(IndexError, match="where there are to be 1"):
         Batch.of(rows.assemble(np.arange(len(rows))), log.store.label, 1)
+
+
+@given(log=logs, n=st.integers(0, 6), k=st.sampled_from([1, 3, None]))
+@settings(max_examples=30, deadline=None)
+def test_a_batch_says_whether_labels_are_late(log: Log, n: int, k: int | None) -> None:
+    """Kernels read no more than that of a batch whose queries all know everything before them."""
+    batch = log.batch(n, k, row_length=128)
+    late = any(intervals(batch.tokens, paradigm, n).late() for paradigm in map(named, names()))
+    assert batch.late or not late
+    if (log.store.request == log.store.position).all() and (log.store.known == log.store.position).all():
+        assert not batch.late

@@ -90,8 +90,8 @@ def test_what_is_around_a_small_models_layers_is_compiled_once(prefix: tuple[int
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(model(batch), logits, atol=TOLERANCE, rtol=0)
             spans = intervals(batch.tokens, DTI, 3)
-            found = model.fused(Fused.of, dynamic=False)(spans, model.has_prefix).facts
-            assert all(map(torch.equal, found, Fused.of(spans, model.has_prefix).facts))
+            found = model.fused(Fused.of, dynamic=False)(spans, model.has_prefix, False).facts
+            assert all(map(torch.equal, found, Fused.of(spans, model.has_prefix, False).facts))
             assert all(x.is_contiguous() for x in found)
     assert compiler.frame_count == 4, "what enters the first layer, the mask's numbers, who reads a key, the logits"
     model.train()

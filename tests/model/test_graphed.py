@@ -52,7 +52,20 @@ def test_a_batch_whose_sums_need_more_room_is_recorded_anew(
     runner: Any = SimpleNamespace(_model=model)
     first = GraphedRunner._key(runner, few)
     assert GraphedRunner._key(runner, few) == first
-    assert GraphedRunner._key(runner, many)[-1].places > first[-1].places
+    assert GraphedRunner._key(runner, many)[2].places > first[2].places
+
+
+def test_a_batch_with_late_labels_is_recorded_anew_and_the_rest_are_as_it_is() -> None:
+    """Kernels that do not ask which labels a query knows would show it all of them, without a word."""
+    model = planned(small_model("dti", 3), attention_kernel=True)
+    histories = [[([5], 1) for _ in range(20)]]
+    known, late = (
+        Log.of(histories, late=[(list(range(20)), told)]).batch(3, None, row_length=64)
+        for told in (list(range(20)), [max(0, i - 2) for i in range(20)])
+    )
+    runner: Any = SimpleNamespace(_model=model)
+    before, of_late, after = (GraphedRunner._key(runner, batch) for batch in (known, late, known))
+    assert before != of_late == after
 
 
 @RULES
@@ -66,8 +79,9 @@ def test_no_shape_of_a_micro_batch_depends_on_its_values(
     log = Log.random(users=6, seed=5, shortest=8, prefix=prefix)
     host = filled(log, log.rows(3, k_of(paradigm), 256))
     model = planned(small_model(paradigm, 3, prefix=len(prefix), dropout=0.1, **fixes), attention_kernel=True).train()
-    sizes = model.attention.sizes(host, named(paradigm))
+    sizes, late = model.attention.sizes(host, named(paradigm)), host.late
     monkeypatch.setattr(model.attention, "sizes", lambda batch, paradigm: sizes)
+    monkeypatch.setattr(model.attention, "late", lambda batch: late)
     mode = FakeTensorMode()
     parameters = {name: torch.nn.Parameter(mode.from_tensor(p.detach())) for name, p in model.named_parameters()}
     buffers = {name: mode.from_tensor(b) for name, b in model.named_buffers()}
@@ -206,7 +220,8 @@ def test_a_capture_that_breaks_off_leaves_generators_and_gradients_as_they_were(
     fallen = trainer(accelerator, log, "dti", dropout=0.3)
     assert isinstance(fallen.runner, EagerRunner)
     assert torch.equal(torch.cuda.get_rng_state(), before)
-    assert_near(outcome(fallen, 0), expected[0], logits=1e-3, gradients=1e-3)
+    near = 1e-3 if accelerator.mixed_precision == "no" else 5e-3  # each form of the layers rounds in its own places
+    assert_near(outcome(fallen, 0), expected[0], logits=near, gradients=near)
     assert torch.equal(torch.cuda.get_rng_state(), expected[1])
 
 

@@ -103,7 +103,7 @@ def test_kernels_are_the_dense_mask(
         batch = log.batch(n, k, row_length=400 if cuda else 90).to(torch.device(device))
         given, direction = drawn(batch, *heads)
         expected = with_gradients(under(visible(batch.tokens, named(paradigm), n)), given, direction)
-        fused = attended(Fused.of(intervals(batch.tokens, named(paradigm), n), bool(prefix)))
+        fused = attended(Fused.of(intervals(batch.tokens, named(paradigm), n), bool(prefix), batch.late))
         found = with_gradients(fused, given, direction)
         if not cuda:
             torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_kernels_are_the_dense_mask_of_any_log(
     batch = log.batch(n, k, row_length=96 + seed % 3)
     given, direction = drawn(batch, *heads, seed)
     expected = with_gradients(under(visible(batch.tokens, named(paradigm), n)), given, direction)
-    fused = attended(Fused.of(intervals(batch.tokens, named(paradigm), n), log.store.longest_opening > 0))
+    fused = attended(Fused.of(intervals(batch.tokens, named(paradigm), n), log.store.longest_opening > 0, batch.late))
     torch.testing.assert_close(with_gradients(fused, given, direction), expected, atol=TOLERANCE, rtol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_kernels_of_known_models_heads_are_the_dense_mask(heads: tuple[int, int,
     batch = log.batch(20, 60, row_length=length, min_history=20).to(torch.device("cuda"))
     given, direction = drawn(batch, *heads)
     expected = with_gradients(under(visible(batch.tokens, DTI, 20)), given, direction)
-    fused = attended(Fused.of(intervals(batch.tokens, DTI, 20), False))
+    fused = attended(Fused.of(intervals(batch.tokens, DTI, 20), False, False))
     assert_close_in_norm(with_gradients(fused, [x.bfloat16() for x in given], direction.bfloat16()), expected, 0.02)
 
 

@@ -27,10 +27,11 @@ class Fused:
 
     facts: tuple[Tensor, ...]
     has_prefix: bool
+    late: bool  # False: no query of theirs is :meth:`Intervals.late`
 
     @classmethod
-    def of(cls, i: Intervals, has_prefix: bool) -> Fused:
-        return cls(tuple(x.int() for x in (*i, last_readers(i, has_prefix))), has_prefix)
+    def of(cls, i: Intervals, has_prefix: bool, late: bool) -> Fused:
+        return cls(tuple(x.int() for x in (*i, last_readers(i, has_prefix))), has_prefix, late)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
@@ -38,7 +39,7 @@ class Fused:
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         by_token = [x.transpose(1, 2).to(dtype) for x in (query, key, value)]
-        out, _ = attend_intervals(*by_token, list(self.facts), scale, self.has_prefix)
+        out, _ = attend_intervals(*by_token, list(self.facts), scale, self.has_prefix, self.late)
         return out.transpose(1, 2)
 
 

@@ -19,18 +19,19 @@ from torch import Tensor
 
 @torch.library.custom_op("dti::attend_intervals", mutates_args=())
 def attend_intervals(
-    query: Tensor, key: Tensor, value: Tensor, facts: list[Tensor], scale: float, has_prefix: bool
+    query: Tensor, key: Tensor, value: Tensor, facts: list[Tensor], scale: float, has_prefix: bool, late: bool
 ) -> tuple[Tensor, Tensor]:
     """Output (B, L, H, D) of queries (B, L, H, D) over keys and values (B, L, H_kv, D), and the logarithm to base 2
     (B, L, H) of each softmax's denominator.
 
-    ``facts``, int32, (B, L) each: those of Intervals, and the last query that sees each key. Precision: that
-    of ``query``, with softmax in fp32."""
+    ``facts``, int32, (B, L) each: those of Intervals, and the last query that sees each key. Without ``late`` every
+    query knows all labels before its interaction, and less is read. Precision: that of ``query``, with softmax in
+    fp32."""
     from dti_pipeline.modeling.attention.kernel import launch  # needs Triton
 
     given = _readable(query, key, value)
     out, level = _empty(query)
-    launch("forward", given, facts, [out, level], scale, has_prefix)
+    launch("forward", given, facts, [out, level], scale, has_prefix, late)
     return out, level
 
 
@@ -42,6 +43,7 @@ def attend_intervals_backward(
     facts: list[Tensor],
     scale: float,
     has_prefix: bool,
+    late: bool,
     out: Tensor,
     level: Tensor,
     d_out: Tensor,
@@ -52,8 +54,8 @@ def attend_intervals_backward(
     given = _readable(query, key, value)
     made, delta = _empty_gradients(query, key, value), torch.empty_like(level)
     known = [out, level, d_out.contiguous(), delta]
-    launch("queries", given, facts, [*known, made[0]], scale, has_prefix)
-    launch("keys", given, facts, [*known, *made[1:]], scale, has_prefix)
+    launch("queries", given, facts, [*known, made[0]], scale, has_prefix, late)
+    launch("keys", given, facts, [*known, *made[1:]], scale, has_prefix, late)
     return made
 
 
@@ -73,14 +75,14 @@ def _readable(*given: Tensor) -> list[Tensor]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, facts, ctx.scale, ctx.has_prefix = inputs
+    query, key, value, facts, ctx.scale, *ctx.flags = inputs
     ctx.save_for_backward(query, key, value, *output, *facts)
 
 
 def _differentiate(ctx: Any, d_out: Tensor, _d_level: Tensor) -> tuple[Any, ...]:
     query, key, value, out, level, *facts = ctx.saved_tensors
-    found = attend_intervals_backward(query, key, value, facts, ctx.scale, ctx.has_prefix, out, level, d_out)
-    return *found, [None] * len(facts), None, None
+    found = attend_intervals_backward(query, key, value, facts, ctx.scale, *ctx.flags, out, level, d_out)
+    return *found, [None] * len(facts), None, None, None
 
 
 attend_intervals.register_autograd(_differentiate, setup_context=_keep)

@@ -63,9 +63,11 @@ def padded_width(width: int) -> int:
 
 
 @triton.jit
-def _of_queries(facts, at, r, L, GROUP: tl.constexpr, AXIS: tl.constexpr, PREFIX: tl.constexpr):
-    """Slot (-1 where there is none), first, prompt, prompt_text, own, seen, known of each row; the batch's row of facts
-    begins ``at``."""
+def _of_queries(
+    facts, at, r, L, GROUP: tl.constexpr, AXIS: tl.constexpr, PREFIX: tl.constexpr, LATE: tl.constexpr
+):  # fmt: skip
+    """Slot (-1 where there is none), first, prompt, prompt_text, own, seen, known of each row, the last three only if
+    labels are LATE; the batch's row of facts begins ``at``."""
     token = r // GROUP
     there = token < L
     begin = tl.load(facts[0] + at + token, there, L)
@@ -75,9 +77,12 @@ def _of_queries(facts, at, r, L, GROUP: tl.constexpr, AXIS: tl.constexpr, PREFIX
         prompt_end = tl.load(facts[2] + at + token, there, 0)
     else:
         prompt_begin, prompt_end = begin, begin
-    own = tl.load(facts[3] + at + token, there, L)
-    seen = tl.load(facts[4] + at + token, there, 0)
-    known = tl.load(facts[5] + at + token, there, 0)
+    if LATE:
+        own = tl.load(facts[3] + at + token, there, L)
+        seen = tl.load(facts[4] + at + token, there, 0)
+        known = tl.load(facts[5] + at + token, there, 0)
+    else:
+        own, seen, known = begin, begin, begin
     return (
         tl.expand_dims(slot, AXIS),
         tl.expand_dims(begin, AXIS),
@@ -90,9 +95,12 @@ def _of_queries(facts, at, r, L, GROUP: tl.constexpr, AXIS: tl.constexpr, PREFIX
 
 
 @triton.jit
-def _sees(ours, j, kind, PREFIX: tl.constexpr):
-    """Intervals.sees. No key stands before the slot -1 of no query."""
-    inside = (j >= ours[4]) | ((j >= ours[1]) & (j < tl.where(kind == LABEL, ours[6], ours[5])))
+def sees(ours, j, kind, PREFIX: tl.constexpr, LATE: tl.constexpr):
+    """Intervals.sees, of keys ``j`` and queries whose slot, first, prompt, prompt_text, own, seen, known are ``ours``.
+    No key stands before the slot -1 of no query, and one behind the row's end is before no slot."""
+    inside = j >= ours[1]
+    if LATE:
+        inside = inside & ((j >= ours[4]) | (j < tl.where(kind == LABEL, ours[6], ours[5])))
     if PREFIX:
         inside = inside | ((j >= ours[2]) & (j < ours[3]))
     return inside & (j <= ours[0]) & ((kind != SUM) | (j == ours[0]))
@@ -119,13 +127,16 @@ def _dot(x, y):
 
 
 @triton.jit
-def _stretches(ours, L, KEYS: tl.constexpr):
+def _stretches(ours, L, KEYS: tl.constexpr, LATE: tl.constexpr):
     """Of a tile of queries: where its keys begin, where all see whole tiles of keys, from and to, and where they end.
     No query's own key is among the whole tiles, as a [SUM] sees that one, and nothing behind the labels that a query
     knows, unless it knows all."""
     begin, end = tl.min(ours[1]), tl.max(ours[0]) + 1
     all_from = tl.max(tl.where(ours[0] >= 0, ours[1], 0))
-    all_to = tl.min(tl.where(ours[0] >= 0, tl.where(ours[6] == ours[4], ours[0], ours[6]), L))
+    to = ours[0]
+    if LATE:
+        to = tl.where(ours[6] == ours[4], to, ours[6])
+    all_to = tl.min(tl.where(ours[0] >= 0, to, L))
     all_from = begin + tl.cdiv(all_from - begin, KEYS) * KEYS
     all_to = all_from + tl.maximum(all_to - all_from, 0) // KEYS * KEYS
     return begin, all_from, all_to, end
@@ -134,7 +145,8 @@ def _stretches(ours, L, KEYS: tl.constexpr):
 @triton.jit
 def _attend(
     state, q, ours, key, value, kind, begin, end, k_l, v_l, scale, L,
-    D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr, LATE: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Go on with the softmax of a tile of queries over keys ``begin .. end``, scores in powers of two."""
     top, total, o = state
@@ -147,7 +159,9 @@ def _attend(
         of_keys = tl.load(kind + j, there, SUM)
         score = _dot(q, tl.trans(k)) * scale
         if MASKED:
-            score = tl.where(_sees(ours, j[None, :], of_keys[None, :], PREFIX) & there[None, :], score, float("-inf"))
+            score = tl.where(
+                sees(ours, j[None, :], of_keys[None, :], PREFIX, LATE) & there[None, :], score, float("-inf")
+            )
         else:
             score += tl.where(of_keys != SUM, 0.0, float("-inf"))[None, :]
         above = tl.maximum(top, tl.max(score, 1))
@@ -166,7 +180,7 @@ def _interval_forward(
     query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    LATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of queries and head of keys."""
     facts = (first, prompt, prompt_text, own, seen, known)
@@ -174,24 +188,24 @@ def _interval_forward(
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, head = r // GROUP, kv_head * GROUP + r % GROUP
     here = token < L
-    ours = _of_queries(facts, b * L, r, L, GROUP, 1, PREFIX)
+    ours = _of_queries(facts, b * L, r, L, GROUP, 1, PREFIX, LATE)
     q = _load(query + b * q_b, token * q_l + head * q_h, here, D, WIDTH)
     key += b * k_b + kv_head * k_h
     value += b * v_b + kv_head * v_h
     kind += b * L
     scale *= 1.4426950408889634  # exp2 is what the chip has
     state = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
-    begin, all_from, all_to, end = _stretches(ours, L, KEYS)
+    begin, all_from, all_to, end = _stretches(ours, L, KEYS, LATE)
     if PREFIX:
         prefix, prefix_end = tl.min(ours[2]), tl.minimum(tl.max(ours[3]), begin)
         state = _attend(state, q, ours, key, value, kind, prefix, prefix_end, k_l, v_l, scale, L,
-                        D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
+                        D, WIDTH, PREFIX, LATE, KEYS, True)  # fmt: skip
     state = _attend(state, q, ours, key, value, kind, begin, tl.minimum(all_from, end), k_l, v_l, scale, L,
-                    D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
+                    D, WIDTH, PREFIX, LATE, KEYS, True)  # fmt: skip
     state = _attend(state, q, ours, key, value, kind, all_from, all_to, k_l, v_l, scale, L,
-                    D, WIDTH, PREFIX, KEYS, False)  # fmt: skip
+                    D, WIDTH, PREFIX, LATE, KEYS, False)  # fmt: skip
     state = _attend(state, q, ours, key, value, kind, all_to, end, k_l, v_l, scale, L,
-                    D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
+                    D, WIDTH, PREFIX, LATE, KEYS, True)  # fmt: skip
     top, total, o = state
     at = (b * L + token) * H + head
     total = tl.where(total > 0.0, total, 1.0)  # of no query
@@ -202,7 +216,8 @@ def _interval_forward(
 @triton.jit
 def _differentiate(
     dq, q, do, ours, top, mean, key, value, kind, begin, end, k_l, v_l, scale, L,
-    D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr, LATE: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add what keys ``begin .. end`` give to the gradient of a tile of queries."""
     for start in range(begin, end, KEYS):
@@ -215,7 +230,9 @@ def _differentiate(
         of_keys = tl.load(kind + j, there, SUM)
         score = _dot(q, tl.trans(k)) * scale - top
         if MASKED:
-            score = tl.where(_sees(ours, j[None, :], of_keys[None, :], PREFIX) & there[None, :], score, float("-inf"))
+            score = tl.where(
+                sees(ours, j[None, :], of_keys[None, :], PREFIX, LATE) & there[None, :], score, float("-inf")
+            )
         else:
             score += tl.where(of_keys != SUM, 0.0, float("-inf"))[None, :]
         ds = tl.exp2(score) * (_dot(do, tl.trans(v)) - mean)
@@ -228,7 +245,7 @@ def _interval_backward_queries(
     query, key, value, first, prompt, prompt_text, own, seen, known, kind, until, out, level, d_out, delta, d_query,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    LATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The same tiles. ``delta``, written for the other kernel, is the product of output and its gradient."""
     facts = (first, prompt, prompt_text, own, seen, known)
@@ -237,7 +254,7 @@ def _interval_backward_queries(
     token, head = r // GROUP, kv_head * GROUP + r % GROUP
     here = token < L
     at = (b * L + token) * H + head
-    ours = _of_queries(facts, b * L, r, L, GROUP, 1, PREFIX)
+    ours = _of_queries(facts, b * L, r, L, GROUP, 1, PREFIX, LATE)
     q = _load(query + b * q_b, token * q_l + head * q_h, here, D, WIDTH)
     do = _load(d_out, at * D, here, D, WIDTH)
     mean = tl.sum(_load(out, at * D, here, D, WIDTH).to(tl.float32) * do.to(tl.float32), 1)
@@ -248,17 +265,17 @@ def _interval_backward_queries(
     kind += b * L
     log_scale = scale * 1.4426950408889634
     dq = tl.zeros([ROWS, WIDTH], tl.float32)
-    begin, all_from, all_to, end = _stretches(ours, L, KEYS)
+    begin, all_from, all_to, end = _stretches(ours, L, KEYS, LATE)
     if PREFIX:
         prefix, prefix_end = tl.min(ours[2]), tl.minimum(tl.max(ours[3]), begin)
         dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, prefix, prefix_end, k_l, v_l, log_scale, L,
-                            D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
+                            D, WIDTH, PREFIX, LATE, KEYS, True)  # fmt: skip
     dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, begin, tl.minimum(all_from, end), k_l, v_l,
-                        log_scale, L, D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
+                        log_scale, L, D, WIDTH, PREFIX, LATE, KEYS, True)  # fmt: skip
     dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, all_from, all_to, k_l, v_l, log_scale, L,
-                        D, WIDTH, PREFIX, KEYS, False)  # fmt: skip
+                        D, WIDTH, PREFIX, LATE, KEYS, False)  # fmt: skip
     dq = _differentiate(dq, q, do, ours, top, mean, key, value, kind, all_to, end, k_l, v_l, log_scale, L,
-                        D, WIDTH, PREFIX, KEYS, True)  # fmt: skip
+                        D, WIDTH, PREFIX, LATE, KEYS, True)  # fmt: skip
     _store(d_query, dq * scale, at * D, here, D, WIDTH)
 
 
@@ -268,7 +285,7 @@ def _interval_backward_keys(
     d_key, d_value,
     scale, q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, L,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PREFIX: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    LATE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of keys and head of them; pairs stand transposed. Its queries are those from its own begin to
     the last that sees one of its keys."""
@@ -288,12 +305,12 @@ def _interval_backward_keys(
         token, head = r // GROUP, kv_head * GROUP + r % GROUP
         here = token < L
         at = (b * L + token) * H + head
-        ours = _of_queries(facts, b * L, r, L, GROUP, 0, PREFIX)
+        ours = _of_queries(facts, b * L, r, L, GROUP, 0, PREFIX, LATE)
         q = _load(query + b * q_b, token * q_l + head * q_h, here, D, WIDTH)
         do = _load(d_out, at * D, here, D, WIDTH)
         top, mean = tl.load(level + at, here, 0.0)[None, :], tl.load(delta + at, here, 0.0)[None, :]
         score = _dot(k, tl.trans(q)) * log_scale - top
-        visible = _sees(ours, j[:, None], of_keys[:, None], PREFIX)
+        visible = sees(ours, j[:, None], of_keys[:, None], PREFIX, LATE)
         weight = tl.exp2(tl.where(visible, score, float("-inf")))
         dv += _dot(weight.to(do.dtype), do)
         ds = weight * (_dot(v, tl.trans(do)) - mean)
@@ -306,7 +323,9 @@ def _interval_backward_keys(
 _KERNELS = {"forward": _interval_forward, "queries": _interval_backward_queries, "keys": _interval_backward_keys}
 
 
-def launch(name: str, given: list[Tensor], facts: list[Tensor], made: list[Tensor], scale: float, prefix: bool) -> None:
+def launch(
+    name: str, given: list[Tensor], facts: list[Tensor], made: list[Tensor], scale: float, prefix: bool, late: bool
+) -> None:
     """Run the kernel ``name``: query (B, L, H, D), key and value (B, L, H_kv, D) of any strides but the last, and the
     facts, both as :func:`.fused.attend_intervals` has them; ``made``, other tensors, are contiguous."""
     query, key, _ = given
@@ -320,6 +339,6 @@ def launch(name: str, given: list[Tensor], facts: list[Tensor], made: list[Tenso
     with torch.cuda.device_of(query):
         _KERNELS[name][count, batch * key.shape[2]](
             *given, *facts, *made, scale, *strides, length,
-            H=heads, GROUP=group, D=width, WIDTH=padded_width(width), PREFIX=prefix, ROWS=cut.rows, KEYS=cut.keys,
-            num_warps=cut.warps, num_stages=cut.stages,
+            H=heads, GROUP=group, D=width, WIDTH=padded_width(width), PREFIX=prefix, LATE=late, ROWS=cut.rows,
+            KEYS=cut.keys, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip

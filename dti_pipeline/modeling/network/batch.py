@@ -77,6 +77,12 @@ class Batch:
     def tokens(self) -> Tokens:
         return Tokens(self.document, self.interaction, self.kind, self.seen, self.known)
 
+    @property
+    def late(self) -> bool:
+        """Whether some token does not know all labels before its own interaction; read without waiting for a GPU."""
+        here = self.host or self
+        return bool((here.known < here.interaction).any())
+
     def to(self, device: torch.device) -> Batch:
         if self.memory is None:
             moved = self._each(lambda x: x.to(device, non_blocking=True))

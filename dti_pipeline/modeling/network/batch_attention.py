@@ -27,7 +27,8 @@ from dti_pipeline.paradigms import Paradigm
 class BatchAttentionBuilder:
     """Makes the :class:`BatchAttention` of each batch of one model, as its plan says.
 
-    On a GPU it keeps the largest sizes of [SUM] rows that were needed: new sizes are compilations.
+    On a GPU it keeps the largest sizes of [SUM] rows that were needed, and that labels were late: what is new is a
+    compilation.
     """
 
     def __init__(self, lm: Any, settings: ModelConfig, context: int, has_prefix: bool, plan: ExecutionPlan) -> None:
@@ -36,6 +37,7 @@ class BatchAttentionBuilder:
         self.window = own_window(backbone.decoder_of(lm).config.get_text_config())
         self._lm = lm
         self._largest: dict[tuple[object, ...], Sizes] = {}
+        self._late = False
 
     @property
     def sums_have_own_rule(self) -> bool:
@@ -66,10 +68,10 @@ class BatchAttentionBuilder:
                 None if x is None else plain_rows(batch.sum_slot, batch.sum_valid, self._rule(batch, x), slopes)
                 for x in (spans, near)
             )
-        attention = BatchAttention(self.backend(spans), sums, last_layer_at_sums)
+        attention = BatchAttention(self.backend(spans, self.late(batch)), sums, last_layer_at_sums)
         if near is None:
             return attention
-        return replace(attention, windowed=BatchAttention(self.backend(near), of_near), window=window)
+        return replace(attention, windowed=BatchAttention(self.backend(near, True), of_near), window=window)
 
     def _near(self, sums: SumRows, batch: Batch, near: Intervals) -> SumRows:
         """The same [SUM] rows in layers with a window, over the intervals ``near``. They need no larger sizes. Not by
@@ -86,11 +88,16 @@ class BatchAttentionBuilder:
             initial=sums.initial,
         )
 
-    def backend(self, spans: Intervals) -> Backend:
-        """The one place that chooses an attention backend."""
+    def backend(self, spans: Intervals, late: bool) -> Backend:
+        """The one place that chooses an attention backend; not ``late``, where ``spans`` are not."""
         if self.plan.attention_kernel:
-            return self.fused(Fused.of)(spans, self.has_prefix)
+            return self.fused(Fused.of)(spans, self.has_prefix, late)
         return Banded.of(spans)
+
+    def late(self, batch: Batch) -> bool:
+        """Whether the kernels ask which labels a query knows: from the first batch on that has late ones."""
+        self._late = self._late or batch.late
+        return self._late
 
     def _operator(self) -> SumOperator:
         """The one place that chooses how [SUM] rows with a rule of their own are computed."""

@@ -22,9 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dti_pipeline.packing.layout import Kind
-
-SUM, LABEL = (tl.constexpr(int(kind)) for kind in (Kind.SUM, Kind.LABEL))
+from dti_pipeline.modeling.attention.kernel import sees
 
 
 class Tiles(NamedTuple):
@@ -89,15 +87,6 @@ def _means(means, j, there, plane, AXIS: tl.constexpr):
 def _reach(ours):
     """Intervals.reach."""
     return tl.where(ours[3] > ours[2], ours[2], ours[1])
-
-
-@triton.jit
-def _sees(ours, theirs):
-    """Intervals.sees. A key behind the row's end is before no slot, and no key is before the slot -1 of no [SUM]."""
-    j, kind = theirs[0], theirs[1]
-    context = (j >= ours[1]) & (j < tl.where(kind == LABEL, ours[6], ours[5]))
-    inside = context | (j >= ours[4]) | ((j >= ours[2]) & (j < ours[3]))
-    return inside & (j <= ours[0]) & ((kind != SUM) | (j == ours[0]))
 
 
 @triton.jit
@@ -169,7 +158,7 @@ def _forward(
         j = begin + tl.arange(0, KEYS)
         there, at_key = j < L, (row * L + j) * H_KV + kv_head
         theirs = _of_keys(keys + row * L, j, there, B * L, 0)
-        visible = _sees(ours, theirs)
+        visible = sees(ours, theirs[0], theirs[1], True, True)
         score = _dot(q, tl.trans(_load(key, at_key, there, D, WIDTH)))
         if FAMILY != "none":
             about = _means(means + row * L, j, there, B * L, 0)
@@ -229,7 +218,7 @@ def _backward_queries(
         score = score * scale
         if ALIBI:
             score -= slope * _back(ours, theirs)
-        ds = tl.exp(tl.where(_sees(ours, theirs), score - top, -1e30)) * (dp - mean)
+        ds = tl.exp(tl.where(sees(ours, theirs[0], theirs[1], True, True), score - top, -1e30)) * (dp - mean)
         if FAMILY != "none":
             dq += _dot((ds * share).to(k.dtype), k)
             dq += _dot((ds * share0).to(k.dtype), k0)
@@ -280,7 +269,7 @@ def _backward_keys(
             score, d_weight = part + part0, d_part + d_part0
         if ALIBI:
             score -= tl.load(slopes + head, here, 0.0)[None, :] * _back(ours, theirs)
-        weight = tl.exp(tl.where(_sees(ours, theirs), score - top, -1e30))
+        weight = tl.exp(tl.where(sees(ours, theirs[0], theirs[1], True, True), score - top, -1e30))
         ds = weight * (d_weight - mean)
         if FAMILY != "none":
             dv += _dot((weight * share).to(do.dtype), do)
