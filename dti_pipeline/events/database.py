@@ -58,3 +58,13 @@ def identifier(name: str) -> str:
 def literal(text: object) -> str:
     """Text as SQL writes it."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def parquet_files(*paths: Path, filename: bool = False) -> str:
+    """The Parquet files of these very paths, as SQL reads them; ``filename``: with the path of each row's besides.
+
+    DuckDB takes ``*``, ``?`` and ``[`` in a path for a pattern, and ``key=value`` folders for columns that win over the
+    file's own: neither is meant here.
+    """
+    exact = ", ".join(literal("".join(f"[{c}]" if c in "*?[" else c for c in str(path))) for path in paths)
+    return f"read_parquet([{exact}], hive_partitioning = false, filename = {filename})"

@@ -131,7 +131,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
     Raises InputError for a file that is missing, truncated or corrupt.
     """
-    zipped = path.suffix == ".gz"
+    zipped = path.suffix.lower() == ".gz"
     try:
         with gzip.open(path) if zipped else path.open("rb") as handle:
             if handle.read(3) != codecs.BOM_UTF8:

@@ -36,6 +36,8 @@ from dti_pipeline.errors import InputError
 KEYS = ("user_id", "user", "timestamp", "history", "candidates")
 #: Of an item, and of an entry of a history.
 ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp"))
+#: In the year 5138: a time beyond it is in milliseconds or finer.
+LAST_SECOND = 1e11
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
 
@@ -113,7 +115,10 @@ def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
 def _seconds(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
         raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
-    return float(value)
+    seconds = float(value)
+    if abs(seconds) > LAST_SECOND:
+        raise InputError(f"{where} must be in seconds since 1970, not {_shown(value)}: is it in milliseconds?")
+    return seconds
 
 
 def _user(columns: Any, where: str) -> Words:

@@ -47,7 +47,7 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
             open_tables(config, paths, source_files) as tables,
             artifacts.publish(paths.data_docs, "validate", recorded) as docs,
         ):
-            chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale)]
+            chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale, events.report.clock)]
             profile = previous = timed = None
             # Figures of other columns would mean nothing.
             if tables.types("interactions") == suites.canonical_types(config):
