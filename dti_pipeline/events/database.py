@@ -31,7 +31,14 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
         connection.execute(f"SET temp_directory = {literal(spill)}")
         connection.execute("SET autoinstall_known_extensions = false")  # nothing is downloaded
         connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
-        yield connection
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise InputError(
+                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {error}"
+            ) from error
+        except duckdb.IOException as error:  # a full disk, a file that went away
+            raise InputError(f"the log could not be read or written: {error}") from error
 
 
 def run_script(connection: duckdb.DuckDBPyConnection, name: str, **variables: Any) -> None:

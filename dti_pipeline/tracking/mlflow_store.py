@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_page
 
@@ -29,6 +30,11 @@ def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
     name = config.tracking.experiment
     found = store.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise InputError(
+                f"MLflow's experiment {name!r} was deleted: restore it (`mlflow experiments restore --experiment-id"
+                f" {found.experiment_id}`), or set params key `tracking.experiment` to another name"
+            )
         return store, found.experiment_id
     # A server knows where its artifacts go; the home's own store keeps them in the home.
     location = None if config.tracking.uri else paths.mlflow_artifacts.as_uri()

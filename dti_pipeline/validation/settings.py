@@ -11,7 +11,7 @@ from dti_pipeline.plain import NonNegativeFloat, NonNegativeInt, Share, require
 class ValidationConfig:
     """Checks that a batch must pass before it is tokenised."""
 
-    required: bool = True  # tokenising refuses events that did not pass; false: they are used at your own risk
+    required: bool = True  # what fails a check stops here; false: it is warned of, and used at your own risk
     max_quarantined_share: Share = 0.05  # of rows read
     max_untitled_share: Share = 0.05  # of kept rows: items without a title of their own
     min_rows: NonNegativeInt = 1000  # kept rows
