@@ -84,7 +84,7 @@ def in_context(context: str, request: NDArray[np.int32], known: NDArray[np.int32
 
 
 def require_events(paths: Paths) -> None:
-    """Raise InputError where the tokens of a home are of other events than it holds now. Cost: one read of the events."""
+    """Raise InputError where a home's tokens are of other events than it holds now. Cost: one read of the events."""
     made_of = artifacts.read(paths.tokens, "tokenize").inputs.get("events")
     if paths.events.is_dir() and made_of not in (None, artifacts.folder_digest(paths.events)):
         raise InputError(f"{paths.tokens} is of other events than {paths.events} holds: run `dti tokenize` again")
