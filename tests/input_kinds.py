@@ -9,6 +9,7 @@ import datetime
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dti_pipeline.config import Config, load
+from dti_pipeline.config import Config, ValidationConfig, load
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.requests import parse_line
+from dti_pipeline.validation.validate import validate
 from tests.code.raw_logs import HEADER, quarantine, rows, settings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
@@ -98,6 +100,14 @@ def reasons(home: Paths) -> list[str]:
     return [reason for _, _, reason, _ in quarantine(home)]
 
 
+def checked(home: Paths, where: str = "log.csv", **events: Any) -> list[str]:
+    """Names of the checks that a log fails."""
+    config = settings(home.home / where, **events)
+    limits = ValidationConfig(min_rows=1, min_users=1, min_targets=1, max_untitled_share=1, required=False)
+    ingest(config, home)
+    return [f"{one.suite}.{one.name}" for one in validate(replace(config, validation=limits), home).failures]
+
+
 # --- ids
 
 
@@ -157,7 +167,7 @@ def _(home: Paths) -> None:
     assert rows(home, "item_id, position, request") == [(f"i{k}", k, k) for k in range(12)]
 
 
-@kind("time", "two events of one second with the same item and rating", "two rows; of one moment: one, the other counted")
+@kind("time", "two events of one second with the same item and rating", "two rows; of one moment: one")
 def _(home: Paths) -> None:
     written(home, lines("u,a,4,1600000000.25", "u,a,4,1600000000.75", "u,a,4,1600000000750", "u,b,4,1600000001"))
     report = read(home)
@@ -355,7 +365,7 @@ def _(home: Paths) -> None:
     assert ids(home) == ["u", "v"]
 
 
-@kind("folder", "a log or a home whose path has a space, an accent or one of `= ' [ ] ? * % # { }`", "read")
+@kind("folder", "a log or a home whose path has a space, an accent, a quote, a bracket, = ? * % or #", "read")
 def _(home: Paths) -> None:
     for name in ("my clicks", "é", "user_id=5", "it's", "a[1]", "a?b", "a*b", "a%20b", "a#b", "a{x,y}"):
         odd = Paths(home.home / name)
@@ -398,6 +408,31 @@ def _(home: Paths) -> None:
     table(home, "items.parquet", item_id=[1.0, 2.0, 3.0], item_text=["A", "B", "C"])
     report = read(home, items_path=str(home.home / "items.parquet"))
     assert report.untitled == 0
+
+
+# --- what validation finds
+
+
+@kind("labels", "a file whose order is the label: a user's skips, then the clicks", "`dti validate` fails")
+def _(home: Paths) -> None:
+    body = (f"u{u},i{k},{1 + 4 * (k >= 10)}" for u in range(9) for k in range(20))
+    written(home, lines(*body, header="user_id,item_id,rating"))
+    assert "batch.click_later" in checked(home, columns={"timestamp": None})
+
+
+@kind("Parquet", "a clean log, alone or beside CSV, with moments, or repeats without a clock", "`dti validate` passes")
+def _(home: Paths) -> None:
+    n = range(200)
+    users, labels = [f"u{k // 20}" for k in n], [1 + 4 * (k * 7 % 5 > 2) for k in n]
+    table(home, "d/a.parquet", user_id=users, rating=labels, timestamp=[1_600_000_000 + 100 * k for k in n])
+    assert checked(home, "d") == []
+    table(home, "d/a.parquet", user_id=users, rating=labels, timestamp=[1_600_000_000_000 + 130 * k for k in n])
+    body = (f"v{k // 20},i{k},{label},{1_600_000_000_000 + 70 * k}" for k, label in enumerate(labels))
+    written(home, lines(*body), "d/b.csv")
+    assert checked(home, "d") == []
+    body = (f"v{k // 20},i{k % 3},{label}" for k, label in enumerate(labels))
+    written(home, lines(*body, header="user_id,item_id,rating"))
+    assert checked(home, columns={"timestamp": None}) == []
 
 
 # --- parameters

@@ -82,7 +82,8 @@ def check(path: Path, value: str, column: str) -> None:
     """Raise InputError where the column of a value holds lists or records."""
     kinds = dict(zip(*_fields(path), strict=True))
     if value in VALUES and pa.types.is_nested(kinds[column]):
-        raise InputError(f"{path} column {column!r} holds {kinds[column]}, which cannot be read as {value.replace('_', ' ')}")
+        asked = value.replace("_", " ")
+        raise InputError(f"{path} column {column!r} holds {kinds[column]}, which cannot be read as {asked}")
 
 
 def _read_as(kind: pa.DataType) -> pa.DataType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ def uri(config: Config, paths: Paths) -> str:
 
 def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
     """A client and the experiment's id; the experiment is made when it does not exist."""
+    if config.tracking.uri is None and re.search("%[0-9A-Fa-f]{2}", str(paths.home)):
+        raise InputError(
+            f"MLflow takes the % in {paths.home} for an escape: rename the folder, set params key `tracking.uri` to a"
+            " server's address, or `tracking.enabled` to false"
+        )
     logging.getLogger("alembic").setLevel(logging.WARNING)  # or it prints a line for each table of a new store
     store = MlflowClient(uri(config, paths))
     name = config.tracking.experiment

@@ -220,20 +220,37 @@ def splits(config: Config, tables: Tables) -> Suite:
     return Suite("splits", "splits", tables.frame(f"FROM ({query}) ORDER BY list_position({order}, split)"), rules)
 
 
-def batch(config: Config, profile: Profile, ledger: IngestReport) -> Suite:
+def batch(config: Config, tables: Tables, profile: Profile, ledger: IngestReport) -> Suite:
     """The batch as a whole; ``ledger`` is ingestion's report."""
     limits = config.validation
     low, high = limits.label_rate
+    least, most = limits.click_later
     lost = ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates
     figures = [
         ("rows", profile.rows, f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
         ("users", profile.users, f"There are at least {limits.min_users:,} users", limits.min_users, None),
         ("label_rate", profile.label_rate, f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
+        ("click_later", click_later(tables), "Of a user's rows, a click and a skip, the click is the later one in"
+            f" {least:.0%} to {most:.0%} of all pairs: their order does not tell labels", least, most),
         ("unaccounted_rows", lost, "Rows read = rows kept + quarantined + duplicates", 0, 0),
         ("rows_beside_ledger", profile.rows - ledger.kept,
             "The rows that are there are the rows that the ledger says were kept", 0, 0),
     ]  # fmt: skip
     return _of_figures("batch", "figures", figures)
+
+
+def click_later(tables: Tables) -> float:
+    """Share of all pairs of a click and a skip of one user in which the click is the later one; 0.5 where there is no
+    such pair. Cost: one pass over the interactions."""
+    query = """
+        SELECT sum(before - clicks * (clicks - 1) / 2), sum(clicks * skips) FROM (
+            SELECT sum(position) FILTER (label = 1) AS before, count(*) FILTER (label = 1)::DOUBLE AS clicks,
+                count(*) FILTER (label = 0)::DOUBLE AS skips
+            FROM interactions GROUP BY user_id HAVING clicks > 0 AND skips > 0
+        )
+    """
+    ((later, pairs),) = tables.connection.execute(query).fetchall()
+    return later / pairs if pairs else 0.5
 
 
 def drift(config: Config, profile: Profile, previous: Profile) -> Suite:

@@ -57,7 +57,7 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
                 profile = _profile(config, tables, batch)
                 previous = _previous(paths, profile)
                 timed = timing(config, tables)
-                chosen += [suites.splits(config, tables), suites.batch(config, profile, events.report)]
+                chosen += [suites.splits(config, tables), suites.batch(config, tables, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
             outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", timed.sentences() if timed else [])
