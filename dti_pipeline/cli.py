@@ -21,6 +21,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
@@ -86,6 +87,9 @@ def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None
         raise
     if isinstance(report, ValidateReport) and not report.success:
         print(report.listing(), file=sys.stderr)
+    if isinstance(report, IngestReport):
+        for line in report.left_out():
+            _say(line)
     if not as_json:
         _show(f"{stage.name} ({paradigm})" if paradigm else stage.name, report)
     return report

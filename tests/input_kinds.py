@@ -352,6 +352,7 @@ def _(home: Paths) -> None:
     written(home, "x", "log/notes/b.xlsx")
     report = read(home, "log")
     assert (report.other_files.count, report.other_files.first) == (2, ("_SUCCESS", "notes/b.xlsx"))
+    assert report.left_out() == ["2 files not read: _SUCCESS, notes/b.xlsx"]
 
 
 @kind("folder", "names that end in capitals, A.CSV or B.JSONL.GZ", "read")
@@ -399,6 +400,10 @@ def _(home: Paths) -> None:
     }  # fmt: skip
     aside = duckdb.sql(f"SELECT line, raw FROM '{home.events}/item_quarantine.parquet'").fetchall()
     assert aside == [(3, ",Heat"), (4, "b,NULL"), (5, "c"), (7, "1e+16,Big")]
+    assert report.left_out() == [
+        "of 6 catalogue rows 1 repeat an item, 4 quarantined: item id is a rounded number 1, item id missing 1,"
+        " title missing 1, wrong number of fields 1"
+    ]
     assert dict(rows(home, "item_id, item_text")) == {"a": "Alien", "b": "item b", "c": "item c"}
 
 

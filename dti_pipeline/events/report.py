@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -114,3 +115,24 @@ class IngestReport:
     other_files: OtherFiles
     clock: bool  # the log has timestamps
     rating_scale: tuple[float | None, float | None]  # ends; None: open
+
+    def left_out(self) -> list[str]:
+        """What was not taken as it is, a line each; none where all was."""
+        items, others = self.catalogue, self.other_files
+        lines = []
+        if self.quarantined:
+            lines.append(f"{self.quarantined:,} rows quarantined: {_counts(self.reasons)}")
+        if items.quarantined or items.repeated:
+            reasons = f": {_counts(items.reasons)}" if items.reasons else ""
+            lines.append(
+                f"of {items.read:,} catalogue rows {items.repeated:,} repeat an item, {items.quarantined:,} quarantined"
+                f"{reasons}"
+            )
+        if others.count:
+            more = ", ..." if others.count > len(others.first) else ""
+            lines.append(f"{others.count:,} files not read: {', '.join(others.first)}{more}")
+        return lines
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
