@@ -36,8 +36,8 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     the user's first rows have a label that is known to the row, at most ``request``); then, as text, each column of the
     log that ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item
     has a value. ``quarantine.parquet``: ``source_file, line, reason, raw`` of each row that is none;
-    ``item_quarantine.parquet``: likewise of the rows of files of items and of users that name none. Same files and
-    parameters: same bytes.
+    ``item_quarantine.parquet``: likewise of the rows of item files that name no item. Same files and parameters: same
+    bytes.
 
     The report holds the ledger: read = kept + quarantined + duplicates, checked, that of the item files, and the files
     below ``events.path`` that were not read. Cost: one read of the raw files, and
