@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
@@ -40,6 +42,12 @@ class Commands(TyperGroup):
             kind, code = ("error", 2) if isinstance(error, InputError) else ("failed", 1)
             console.print(f"[bold red]{kind}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(code) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):  # the reader has gone, as `head` does
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)
+            raise typer.Exit(2) from None
 
 
 app = typer.Typer(
@@ -77,6 +85,11 @@ def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None
         if isinstance(error.report, ValidateReport):
             print(error.report.listing(), file=sys.stderr)
         raise
+    if isinstance(report, ValidateReport) and not report.success:
+        print(report.listing(), file=sys.stderr)
+    if isinstance(report, IngestReport):
+        for line in report.left_out():
+            _say(line)
     if not as_json:
         _show(f"{stage.name} ({paradigm})" if paradigm else stage.name, report)
     return report
@@ -102,7 +115,8 @@ def _show(title: str, report: object) -> None:
 
 def _answer(report: object, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a report as one line of JSON, or in words."""
-    print(json.dumps(to_plain(report), ensure_ascii=False) if as_json else text(report).removesuffix("\n"))
+    narrow = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(to_plain(report), ensure_ascii=narrow) if as_json else text(report).removesuffix("\n"))
 
 
 def _print_json(report: object) -> None:
@@ -347,7 +361,10 @@ def score_requests(
 
 
 def main() -> None:
-    """The ``dti`` script."""
+    """The ``dti`` script. What the output's encoding cannot hold is written as `?`: the work is done by then."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()
 
 

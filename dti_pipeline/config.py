@@ -87,7 +87,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     ``DTI_TRACKING_URI`` says where runs are recorded where neither does.
     """
-    raw: Any = (parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}) if path.is_file() else {}
+    raw: Any = (parse_yaml(read_text(path), str(path)) or {}) if path.is_file() else {}
     if not isinstance(raw, dict):
         raise InputError(f"{path} must hold a mapping of sections, not a {type(raw).__name__}")
     for override in overrides:
@@ -95,6 +95,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     loaded = from_plain(Config, raw)
     uri = loaded.tracking.uri or os.environ.get("DTI_TRACKING_URI") or None
     return replace(loaded, tracking=replace(loaded.tracking, uri=uri))
+
+
+def read_text(path: Path) -> str:
+    """Text of a file. Raises InputError, with the line, where it is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path} line {line} is not UTF-8 text: save it as UTF-8") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -74,5 +74,6 @@ class Paths:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's SQLite store: its file store is deprecated and slow to search."""
-        return f"sqlite:///{self.home / 'mlflow.db'}"
+        """MLflow's SQLite store: its file store is deprecated and slow to search. In a URI ``?`` ends the path."""
+        path = str(self.home / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+        return f"sqlite:///{path}"

@@ -15,7 +15,7 @@ from dti_pipeline.evaluation.report import (
     Slices,
     Speed,
 )
-from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts, SynthReport
+from dti_pipeline.events.report import CatalogueCounts, FileCounts, IngestReport, OtherFiles, SplitCounts, SynthReport
 from dti_pipeline.packing.report import Knowledge, PackReport, PlanReport, TokenizeReport
 from dti_pipeline.plain import part_of
 from dti_pipeline.training.report import Texts, TrainingSummary, TrainReport
@@ -30,9 +30,10 @@ SYNTH = SynthReport(
 )  # fmt: skip
 INGEST = IngestReport(
     read=100, kept=90, quarantined=6, duplicates=4, rows_left_out=0, users_left_out=0, users=9, items=40,
-    label_rate=0.5, untitled=0, untitled_items=0, first_time=1, last_time=2,
+    label_rate=0.5, untitled=0, untitled_items=0, first_time=1, last_time=2, whole_seconds=True,
     splits={name: SplitCounts(30, 30, 0.5) for name in ("train", "validation", "test")},
-    files={"ratings.csv": FileCounts(100, 6)}, reasons={"rating missing": 6}, clock=True, rating_scale=(1.0, 5.0),
+    files={"ratings.csv": FileCounts(100, 6)}, reasons={"rating missing": 6}, catalogue=CatalogueCounts(),
+    other_files=OtherFiles(), clock=True, rating_scale=(1.0, 5.0),
 )  # fmt: skip
 VALIDATE = ValidateReport(
     success=True, expectations=8, failed=0,

@@ -31,7 +31,14 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
         connection.execute(f"SET temp_directory = {literal(spill)}")
         connection.execute("SET autoinstall_known_extensions = false")  # nothing is downloaded
         connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
-        yield connection
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise InputError(
+                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {error}"
+            ) from error
+        except duckdb.IOException as error:  # a full disk, a file that went away
+            raise InputError(f"the log could not be read or written: {error}") from error
 
 
 def run_script(connection: duckdb.DuckDBPyConnection, name: str, **variables: Any) -> None:
@@ -58,3 +65,13 @@ def identifier(name: str) -> str:
 def literal(text: object) -> str:
     """Text as SQL writes it."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def parquet_files(*paths: Path, filename: bool = False) -> str:
+    """The Parquet files of these very paths, as SQL reads them; ``filename``: with the path of each row's besides.
+
+    DuckDB takes ``*``, ``?`` and ``[`` in a path for a pattern, and ``key=value`` folders for columns that win over the
+    file's own: neither is meant here.
+    """
+    exact = ", ".join(literal("".join(f"[{c}]" if c in "*?[" else c for c in str(path))) for path in paths)
+    return f"read_parquet([{exact}], hive_partitioning = false, filename = {filename})"

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import parquet
 from dti_pipeline.events.lines import Lines, encoding_of, head, record_pattern
 
 #: The values of an interaction, of an item and of a user, in the order the SQL reads them.
@@ -84,10 +82,13 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
 
     ``keys`` are the params keys that named the columns, for the InputError that a missing column raises.
     """
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
-        columns = _parquet_columns(path)
+        columns = parquet.names(path)
         chosen = _choose(path, columns, names, keys)
+        for value, column in chosen.items():
+            parquet.check(path, value, column)
         return _told(Form("parquet", {"columns": [chosen.get(name) for name in wanted]}), chosen, columns)
     is_json = suffix in (".jsonl", ".json", ".ndjson")
     lines = head(path, PROBED if is_json else 1)
@@ -140,13 +141,6 @@ def _json_keys(lines: list[str]) -> list[str]:
         if isinstance(record, dict):
             keys.update(dict.fromkeys(record))
     return list(keys)
-
-
-def _parquet_columns(path: Path) -> list[str]:
-    try:
-        return pq.read_schema(path).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file") from error
 
 
 def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str, str]) -> dict[str, str]:

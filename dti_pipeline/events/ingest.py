@@ -11,14 +11,17 @@ import duckdb
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import connect, identifier, run_script, write_parquet
-from dti_pipeline.events.report import FileCounts, IngestReport, SplitCounts
+from dti_pipeline.events.database import connect, identifier, parquet_files, run_script, write_parquet
+from dti_pipeline.events.report import CatalogueCounts, FileCounts, IngestReport, SplitCounts
 from dti_pipeline.events.sources import CANONICAL, locate
 from dti_pipeline.events.staging import Parts, stage
 from dti_pipeline.paths import Paths
 
 INTERACTIONS = "interactions.parquet"
 QUARANTINE = "quarantine.parquet"
+ITEM_QUARANTINE = "item_quarantine.parquet"
+#: Between two moments that a log can tell apart, seconds: times are kept to the microsecond.
+MOMENT = 1e-6
 SPLITS = ("train", "validation", "test")
 
 
@@ -27,15 +30,17 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
 
     ``interactions.parquet``, one row for each kept rating, ordered by user (1, 2, 10, a, b), request and a hash of the
     item; a row's index is its id in all that follows. Columns: ``user_id, item_id, item_text`` (text), ``timestamp``
-    (unix seconds; null in a log without a clock), ``rating``, ``label`` (1 where rating > split.label_threshold),
-    ``split`` (train, validation, test), ``position`` (index in the user's history), ``request`` (position of the first
-    row of the row's request: rows of one know nothing of each other) and ``known`` (so many of the user's first rows
-    have a label that is known to the row, at most ``request``); then, as text, each column of the log that
-    ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item has a
-    value. ``quarantine.parquet``:
-    ``source_file, line, reason, raw`` of each row that is none. Same files and parameters: same bytes.
+    (unix seconds, to the microsecond; null in a log without a clock), ``rating``, ``label`` (1 where rating >
+    split.label_threshold), ``split`` (train, validation, test), ``position`` (index in the user's history), ``request``
+    (position of the first row of the row's request: rows of one know nothing of each other) and ``known`` (so many of
+    the user's first rows have a label that is known to the row, at most ``request``); then, as text, each column of the
+    log that ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item
+    has a value. ``quarantine.parquet``: ``source_file, line, reason, raw`` of each row that is none;
+    ``item_quarantine.parquet``: likewise of the rows of item files that name no item. Same files and parameters: same
+    bytes.
 
-    The report holds the ledger: read = kept + quarantined + duplicates, checked. Cost: one read of the raw files, and
+    The report holds the ledger: read = kept + quarantined + duplicates, checked, that of the item files, and the files
+    below ``events.path`` that were not read. Cost: one read of the raw files, and
     memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read, has no usable row, or lacks
     what ``split`` asks of it.
     """
@@ -53,17 +58,22 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
         artifacts.publish(paths.events, "ingest", recorded, inputs) as draft,
     ):
         parts = stage(connection, log, paths.staged)
-        _gather(connection, parts, bool(log.columns), max_users=config.events.max_users, together=together)
+        options = {"max_users": config.events.max_users, "together": together}
+        options["repeats"] = (config.events.duplicates or ("drop" if clock else "keep")) == "keep"
+        _gather(connection, parts, bool(log.columns), **options)
         ledger = _ledger(connection, paths.resolve(config.events.path))
         _split(connection, config.split, clock)
         _canonical(connection, config.split, requests, together)
         write_parquet(connection, _interactions(log.columns), draft.path / INTERACTIONS)
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
+        write_parquet(connection, "FROM item_quarantine", draft.path / ITEM_QUARANTINE)
         report = draft.report = IngestReport(
             **ledger,
             **_facts(connection, config.split.min_history),
+            catalogue=_catalogue(connection),
             clock=clock,
             rating_scale=(log.lowest, log.highest),
+            other_files=log.others,
         )
     return report
 
@@ -76,12 +86,17 @@ def _gather(connection: duckdb.DuckDBPyConnection, parts: Parts, more: bool, **v
         ("item_rows", "item_id VARCHAR, item_text", parts.items),
         ("user_rows", "user_id", parts.users),
     ):
-        connection.execute(f"CREATE TEMP TABLE {table} (file INTEGER, line BIGINT, {named} VARCHAR, more VARCHAR[])")
-        for index, part in enumerate(beside):
-            query = f"INSERT INTO {table} SELECT $1, *{'' if more else ', NULL'} FROM read_parquet($2)"
-            connection.execute(query, [index, str(part)])
-    parts_read = sorted({str(part) for part in parts.logs.values()})  # files that hold the same share a part
-    run_script(connection, "gather", parts=parts_read, **variables)
+        connection.execute(
+            f"CREATE TEMP TABLE {table} (file INTEGER, source_file VARCHAR, line BIGINT, raw VARCHAR, {named} VARCHAR,"
+            " reason VARCHAR, more VARCHAR[])"
+        )
+        for index, (name, part) in enumerate(beside.items()):
+            query = f"INSERT INTO {table} SELECT $1, $2, *{'' if more else ', NULL'} FROM {parquet_files(part)}"
+            connection.execute(query, [index, name])
+    # Files that hold the same share a part.
+    read = parquet_files(*sorted(set(parts.logs.values())), filename=True)
+    connection.execute(f"CREATE TEMP VIEW parts_read AS FROM {read}")
+    run_script(connection, "gather", **variables)
     _check_requests(connection)
 
 
@@ -94,7 +109,8 @@ def _interactions(columns: Sequence[str]) -> str:
         for i, column in enumerate(columns, 1)
     ]
     first = (
-        "SELECT {0}_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM {0}_rows GROUP BY {0}_id"
+        "SELECT {0}_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM {0}_rows"
+        " WHERE reason IS NULL GROUP BY {0}_id"
     )
     joins = f"""INNER JOIN (SELECT "row", more FROM staged) AS own USING ("row")
         LEFT JOIN ({first.format("user")}) AS of_user USING (user_id)
@@ -184,7 +200,7 @@ def _canonical(connection: duckdb.DuckDBPyConnection, config: SplitConfig, reque
     """Table ``interactions``: view ``split_rows`` with labels, and with what is known to each row."""
     delay = config.feedback_delay
     if together and (requests or delay is not None):
-        delay = max(delay or 0.0, 1.0)  # times are whole seconds: rows of the same one know nothing of each other
+        delay = max(delay or 0.0, MOMENT / 2)  # rows of one moment know nothing of each other
     connection.execute(
         """CREATE TEMP TABLE requests AS
            SELECT "user", request, any_value(begins) AS begins, any_value(ends) AS ends, count(*) AS size
@@ -205,7 +221,8 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
         connection,
         """SELECT count(DISTINCT user_id) AS users, count(DISTINCT item_id) AS items, avg(label) AS label_rate,
            count(*) FILTER (untitled) AS untitled, count(DISTINCT item_id) FILTER (untitled) AS untitled_items,
-           min(timestamp) AS first_time, max(timestamp) AS last_time FROM interactions""",
+           floor(min(timestamp))::BIGINT AS first_time, floor(max(timestamp))::BIGINT AS last_time,
+           coalesce(bool_and(timestamp = floor(timestamp)), true) AS whole_seconds FROM interactions""",
     )
     splits = connection.execute(
         "SELECT split, count(*), count(*) FILTER (request >= $1), avg(label) FROM interactions GROUP BY split",
@@ -221,6 +238,22 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
         "files": {name: FileCounts(*counts) for name, *counts in files},
         "reasons": dict(reasons),
     }
+
+
+def _catalogue(connection: duckdb.DuckDBPyConnection) -> CatalogueCounts:
+    """The ledger of the item files."""
+    counts = _row(
+        connection,
+        """SELECT count(*) AS read, count(DISTINCT item_id) FILTER (reason IS NULL) AS kept,
+           count(reason) AS quarantined, read - kept - quarantined AS repeated FROM item_rows""",
+    )
+    files = connection.execute(
+        "SELECT source_file, count(*), count(reason) FROM item_rows GROUP BY source_file ORDER BY source_file"
+    ).fetchall()
+    reasons = connection.execute(
+        "SELECT reason, count(*) FROM item_quarantine GROUP BY reason ORDER BY reason"
+    ).fetchall()
+    return CatalogueCounts(**counts, files={name: FileCounts(*row) for name, *row in files}, reasons=dict(reasons))
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
     Raises InputError for a file that is missing, truncated or corrupt.
     """
-    zipped = path.suffix == ".gz"
+    zipped = path.suffix.lower() == ".gz"
     try:
         with gzip.open(path) if zipped else path.open("rb") as handle:
             if handle.read(3) != codecs.BOM_UTF8:
@@ -142,8 +142,35 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} {state}: {error}") from error
 
 
+#: First bytes of files that are no UTF-8 text, and what they are.
+_OTHERS = {
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"\x1f\x8b": "a gzip file: its name must end in .gz",
+    b"PK\x03\x04": "a zip archive or a workbook: unpack it, or save it as CSV",
+    b"PAR1": "a Parquet file: its name must end in .parquet",
+    b"BZh": "a bzip2 file: unpack it",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it",
+    b"\xfd7zXZ": "an xz file: unpack it",
+}
+
+
+def _check(path: Path, start: bytes) -> None:
+    """Raise InputError for what is no text in lines, as its first bytes say."""
+    for mark, kind in _OTHERS.items():
+        if start.startswith(mark):
+            raise InputError(f"{path} is {kind}")
+    if len(start) >= 8 and not all(any(start[first:40:2]) for first in (0, 1)):
+        raise InputError(f"{path} has a zero in every second byte: it is UTF-16 text, save it as UTF-8")
+    if start.rstrip(b"\r").count(b"\r") > 1 and b"\n" not in start:
+        raise InputError(f"{path} has lines that end in CR alone: save it with LF or CR LF")
+
+
 def head(path: Path, count: int) -> list[str]:
-    """The first lines, without endings; those that are not UTF-8 as ISO-8859-1. Raises InputError as ``reading``."""
+    """The first lines, without endings; those that are not UTF-8 as ISO-8859-1. Raises InputError as ``reading``, and
+    for a file that is no text."""
+    with reading(path) as handle:
+        _check(path, handle.read(4096))
     with reading(path) as handle:
         lines = [handle.readline() for _ in range(count)]
     return [(line.decode() if _is_utf8(line) else line.decode("iso-8859-1")).rstrip("\r\n") for line in lines if line]

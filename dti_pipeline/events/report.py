@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,26 @@ class FileCounts:
 
 
 @dataclass(frozen=True)
+class CatalogueCounts:
+    """The ledger of the item files: read = kept + quarantined + repeated."""
+
+    read: int = 0
+    kept: int = 0  # items that have a title by them
+    quarantined: int = 0
+    repeated: int = 0  # rows of an item that has an earlier one; the first one counts
+    files: dict[str, FileCounts] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)  # quarantined rows by reason
+
+
+@dataclass(frozen=True)
+class OtherFiles:
+    """Files below the log's folder that were not read: their names say that they are none of the log."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()  # names of some
+
+
+@dataclass(frozen=True)
 class IngestReport:
     """The ledger of a log, read = kept + quarantined + duplicates, and facts of the rows kept."""
 
@@ -86,8 +107,32 @@ class IngestReport:
     untitled_items: int
     first_time: int | None  # unix seconds; None: a log without a clock
     last_time: int | None
+    whole_seconds: bool  # no time has a fraction of a second
     splits: dict[str, SplitCounts]
     files: dict[str, FileCounts]
     reasons: dict[str, int]  # quarantined rows by reason
+    catalogue: CatalogueCounts
+    other_files: OtherFiles
     clock: bool  # the log has timestamps
     rating_scale: tuple[float | None, float | None]  # ends; None: open
+
+    def left_out(self) -> list[str]:
+        """What was not taken as it is, a line each; none where all was."""
+        items, others = self.catalogue, self.other_files
+        lines = []
+        if self.quarantined:
+            lines.append(f"{self.quarantined:,} rows quarantined: {_counts(self.reasons)}")
+        if items.quarantined or items.repeated:
+            reasons = f": {_counts(items.reasons)}" if items.reasons else ""
+            lines.append(
+                f"of {items.read:,} catalogue rows {items.repeated:,} repeat an item, {items.quarantined:,} quarantined"
+                f"{reasons}"
+            )
+        if others.count:
+            more = ", ..." if others.count > len(others.first) else ""
+            lines.append(f"{others.count:,} files not read: {', '.join(others.first)}{more}")
+        return lines
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())

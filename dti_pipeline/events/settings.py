@@ -50,6 +50,10 @@ class EventsConfig:
     # table only: columns of the users in a file of their own, a row for each user, whose column of ids is named as the
     # log's (events.columns.user_id); `tokens.user_template` names those that it wants.
     users_path: str | None = field(default=None, metadata=OPTIONAL)
+    # Rows equal in user, item, rating, time, request and split. drop: the first one stays, the others are counted as
+    # duplicates. keep: each is an interaction. null: dropped where the log has a clock, since an event has its own
+    # moment; kept where it has only an order, in which a song played twice is there twice.
+    duplicates: Literal["drop", "keep"] | None = None
     max_users: PositiveInt | None = None  # keep whole histories of this many users, by hash of their id; null: all
     # Ratings below it are quarantined. null: the source's scale (movielens 0.5 to 5, movietweetings 0 to 10, amazon and
     # synthetic 1 to 5, table unbounded).

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dti_pipeline.config import EventsConfig, TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.forms import INTERACTION, ITEM, USER, Form, Names, listed, named, separated
+from dti_pipeline.events.folders import below, chosen
+from dti_pipeline.events.forms import INTERACTION, ITEM, USER, Form, Names, named, separated
+from dti_pipeline.events.forms import listed as listed_names
 from dti_pipeline.events.lines import encoding_of, head
+from dti_pipeline.events.report import OtherFiles
 from dti_pipeline.paths import Paths
 
 #: Genre flags of MovieLens 100K's u.item, in the order of its last 19 fields.
@@ -46,6 +49,7 @@ class Log:
     lowest: float | None
     highest: float | None
     columns: tuple[str, ...] = ()
+    others: OtherFiles = field(default_factory=OtherFiles)
 
 
 _FormOf = Callable[[Path, EventsConfig], Form | None]
@@ -84,12 +88,16 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
     folder = root if root.is_dir() else root.parent
     listed = _listed(config.items_path, "items_path", paths)
     listed_users = _listed(config.users_path, "users_path", paths)
-    titles = _find(folder, reader.items, deep=root.is_dir())
+    there, others = below(folder, deep=root.is_dir())  # what lies below a single file's folder is not its affair
+    titles = chosen(there, reader.items)
     logs = [root]
     if root.is_dir():
-        logs = [path for path in _find(root, reader.logs, deep=True) if path not in {*titles, listed, listed_users}]
+        beside = {*titles, listed, listed_users}
+        logs = [path for path in chosen(there, reader.logs) if path not in beside]
+        others += [_name(path, folder) for path in there if path not in {*logs, *beside}]
     if not logs:
-        raise InputError(f"{root} has no {config.source} log: looked for {' or '.join(reader.logs)}")
+        found = f"; it has {listed_names(sorted(others))}" if others else ""
+        raise InputError(f"{root} has no {config.source} log: looked for {' or '.join(reader.logs)}{found}")
     files = tuple(File(path, _name(path, folder), reader.log_form(path, config)) for path in logs)
     clocks = {file.form.clock: file for file in reversed(files) if file.form}  # the first one of each
     if not clocks:
@@ -101,8 +109,9 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
     )
     users: tuple[File, ...] = ()
     if words.user_template is not None:
-        found = [listed_users] if listed_users else _find(folder, reader.users, deep=root.is_dir())
-        users = tuple(File(path, _name(path, folder), reader.user_form(path, config)) for path in found)
+        people = [listed_users] if listed_users else chosen(there, reader.users)
+        users = tuple(File(path, _name(path, folder), reader.user_form(path, config)) for path in people)
+        others = [name for name in others if name not in {file.name for file in users}]
     if columns:
         _check_columns(words, [file.form for file in (*files, *items, *users) if file.form])
     lowest, highest = reader.scale
@@ -113,6 +122,7 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
         lowest if config.min_rating is None else config.min_rating,
         highest if config.max_rating is None else config.max_rating,
         columns,
+        OtherFiles(len(others), tuple(sorted(others)[:20])) if root.is_dir() else OtherFiles(),
     )
 
 
@@ -139,19 +149,14 @@ def _check_columns(words: TokensConfig, forms: Sequence[Form]) -> None:
             raise InputError(f"{key}, which is a column of the canonical interactions: rename that of the log")
         if name not in there:
             near = difflib.get_close_matches(name, there, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed(there)}"
+            hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed_names(there)}"
             nobody = "neither the log nor its items or users" if words.user_columns else "neither the log nor its items"
             raise InputError(f"{key}, a column that {nobody} have: {hint}")
     if len({name.lower() for name in names}) < len(names):
         keys = dict.fromkeys(f"`{words.key_of(name)}`" for name in names)
-        raise InputError(f"params key {' and '.join(keys)} names columns that differ in case only: {listed(names)}")
-
-
-def _find(folder: Path, patterns: Sequence[str], deep: bool) -> list[Path]:
-    search = folder.rglob if deep else folder.glob  # what lies below a single file's folder is not its affair
-    found = {path for pattern in patterns for path in search(pattern) if path.is_file()}
-    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
+        raise InputError(
+            f"params key {' and '.join(keys)} names columns that differ in case only: {listed_names(names)}"
+        )
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -170,17 +175,17 @@ def _rating_lines(path: Path, config: EventsConfig) -> Form | None:
 
 
 def _title_lines(path: Path, config: EventsConfig) -> Form | None:
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return named(path, {"item_id": ["movieId"], "title": ["title"], "genres": ["genres"]}, ITEM, {})
     encoding = encoding_of(path)
-    if path.name == "u.item":
+    if path.name.lower() == "u.item":
         flags = range(6, 6 + len(GENRES_100K))
         return separated("|", 24, [1, 2, *flags], encoding=encoding, genres=GENRES_100K)
     return separated("::", 3, [1, 2, 3], encoding=encoding)
 
 
 def _movielens_log(path: Path, config: EventsConfig) -> Form | None:
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         names = {"user_id": ["userId"], "item_id": ["movieId"], "rating": ["rating"], "timestamp": ["timestamp"]}
         return named(path, names, INTERACTION, {})
     return _rating_lines(path, config)

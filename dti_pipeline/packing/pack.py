@@ -13,7 +13,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing import best_fit, prompts, row_length
 from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.packing.report import PackReport, PlanReport
-from dti_pipeline.packing.store import SPLITS, TokenStore, write_columns
+from dti_pipeline.packing.store import SPLITS, TokenStore, require_events, write_columns
 from dti_pipeline.paradigms import Paradigm, named
 from dti_pipeline.paths import Paths
 
@@ -33,8 +33,10 @@ def targets_per_prompt(config: Config, plan: str, paradigm: Paradigm) -> int | N
 
 def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     """Plan the rows of one paradigm. Every target of the log is in exactly one prompt of its plan, or is counted as
-    dropped with the reason. Plans hold spans of the log, never tokens."""
+    dropped with the reason. Plans hold spans of the log, never tokens. Raises InputError where the tokens are of other
+    events than the home holds."""
     store = TokenStore.open(paths.tokens)
+    require_events(paths)
     recorded = config.sections("packing", "split")
     config = row_length.settled(config, store)
     plans = {}

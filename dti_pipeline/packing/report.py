@@ -15,6 +15,7 @@ class Knowledge:
     feedback_delay: float | None = None
     context: Literal["shown", "known"] = "shown"
     ties: Literal["together", "ordered"] = "together"
+    whole_seconds: bool = True  # no time of the log has a fraction: a server's have none either
 
 
 @dataclass(frozen=True)

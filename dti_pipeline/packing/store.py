@@ -11,7 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
+from dti_pipeline.errors import InputError
 from dti_pipeline.packing.report import TokenizeReport
+from dti_pipeline.paths import Paths
 
 #: Codes of the split column.
 SPLITS = ("train", "validation", "test")
@@ -81,6 +83,13 @@ class TokenStore:
 def in_context(context: str, request: NDArray[np.int32], known: NDArray[np.int32]) -> NDArray[np.int32]:
     """Rows of a history before this position stand in each row's context, by ``split.context``."""
     return request if context == "shown" else known
+
+
+def require_events(paths: Paths) -> None:
+    """Raise InputError where a home's tokens are of other events than it holds now. Cost: one read of the events."""
+    made_of = artifacts.read(paths.tokens, "tokenize").inputs.get("events")
+    if paths.events.is_dir() and made_of not in (None, artifacts.folder_digest(paths.events)):
+        raise InputError(f"{paths.tokens} is of other events than {paths.events} holds: run `dti tokenize` again")
 
 
 def write_columns(path: Path, columns: dict[str, Any]) -> None:

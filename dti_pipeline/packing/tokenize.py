@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts, pretrained
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.packing import user_texts
 from dti_pipeline.packing.report import Knowledge, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
@@ -59,7 +60,8 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
 
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
     recorded = config.sections("tokens") | {"split": {"context": config.split.context}}
-    split = artifacts.read(paths.events, "ingest").config["split"]
+    ingested = artifacts.read(paths.events, "ingest", IngestReport)
+    split = ingested.config["split"]
     with artifacts.publish(paths.tokens, "tokenize", recorded, {"events": paths.events}) as draft:
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
@@ -77,7 +79,9 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
             special_tokens=special,
             new_label_words=tuple(token for _, token in ROLES.values() if token in added),
             prefix_tokens=tuple(prefix),
-            knowledge=Knowledge(split["feedback_delay"], config.split.context, split["ties"]),
+            knowledge=Knowledge(
+                split["feedback_delay"], config.split.context, split["ties"], ingested.report.whole_seconds
+            ),
             **counts,
         )
     return report

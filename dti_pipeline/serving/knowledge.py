@@ -25,7 +25,8 @@ def known_rows(
     rows = len(labels)
     request = known = np.arange(rows + 1)
     if len(times):
-        asked = np.floor(np.append(np.asarray(times, np.float64), np.inf if now is None else now))  # as the log's are
+        asked = np.append(np.asarray(times, np.float64), np.inf if now is None else now)
+        asked = np.floor(asked) if rule.whole_seconds else np.round(asked * 1e6) / 1e6  # as the log's are
         if rule.ties == "together":
             request = np.searchsorted(asked[:-1], asked, side="left")
         known = request

@@ -36,6 +36,9 @@ from dti_pipeline.errors import InputError
 KEYS = ("user_id", "user", "timestamp", "history", "candidates")
 #: Of an item, and of an entry of a history.
 ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp"))
+#: In the year 5138: a time beyond it is in milliseconds or finer.
+LAST_SECOND = 1e11
+_WHOLE = re.compile(r"^(-?\d{1,15})\.0+$", re.ASCII)
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
 
@@ -76,6 +79,8 @@ def parse(raw: Any, where: str) -> Request:
     user_id = raw.get("user_id")
     if isinstance(user_id, bool) or not isinstance(user_id, (str, int, type(None))):
         raise InputError(f"{where} key user_id must be text or a whole number, not {_shown(user_id)}")
+    if isinstance(user_id, str):
+        _encodable(user_id, f"{where} key user_id")
     history, candidates = _entries(raw, "history", where), _entries(raw, "candidates", where)
     # Each entry is an object before it is asked for its time.
     items = tuple([_item(entry, place) for place, entry in history])
@@ -113,7 +118,10 @@ def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
 def _seconds(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
         raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
-    return float(value)
+    seconds = float(value)
+    if abs(seconds) > LAST_SECOND:
+        raise InputError(f"{where} must be in seconds since 1970, not {_shown(value)}: is it in milliseconds?")
+    return seconds
 
 
 def _user(columns: Any, where: str) -> Words:
@@ -145,15 +153,31 @@ def _item(entry: Any, where: str) -> Item:
     item_id, text = entry.get("item_id"), entry.get("item_text")
     others = entry.keys() - ITEM_KEYS
     more = _words(entry, others) if others else ()
+    for key, value in (("item_id", item_id), ("item_text", text), *more):
+        if type(value) is str and not value.isascii():
+            _encodable(value, f"{where}.{key}")
     if type(item_id) is str and (text is None or type(text) is str):  # the usual case, without slow checks
-        return Item(item_id, text, more)
+        return Item(_identity(item_id), text, more)
     if isinstance(item_id, bool) or not isinstance(item_id, (str, Integral, type(None))):
         raise InputError(f"{where}.item_id must be text or a whole number, not {_shown(item_id)}")
     if not isinstance(text, (str, type(None))):
         raise InputError(f"{where}.item_text must be text, not {_shown(text)}")
     if item_id is None and not (text or "").strip():
         raise InputError(f"{where} names no item: it has neither item_id nor item_text")
-    return Item(None if item_id is None else str(item_id), text, more)
+    return Item(None if item_id is None else _identity(str(item_id)), text, more)
+
+
+def _identity(item_id: str) -> str:
+    """The id as a log has it: one that was written as a number with a point is the whole number."""
+    return _WHOLE.sub(r"\1", item_id) if ".0" in item_id else item_id
+
+
+def _encodable(text: str, where: str) -> None:
+    """Raise InputError for text with half a character: JSON can say one, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where} is not Unicode text: it has half a character, {_shown(text)}") from None
 
 
 def _word(value: Any) -> str | None:
@@ -209,6 +233,10 @@ def parse_line(line: bytes, where: str) -> Request:
         raise InputError(f"{where} is not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise InputError(f"{where} is not a request: its brackets are nested too deep") from None
+    except ValueError:  # Python reads no whole number of thousands of digits
+        raise InputError(f"{where} has a number of too many digits") from None
     return parse(raw, where)
 
 

@@ -95,7 +95,8 @@ def _answer(request: Request, probabilities: Sequence[float]) -> Answer:
 
 
 def _line(answer: Answer) -> bytes:
-    return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+    # A key of a refused request may hold half a character, which JSON has an escape for.
+    return json.dumps(answer, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _table(answers: list[Answer]) -> pa.Table:

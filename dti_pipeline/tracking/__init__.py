@@ -96,9 +96,10 @@ def _mlflow() -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except MlflowException as error:
-        said = " ".join(str(error.message).split())
+    except (MlflowException, SQLAlchemyError) as error:
+        said = " ".join(str(error).split())
         raise InputError(f"MLflow failed (tracking.enabled=false works without it): {said}") from error

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import LifecycleStage, Metric, Run
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts
@@ -101,10 +101,13 @@ def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | No
         log.info("%s was trained without a record; nothing is added to one", paradigm)
         return None
     try:
-        return store.get_run(run_id)
+        run = store.get_run(run_id)
     except MlflowException:
+        run = None
+    if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         log.warning("run %s of %s is not in this MLflow store; nothing is added to it", run_id, paradigm)
         return None
+    return run
 
 
 def log_metrics(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_page
 
@@ -24,11 +26,21 @@ def uri(config: Config, paths: Paths) -> str:
 
 def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
     """A client and the experiment's id; the experiment is made when it does not exist."""
+    if config.tracking.uri is None and re.search("%[0-9A-Fa-f]{2}", str(paths.home)):
+        raise InputError(
+            f"MLflow takes the % in {paths.home} for an escape: rename the folder, set params key `tracking.uri` to a"
+            " server's address, or `tracking.enabled` to false"
+        )
     logging.getLogger("alembic").setLevel(logging.WARNING)  # or it prints a line for each table of a new store
     store = MlflowClient(uri(config, paths))
     name = config.tracking.experiment
     found = store.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise InputError(
+                f"MLflow's experiment {name!r} was deleted: restore it (`mlflow experiments restore --experiment-id"
+                f" {found.experiment_id}`), or set params key `tracking.experiment` to another name"
+            )
         return store, found.experiment_id
     # A server knows where its artifacts go; the home's own store keeps them in the home.
     location = None if config.tracking.uri else paths.mlflow_artifacts.as_uri()

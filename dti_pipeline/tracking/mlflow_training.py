@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from dti_pipeline import lineage
@@ -135,11 +135,14 @@ class TrainingRecord:
                 self._logged[name] = targets_seen
 
     def _resume(self, run_id: str) -> str | None:
-        """Open a run again; None where the store does not have it."""
+        """Open a run again; None where the store does not have it, or no longer."""
         try:
             stored = self._store.get_run(run_id)
         except MlflowException:
             log.warning("run %s, named by the checkpoint, is not in this MLflow store: a new run is made", run_id)
+            return None
+        if stored.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            log.warning("run %s, named by the checkpoint, was deleted in this MLflow store: a new run is made", run_id)
             return None
         self._store.update_run(run_id, status="RUNNING")
         self._logged = {

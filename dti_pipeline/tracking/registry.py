@@ -22,6 +22,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
@@ -84,7 +85,7 @@ def model_name(config: Config) -> str:
 def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> ModelVersion:
     """The version of the model that ``run`` trained, made from its published ``folder`` where there is none yet."""
     name, paradigm = model_name(config), run.data.tags["paradigm"]
-    known = store.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'")
+    known = _versions(store, name, run.info.run_id)
     if known:
         return known[0]
     model_id = _logged(store, folder, run)
@@ -105,6 +106,11 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
     link = json.dumps([{"name": name, "version": version.version}])
     store.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return version
+
+
+def _versions(store: MlflowClient, name: str, run_id: str) -> list[ModelVersion]:
+    """Versions of a model that a run made. The name stays out of the filter, whose quotes it might end."""
+    return [one for one in store.search_model_versions(f"run_id = '{run_id}'") if one.name == name]
 
 
 def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
@@ -140,7 +146,7 @@ def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str)
     """
     store, _ = mlflow_store.connect(config, paths)
     name, run_id = model_name(config), comparison.paradigms[paradigm].mlflow_run_id
-    versions = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'") if run_id else []
+    versions = _versions(store, name, run_id) if run_id else []
     if not versions:
         log.warning("%s was not trained with a record in this store: nobody is promoted", paradigm)
         return None
@@ -155,7 +161,7 @@ def folder(config: Config, paths: Paths, address: str) -> Path:
     version = _version(store, address)
     location = store.get_model_version_download_uri(version.name, version.version)
     if location.startswith(("/", "file://")):
-        root = Path(location.removeprefix("file://"))
+        root = Path(local_file_uri_to_path(location))
     else:
         root = paths.registry / version.source.rpartition("/")[2]
         if not root.is_dir():

@@ -24,7 +24,7 @@ from dti_pipeline.modeling.network.recomputation import recompute_layers
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
-from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.store import TokenStore, require_events
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding
@@ -70,6 +70,7 @@ class Setup:
         rank, world = accelerator.process_index, accelerator.num_processes
         store = TokenStore.open(paths.tokens)
         shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
+        require_events(paths)
         if shards.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
             raise InputError(
                 f"{shards.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"

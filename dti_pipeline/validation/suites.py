@@ -34,10 +34,10 @@ _REQUESTS = """
 """
 RAW_TYPES = {
     "line": "BIGINT", "raw": "VARCHAR", "user_id": "VARCHAR", "item_id": "VARCHAR", "rating": "DOUBLE",
-    "timestamp": "BIGINT", "item_text": "VARCHAR", "request_id": "VARCHAR", "split": "VARCHAR", "reason": "VARCHAR",
+    "timestamp": "DOUBLE", "item_text": "VARCHAR", "request_id": "VARCHAR", "split": "VARCHAR", "reason": "VARCHAR",
 }  # fmt: skip
 CANONICAL_TYPES = {
-    "user_id": "VARCHAR", "item_id": "VARCHAR", "item_text": "VARCHAR", "timestamp": "BIGINT", "rating": "DOUBLE",
+    "user_id": "VARCHAR", "item_id": "VARCHAR", "item_text": "VARCHAR", "timestamp": "DOUBLE", "rating": "DOUBLE",
     "label": "TINYINT", "split": "VARCHAR", "position": "INTEGER", "request": "INTEGER", "known": "INTEGER",
 }  # fmt: skip
 
@@ -83,9 +83,9 @@ def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
     return _of_table("raw", "rows_as_read", tables.types("staged"), types, rules)
 
 
-def canonical(config: Config, tables: Tables, scale: Scale) -> Suite:
-    """The interactions that everything downstream reads."""
-    rules = _values(config, scale) + _histories(config) + _requests(config)
+def canonical(config: Config, tables: Tables, scale: Scale, clock: bool) -> Suite:
+    """The interactions that everything downstream reads; ``clock``: of a log that has timestamps."""
+    rules = _values(config, scale) + _histories(config, clock) + _requests(config)
     return _of_table("canonical", "interactions", tables.types("interactions"), canonical_types(config), rules)
 
 
@@ -119,15 +119,19 @@ def _values(config: Config, scale: Scale) -> list[Rule]:
     ]  # fmt: skip
 
 
-def _histories(config: Config) -> list[Rule]:
+def _histories(config: Config, clock: bool) -> list[Rule]:
     """The order of rows: places and times within a user, and the order of the splits."""
+    dropped = (config.events.duplicates or ("drop" if clock else "keep")) == "drop"
     rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
     rank = "list_position(['train', 'validation', 'test'], {})"
     again = ", request" if config.events.columns.request_id else ""  # an item may be shown in two at once
-    rules = [
+    once = [
         rule("interaction_unique", None,
             f"A rating is there once: user, item, time and rating{again} together are unique",
             _repeated(f"user_id, item_id, timestamp, rating{again}")),
+    ]  # fmt: skip
+    rules = [
+        *(once if dropped else ()),
         rule("position_unique", "position", "A user has one row at a position", _repeated("user_id, position")),
         rule("position_contiguous", "position",
             "A user's rows stand together, their positions count 0, 1, 2, ...",
@@ -154,7 +158,8 @@ def _requests(config: Config) -> list[Rule]:
     """Requests, and what is known to them."""
     rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
     split = config.split
-    delay = max(split.feedback_delay or 0.0, 1.0 if split.ties == "together" else 0.0)
+    delay = split.feedback_delay or 0.0
+    tied = " OR last.timestamp >= target.timestamp" if split.ties == "together" else ""
     until = "" if split.feedback_until is None else " OR last.split = 'test'"
     return [
         rule("request_whole", "request", "A request's rows stand together and name its first one's position",
@@ -170,10 +175,12 @@ def _requests(config: Config) -> list[Rule]:
                 " AND (known < previous_known OR (request = previous_request AND known <> previous_known))",
                 "request", "known", "previous_known")),
         rule("known_in_time", "known", f"A label is known {delay:g} seconds after its row at the earliest"
+            + (", and never to a row of its moment" if tied else "")
             + ("" if split.feedback_until is None else ", and never if its row tests"),
             "SELECT user_id, target.position, target.timestamp, target.known, last.timestamp AS last_known_timestamp,"
             " last.split AS last_known_split FROM {batch} AS target INNER JOIN {batch} AS last USING (user_id)"
-            f" WHERE last.position = target.known - 1 AND (last.timestamp + {delay!r} > target.timestamp{until})"),
+            " WHERE last.position = target.known - 1"
+            f" AND (last.timestamp + {delay!r} > target.timestamp{tied}{until})"),
     ]  # fmt: skip
 
 
@@ -213,20 +220,37 @@ def splits(config: Config, tables: Tables) -> Suite:
     return Suite("splits", "splits", tables.frame(f"FROM ({query}) ORDER BY list_position({order}, split)"), rules)
 
 
-def batch(config: Config, profile: Profile, ledger: IngestReport) -> Suite:
+def batch(config: Config, tables: Tables, profile: Profile, ledger: IngestReport) -> Suite:
     """The batch as a whole; ``ledger`` is ingestion's report."""
     limits = config.validation
     low, high = limits.label_rate
+    least, most = limits.click_later
     lost = ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates
     figures = [
         ("rows", profile.rows, f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
         ("users", profile.users, f"There are at least {limits.min_users:,} users", limits.min_users, None),
         ("label_rate", profile.label_rate, f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
+        ("click_later", click_later(tables), "Of a user's rows, a click and a skip, the click is the later one in"
+            f" {least:.0%} to {most:.0%} of all pairs: their order does not tell labels", least, most),
         ("unaccounted_rows", lost, "Rows read = rows kept + quarantined + duplicates", 0, 0),
         ("rows_beside_ledger", profile.rows - ledger.kept,
             "The rows that are there are the rows that the ledger says were kept", 0, 0),
     ]  # fmt: skip
     return _of_figures("batch", "figures", figures)
+
+
+def click_later(tables: Tables) -> float:
+    """Share of all pairs of a click and a skip of one user in which the click is the later one; 0.5 where there is no
+    such pair. Cost: one pass over the interactions."""
+    query = """
+        SELECT sum(before - clicks * (clicks - 1) / 2), sum(clicks * skips) FROM (
+            SELECT sum(position) FILTER (label = 1) AS before, count(*) FILTER (label = 1)::DOUBLE AS clicks,
+                count(*) FILTER (label = 0)::DOUBLE AS skips
+            FROM interactions GROUP BY user_id HAVING clicks > 0 AND skips > 0
+        )
+    """
+    ((later, pairs),) = tables.connection.execute(query).fetchall()
+    return later / pairs if pairs else 0.5
 
 
 def drift(config: Config, profile: Profile, previous: Profile) -> Suite:

@@ -16,7 +16,7 @@ import pandas
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import connect, literal
+from dti_pipeline.events.database import connect, literal, parquet_files
 from dti_pipeline.events.ingest import INTERACTIONS
 from dti_pipeline.paths import Paths
 
@@ -64,9 +64,9 @@ def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -
     """
     interactions = paths.events / INTERACTIONS
     with connect(config.events.memory_limit, paths.checks.parent) as connection:
-        parts = f"read_parquet({literal(paths.staged / '*.parquet')}, filename = true)"
+        parts = parquet_files(*sorted(paths.staged.glob("*.parquet")), filename=True)
         try:
-            connection.execute(f"CREATE VIEW interactions AS FROM read_parquet({literal(interactions)})")
+            connection.execute(f"CREATE VIEW interactions AS FROM {parquet_files(interactions)}")
             connection.execute(f"CREATE VIEW staged AS SELECT * EXCLUDE (filename) FROM {parts}")
         except duckdb.Error as error:
             raise InputError(f"{interactions} or {paths.staged} is not whole: run `dti ingest` again") from error

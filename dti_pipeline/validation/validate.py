@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 
 from dti_pipeline import artifacts
@@ -18,6 +19,8 @@ from dti_pipeline.validation.run import run
 from dti_pipeline.validation.tables import Tables, open_tables
 from dti_pipeline.validation.timing import timing
 
+log = logging.getLogger(__name__)
+
 OUTCOMES = "outcomes.json"
 
 
@@ -32,8 +35,8 @@ class _Memory:
 def validate(config: Config, paths: Paths) -> ValidateReport:
     """Check ``data/events`` and ``data/staged``; publish ``data/checks`` and ``reports/data_docs`` whatever they say.
 
-    Raises CheckFailed, with the report, after publishing where an expectation failed, InputError where there is nothing
-    to check. Memory: ``events.memory_limit``.
+    Raises CheckFailed, with the report, after publishing where an expectation failed and ``validation.required`` is
+    true, InputError where there is nothing to check. Memory: ``events.memory_limit``.
     """
     events = artifacts.read(paths.events, "ingest", IngestReport)
     if INTERACTIONS not in events.files:
@@ -47,21 +50,24 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
             open_tables(config, paths, source_files) as tables,
             artifacts.publish(paths.data_docs, "validate", recorded) as docs,
         ):
-            chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale)]
+            chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale, events.report.clock)]
             profile = previous = timed = None
             # Figures of other columns would mean nothing.
             if tables.types("interactions") == suites.canonical_types(config):
                 profile = _profile(config, tables, batch)
                 previous = _previous(paths, profile)
                 timed = timing(config, tables)
-                chosen += [suites.splits(config, tables), suites.batch(config, profile, events.report)]
+                chosen += [suites.splits(config, tables), suites.batch(config, tables, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
             outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", timed.sentences() if timed else [])
         artifacts.write_json(draft.path / OUTCOMES, to_plain(outcomes))
         found = draft.report = report(outcomes, profile, previous, timed)
     if not found.success:
-        raise CheckFailed(_sentence(found, paths), found)
+        if config.validation.required:
+            raise CheckFailed(_sentence(found, paths), found)
+        log.warning("%s; going on at your own risk, since `validation.required` is false", _sentence(found, paths))
+        return found
     assert profile is not None  # its columns passed
     artifacts.write_json(paths.accepted, to_plain(_Memory(profile, previous)))
     return found

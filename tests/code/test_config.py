@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,29 @@ def test_a_recipe_from_scratch_trains(home: Paths, recipe: str) -> None:
     for stage in itertools.takewhile(lambda stage: stage.name != "evaluate", STAGES):
         pipeline.execute(stage, settings, home, "dti" if stage.per_paradigm else None)
     assert artifacts.read(home.model("dti"), "train").config == settings.sections("model", "training")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_that_cannot_hold_a_letter_is_printed_all_the_same(tmp_path: Path, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "DTI_HOME": str(tmp_path)}
+    program = [sys.executable, "-m", "dti_pipeline.cli"]
+    done = subprocess.run([*program, "mask"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?" in done.stdout
+    shown = [*program, "config", "--set", "tracking.experiment=Δ–π", "--json"]
+    done = subprocess.run(shown, env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout)["tracking"]["experiment"] == "Δ–π"
+
+
+def test_what_the_system_refuses_is_one_sentence(home: Paths) -> None:
+    (home.home / "data").write_text("a file where a folder should be")
+    done = CliRunner().invoke(app, ["synth"])
+    assert done.exit_code == 2
+    assert f"{home.home}/data" in done.output.replace("\n", "")
+    assert "Traceback" not in done.output
+
+
+def test_brackets_in_a_message_are_letters(home: Paths) -> None:
+    done = CliRunner().invoke(app, ["ingest", "--set", "events.path=[INST] a [/INST]"])
+    assert done.exit_code == 2
+    assert "[INST] a [/INST]" in done.output

@@ -61,7 +61,7 @@ def test_it_is_that_of_all_moods_enumerated(home: Paths, rows_per_request: int, 
     for user in np.unique(found.log.user):
         here = np.flatnonzero(found.log.user == user)
         ids = found.log.table.select(["user_id", "item_id", "timestamp"]).take(here).to_pylist()
-        lines = [found.truth[row["user_id"], row["item_id"], str(row["timestamp"])] for row in ids]
+        lines = [found.truth[row["user_id"], row["item_id"], str(int(row["timestamp"]))] for row in ids]
         names = sorted({line["sitting"] for line in lines})
         for row, (line, best) in enumerate(zip(lines, found.best[here], strict=True)):
             told = range(found.log.known[here[row]])

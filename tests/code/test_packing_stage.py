@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,18 @@ def test_wrong_parameters_are_named_where_they_are_read(raw: dict[str, Any], sen
 def test_packing_before_tokenising_says_what_to_run(home: Paths) -> None:
     with pytest.raises(InputError, match="run `dti tokenize` first"):
         pack(config(), home, "dti")
+
+
+def test_tokens_of_other_events_are_not_packed(home: Paths) -> None:
+    write_store(home, random_users(20, 0))
+    manifest = json.loads((home.tokens / "manifest.json").read_text())
+    with artifacts.publish(home.events, "ingest") as draft:
+        (draft.path / "interactions.parquet").write_bytes(b"first")
+    manifest["inputs"]["events"] = artifacts.folder_digest(home.events)
+    artifacts.write_json(home.tokens / "manifest.json", manifest)
+    pack(config(), home, "dti")
+    with artifacts.publish(home.events, "ingest") as draft:
+        (draft.path / "interactions.parquet").write_bytes(b"second")
+    with pytest.raises(InputError, match=r"is of other events than .*: run `dti tokenize` again"):
+        pack(config(), home, "sliding_window")
+    assert not home.shards("sliding_window").exists()

@@ -137,6 +137,13 @@ def drop_raw_column(batch: Batch) -> None:
     batch.staged_schema = pa.schema([field for field in batch.staged_schema if field.name != "reason"])
 
 
+def order_labels(batch: Batch) -> None:
+    """Skips first, then clicks, but for a skip at the head of each split."""
+    for row in batch.interactions:
+        liked = row["position"] >= 10 and row["position"] not in (12, 16)
+        row.update(rating=5.0 if liked else 2.0, label=int(liked))
+
+
 # name of the defect: (how a good batch gets it, what then fails, first row shown: its tell-tale values)
 DEFECTS: dict[str, tuple[Callable[[Batch], None], set[str], dict[str, Any] | None]] = {
     "a raw line read twice": (
@@ -223,6 +230,7 @@ DEFECTS: dict[str, tuple[Callable[[Batch], None], set[str], dict[str, Any] | Non
     "a split without skips": (no_skips_in_validation, {"splits.skips"}, {"split": "validation", "skips": 0}),
     "nothing but clicks": (
         set_all(rating=5.0, label=1), {"batch.label_rate", "splits.skips"}, {"split": "test", "skips": 0}),
+    "an order that tells labels": (order_labels, {"batch.click_later"}, None),
     "too little of everything": (drop_rows, {"batch.rows", "batch.users"}, None),
     "a ledger that does not add up": (set_report(duplicates=1), {"batch.unaccounted_rows"}, None),
     "a ledger of other rows": (set_report(kept=161, read=165), {"batch.rows_beside_ledger"}, None),

@@ -46,7 +46,7 @@ def test_a_failure_is_one_sentence_that_names_the_check_and_where_its_rows_are(h
         validate(CONFIG, home)
     message = str(failure.value)
     assert "\n" not in message
-    for part in ("1 of 66 checks failed", "canonical.split_set", "1 of 160 rows", "outcomes.json", "index.html"):
+    for part in ("1 of 67 checks failed", "canonical.split_set", "1 of 160 rows", "outcomes.json", "index.html"):
         assert part in message
     report = artifacts.read(home.checks, "validate", ValidateReport).report
     assert report.success is False
@@ -236,14 +236,20 @@ def test_the_gate_opens_for_checked_events_only(home: Paths) -> None:
         require_passed(CONFIG, home)
 
 
-def test_the_gate_stays_shut_for_failed_events_unless_told_otherwise(home: Paths) -> None:
+def test_the_gate_stays_shut_for_failed_events_unless_told_otherwise(
+    home: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
     spoilt_batch().write(home)
     with pytest.raises(CheckFailed):
         validate(CONFIG, home)
-    with pytest.raises(CheckFailed, match="failed 1 of 66 checks"):
+    with pytest.raises(CheckFailed, match="failed 1 of 67 checks"):
         require_passed(CONFIG, home)
     at_own_risk = replace(CONFIG, validation=replace(CONFIG.validation, required=False))
     require_passed(at_own_risk, home)
+    caplog.clear()
+    assert not validate(at_own_risk, home).success
+    assert "going on at your own risk" in caplog.text
+    assert not home.accepted.exists()
     shutil.rmtree(home.checks)
     require_passed(at_own_risk, home)
 

@@ -21,13 +21,13 @@ from tests.reports import INGEST
 STAGED = pa.schema(
     [
         ("line", pa.int64()), ("raw", pa.string()), ("user_id", pa.string()), ("item_id", pa.string()),
-        ("rating", pa.float64()), ("timestamp", pa.int64()), ("item_text", pa.string()), ("request_id", pa.string()),
+        ("rating", pa.float64()), ("timestamp", pa.float64()), ("item_text", pa.string()), ("request_id", pa.string()),
         ("split", pa.string()), ("reason", pa.string()),
     ]
 )  # fmt: skip
 INTERACTIONS = pa.schema(
     [
-        ("user_id", pa.string()), ("item_id", pa.string()), ("item_text", pa.string()), ("timestamp", pa.int64()),
+        ("user_id", pa.string()), ("item_id", pa.string()), ("item_text", pa.string()), ("timestamp", pa.float64()),
         ("rating", pa.float64()), ("label", pa.int8()), ("split", pa.string()), ("position", pa.int32()),
         ("request", pa.int32()), ("known", pa.int32()),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,33 @@ def test_an_address_leads_to_the_published_folder(tracked: Paths) -> None:
         folder = tracking.model_folder(settings(tracked), tracked, address)
         assert artifacts.read(folder, "train", TrainReport).report.mlflow_run_id == run
         assert tracked.mlflow_artifacts in folder.parents, "a store on this machine is read where it lies"
+
+
+@pytest.mark.parametrize("name", ["my clicks", "é", "it's", "a[1]", "user_id=5", "a?b", "100%"])
+def test_a_home_of_any_name_has_its_own_store_and_serves_from_it(tmp_path: Path, empty_store: Path, name: str) -> None:
+    paths = Paths(tmp_path / name)
+    paths.home.mkdir()
+    shutil.copy(empty_store, paths.home / "mlflow.db")
+    run = train(paths)
+    assert all(path.is_relative_to(paths.home) for path in tmp_path.rglob("*") if path.is_file())
+    folder = tracking.model_folder(settings(paths), paths, "models:/dti@dti")
+    assert artifacts.read(folder, "train", TrainReport).report.mlflow_run_id == run
+    assert paths.home in folder.parents
+
+
+def test_a_home_whose_name_mlflow_would_read_as_another_is_refused(tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "a%20b")
+    paths.home.mkdir()
+    with pytest.raises(InputError, match=r"MLflow takes the % in .*a%20b for an escape: rename"):
+        train(paths)
+    assert not list(paths.home.iterdir())
+
+
+def test_a_quote_in_the_experiment_s_name_is_a_letter(tracked: Paths) -> None:
+    tracked.params.write_text('tracking: {experiment: "it\'s"}')
+    run = train(tracked)
+    assert store(tracked).get_run(run).info.status == "FINISHED"
+    assert tracking.model_folder(settings(tracked), tracked, "models:/it's@dti")
 
 
 def test_a_model_elsewhere_is_fetched_once(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

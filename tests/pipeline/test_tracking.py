@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from dti_pipeline import artifacts, config, lineage, pipeline, tracking
 from dti_pipeline.backtest.publish import summary
@@ -314,3 +316,27 @@ def test_a_backtest_is_a_run_with_a_child_for_each_day(tracked: Paths) -> None:
         assert parent.data.metrics["backtest/auc_lost/2"] == pytest.approx(0.1)
         assert {run.data.metrics["day/processor_seconds"] for run in children} == {1.25}
         assert parent.data.params["backtest.period_days"] == "1.0"
+
+
+def test_a_checkpoint_of_a_deleted_run_starts_a_new_one(tracked: Paths) -> None:
+    run_id = end_early(tracked, 3, KeyboardInterrupt())
+    store(tracked).delete_run(run_id)
+    again = train(tracked, known=run_id)
+    assert again != run_id
+    assert store(tracked).get_run(again).info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_one_sentence(tracked: Paths) -> None:
+    run_id = train(tracked)
+    store(tracked).delete_experiment(store(tracked).get_run(run_id).info.experiment_id)
+    with pytest.raises(InputError, match="experiment 'dti' was deleted: restore it"):
+        train(tracked)
+
+
+def test_a_locked_store_is_one_sentence(tracked: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: Any) -> None:
+        raise OperationalError("BEGIN", {}, sqlite3.OperationalError("database is locked"))
+
+    monkeypatch.setattr(mlflow_training, "connect", locked)
+    with pytest.raises(InputError, match=r"MLflow failed .*database is locked"):
+        train(tracked)

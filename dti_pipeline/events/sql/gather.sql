@@ -1,14 +1,15 @@
 -- All staged rows to one history for each user, in requests.
--- Table files(file, source_file, part) and table item_rows(file, line, item_id, item_text, more) are there.
--- parts: their paths; max_users: null for all; together: rows of one time stamp are one request where they have no id
--- of one, and the file's order tells nothing of them.
+-- Table files(file, source_file, part), view parts_read over their rows, and table item_rows(file, line, raw, item_id,
+-- item_text, reason, more) are there.
+-- max_users: null for all; together: rows of one time stamp are one request where they have no id of one, and the
+-- file's order tells nothing of them; repeats: rows that are equal in everything are kept.
 CREATE TEMP VIEW staged AS
 SELECT
     files.source_file,
     files.file,
     files.file * (1::BIGINT << 40) + line AS "row",  -- file order, then line order
     staged.* EXCLUDE (filename)
-FROM read_parquet(getvariable('parts'), filename = true) AS staged
+FROM parts_read AS staged
 INNER JOIN files ON files.part = staged.filename;
 
 CREATE TEMP TABLE users AS
@@ -28,12 +29,14 @@ WHERE getvariable('max_users') IS NULL OR user_id IS NULL OR user_id IN (SELECT 
 CREATE TEMP VIEW quarantine AS
 SELECT source_file, line, reason, raw FROM read_rows WHERE reason IS NOT NULL ORDER BY "row";
 
--- Exact duplicates: the first one stays.
+-- Exact duplicates: the first one stays, unless they are repeats.
 CREATE TEMP TABLE kept AS
 SELECT "user", item_id, rating, "timestamp", request_id, split AS own_split, min("row") AS "row", count(*) AS copies
 FROM read_rows INNER JOIN users USING (user_id)
 WHERE reason IS NULL
-GROUP BY "user", item_id, rating, "timestamp", request_id, own_split;
+GROUP BY
+    "user", item_id, rating, "timestamp", request_id, own_split,
+    CASE WHEN getvariable('repeats') THEN "row" END;
 
 -- Each user's history: requests by the time they begin, rows of one by a hash of the item, since an order that the file
 -- chose could tell their labels; so could that of requests of one time.
@@ -71,8 +74,12 @@ SELECT item_id, arg_min(item_text, preference) AS item_text
 FROM (
     SELECT item_id, item_text, struct_pack(source := 0, file := file, line := line) AS preference
     FROM item_rows
+    WHERE reason IS NULL
     UNION ALL
     SELECT item_id, item_text, struct_pack(source := 1, file := file, line := line) FROM staged
     WHERE reason IS NULL AND item_text IS NOT NULL
 )
 GROUP BY item_id;
+
+CREATE TEMP VIEW item_quarantine AS
+SELECT source_file, line, reason, raw FROM item_rows WHERE reason IS NOT NULL ORDER BY file, line;

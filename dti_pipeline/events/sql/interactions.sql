@@ -8,12 +8,12 @@ WITH trimmed AS (
         line,
         raw,
         problem,
-        CASE WHEN problem IS NULL THEN nullif(trim("values"[1]), '') END AS user_id,
-        CASE WHEN problem IS NULL THEN nullif(trim("values"[2]), '') END AS item_id,
+        CASE WHEN problem IS NULL THEN trim("values"[1]) END AS user_word,
+        CASE WHEN problem IS NULL THEN trim("values"[2]) END AS item_word,
         CASE WHEN problem IS NULL THEN nullif(trim("values"[3]), '') END AS rating_text,
         CASE WHEN problem IS NULL THEN nullif(trim("values"[4]), '') END AS time_text,
-        CASE WHEN problem IS NULL THEN nullif(trim(regexp_replace("values"[5], '\s+', ' ', 'g')), '') END AS item_text,
-        CASE WHEN problem IS NULL THEN nullif(trim("values"[6]), '') END AS request_id,
+        CASE WHEN problem IS NULL THEN trim(regexp_replace("values"[5], '\s+', ' ', 'g')) END AS text_words,
+        CASE WHEN problem IS NULL THEN trim("values"[6]) END AS request_word,
         CASE WHEN problem IS NULL THEN nullif(lower(trim("values"[7])), '') END AS split_text,
         CASE WHEN problem IS NULL THEN "values"[8:] END AS more
     FROM records
@@ -21,10 +21,16 @@ WITH trimmed AS (
 typed AS (
     SELECT
         *,
+        identity(user_word) AS user_id,
+        identity(item_word) AS item_id,
+        identity(request_word) AS request_id,
+        meant(text_words) AS item_text,
         TRY_CAST(rating_text AS DOUBLE) AS rating,
         coalesce(TRY_CAST(time_text AS DOUBLE), epoch(TRY_CAST(time_text AS TIMESTAMPTZ))) AS clock_value,
-        -- Seconds since 1970 reach 1e11 in the year 5138: above, it is milliseconds, and above 1e14 microseconds.
-        clock_value / CASE WHEN clock_value < 1e11 THEN 1 WHEN clock_value < 1e14 THEN 1e3 ELSE 1e6 END AS seconds,
+        -- Seconds since 1970 reach 1e11 in the year 5138: above, it is milliseconds, microseconds, nanoseconds.
+        clock_value / CASE
+            WHEN clock_value < 1e11 THEN 1 WHEN clock_value < 1e14 THEN 1e3 WHEN clock_value < 1e17 THEN 1e6 ELSE 1e9
+        END AS seconds,
         CASE
             WHEN split_text IN ('train', 'validation', 'test') THEN split_text
             WHEN split_text IN ('valid', 'val', 'dev') THEN 'validation'
@@ -37,7 +43,9 @@ judged AS (
         CASE
             WHEN problem IS NOT NULL THEN problem
             WHEN user_id IS NULL THEN 'user id missing'
+            WHEN rounded(user_id) THEN 'user id is a rounded number'
             WHEN item_id IS NULL THEN 'item id missing'
+            WHEN rounded(item_id) THEN 'item id is a rounded number'
             WHEN rating_text IS NULL THEN 'rating missing'
             WHEN rating IS NULL OR NOT isfinite(rating) THEN 'rating not a number'
             WHEN rating < getvariable('lowest') OR rating > getvariable('highest') THEN 'rating outside the scale'
@@ -45,6 +53,7 @@ judged AS (
             WHEN getvariable('clock') AND seconds < 0 THEN 'timestamp before 1970'
             WHEN getvariable('clock') AND (seconds IS NULL OR NOT seconds <= 1e11) THEN 'timestamp not a time'
             WHEN getvariable('requests') AND request_id IS NULL THEN 'request id missing'
+            WHEN getvariable('requests') AND rounded(request_id) THEN 'request id is a rounded number'
             WHEN getvariable('splits') AND split_text IS NULL THEN 'split missing'
             WHEN getvariable('splits') AND split IS NULL THEN 'split not train, validation or test'
         END AS reason
@@ -56,10 +65,11 @@ SELECT
     user_id,
     item_id,
     CASE WHEN isfinite(rating) THEN rating END AS rating,
-    CASE WHEN seconds BETWEEN 0 AND 1e11 THEN floor(seconds)::BIGINT END AS "timestamp",
+    -- To the microsecond, so that one moment is one number however it was written.
+    CASE WHEN seconds BETWEEN 0 AND 1e11 THEN round(seconds * 1e6) / 1e6 END AS "timestamp",
     item_text,
     request_id,
     split,
     reason,
-    list_transform(more, lambda word: nullif(trim(regexp_replace(word, '\s+', ' ', 'g')), '')) AS more
+    list_transform(more, lambda word: meant(trim(regexp_replace(word, '\s+', ' ', 'g')))) AS more
 FROM judged;
