@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -240,8 +241,10 @@ user_texts = st.sampled_from([0, 4])
 def token_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Paths]:
     """A project home whose log went through the stages up to tokens. Tests make shards and models beside them."""
     paths = Paths(tmp_path_factory.mktemp("home"))
+    checked = find_spec("great_expectations") is not None  # a GPU machine may have what trains, and no more
     config = from_plain(Config, SMALL_PIPELINE)
-    for stage in ("synth", "ingest", "validate", "tokenize"):
+    config = replace(config, validation=replace(config.validation, required=checked))
+    for stage in ("synth", "ingest", *(["validate"] if checked else []), "tokenize"):
         BY_NAME[stage].run(config, paths)
     return config, paths
 
