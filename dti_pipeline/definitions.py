@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+from collections.abc import Sequence
 from contextlib import suppress
 
 import dagster as dg
@@ -27,12 +28,17 @@ def executor() -> dg.ExecutorDefinition:
     raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
 
 
-defs = dg.Definitions(
-    assets=[*ASSETS, *backtest.ASSETS],
-    jobs=JOBS,
-    sensors=[*SENSORS, *days.SENSORS],
-    schedules=SCHEDULES,
-    loggers={"console": console},
-    resources={"project": Project(), "pipes": TrainingProcess()},
-    executor=executor(),
-)
+def build(backtests: Sequence[str]) -> dg.Definitions:
+    """Everything that Dagster shows; the days of the log for the paradigms ``backtests``."""
+    return dg.Definitions(
+        assets=[*ASSETS, *backtest.assets(backtests)],
+        jobs=JOBS,
+        sensors=[*SENSORS, *(days.SENSORS if backtests else [])],
+        schedules=SCHEDULES,
+        loggers={"console": console},
+        resources={"project": Project(), "pipes": TrainingProcess()},
+        executor=executor(),
+    )
+
+
+defs = build(days.wanted())

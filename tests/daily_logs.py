@@ -27,7 +27,7 @@ PARAMS: dict[str, Any] = {
     "packing": {"context": 4, "targets": 6, "row_length": 128},
     "model": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 2, "intermediate_size": 32, "dropout": 0.2},
     "training": {"targets_per_step": 16, "epochs": 1, "device": "cpu"},
-    "backtest": {"staleness": [3], "late_days": 2, "first_day": "2020-01-02", "fresh": True},
+    "backtest": {"paradigms": ["dti"], "staleness": [3], "late_days": 2, "first_day": "2020-01-02", "fresh": True},
     "tracking": {"enabled": False},
 }
 

@@ -15,10 +15,14 @@ from dti_pipeline.paradigms import named
 
 def request(instance: dg.DagsterInstance, paradigm: str) -> tuple[str, list[str]]:
     """Make the partitions the log's days, and add the backfill to the queue of Dagster's daemon; returns its id and
-    days. Raises InputError where no day is left."""
+    days. Raises InputError where no day is left,
+    or the paradigm has no backtest here."""
+    name = named(paradigm).name
+    if name not in days.wanted():
+        raise InputError(f"`backtest.paradigms` in params.yaml does not list {name}: Dagster has no days of it")
     log = days.home()
     days.follow(instance, log.days.names())
-    left = log.left(named(paradigm).name)
+    left = log.left(name)
     if not left:
         raise InputError(f"every day is trained, to {log.days.names()[-1]}")
     return backfills.request(instance, [days.key(paradigm)], left, f"backtest of {paradigm}"), left

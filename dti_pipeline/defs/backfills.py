@@ -9,7 +9,8 @@ from dagster._core.execution.backfill import PartitionBackfill  # there is no pu
 from dagster._core.utils import make_new_backfill_id
 from dagster._time import get_current_timestamp
 
-from dti_pipeline.definitions import defs
+from dti_pipeline.definitions import build
+from dti_pipeline.defs import days
 from dti_pipeline.defs.automation import RETRIED
 
 
@@ -17,7 +18,7 @@ def request(instance: dg.DagsterInstance, assets: Iterable[dg.AssetKey], partiti
     """Add a backfill of assets over partitions to the daemon's queue; returns its id."""
     backfill = PartitionBackfill.from_asset_partitions(
         backfill_id=make_new_backfill_id(),
-        asset_graph=defs.resolve_asset_graph(),
+        asset_graph=build(days.wanted()).resolve_asset_graph(),
         asset_selection=list(assets),
         partition_names=list(partitions),
         all_partitions=False,

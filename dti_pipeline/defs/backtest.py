@@ -4,7 +4,7 @@ Without ``from __future__ import annotations``: Dagster reads the annotations of
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
@@ -15,7 +15,6 @@ from dti_pipeline.defs.assets import GPU_POD, code_reference, code_version
 from dti_pipeline.defs.days import DAYS, GROUP, key
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError, Interrupted
-from dti_pipeline.paradigms import names
 from dti_pipeline.pipeline import BACKTEST
 
 
@@ -85,6 +84,8 @@ def _train(context: dg.AssetExecutionContext, work: Work, paradigm: str) -> Iter
     yield from checks.results(BACKTEST, report)
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", dg.BetaWarning)  # of the backfill policy
-    ASSETS = [build(paradigm) for paradigm in names()]
+def assets(paradigms: Iterable[str]) -> list[dg.AssetsDefinition]:
+    """The backtests of these paradigms."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # of the backfill policy
+        return [build(paradigm) for paradigm in paradigms]

@@ -14,7 +14,6 @@ import dagster as dg
 from dti_pipeline import config
 from dti_pipeline.defs.automation import RETRIED
 from dti_pipeline.errors import InputError
-from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BACKTEST
 
@@ -31,6 +30,15 @@ FIRST, LAST = "dagster/asset_partition_range_start", "dagster/asset_partition_ra
 def key(paradigm: str) -> dg.AssetKey:
     """The asset of a paradigm's backtest."""
     return dg.AssetKey([BACKTEST.asset, paradigm])
+
+
+def wanted() -> tuple[str, ...]:
+    """Paradigms that have a backtest here, `backtest.paradigms` in params.yaml: none where that cannot be read, which
+    the next run tells."""
+    try:
+        return config.load(Paths.from_env().params).backtest.paradigms
+    except InputError:
+        return ()
 
 
 def home() -> Beginning:
@@ -126,7 +134,7 @@ def new_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRe
     if list(known) != days:
         return dg.SkipReason("waiting for `log_days` to make the partitions the days of the log")
     context.update_cursor(state)
-    left = {paradigm: log.left(paradigm) for paradigm in names()}
+    left = {paradigm: log.left(paradigm) for paradigm in wanted()}
     begun = {paradigm: new for paradigm, new in left.items() if new != days}
     if not begun:
         return dg.SkipReason("no backtest has begun: launch its first days as a backfill")

@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from dti_pipeline import config as configuration
+from dti_pipeline import definitions
 from dti_pipeline.backtest import run
 from dti_pipeline.backtest.report import BacktestReport, Day
-from dti_pipeline.definitions import defs
 from dti_pipeline.defs import all_days, days
 from dti_pipeline.errors import Interrupted
 from dti_pipeline.paths import Paths
 from tests.daily_logs import lines, made, newest, numbers
 
+#: With days for one paradigm.
+DEFS = definitions.build(["dti"])
 DAYS = [f"2020-01-0{day}" for day in range(2, 7)]
 ASSET = days.key("dti")
 PLAIN = {"backtest": {"fresh": False}}
@@ -48,7 +50,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def launch(instance: dg.DagsterInstance, first: str, last: str) -> dg.ExecuteInProcessResult:
     """One run of a range of days, as a backfill makes it."""
-    return defs.resolve_implicit_global_asset_job_def().execute_in_process(
+    return DEFS.resolve_implicit_global_asset_job_def().execute_in_process(
         asset_selection=[ASSET],
         instance=instance,
         tags={days.FIRST: first, days.LAST: last},
@@ -149,7 +151,7 @@ class Daemon:
         self.sensor, self.instance, self.cursor = sensor, instance, None
 
     def look(self) -> list[dg.RunRequest] | str:
-        context = dg.build_sensor_context(self.instance, self.cursor, definitions=defs)
+        context = dg.build_sensor_context(self.instance, self.cursor, definitions=DEFS)
         answer = self.sensor(context)
         self.cursor = context.cursor
         if isinstance(answer, dg.SkipReason):
@@ -226,3 +228,23 @@ def test_a_log_that_grows_keeps_the_first_day_that_its_share_gave(ready: Paths) 
     assert log.left("dti") == [f"2020-01-{day:02}" for day in range(7, 14)]
     shutil.rmtree(ready.backtest_states("dti"))
     assert days.home().days.names()[0] > began, "a new beginning asks the share again"
+
+
+def test_dagster_has_days_of_the_listed_paradigms_only(home: Paths, instance: dg.DagsterInstance) -> None:
+    """Of none as the parameters come: *Materialize all* would train every day."""
+
+    def shown(listed: str) -> tuple[set[str], set[str]]:
+        home.params.write_text(listed)
+        found = definitions.build(days.wanted())
+        assets = {key.to_user_string() for key in found.resolve_asset_graph().get_all_asset_keys()}
+        return {key for key in assets if "backtest" in key}, {sensor.name for sensor in found.sensors}
+
+    nothing, plain = shown("{}")
+    assert nothing == set()
+    assert not {"log_days", "new_days"} & plain
+    assert shown("backtest: [") == (nothing, plain), "the run that reads it says what is wrong"
+    assert shown("backtest: {paradigms: [dti, dti_growing]}") == (
+        {"backtest/dti", "backtest/dti_growing"}, plain | {"log_days", "new_days"}
+    )  # fmt: skip
+    with pytest.raises(all_days.InputError, match="does not list dti_isolated"):
+        all_days.request(instance, "dti_isolated")

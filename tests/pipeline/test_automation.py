@@ -123,8 +123,8 @@ def test_what_sensor_and_schedule_start_never_trains() -> None:
 
 def test_nothing_is_on_until_somebody_turns_it_on() -> None:
     on = {sensor.name for sensor in defs.sensors if sensor.default_status == dg.DefaultSensorStatus.RUNNING}
-    assert on == {"killed_runs", "log_days"}  # they start nothing
-    assert {sensor.name for sensor in defs.sensors} - on == {"new_log_files", "refresh_cheap_stages", "new_days"}
+    assert on == {"killed_runs"}  # it starts nothing
+    assert {sensor.name for sensor in defs.sensors} - on == {"new_log_files", "refresh_cheap_stages"}
     assert nightly.default_status == dg.DefaultScheduleStatus.STOPPED
 
 

@@ -13,14 +13,14 @@ import pytest
 import yaml
 
 from dti_pipeline import config, dvc
-from dti_pipeline.definitions import defs
+from dti_pipeline.definitions import build
 from dti_pipeline.defs.days import key as days_of
 from dti_pipeline.paradigms import names
 from dti_pipeline.pipeline import BACKTEST, STAGES
 from dti_pipeline.plain import to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
-GRAPH = defs.resolve_asset_graph()
+GRAPH = build(names()).resolve_asset_graph()
 DEPS = {
     "log": set(),
     "events": {"log"},
