@@ -127,8 +127,9 @@ def test_users_without_a_text_are_counted_and_prompts_are_as_long_as_they_are(to
 
 
 def requests_of(paths: Paths, paradigm: str) -> tuple[list[Asked], list[float]]:
-    """Every judged target as a server would be asked, and its probability."""
+    """Every judged target as a server would be asked, in whole seconds, and its probability."""
     log = pq.read_table(paths.events / "interactions.parquet").to_pydict()
+    log["timestamp"] = [int(time) for time in log["timestamp"]]  # MLflow takes no others
     judged = pq.read_table(paths.evaluation(paradigm) / "predictions.parquet").to_pydict()
     asked = []
     for row in judged["row"]:
