@@ -87,8 +87,7 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
     if suffix == ".parquet":
         columns = parquet.names(path)
         chosen = _choose(path, columns, names, keys)
-        for value, column in chosen.items():
-            parquet.check(path, value, column)
+        parquet.check(path, chosen)
         return _told(Form("parquet", {"columns": [chosen.get(name) for name in wanted]}), chosen, columns)
     is_json = suffix in (".jsonl", ".json", ".ndjson")
     lines = head(path, PROBED if is_json else 1)

@@ -58,8 +58,8 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
         artifacts.publish(paths.events, "ingest", recorded, inputs) as draft,
     ):
         parts = stage(connection, log, paths.staged)
-        options = {"max_users": config.events.max_users, "together": together}
-        options["repeats"] = (config.events.duplicates or ("drop" if clock else "keep")) == "keep"
+        repeats = config.events.keeps_duplicates(clock)
+        options = {"max_users": config.events.max_users, "together": together, "repeats": repeats}
         _gather(connection, parts, bool(log.columns), **options)
         ledger = _ledger(connection, paths.resolve(config.events.path))
         _split(connection, config.split, clock)

@@ -7,7 +7,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,12 +78,13 @@ def _fields(path: Path) -> tuple[list[str], list[pa.DataType]]:
     return schema.names, schema.types
 
 
-def check(path: Path, value: str, column: str) -> None:
-    """Raise InputError where the column of a value holds lists or records."""
+def check(path: Path, chosen: Mapping[str, str]) -> None:
+    """Raise InputError where the column that is chosen for a value holds lists or records."""
     kinds = dict(zip(*_fields(path), strict=True))
-    if value in VALUES and pa.types.is_nested(kinds[column]):
-        asked = value.replace("_", " ")
-        raise InputError(f"{path} column {column!r} holds {kinds[column]}, which cannot be read as {asked}")
+    for value, column in chosen.items():
+        if value in VALUES and pa.types.is_nested(kinds[column]):
+            asked = value.replace("_", " ")
+            raise InputError(f"{path} column {column!r} holds {kinds[column]}, which cannot be read as {asked}")
 
 
 def _read_as(kind: pa.DataType) -> pa.DataType:

@@ -69,6 +69,10 @@ class EventsConfig:
             rule = f"null for `events.source: {self.source}`, since only a table names its columns"
             require(self.source == "table" or value is None, f"events.{name}", rule, value)
 
+    def keeps_duplicates(self, clock: bool) -> bool:
+        """Whether equal rows are an interaction each, in a log that has a clock or none."""
+        return not clock if self.duplicates is None else self.duplicates == "keep"
+
 
 @dataclass(frozen=True)
 class SplitConfig:

@@ -121,7 +121,6 @@ def _values(config: Config, scale: Scale) -> list[Rule]:
 
 def _histories(config: Config, clock: bool) -> list[Rule]:
     """The order of rows: places and times within a user, and the order of the splits."""
-    dropped = (config.events.duplicates or ("drop" if clock else "keep")) == "drop"
     rule, beside = partial(unexpected_rows, "interactions"), partial(_rows, table=f"({_HISTORY})")
     rank = "list_position(['train', 'validation', 'test'], {})"
     again = ", request" if config.events.columns.request_id else ""  # an item may be shown in two at once
@@ -131,7 +130,7 @@ def _histories(config: Config, clock: bool) -> list[Rule]:
             _repeated(f"user_id, item_id, timestamp, rating{again}")),
     ]  # fmt: skip
     rules = [
-        *(once if dropped else ()),
+        *(() if config.events.keeps_duplicates(clock) else once),
         rule("position_unique", "position", "A user has one row at a position", _repeated("user_id, position")),
         rule("position_contiguous", "position",
             "A user's rows stand together, their positions count 0, 1, 2, ...",

@@ -71,5 +71,5 @@ SELECT
     request_id,
     split,
     reason,
-    list_transform(more, lambda word: meant(trim(regexp_replace(word, '\s+', ' ', 'g')))) AS more
+    list_transform(more, lambda words: phrase(words)) AS more
 FROM judged;

@@ -10,7 +10,7 @@ WITH trimmed AS (
         problem,
         CASE WHEN problem IS NULL THEN trim("values"[1]) END AS item_word,
         identity(item_word) AS item_id,
-        CASE WHEN problem IS NULL THEN meant(trim(regexp_replace("values"[2], '\s+', ' ', 'g'))) END AS title,
+        CASE WHEN problem IS NULL THEN phrase("values"[2]) END AS title,
         CASE
             WHEN problem IS NOT NULL THEN []
             WHEN getvariable('genres') IS NULL THEN string_split("values"[3], '|')
@@ -33,5 +33,5 @@ SELECT
         list_transform(genres, lambda genre: trim(genre)),
         lambda genre: genre NOT IN ('', 'unknown', '(no genres listed)')), ', '), '')) END AS item_text,
     reason,
-    list_transform(more, lambda word: meant(trim(regexp_replace(word, '\s+', ' ', 'g')))) AS more
+    list_transform(more, lambda words: phrase(words)) AS more
 FROM trimmed;

@@ -16,5 +16,5 @@ SELECT
     CASE WHEN reason IS NOT NULL THEN raw END AS raw,
     CASE WHEN reason IS NULL THEN id END AS user_id,
     reason,
-    list_transform("values"[2:], lambda word: meant(trim(regexp_replace(word, '\s+', ' ', 'g')))) AS more
+    list_transform("values"[2:], lambda words: phrase(words)) AS more
 FROM named;

@@ -8,6 +8,9 @@ CASE
     ELSE word
 END;
 
+-- phrase(text): what a text stands for, its words one space apart.
+CREATE OR REPLACE TEMP MACRO phrase(words) AS meant(trim(regexp_replace(words, '\s+', ' ', 'g')));
+
 -- identity(word): the id that a word stands for. One that was written as a number with a point is the whole number,
 -- 12.0 is 12.
 CREATE OR REPLACE TEMP MACRO identity(word) AS
