@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dti_pipeline import artifacts
 from dti_pipeline.backtest import days as calendar
 from dti_pipeline.backtest.days import Days
 from dti_pipeline.backtest.state import States
 from dti_pipeline.config import Config
-from dti_pipeline.errors import InputError
-from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.store import TokenStore, require_events
 from dti_pipeline.paths import Paths
 
 
@@ -37,7 +35,6 @@ def begin(config: Config, paths: Paths) -> Beginning:
     Cost: one read of the events.
     """
     store = TokenStore.open(paths.tokens)
-    if artifacts.read(paths.tokens, "tokenize").inputs["events"] != artifacts.folder_digest(paths.events):
-        raise InputError(f"{paths.tokens} was made of other events than {paths.events} holds: run `dti tokenize` again")
+    require_events(paths)
     begun = States.of(config, paths, "any", store).begun()
     return Beginning(config, paths, store, calendar.read(config, paths, store, begun))
