@@ -19,7 +19,7 @@ from dti_pipeline.packing import user_texts
 from dti_pipeline.packing.report import Knowledge, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
 from dti_pipeline.packing.values import BLOCK, distinct
-from dti_pipeline.packing.words import GAPS, gaps, render
+from dti_pipeline.packing.words import GAPS, filling_in, gaps, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
 
@@ -140,20 +140,17 @@ def _distinct_texts(
     items: list[tuple[str, ...]], item: np.ndarray, gap: np.ndarray | np.int8, config: TokensConfig
 ) -> tuple[np.ndarray, list[str]]:
     """Text index of each row, (m,), and the texts. An item has one for each title it had and each gap it came after."""
-    key = f"params key `tokens.template` is {config.template!r}"
     kind = item * np.int32(len(GAPS)) + gap
     there = np.zeros(len(items) * len(GAPS), bool)
     there[kind] = True
     rendered = []
-    try:
+    with filling_in("tokens.template", config.template):
         for item_of, gap_of in (divmod(k, len(GAPS)) for k in np.flatnonzero(there).tolist()):
             item_id, item_text, *more = items[item_of]
             values = {"gap": GAPS[gap_of], **dict(zip(config.columns, more, strict=True))}
             rendered.append(render(config.template, item_id, item_text, values))
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{key}, which cannot be filled in: {error}") from error
     if "" in rendered:
-        raise InputError(f"{key}: it leaves items without any text")
+        raise InputError(f"params key `tokens.template` is {config.template!r}: it leaves items without any text")
     texts = sorted(set(rendered))
     index = {text: i for i, text in enumerate(texts)}
     of_kind = np.zeros(len(there), np.int32)

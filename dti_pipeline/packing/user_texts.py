@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dti_pipeline.config import TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.values import BLOCK, distinct
-from dti_pipeline.packing.words import render_user
+from dti_pipeline.packing.words import filling_in, render_user
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,8 @@ def read(path: Path, config: TokensConfig, position: NDArray[np.int32]) -> Users
     changed = np.flatnonzero((position[1:] > 0) & (of_row[1:] != of_row[:-1]))
     if len(changed):
         raise _changes(path, int(changed[0]), columns, *(values[of_row[changed[0] + i]] for i in (0, 1)))
-    try:
+    with filling_in("tokens.user_template", template):
         rendered = [render_user(template, dict(zip(columns, one, strict=True))) for one in values]
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        key = f"params key `tokens.user_template` is {template!r}"
-        raise InputError(f"{key}, which cannot be filled in: {error}") from error
     texts = sorted(set(rendered))
     if texts == [""]:
         raise InputError(f"params key `tokens.user_template` is {template!r}: no user has a value for it")

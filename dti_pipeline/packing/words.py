@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dti_pipeline.config import TokensConfig
+from dti_pipeline.errors import InputError
 
 #: Seconds up to which a gap has a name, and the name; the last one has no end.
 _GAPS = {
@@ -26,21 +27,6 @@ _BOUNDS = np.array(list(_GAPS)[:-1])
 GAPS = ("first", *_GAPS.values())
 
 
-def names(template: str) -> tuple[str, ...]:
-    """What a template fills in."""
-    return TokensConfig(template=template).names
-
-
-def columns(template: str) -> tuple[str, ...]:
-    """Those of its names that are columns of the log or of its items."""
-    return TokensConfig(template=template).columns
-
-
-def user_columns(template: str | None) -> tuple[str, ...]:
-    """What a template of users fills in."""
-    return TokensConfig(user_template=template).user_columns
-
-
 def render(template: str, item_id: str, item_text: str | None, more: Mapping[str, str] | None = None) -> str:
     """Text of an interaction with an item; one without a text is called by its id. ``more``: other values by name."""
     text = (item_text or "").strip() or f"item {item_id}"
@@ -52,12 +38,21 @@ def render_user(template: str, values: Mapping[str, str]) -> str:
     return template.format(**values).strip() if any(values.values()) else ""
 
 
+@contextmanager
+def filling_in(key: str, template: str) -> Iterator[None]:
+    """Where the template that a params key holds is filled in: what its braces ask for may not be there."""
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"params key `{key}` is {template!r}, which cannot be filled in: {error}") from error
+
+
 def gaps(times: NDArray[Any], seen: NDArray[Any], history: NDArray[Any] | int = 0) -> NDArray[np.int8]:
     """(m,) index into GAPS of the time since the last row that stands in each row's context.
 
     ``times`` (m,): seconds, when each row's request was made; no other time of a request is told before it. ``seen``
     (m,): rows of the user's history in the context. ``history``: first row of each row's user.
     """
-    whole = np.floor(times)  # as logs have them
+    whole = np.floor(times)  # a fraction of a second changes no words
     passed = whole - whole[np.maximum(history + seen - 1, 0)]
     return np.where(seen > 0, 1 + np.searchsorted(_BOUNDS, passed, side="right"), 0).astype(np.int8)

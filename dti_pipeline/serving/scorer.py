@@ -109,9 +109,9 @@ class Scorer:
             autocast=autocast,
             knowledge=texts.knowledge,
             user_template=texts.user_template,
-            user_columns=words.user_columns(texts.user_template),
-            names=words.names(texts.template),
-            columns={name: of_items.get(name) for name in words.columns(texts.template)},
+            user_columns=texts.named.user_columns,
+            names=texts.named.names,
+            columns={name: of_items.get(name) for name in texts.named.columns},
             states=states,
         )
 

@@ -25,7 +25,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Sche
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config, TokensConfig
+from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.paths import Paths
@@ -40,7 +40,7 @@ ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<versio
 
 def example(texts: Texts) -> dict[str, Any]:
     """A request that a model with these texts answers: it has all that they need, and times where they need them."""
-    named = TokensConfig(template=texts.template, user_template=texts.user_template)
+    named = texts.named
     of_item, user = ({name: f"some {name}" for name in names} for names in (named.columns, named.user_columns))
     by_text = of_item | ({"item_id": "3"} if "item_id" in named.names else {})
     history: list[dict[str, Any]] = [
@@ -56,7 +56,7 @@ def example(texts: Texts) -> dict[str, Any]:
 
 def signature(texts: Texts) -> ModelSignature:
     """Of a model with these texts. MLflow passes on no value that is not named here; time stamps are whole seconds."""
-    named = TokensConfig(template=texts.template, user_template=texts.user_template)
+    named = texts.named
     item = _texts("item_id", "item_text", *named.columns)
     user = [ColSpec(Object(_texts(*named.user_columns)), "user")] if named.user_columns else []
     row = [Property(name, DataType.long, required=False) for name in ("label", "timestamp")]  # null: not known yet

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dti_pipeline.packing.report import Knowledge
+from dti_pipeline.packing.settings import TokensConfig
 from dti_pipeline.plain import OPTIONAL
 
 
@@ -38,6 +39,11 @@ class Texts:
     prefix_tokens: tuple[int, ...]
     knowledge: Knowledge
     user_template: str | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def named(self) -> TokensConfig:
+        """What the templates fill in."""
+        return TokensConfig(template=self.template, user_template=self.user_template)
 
 
 @dataclass(frozen=True)
