@@ -68,7 +68,8 @@ class BatchAttentionBuilder:
                 None if x is None else plain_rows(batch.sum_slot, batch.sum_valid, self._rule(batch, x), slopes)
                 for x in (spans, near)
             )
-        attention = BatchAttention(self.backend(spans, self.late(batch)), sums, last_layer_at_sums)
+        late = self.plan.attention_kernel.on and self.late(batch)
+        attention = BatchAttention(self.backend(spans, late), sums, last_layer_at_sums)
         if near is None:
             return attention
         return replace(attention, windowed=BatchAttention(self.backend(near, True), of_near), window=window)
