@@ -114,7 +114,7 @@ def _from_gguf(name: str) -> Shape:
 
     described = source(name, "model.name_or_path")
     try:
-        return _of(name, Path(name), AutoConfig.from_pretrained(**described).to_dict())
+        return _of(name, Path(name), AutoConfig.from_pretrained(**described, trust_remote_code=False).to_dict())
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise InputError(f"{name} is no GGUF file of a decoder model ({error})") from error
 
