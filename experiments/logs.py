@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
-from experiments.grid import DATA_SECTIONS, Grid, Run, settings
+from experiments.grid import Grid, Run
 from experiments.grid import home as folder
+from experiments.identity import DATA_SECTIONS, settings
 
 #: Columns that make a log the log it is.
 CONTENT = ("user_id", "item_id", "item_text", "label", "split", "position")
