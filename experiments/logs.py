@@ -61,7 +61,8 @@ def prepare(
             if config.events.source == "synthetic":
                 stages.insert(0, "synth")
             else:
-                log, items = logs.get(name) or home.resolve(config.events.path), config.events.items_path
+                given = logs.get(name) or logs.get(grid.data_sets[name].log or name)
+                log, items = given or home.resolve(config.events.path), config.events.items_path
                 titles = items and str(home.resolve(items))
                 config = replace(config, events=replace(config.events, path=str(log), items_path=titles))
         for stage in stages:
