@@ -28,7 +28,7 @@ from dti_pipeline.evaluation import interactions, metrics
 from dti_pipeline.evaluation.bootstrap import Interval, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.evaluation.interactions import Array
-from dti_pipeline.packing.pack import limit
+from dti_pipeline.packing.pack import limited
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from experiments import grid as grids
@@ -112,7 +112,8 @@ def summary(rows: Sequence[Row]) -> Iterator[Row]:
     for line in lines(row | timed(row, rows) for row in rows if row["measure"] != "validation"):
         means = {name: line.mean(name) for name in digits}
         yield {
-            **{fact: line[fact] for fact in ("dataset", "split", "group", "paradigm", *FACTS)},
+            **{fact: line[fact] for fact in ("dataset", "split", "group", "paradigm", *FACTS) if fact != "share"},
+            **({} if line["share"] is None else {"share": line["share"]}),
             "seed": line.values("seed"),
             **{name: None if mean is None else round(mean, digits[name]) for name, mean in means.items()},
             **{fact: ", ".join(sorted(set(line.values(fact)))) for fact in ("hardware", "commit", "command")},
@@ -247,7 +248,7 @@ def _by_machine(row: Row, rows: Iterable[Row], paradigm: str, k: int | str, fixe
     sought = {"paradigm": paradigm, "k": k, "fixes": fixes, "workers": 1} | {key: row.get(key) for key in SAME_WORK}
     found: dict[str, list[Row]] = {}
     for other in rows:
-        if all(other.get(key) == value for key, value in sought.items()):
+        if all(other.get(key) == value for key, value in sought.items()) and other.get("steps") != 0:
             found.setdefault(other["hardware"], []).append(other)
     return {machine: Line(tuple(same)) for machine, same in found.items()}
 
@@ -321,11 +322,11 @@ def _floors(grid: Grid, rows: list[Row], work: Path) -> None:
     known: dict[tuple[Any, ...], Mapping[str, float]] = {}
     for row in sorted(rows, key=lambda row: not row.get("floors")):
         trial = row["measure"] == "validation"
-        key = (home(row), row.get("data"), row["n"], trial)
+        key = (home(row), row.get("data"), row["n"], row.get("share"), trial)
         if row.get("floors"):
             known.setdefault(key, row["floors"])
         elif key not in known and row["dataset"] in grid.data_sets:
-            config = grid.config(row["dataset"])
+            config = grid.config(row["dataset"], {"packing": {"target_share": row.get("share") or 1.0}})
             split = "validation" if trial else config.evaluation.split
             known[key] = _floor_aucs(config, Paths(work / home(row)), row["n"], split)
         row["floors"] = known.get(key) or None
@@ -335,8 +336,7 @@ def _floor_aucs(config: Config, paths: Paths, n: int, split: str) -> dict[str, f
     if not (paths.events / artifacts.MANIFEST).is_file():
         return {}
     log = interactions.read(paths, config.split.min_history)
-    if (most := config.packing.max_targets) is not None:
-        log = replace(log, train=limit(log.train, log.position, most, config.packing.seed))
+    log = replace(log, train=limited(log.train, log.position, config.packing))
     evaluated = np.asarray(log.table["split"].to_pylist()) == split
     targets = np.flatnonzero(evaluated & (log.request >= config.split.min_history))
     found = {name: metrics.auc(log.label[targets], score) for name, score in floors(log, targets, n).items()}

@@ -6,9 +6,7 @@ group asks for them; a run of another configuration never takes its place.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, reduce
@@ -19,22 +17,12 @@ from dti_pipeline import paradigms
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.plain import from_plain, nearest, parse_yaml
+from experiments.identity import DATA_SECTIONS, LOG_SECTIONS, RUN_SECTIONS, merge, settings
+from experiments.identity import digest as digest_of
 
 BASELINE = paradigms.BASELINE.name
-#: Sections of params.yaml that shape a log's events, those that shape its tokens, and those of a run beside them.
-LOG_SECTIONS = ("synth", "events", "split")
-DATA_SECTIONS = (*LOG_SECTIONS, "tokens")
-RUN_SECTIONS = ("packing", "model", "training", "evaluation")
-#: Keys that say where and how work is done: they leave a run's figures, and its digest, as they are.
-CIRCUMSTANCES = {
-    "events": ("path", "items_path", "memory_limit"),
-    "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
-    "evaluation": ("tokens_per_batch",),
-}
-#: What digests take silence for where the default is another today: what it was when the first runs were made.
-ONCE: dict[str, dict[str, Any]] = {"split": {"ties": "ordered"}}
 #: Columns that tell the lines of one log's table apart, beside the paradigm.
-FACTS = ("k", "n", "delay", "fixes", "model", "epochs")
+FACTS = ("k", "n", "delay", "fixes", "model", "epochs", "share")
 #: Columns that tell runs apart in tables and pictures.
 SHOWN = ("dataset", "paradigm", *FACTS, "seed")
 
@@ -54,6 +42,8 @@ class DataSet:
     recipe: str = ""  # a file of parameters; none: the defaults
     params: dict[str, Any] = field(default_factory=dict)  # sections of params.yaml, on top of the recipe's
     note: str = ""  # for the reader of its figures
+    log: str = ""  # the log's own name, where one log stands under several recipes; "": the data set's
+    model: str = ""  # the name of the recipe's model, where pictures and tables tell models apart
     rehearsal: Rehearsal | None = None  # the log then has LOG_SECTIONS of the log it is made from
 
 
@@ -69,6 +59,7 @@ class Group:
     fixes: tuple[str, ...] = ("",)  # names of `fixes`; "": none
     models: tuple[str, ...] = ("",)  # names of `models`; "": the recipe's
     epochs: tuple[float, ...] = ()
+    shares: tuple[float, ...] = (1.0,)  # of the training targets, see packing.target_share
     delays: tuple[float | None, ...] = (None,)  # seconds after which a label is known; null: what the log says
     seeds: tuple[int, ...] = (1,)
     # quality: evaluated on the test targets. validation: a trial of a recipe, scored on the validation targets while it
@@ -85,6 +76,7 @@ class Grid:
     """The file. Its paths are relative to its own folder."""
 
     results: str = "results"  # folder: see experiments/analyse.py
+    flat: str | None = None  # JSON file with a row for each evaluated run, see experiments/flat.py
     document: str | None = None  # Markdown in which the tables stand between markers
     pictures: str | None = None  # folder
     figures: dict[str, tuple[str, ...]] = field(default_factory=dict)  # picture -> the groups it draws
@@ -120,7 +112,7 @@ class Grid:
     def _equal_seconds(self, run: Run) -> list[tuple[Any, ...]]:
         """A key for each of a run's groups of equal seconds; the group's sliding window has the same key."""
         facts = run.facts()
-        same = tuple(facts[key] for key in ("dataset", "n", "delay", "model", "seed"))
+        same = tuple(facts[key] for key in ("dataset", "n", "delay", "model", "share", "seed"))
         return [(name, *same) for name in run.groups if any(part.equal == "seconds" for part in self.group(name))]
 
     def group(self, name: str) -> tuple[Group, ...]:
@@ -140,7 +132,7 @@ class Grid:
     def config(self, data_set: str, *changes: Mapping[str, Any]) -> Config:
         """The parameters of a log with changes on top; InputError names the wrong key and the file."""
         try:
-            return from_plain(Config, reduce(_merge, changes, self._params(data_set)))
+            return from_plain(Config, reduce(merge, changes, self._params(data_set)))
         except InputError as error:
             raise InputError(f"{self.path}, data set {data_set}: {error}") from error
 
@@ -155,18 +147,18 @@ class Grid:
         if own.rehearsal:
             log = self._params(own.rehearsal.of)
             recipe = recipe | {section: log[section] for section in LOG_SECTIONS if section in log}
-        return _merge(recipe, own.params)
+        return merge(recipe, own.params)
 
     def _expand(self, group: Group) -> Iterator[Run]:
         everything = itertools.product(
             group.data_sets, group.delays, group.models, group.n or (None,), group.fixes, group.epochs or (None,),
-            group.k or (None,), group.paradigms, group.seeds,
+            group.k or (None,), group.shares, group.paradigms, group.seeds,
         )  # fmt: skip
-        for data_set, delay, model, n, fixes, epochs, k, paradigm, seed in everything:
+        for data_set, delay, model, n, fixes, epochs, k, share, paradigm, seed in everything:
             changes = (
                 self.models.get(model, {}),
                 group.params,
-                {"packing": _given(context=n), "training": _given(seed=seed, epochs=epochs)},
+                {"packing": {**_given(context=n), "target_share": share}, "training": _given(seed=seed, epochs=epochs)},
                 {"split": _given(feedback_delay=delay), "tracking": {"enabled": False}},
             )
             # The baseline trains on k = 1 whatever is asked; the recipe's k shapes the streaming form of its test.
@@ -218,12 +210,12 @@ class Run:
         """12 hexadecimal characters of everything that shapes the figures."""
         sections = settings(self.config, (*DATA_SECTIONS, *RUN_SECTIONS))
         made = [asdict(self.rehearsal)] if self.rehearsal else []
-        return _digest([self.data_set, self.paradigm, self.measure, sections, *made])
+        return digest_of([self.data_set, self.paradigm, self.measure, sections, *made])
 
     @property
     def packing_digest(self) -> str:
         """12 hexadecimal characters of everything that shapes its row plans."""
-        return _digest([settings(self.config, ("packing",)), self.config.split.min_history])
+        return digest_of([settings(self.config, ("packing",)), self.config.split.min_history])
 
     def facts(self) -> dict[str, Any]:
         """The columns that identify the run in the results."""
@@ -239,6 +231,7 @@ class Run:
             "fixes": self.fixes,
             "model": self.model,
             "epochs": training.epochs,
+            "share": packing.target_share if packing.target_share < 1 else None,  # null: all training targets
             "seed": training.seed,
             "row_length": packing.row_length,
             "measure": self.measure,
@@ -250,38 +243,14 @@ class Run:
         """For a line of a terminal."""
         facts = self.facts()
         late = "" if self.delay is None else f"delay {self.delay:g} s"
-        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", late, self.fixes, self.model]
+        part = "" if facts["share"] is None else f"{facts['share']:.0%} of the targets"
+        parts = [self.data_set, self.paradigm, f"k={self.k}", f"n={facts['n']}", late, self.fixes, self.model, part]
         return " ".join(part for part in (*parts, f"{facts['epochs']:g} epochs", f"seed {facts['seed']}") if part)
 
 
 def home(data_set: str, delay: float | None) -> str:
     """The name of a log's folder in the study's: a delay of labels has one of its own."""
     return data_set if delay is None else f"{data_set}-{delay:g}s"
-
-
-def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
-    """The parameters of sections that differ from the defaults and from :data:`ONCE`, less :data:`CIRCUMSTANCES`.
-
-    Defaults are left out so that a parameter added tomorrow does not make other runs of today's.
-    """
-    own, default = config.sections(*sections), _merge(Config().sections(*sections), ONCE)
-    return {
-        section: {
-            key: value
-            for key, value in _differing(values, default[section]).items()
-            if key not in CIRCUMSTANCES.get(section, ())
-        }
-        for section, values in own.items()
-    }
-
-
-def _differing(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs, and of a mapping in it what differs there."""
-    return {
-        key: _differing(value, default[key]) if isinstance(value, Mapping) else value
-        for key, value in own.items()
-        if value != default[key]
-    }
 
 
 def load(path: Path) -> Grid:
@@ -328,7 +297,7 @@ def _check_names(grid: Grid) -> None:
         where = f"{grid.path}, group {group.name}:"
         for key, names in allowed.items():
             known(f"{where} `{key}` has", getattr(group, key), names)
-        for key in (*allowed, "seeds", "delays"):
+        for key in (*allowed, "seeds", "delays", "shares"):
             if not getattr(group, key):
                 raise InputError(f"{where} `{key}` is empty")
     for figure, names in grid.figures.items():
@@ -384,15 +353,3 @@ def _check_told_apart(grid: Grid) -> None:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _digest(content: Any) -> str:
-    return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

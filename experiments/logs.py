@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
-from experiments.grid import DATA_SECTIONS, Grid, Run, settings
+from experiments.grid import Grid, Run
 from experiments.grid import home as folder
+from experiments.identity import DATA_SECTIONS, settings
 
 #: Columns that make a log the log it is.
 CONTENT = ("user_id", "item_id", "item_text", "label", "split", "position")
@@ -60,7 +61,8 @@ def prepare(
             if config.events.source == "synthetic":
                 stages.insert(0, "synth")
             else:
-                log, items = logs.get(name) or home.resolve(config.events.path), config.events.items_path
+                given = logs.get(name) or logs.get(grid.data_sets[name].log or name)
+                log, items = given or home.resolve(config.events.path), config.events.items_path
                 titles = items and str(home.resolve(items))
                 config = replace(config, events=replace(config.events, path=str(log), items_path=titles))
         for stage in stages:

@@ -172,19 +172,53 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
     return _draw(_curves(lines, point, lambda line: "Cost of a target against history length"), finish, path, "")
 
 
-DRAWINGS = {draw.__name__: draw for draw in (auc_seconds, speedup_k, leak_k, auc_n, auc_delay, cost_history)}
+def auc_models(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
+    """AUC against the seconds of training alone on the machine, of models of several sizes: one curve a paradigm."""
+    shown = [line for line in lines if line["dataset"] in grid.data_sets and line.mean("train_seconds")]
+
+    def model(line: Line) -> str:
+        return grid.data_sets[line["dataset"]].model or line["model"]
+
+    def panel(line: Line) -> str:
+        timed = analyse.measured(line.rows[0], rows)[0] or line
+        return f"{grid.data_sets[line['dataset']].log or line['dataset']}, n = {line['n']}\n{timed['hardware']}"
+
+    def point(line: Line) -> Point:
+        return analyse.mean_seconds(line, rows), line.mean("auc")
+
+    named_points: dict[str, list[tuple[float, float, str]]] = {}
+    for line in shown:
+        x, y = point(line)
+        if x is not None and y is not None:
+            named_points.setdefault(panel(line), []).append((x, y, model(line)))
+
+    def finish(axes: Axes) -> None:
+        for x, y, name in named_points[axes.get_title()]:
+            axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize="x-small")
+        logarithmic(axes)
+        axes.set(xlabel="training time, alone on the machine (s)", ylabel="AUC, single prompts")
+
+    curves = _curves(shown, point, panel, lambda line: line["fixes"])
+    return _draw(curves, finish, path, "What a second of training buys, by size of the model")
+
+
+DRAWINGS = {
+    draw.__name__: draw for draw in (auc_seconds, auc_models, speedup_k, leak_k, auc_n, auc_delay, cost_history)
+}
 
 
 def _curves(
-    lines: Iterable[Line], point: Callable[[Line], Point], panel: Callable[[Line], str] = lambda line: line["dataset"]
+    lines: Iterable[Line],
+    point: Callable[[Line], Point],
+    panel: Callable[[Line], str] = lambda line: line["dataset"],
+    variant: Callable[[Line], str] = lambda line: f"{line['fixes'] or ''} {line['model'] or ''}".strip(),
 ) -> Curves:
     """The points of lines; unknown ones, and models of other kinds, left out."""
     curves: Curves = {}
     for line in lines:
         x, y = point(line)
         if x is not None and y is not None and line["paradigm"] in names():
-            variant = " ".join(part for part in (line["fixes"], line["model"]) if part)
-            curves.setdefault(panel(line), {}).setdefault((line["paradigm"], variant), []).append((x, y))
+            curves.setdefault(panel(line), {}).setdefault((line["paradigm"], variant(line)), []).append((x, y))
     return curves
 
 

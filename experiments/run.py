@@ -10,6 +10,7 @@ import csv
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts, lineage, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.evaluation import metrics
 from dti_pipeline.evaluation.interactions import Array
+from dti_pipeline.evaluation.report import Slice, Slices
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
@@ -91,11 +94,20 @@ def _evaluate(run: Run, paths: Paths, own: Path) -> dict[str, Any]:
     row, label, probability = (found[name].to_numpy() for name in ("row", "label", "probability"))
     keep_predictions(own, row, users, label, probability)
     return {name: getattr(report, name) for name in EVALUATED} | {
+        "uauc": report.forms.sliding_window.uauc,
         "auc_by_history": {part.bucket: part.auc for part in report.slices.history_length},
+        "auc_by_item": {part.bucket: part.auc for part in _by_item(report.slices)},
         "test_targets": report.targets,
         "test_users": report.users,
         "evaluate_seconds": round(seconds, 1),
     }
+
+
+def _by_item(slices: Slices) -> Iterator[Slice]:
+    """Cold items and all others; then of the cold ones those that training never showed, and those it hardly did."""
+    yield from slices.cold_items
+    first = {part.bucket: int(part.bucket.rstrip("+").partition("-")[0]) for part in slices.item_popularity}
+    yield from (part for part in slices.item_popularity if first[part.bucket] < metrics.COLD_BUCKETS[1])
 
 
 def keep_predictions(own: Path, row: Array, user: Array, label: Array, probability: Array) -> None:

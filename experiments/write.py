@@ -14,13 +14,13 @@ from dti_pipeline.config import Config
 from dti_pipeline.evaluation.tables import MISSING, duration, markdown_table, number, signed
 from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import Paths
-from experiments import analyse, pictures
+from experiments import analyse, flat, pictures
 from experiments.analyse import ROWS, Line, Row, lines
 from experiments.grid import FACTS, Grid, known
 
-#: A document's markers: the table of a group, its AUC by history length and by delay of labels, a picture.
+#: A document's markers: the table of a group, its AUC by history length, by item and by delay of labels, a picture.
 MARKED = re.compile(
-    r"(<!-- (?P<kind>study|histories|delays|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>study|histories|items|delays|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 #: Facts that all lines of a table share, as its conditions say them.
 SHARED = {
@@ -30,6 +30,7 @@ SHARED = {
     "fixes": "fixes {}",
     "model": "model {}",
     "epochs": "{} epochs",
+    "share": "{} of the training targets",
 }
 EVALUATED = ("AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]")
 TRIAL = ("validation AUC", "best", "curve")
@@ -47,6 +48,7 @@ def report(grid: Grid, work: Path, config: Config, paths: Paths) -> dict[str, An
     rows = analyse.gather(grid, work)
     analyse.derive(grid, rows, work)
     analyse.save(grid, rows)
+    flat.write(grid, rows)
     drawn, files = [], {"": [grid.beside(grid.results) / ROWS]}
     if grid.pictures:
         folder = grid.beside(grid.pictures)
@@ -125,6 +127,25 @@ def history_tables(grid: Grid, rows: list[Row], name: str) -> str:
     return "\n\n".join(parts)
 
 
+def item_tables(grid: Grid, rows: list[Row], name: str) -> str:
+    """UAUC of a group's models, and AUC by how many training targets an item has, for each log of the group."""
+    parts = []
+    for data_set, own in _logs(grid, rows, name):
+        shown = [line for line in lines(own) if line["auc_by_item"]]
+        if not shown:
+            continue
+        header = list(dict.fromkeys(bucket for line in shown for bucket in line["auc_by_item"]))
+        facts = [fact for fact in FACTS if len({line[fact] for line in shown}) > 1]
+        body = []
+        for line in shown:
+            by_item = Line(tuple(row["auc_by_item"] for row in line.rows))
+            told = " ".join(_fact(line[fact]) for fact in facts)
+            aucs = (number(by_item.mean(bucket)) for bucket in header)
+            body.append([f"`{line['paradigm']}` {told}".strip(), number(line.mean("uauc")), *aucs])
+        parts.append(f"**{data_set}**\n\n{markdown_table(['', 'UAUC', *header], body)}")
+    return "\n\n".join(parts)
+
+
 def delay_tables(grid: Grid, rows: list[Row], name: str) -> str:
     """AUC of a group's models and floors by the time after which a label is known, for each log of the group."""
     parts = []
@@ -148,7 +169,7 @@ def delay_tables(grid: Grid, rows: list[Row], name: str) -> str:
     return "\n\n".join(parts)
 
 
-TABLES = {"study": group_tables, "histories": history_tables, "delays": delay_tables}
+TABLES = {"study": group_tables, "histories": history_tables, "items": item_tables, "delays": delay_tables}
 
 
 def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) -> list[str]:

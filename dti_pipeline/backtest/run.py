@@ -74,6 +74,7 @@ def _check(config: Config) -> None:
     for key, value, plain in (
         ("training.average_decay", config.training.average_decay, 0),
         ("training.processes", config.training.processes, 1),
+        ("packing.target_share", config.packing.target_share, 1),
         ("packing.max_targets", config.packing.max_targets, None),
     ):
         require(value == plain, key, f"{'null' if plain is None else plain} for `dti backtest`", value)

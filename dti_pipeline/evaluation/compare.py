@@ -52,7 +52,8 @@ def compare(config: Config, paths: Paths) -> Comparison:
         for name, row in comparison.each():
             figures = {key: getattr(row, key) for key in HEADLINE}
             if name in comparison.auc_delta:
-                figures |= {"speedup": speedup[name], **speed.figures(comparison.speed[name])}
+                if name in comparison.speed:
+                    figures |= {"speedup": speedup[name], **speed.figures(comparison.speed[name])}
                 figures |= {"auc_delta": comparison.auc_delta[name].mean}
             artifacts.write_json(draft.path / "metrics" / f"{name}.json", figures)
         draft.report = {"paradigms": list(evaluations), "notes": comparison.notes}
@@ -118,7 +119,8 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
     base = BASELINE.name
     training = {name: e.report.training for name, e in evaluations.items()}
     others = [name for name in training if name != base] if base in training else []
-    speeds = {name: speed.compared(training[base], training[name]) for name in others}
+    timed = [name for name in others if training[base].targets and training[name].targets]  # else as it was published
+    speeds = {name: speed.compared(training[base], training[name]) for name in timed}
     return Comparison(
         dataset=Path(events.config["events"]["path"]).name,
         delay=events.config["split"]["feedback_delay"],

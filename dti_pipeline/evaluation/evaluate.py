@@ -53,6 +53,7 @@ def measure(
         board.add(form, scores[column].to_numpy())
     forms = Forms(**{form: board.figures(form) for form in FORMS})
     served = scores[FORMS["sliding_window"]].to_numpy()
+    popularity = log.popularity()[rows]
     report = Evaluation(
         **part_of(forms.sliding_window, Quality),
         paradigm=paradigm,
@@ -65,7 +66,8 @@ def measure(
         forms=forms,
         slices=Slices(
             history_length=metrics.slices(label, served, log.request[rows], metrics.HISTORY_BUCKETS),
-            item_popularity=metrics.slices(label, served, log.popularity()[rows], metrics.POPULARITY_BUCKETS),
+            item_popularity=metrics.slices(label, served, popularity, metrics.POPULARITY_BUCKETS),
+            cold_items=metrics.slices(label, served, popularity, metrics.COLD_BUCKETS),
         ),
         scoring=dict(seconds),
         training=TrainingSummary(**part_of(model.report, TrainingSummary)),

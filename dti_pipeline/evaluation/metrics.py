@@ -21,12 +21,14 @@ THRESHOLD = 0.5
 #: First value of each bucket; the last one is open.
 HISTORY_BUCKETS = (0, 10, 20, 50, 100, 200)
 POPULARITY_BUCKETS = (0, 1, 5, 20, 100, 500)
+COLD_BUCKETS = (0, 5)  # an item with fewer than 5 training targets is cold
 
 
 class GroupedAuc(NamedTuple):
-    """gAUC with what it rests on."""
+    """Mean of the users' own AUCs, in two ways, with what they rest on."""
 
-    value: float | None
+    value: float | None  # gAUC: weighted with the users' numbers of targets
+    equal: float | None  # UAUC: every user counts the same
     users: int  # with both classes: the ones counted
     users_skipped: int  # with one class: their AUC is not defined
     targets: int  # of the counted users
@@ -47,9 +49,10 @@ def auc(label: Array, score: Array) -> float | None:
 
 
 def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
-    """gAUC: each user's own AUC, averaged with the user's number of targets as weight (Zhu et al. 2017)."""
+    """gAUC: each user's own AUC, averaged with the user's number of targets as weight (Zhu et al. 2017); and UAUC,
+    averaged without weights (Zhang et al. 2023, CoLLM). Users with one class are not counted in either."""
     if len(label) == 0:
-        return GroupedAuc(None, 0, 0, 0)
+        return GroupedAuc(None, None, 0, 0, 0)
     order = np.lexsort((score, user))
     label, score, user = np.asarray(label)[order], np.asarray(score)[order], np.asarray(user)[order]
     # Runs of equal (user, score): clicks and non-clicks in each, and the non-clicks of the same user ranked below it.
@@ -63,8 +66,9 @@ def group_auc(label: Array, score: Array, user: Array) -> GroupedAuc:
     clicks, others = np.add.reduceat(clicks, first), np.add.reduceat(others, first)
     both = (clicks > 0) & (others > 0)
     weight = (clicks + others)[both]
-    mean = float(np.average(won[both] / (clicks * others)[both], weights=weight)) if both.any() else None
-    return GroupedAuc(mean, int(both.sum()), int((~both).sum()), int(weight.sum()))
+    own = won[both] / (clicks * others)[both]
+    mean, equal = (float(np.average(own, weights=weight)), float(own.mean())) if len(own) else (None, None)
+    return GroupedAuc(mean, equal, int(both.sum()), int((~both).sum()), int(weight.sum()))
 
 
 def log_loss(label: Array, probability: Array) -> float | None:
@@ -150,6 +154,7 @@ def summary(label: Array, probability: Array, user: Array, bins: int) -> Figures
         auc=auc(label, probability),
         log_loss=log_loss(label, probability),
         gauc=grouped.value,
+        uauc=grouped.equal,
         gauc_users=grouped.users,
         gauc_users_skipped=grouped.users_skipped,
         ne=normalised_entropy(label, probability),

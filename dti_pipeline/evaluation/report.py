@@ -32,6 +32,7 @@ class Figures(Quality):
     brier: float | None
     mean_prediction: float | None
     predicted_over_observed: float | None  # clicks
+    uauc: float | None = None  # mean AUC of users with both classes, each counted the same; None: an older report
     auc_interval: tuple[float, float] | None = None  # of resampled users
 
 
@@ -51,6 +52,7 @@ class Slices:
 
     history_length: tuple[Slice, ...]
     item_popularity: tuple[Slice, ...]
+    cold_items: tuple[Slice, ...] = ()  # items with fewer than 5 training targets, and all others
 
 
 @dataclass(frozen=True)

@@ -122,18 +122,21 @@ def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
     titles = {
         "history_length": "AUC by history length (earlier rows of the user)",
         "item_popularity": "AUC by item popularity (training targets of the item)",
+        "cold_items": "AUC of cold items (fewer than 5 training targets) and of all others",
     }
     for key, title in titles.items():
         buckets = zip(*(getattr(figures.slices, key) for figures in compared.values()), strict=True)
         lines = [[same[0].bucket, f"{same[0].count:,}", *(number(one.auc) for one in same)] for same in buckets]
+        if not lines:  # reports of before there was this slice
+            continue
         yield title, ["", "targets", *(f"`{name}`" for name in compared)], lines
     threshold = comparison.protocol.threshold
     named: dict[str, Figures] = {f"`{name}`": figures for name, figures in compared.items()}
     named |= {label: comparison.floors[name] for name, label in _floor_labels(comparison).items()}
-    keys = ("f1", "accuracy", "brier", "ece", "predicted_over_observed")
+    keys = ("uauc", "f1", "accuracy", "brier", "ece", "predicted_over_observed")
     yield (
-        "Decisions and calibration",
-        ["", f"F1 at {threshold}", f"accuracy at {threshold}", "Brier", "ECE", "predicted / observed clicks"],
+        "Users counted the same, decisions and calibration",
+        ["", "UAUC", f"F1 at {threshold}", f"accuracy at {threshold}", "Brier", "ECE", "predicted / observed clicks"],
         [[name, *(number(getattr(figures, key)) for key in keys)] for name, figures in named.items()],
     )
     yield (

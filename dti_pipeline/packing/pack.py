@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, PackingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import best_fit, prompts, row_length
 from dti_pipeline.packing.prompts import Prompts
@@ -74,8 +74,7 @@ def plan_rows(
             raise InputError(
                 f"no training target: none has split.min_history = {config.split.min_history} rows before its request"
             )
-        if packing.max_targets is not None:
-            kept = limit(kept, store.position, packing.max_targets, packing.seed)
+        kept = limited(kept, store.position, packing)
     k, seen = targets_per_prompt(config, plan, paradigm), store.seen
     text_lengths = (np.diff(store.offsets) + 1).astype(np.int32)
     # Room for a prompt a target; what is not written to takes no memory.
@@ -105,7 +104,7 @@ def plan_rows(
         targets=targets,
         targets_in_log=in_log,
         dropped=dropped,
-        dropped_reason=f"packing.max_targets = {packing.max_targets}" if dropped else None,
+        dropped_reason=_limits(packing) if dropped else None,
         targets_per_prompt=k or "all",
         prompts=len(found),
         prompts_cut_by_row=ended,
@@ -126,6 +125,33 @@ def _blocks(position: NDArray[np.int32]) -> Iterator[slice]:
             end += 1
         yield slice(begin, min(end, len(position)))
         begin = end
+
+
+def _limits(packing: PackingConfig) -> str:
+    share = [f"packing.target_share = {packing.target_share:g}"] if packing.target_share < 1 else []
+    most = [f"packing.max_targets = {packing.max_targets}"] if packing.max_targets is not None else []
+    return ", ".join(share + most)
+
+
+def limited(targets: NDArray[np.bool_], position: NDArray[np.int32], packing: PackingConfig) -> NDArray[np.bool_]:
+    """The training targets (m,) that ``packing.target_share`` and ``packing.max_targets`` leave."""
+    if packing.target_share < 1:
+        targets = share(targets, position, packing.target_share, packing.seed)
+    if packing.max_targets is not None:
+        targets = limit(targets, position, packing.max_targets, packing.seed)
+    return targets
+
+
+def share(targets: NDArray[np.bool_], position: NDArray[np.int32], wanted: float, seed: int) -> NDArray[np.bool_]:
+    """Keep whole users, in an order drawn by ``seed``, one at least, so many that the share of their targets is nearest
+    to ``wanted``. Scattered targets would be prompts of one target each: no paradigm but the sliding window."""
+    user = np.cumsum(position == 0) - 1
+    each = np.bincount(user, weights=targets)
+    order = np.random.default_rng(seed).permutation(len(each))
+    order = order[each[order] > 0]
+    reached = np.cumsum(each[order])
+    users = 1 + int(np.abs(reached - wanted * reached[-1]).argmin())
+    return targets & np.isin(user, order[:users])
 
 
 def limit(targets: NDArray[np.bool_], position: NDArray[np.int32], most: int, seed: int) -> NDArray[np.bool_]:

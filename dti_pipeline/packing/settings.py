@@ -86,6 +86,9 @@ class PackingConfig:
     # take the fewest tokens, padding included, 8,192 at most.
     row_length: Annotated[int, Range(16)] | Literal["auto"] = 1024
     seed: NonNegativeInt = 7  # order of rows and of equal prompts
+    # Share of the training targets to keep, in whole users drawn by packing.seed: the same for every paradigm and
+    # training.seed, a smaller share being part of a larger one. Contexts are as they were.
+    target_share: Annotated[float, Range(0, 1, "(]")] = 1.0
     max_targets: PositiveInt | None = None  # keep this many training targets, whole users by hash; null: all of them
 
     @property

@@ -199,7 +199,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         tokenizer.pad_token = tokenizer.eos_token or SUM
     ids = {"pad": int(tokenizer.pad_token_id), "sum": int(tokenizer.convert_tokens_to_ids(SUM))}
     for role, (word, token) in ROLES.items():
-        one = None if token in tokenizer.get_vocab() else _behind_a_text(tokenizer, word)
+        one = None if token in tokenizer.get_vocab() else behind_a_text(tokenizer, word)
         if one is None:
             tokenizer.add_tokens([token], special_tokens=True)
             one = int(tokenizer.convert_tokens_to_ids(token))
@@ -214,7 +214,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return ids
 
 
-def _behind_a_text(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
+def behind_a_text(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
     """The one token that ``word``, which begins with a space, is behind a text; None where it is several, or unknown.
     Alone it may be another: some tokenizers put a mark of their own before what they are given."""
     text, both = (tokenizer.encode(x, add_special_tokens=False) for x in ("a", "a" + word))

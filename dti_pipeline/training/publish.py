@@ -43,17 +43,19 @@ def _report(setup: Setup) -> TrainReport:
     progress, model, plan, store = setup.progress, setup.model, setup.shards.report, setup.loader.rows.store
     device, training = setup.accelerator.device, setup.config.training
     scores = [row for row in progress.history if "val_auc" in row]
-    loss = next(row["loss"] for row in reversed(progress.history) if "loss" in row)
+    loss = next((row["loss"] for row in reversed(progress.history) if "loss" in row), math.nan)  # none: untrained
     tokens = artifacts.read(setup.paths.tokens, "tokenize", TokenizeReport)
     text = tokens.config["tokens"]
     seconds = progress.train_seconds
+    targets_per_second, tokens_per_second = (
+        round(count / seconds, 3) if seconds else 0.0 for count in (progress.targets_seen, progress.tokens_seen)
+    )
     return TrainReport(
         paradigm=setup.paradigm, epochs=training.epochs, seed=training.seed, steps=progress.step,
         train_seconds=round(seconds, 3), processor_seconds=round(progress.processor_seconds, 3),
         targets=progress.targets_seen, targets_unique=plan.targets,
         tokens=progress.tokens_seen, tokens_per_target=plan.tokens_per_target, padding_share=plan.padding_share,
-        targets_per_second=round(progress.targets_seen / seconds, 3),
-        tokens_per_second=round(progress.tokens_seen / seconds, 3),
+        targets_per_second=targets_per_second, tokens_per_second=tokens_per_second,
         loss=loss if math.isfinite(loss) else None, validation_auc=scores[-1]["val_auc"] if scores else None,
         parameters=sum(p.numel() for p in model.parameters()),
         parameters_trained=sum(p.numel() for p in model.trained().values()),

@@ -15,7 +15,7 @@ class TrainingConfig:
     REMOVED: ClassVar = {"text_loss_weight": "a next-token loss did not help; the click loss is the only one"}
 
     seed: NonNegativeInt = 7  # of initial weights, dropout and the order of rows
-    epochs: PositiveFloat = 2.0  # passes over the training targets; fractions are fine
+    epochs: NonNegativeFloat = 2.0  # passes over the training targets; fractions are fine; 0: publish it untrained
     targets_per_step: PositiveInt = 128  # about, over all processes: as many rows as hold so many on average
     tokens_per_batch: PositiveInt = 8192  # of a micro-batch, at most: whole rows; a step has as few as that allows
     learning_rate: PositiveFloat = 2e-3  # peak, of AdamW

@@ -19,12 +19,14 @@ from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import metrics
+from dti_pipeline.modeling.network import backbone
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.recomputation import recompute_layers
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore, require_events
+from dti_pipeline.packing.tokenize import behind_a_text, load_tokenizer
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding
@@ -80,7 +82,8 @@ class Setup:
         loader = Loader(rows, steps, settings.tokens_per_batch, accelerator.device, rank, world)
         set_seed(settings.seed)
         timeline.mark("data")
-        model = placed_model(config, paradigm, store, shards.report.row_length, accelerator, timeline)
+        question = question_word(config, paths)
+        model = placed_model(config, paradigm, store, shards.report.row_length, accelerator, timeline, question)
         optimizer = optimizer_for(model, settings)
         if world > 1 and isinstance(optimizer, FlatAdamW):
             optimizer.share_weights()
@@ -112,15 +115,18 @@ class Setup:
             for listener in self.listeners:
                 listener(event)
 
-    def trainer(self) -> Trainer:
-        """Announce the training and choose how its steps are computed: minutes, where layers are compiled."""
-        accelerator, settings, number = self.accelerator, self.config.training, self.progress.step
+    def begin(self) -> None:
+        """Announce the training to the listeners."""
         self.timeline.mark("placement")
-        if accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self.progress.run_id = announce(self._started(), self.listeners)
             if self.progress.run_id is not None:
                 checkpoint.begin(self.checkpoints, self.progress.run_id)
         self.timeline.mark("tracking")
+
+    def trainer(self) -> Trainer:
+        """Choose how steps are computed: minutes, where layers are compiled."""
+        accelerator, settings, number = self.accelerator, self.config.training, self.progress.step
         self.model.train()
         forms = forms_of(self.model, self.optimizer, accelerator, settings)
         chosen = choose(forms, self.loader, number % self.loader.steps.count, self.optimizer, accelerator, self.emit)
@@ -196,6 +202,14 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
     return accelerator
 
 
+def question_word(config: Config, paths: Paths) -> int | None:
+    """The token of ":", where a pretrained model answers in words: behind "title:" it expects an answer, behind a new
+    token with random numbers it does not. None for another model, or where ":" is no token of its own."""
+    if config.model.name_or_path is None or config.model.head != "verbaliser":
+        return None
+    return behind_a_text(load_tokenizer(paths.tokens), ":")
+
+
 def same_step(accelerator: Accelerator, step: int, folder: Path) -> None:
     """Refuse to begin where processes have restored different steps, as on machines that do not share the home."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
@@ -205,9 +219,11 @@ def same_step(accelerator: Accelerator, step: int, folder: Path) -> None:
 
 
 def placed_model(
-    config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator, timeline: Timeline
-) -> CTRModel:
-    """A new model on its device, sharded where that is configured."""
+    config: Config, paradigm: str, store: TokenStore, row_length: int, accelerator: Accelerator, timeline: Timeline,
+    question: int | None = None,
+) -> CTRModel:  # fmt: skip
+    """A new model on its device, sharded where that is configured; [SUM] begins with the embedding of the token
+    ``question`` where there is one."""
     settings, device = config.training, accelerator.device
     if config.model.name_or_path is not None and config.model.head == "verbaliser" and store.new_label_words:
         raise InputError(
@@ -223,6 +239,8 @@ def placed_model(
             config.model, named(paradigm), config.packing.context, store.vocabulary, row_length, store.special,
             store.longest_opening, frozen_dtype=compute,
         )  # fmt: skip
+    if question is not None:
+        backbone.begin_as(model.lm, store.special["sum"], question, model.trained_tokens)
     if settings.activation_checkpointing:
         recompute_layers(model)
     timeline.mark("weights")

@@ -41,7 +41,7 @@ class Steps:
         wanted = max(1, round(self._per_epoch / targets_per_step))
         self._steps = min(wanted, len(targets_of_row))  # a step has a row at least
         self._drawn = self._draw(0)
-        self.count = max(1, round(epochs * self._steps))
+        self.count = max(1, round(epochs * self._steps)) if epochs else 0
         whole, rest = divmod(self.count, self._steps)
         #: Targets seen in all steps together.
         self.targets = whole * self._per_epoch + int(self._draw(whole).before[rest])

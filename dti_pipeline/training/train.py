@@ -39,7 +39,8 @@ def train(
     setup = Setup.make(config, paths, paradigm, listeners, timeline)
     try:
         with enough_threads(setup.accelerator.device, setup.numbers), interruptible() as interrupted:
-            done = setup.trainer().run(interrupted)
+            setup.begin()
+            done = not setup.loader.steps.count or setup.trainer().run(interrupted)
     except Exception:
         if setup.accelerator.is_main_process:
             checkpoint.end(setup.checkpoints)  # its record says that it failed: the next training begins another

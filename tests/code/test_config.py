@@ -63,7 +63,7 @@ def command(*arguments: str) -> Result:
     ("raw", "sentence"),
     [
         ({"model": {"dropout": 1.0}}, r"`model\.dropout` must be in \[0, 1\), not 1\.0"),
-        ({"training": {"epochs": 0}}, r"`training\.epochs` must be above 0, not 0"),
+        ({"training": {"epochs": -1}}, r"`training\.epochs` must be 0 or more, not -1"),
         ({"training": {"learning_rate": float("nan")}}, r"`training\.learning_rate` must be a finite number, not nan"),
         ({"training": {"weight_decay": "-inf"}}, r"`training\.weight_decay` must be a finite number, not '-inf'"),
         ({"split": {"label_threshold": "nan"}}, r"`split\.label_threshold` must be a finite number, not 'nan'"),

@@ -43,7 +43,7 @@ def test_auc_counts_a_tie_as_half() -> None:
 def test_over_one_class_or_nothing_an_auc_is_none_and_nothing_crashes(label: list[int]) -> None:
     y, p = np.array(label, dtype=np.int8), np.full(len(label), 0.4)
     figures = metrics.summary(y, p, np.zeros(len(label), dtype=np.int64), 10)
-    assert figures.auc is figures.gauc is figures.ne is None
+    assert figures.auc is figures.gauc is figures.uauc is figures.ne is None
     assert metrics.roc(y, p) == []
     assert not any(isinstance(v, float) and math.isnan(v) for v in vars(figures).values())
 
@@ -67,13 +67,13 @@ def test_auc_depends_on_order_only_and_turns_over_with_it(rows: list[tuple[bool,
     assert metrics.auc(label[::-1], score[::-1]) == auc
 
 
-def test_gauc_weighs_users_by_targets_and_skips_one_class_users() -> None:
+def test_gauc_weighs_users_by_targets_uauc_does_not_and_both_skip_one_class_users() -> None:
     user = np.array([3, 3, 7, 7, 7, 7, 9, 9])
     label = np.array([0, 1, 1, 0, 0, 1, 1, 1])
     score = np.array([0.1, 0.2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     # User 3: 1. User 7: the click at 0.1 wins no pair, that at 0.4 both: 1/2. User 9 has clicks only.
     found = metrics.group_auc(label, score, user)
-    assert found == metrics.GroupedAuc((2 * 1 + 4 * 0.5) / 6, users=2, users_skipped=1, targets=6)
+    assert found == metrics.GroupedAuc((2 * 1 + 4 * 0.5) / 6, (1 + 0.5) / 2, users=2, users_skipped=1, targets=6)
 
 
 def test_gauc_equals_a_loop_over_users() -> None:

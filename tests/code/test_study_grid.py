@@ -11,6 +11,7 @@ import yaml
 from dti_pipeline.errors import InputError
 from experiments import grid as grids
 from experiments.grid import Grid, Run
+from experiments.identity import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +99,7 @@ def test_silence_on_ties_means_in_a_digest_what_it_meant_before_there_were_any(t
         params = {"events": {"source": "synthetic"}, **({"split": split} if split else {})}
         return one(load(tmp_path, {}, data_sets={"demo": {"params": params}}), "dti")
 
-    assert "ties" not in grids.settings(run(ties="ordered").config, ("split",))["split"]
+    assert "ties" not in settings(run(ties="ordered").config, ("split",))["split"]
     assert run().digest == run(ties="together").digest != run(ties="ordered").digest
 
 

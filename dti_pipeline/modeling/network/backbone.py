@@ -233,6 +233,18 @@ def vocabulary_rows(lm: Any, token: Tensor, trained_tokens: Tensor) -> Tensor:
     return torch.where(is_trained.any(-1, keepdim=True), rows, adapter.base_layer.weight[token].to(rows.dtype))
 
 
+@torch.no_grad()
+def begin_as(lm: Any, token: int, like: int, trained_tokens: Tensor) -> None:
+    """Give ``token``, one of the trained ones, the input embedding of another word of the vocabulary."""
+    embedding = decoder_of(lm).get_input_embeddings()
+    adapter = getattr(embedding, "token_adapter", None)
+    if adapter is None:
+        embedding.weight[token] = embedding.weight[like]
+    else:
+        place = trained_tokens.tolist().index(token)
+        adapter.trainable_tokens_delta["default"][place] = adapter.base_layer.weight[like]
+
+
 def whole(lm: Any) -> PreTrainedModel:
     """The causal LM, without adapters around it."""
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
