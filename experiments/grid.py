@@ -17,7 +17,7 @@ from dti_pipeline import paradigms
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.plain import from_plain, nearest, parse_yaml
-from experiments.identity import DATA_SECTIONS, LOG_SECTIONS, RUN_SECTIONS, merge, settings
+from experiments.identity import DATA_SECTIONS, LOG_SECTIONS, RUN_SECTIONS, UNTRAINED, merge, settings
 from experiments.identity import digest as digest_of
 
 BASELINE = paradigms.BASELINE.name
@@ -207,8 +207,11 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """12 hexadecimal characters of everything that shapes the figures."""
+        """12 hexadecimal characters of everything that shapes the figures: of a model that is not trained, no learning
+        rate."""
         sections = settings(self.config, (*DATA_SECTIONS, *RUN_SECTIONS))
+        if not self.config.training.epochs:
+            sections["training"] = {key: sections["training"][key] for key in UNTRAINED & sections["training"].keys()}
         made = [asdict(self.rehearsal)] if self.rehearsal else []
         return digest_of([self.data_set, self.paradigm, self.measure, sections, *made])
 

@@ -19,6 +19,8 @@ CIRCUMSTANCES = {
     "training": ("checkpoint_seconds", "device", "tokens_per_batch", "cuda_graph"),
     "evaluation": ("tokens_per_batch",),
 }
+#: Keys of ``training`` that a model which is not trained depends on.
+UNTRAINED = {"epochs", "dtype", "seed"}
 #: What digests take silence for where the default is another today: what it was when the first runs were made.
 ONCE: dict[str, dict[str, Any]] = {"split": {"ties": "ordered"}}
 
