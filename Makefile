@@ -1,7 +1,7 @@
 # What a person types. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test ui repro bench clean
+.PHONY: help setup demo check test ui serve repro bench clean
 
 BIN := .venv/bin
 PIP := -m pip -qq --disable-pip-version-check --no-input
@@ -33,6 +33,9 @@ test: setup  ## Every test, two files at a time; ARGS="-k packing" passes argume
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui
+
+serve: setup  ## The champion behind HTTP at http://127.0.0.1:8000; ARGS="--paradigm dti" passes arguments
+	@$(BIN)/dti serve $(ARGS)
 
 repro: setup  ## The same pipeline through DVC: only what changed is run
 	@$(BIN)/dvc repro

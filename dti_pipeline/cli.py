@@ -68,6 +68,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VAL
 Params = Annotated[Path | None, typer.Option(help="Such as recipes/small.yaml; default: params.yaml in the home.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
 NAMES = ", ".join(names())
+LOOPBACK = "127.0.0.1"
 Paradigm = Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: each in `paradigms`.")]
 
 
@@ -316,6 +317,19 @@ def draw_mask(
         page.print(*drawings, sep="\n\n", soft_wrap=True)
 
 
+def _model(paradigm: str | None, model: str | None, settings: Config, paths: Paths) -> Callable[[], Path]:
+    """The function that finds a model's folder: of a paradigm in the home, a folder, or a version in the registry;
+    where neither is named, the champion."""
+    if paradigm is not None and model is not None:
+        raise InputError("name the model by one of --paradigm and --model")
+    if paradigm is not None:
+        return lambda: paths.model(paradigm)
+    if model is not None and not model.startswith("models:/"):
+        return lambda: Path(model)
+    address = model or tracking.champion(settings)
+    return lambda: tracking.model_folder(settings, paths, address)
+
+
 @app.command("score")
 def score_requests(
     file: Annotated[Path, typer.Argument(help="Requests, JSONL or Parquet; `-` reads JSONL from standard input.")],
@@ -337,13 +351,9 @@ def score_requests(
     """
     if stream and (str(file) != "-" or out is not None):
         raise InputError("--stream reads standard input (`-`) and answers on standard output")
-    if paradigm is not None and model is None:
-        folder = Paths.from_env().model(paradigm)
-    elif model is not None and paradigm is None:
-        # A folder, or a version in the registry.
-        folder = tracking.model_folder(*_configure(None, None), model) if model.startswith("models:/") else Path(model)
-    else:
+    if paradigm is None and model is None:
         raise InputError("name the model by one of --paradigm and --model")
+    folder = _model(paradigm, model, *_configure(None, None))()
     from dti_pipeline.modeling.speed import compiler_cache
     from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
     from dti_pipeline.serving.scorer import Scorer
@@ -358,6 +368,40 @@ def score_requests(
             f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
             f" {report.candidates_per_second:,.0f} a second"
         )
+
+
+@app.command("serve")
+def serve_requests(
+    paradigm: Annotated[
+        str | None, typer.Option(callback=_known, help="Use this paradigm's model of the home.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, models:/NAME@ALIAS or models:/NAME/VERSION; default: the champion.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default lets in this machine alone.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free; the log names it.")] = 8000,
+    overrides: Set = None,
+    params: Params = None,
+) -> None:
+    """A model behind HTTP: `/v1/score` takes a line of `dti score`'s file; `/health`, `/metrics`, `/docs`.
+
+    A model that takes the place of the one in use (another champion, a folder published anew) is loaded beside it and
+    taken between two requests. SIGTERM or Ctrl-C: open requests are answered, then it ends.
+
+    Examples: `dti serve`, `dti serve --paradigm dti --port 8001 --set serving.wait_ms=5`
+    """
+    settings, paths = _configure(overrides, params)
+    for library in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(library) is None:
+            raise InputError(f"{library} is not installed: pip install 'dti-pipeline[serving]'")
+    find = _model(paradigm, model, settings, paths)
+    from dti_pipeline.modeling.speed import compiler_cache
+    from dti_pipeline.serving.http import logs
+    from dti_pipeline.serving.http.server import Server
+
+    logs.to_standard_error()
+    compiler_cache.keep(paths.compiled)
+    Server(settings.serving, find, host, port).run()
 
 
 def main() -> None:

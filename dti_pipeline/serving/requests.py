@@ -116,9 +116,14 @@ def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
 
 
 def _seconds(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        seconds = LAST_SECOND * 2
+    if not isfinite(seconds):
+        raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
     if abs(seconds) > LAST_SECOND:
         raise InputError(f"{where} must be in seconds since 1970, not {_shown(value)}: is it in milliseconds?")
     return seconds
