@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -18,6 +19,10 @@ from dti_pipeline.serving.scorer import Scorer
 log = logging.getLogger(__name__)
 
 
+#: Between two attempts to load a folder that was refused and has not changed.
+RETRY_SECONDS = 60.0
+
+
 @dataclass(frozen=True)
 class Served:
     """A loaded model and its name: the first characters of its manifest's digest."""
@@ -30,31 +35,42 @@ class Served:
         return self.scorer.model.paradigm.name
 
 
+@dataclass(frozen=True)
+class _Refused:
+    of: tuple[Path, str]  # folder and name
+    until: float  # when it is tried again
+    why: str
+
+
 class Models:
     """The model that ``find``, a function to a folder, names: an alias may move, a folder may be published anew."""
 
     def __init__(self, find: Callable[[], Path], metrics: Metrics) -> None:
         self.current: Served | None = None  # assigned whole: a batch reads it once
         self._find, self._metrics = find, metrics
-        self._refused = self._said = ""
+        self._refused: _Refused | None = None
+        self._said = ""
 
     def look(self) -> None:
-        """Load the model that is named now, unless it is in use or was refused before. InputError says why it is
-        refused; the model in use then stays."""
+        """Load the model that is named now, unless it is in use. InputError says why it is refused; the model in use
+        then stays, and the same folder is read again after ``RETRY_SECONDS``."""
         folder = self._find()
         name = _name(folder)
-        if name == self._refused or (self.current is not None and name == self.current.name):
+        if self.current is not None and name == self.current.name:
             return
+        refused = self._refused
+        if refused is not None and refused.of == (folder, name) and time.monotonic() < refused.until:
+            raise InputError(refused.why)
         try:
             scorer = _proven(folder)
         except Exception as error:
-            if _name(folder) == name:  # not one that was replaced while it was read
-                self._refused = name
+            why = f"{folder} cannot be served: {_sentence(error)}"
+            self._refused = _Refused((folder, name), time.monotonic() + RETRY_SECONDS, why)
             self._metrics.loads.labels("refused").inc()
-            raise InputError(f"{folder} cannot be served: {_sentence(error)}") from error
+            raise InputError(why) from error
         if _name(folder) != name:
             raise InputError(f"{folder} was replaced while it was read")
-        self.current, self._refused = Served(scorer, name), ""
+        self.current, self._refused = Served(scorer, name), None
         self._metrics.loads.labels("loaded").inc()
         self._metrics.model.clear()
         self._metrics.model.labels(name, self.current.paradigm).set(1)
