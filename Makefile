@@ -41,7 +41,7 @@ repro: setup  ## The same pipeline through DVC: only what changed is run
 	@$(BIN)/dvc repro
 
 bench: setup  ## Measure on this machine; each script prints a table of docs/benchmark.md
-	@for name in loader packing data_stages evaluation serving train_step_cpu orchestration float8_quality; do \
+	@for name in loader packing data_stages evaluation serving service train_step_cpu orchestration float8_quality; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
