@@ -1,8 +1,8 @@
 """How long does a request to `dti serve` take, and how many are answered a second, by one client and by several?
 
-The demo's model of one paradigm, trained for a few steps (weights do not change the time), in a process of its own with one
-thread; clients in this process, each of which asks again as soon as it has its answer, over loopback. Requests hold whole
-histories of the demo's test users. `requests_a_batch` is how many were scored together.
+The demo's model of one paradigm, trained for a few steps (weights do not change the time), in a process of its own with
+one thread; clients in this process, each of which asks again as soon as it has its answer, over loopback. Requests hold
+whole histories of the demo's test users. `requests_a_batch` is how many were scored together.
 
     python -m benchmarks.service                    # CPU, one minute
 """
