@@ -51,6 +51,8 @@ def main() -> None:
                 rows = [measured(Paths(home), url, given.paradigm, *one, given.requests) for one in sizes]
             finally:
                 process.terminate()
+        if process.returncode:
+            raise SystemExit(log.read_text())
     publish("service", rows, given)
 
 

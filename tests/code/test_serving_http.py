@@ -6,14 +6,11 @@ import io
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -23,8 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
-from dti_pipeline import pipeline
-from dti_pipeline.config import Config, ServingConfig, from_plain
+from dti_pipeline.config import ServingConfig
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
@@ -33,23 +29,8 @@ from dti_pipeline.serving.http.logs import JsonLines
 from dti_pipeline.serving.http.schema import REQUEST
 from dti_pipeline.serving.http.server import Server
 from dti_pipeline.serving.scorer import Scorer
+from tests.small_models import train
 
-ROOT = Path(__file__).resolve().parents[2]
-PARAMS: dict[str, Any] = {
-    "synth": {"users": 40, "items": 60, "interactions_per_user": 25, "defects": 0},
-    "validation": {"min_rows": 100},
-    "tokens": {"template": "{item_text} ({item_id})", "max_text_tokens": 6},
-    "packing": {"context": 6, "targets": 8, "row_length": 256},
-    "model": {"hidden_size": 32, "heads": 2, "kv_heads": 2, "intermediate_size": 48},
-    "training": {
-        "epochs": 0.2,
-        "evaluations": 0,
-        "targets_per_step": 32,
-        "tokens_per_batch": 1024,
-        "warmup_share": 0.0,
-    },
-    "tracking": {"enabled": False},
-}
 NAMES = ("sliding_window", "dti_isolated")
 
 
@@ -57,10 +38,7 @@ NAMES = ("sliding_window", "dti_isolated")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A home with small models of two paradigms."""
     paths = Paths(tmp_path_factory.mktemp("home"))
-    config: Config = replace(from_plain(Config, PARAMS), paradigms=NAMES)
-    for stage, paradigm in pipeline.plan(config):
-        if stage.name not in ("evaluate", "compare"):
-            pipeline.execute(stage, config, paths, paradigm)
+    train(paths, NAMES, tokens={"template": "{item_text} ({item_id})"})
     return paths
 
 
@@ -486,31 +464,3 @@ def test_the_openapi_page_shows_what_is_answered(running: Running) -> None:
     assert answer.status_code == 200
     assert set(answer.json()) == {"user_id", "probabilities"}
     assert running.client.get("/docs").status_code == 200
-
-
-@pytest.mark.slow
-def test_the_command_serves_what_the_operations_page_asks_and_ends_on_sigterm(trained: Paths) -> None:
-    block = re.search(r"```sh\n(curl http://127\.0\.0\.1:8000/v1/score.*?)```", _operations(), re.DOTALL)
-    assert block is not None
-    if shutil.which("curl") is None:
-        pytest.skip("no curl")
-    command = [sys.executable, "-m", "dti_pipeline.cli", "serve", "--paradigm", "dti_isolated", "--port", "0"]
-    with subprocess.Popen(command, cwd=trained.home, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            url = next(line["url"] for line in map(json.loads, process.stderr) if line["event"] == "ready")
-            script = "set -e\n" + block[1].replace("http://127.0.0.1:8000", url)
-            done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-            answer, health, *_ = map(json.loads, done.stdout.splitlines()[:2])
-            assert len(answer["probabilities"]) == 2
-            assert (health["status"], health["paradigm"]) == ("ok", "dti_isolated")
-            assert 'dti_requests_total{status="200"} 1.0' in done.stdout
-        finally:
-            process.send_signal(signal.SIGTERM)
-            rest = process.stderr.read()
-    assert process.returncode == 0, rest
-    assert json.loads(rest.splitlines()[-1])["event"] == "stopped"
-
-
-def _operations() -> str:
-    return (ROOT / "docs" / "operations.md").read_text()
