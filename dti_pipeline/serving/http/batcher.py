@@ -110,14 +110,7 @@ class Batcher:
         try:
             served = self._model()
             assert served is not None, "requests are let in when there is a model"
-            found = served.scorer.score([one.request for one in batch])
-        except InputError as error:
-            if len(batch) == 1:
-                batch[0].answer.set_exception(error)
-            else:  # one that lacks something that this model needs does not fail the others
-                for one in batch:
-                    self._answer([one])
-            return
+            found = served.scorer.score_each([one.request for one in batch])
         except Exception as error:
             log.exception("a batch failed")
             for one in batch:
@@ -125,6 +118,9 @@ class Batcher:
             return
         self._metrics.batch.observe(len(batch))
         self._metrics.batch_seconds.observe(time.perf_counter() - start)
-        self._metrics.candidates.inc(sum(map(len, found)))
-        for one, probabilities in zip(batch, found, strict=True):
-            one.answer.set_result(Scores(probabilities, served.name))
+        for one, answer in zip(batch, found, strict=True):
+            if isinstance(answer, InputError):
+                one.answer.set_exception(answer)
+            else:
+                self._metrics.candidates.inc(len(answer))
+                one.answer.set_result(Scores(answer, served.name))
