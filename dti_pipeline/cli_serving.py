@@ -12,9 +12,10 @@ import typer
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from dti_pipeline import tracking
-from dti_pipeline.cli_options import Json, Params, Set, configure, console, known, print_json, say
+from dti_pipeline.cli_options import Json, Params, Set, answer, configure, console, known, print_json, say
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 
 LOOPBACK = "127.0.0.1"
@@ -122,3 +123,35 @@ def serve_requests(
     logs.to_standard_error()
     compiler_cache.keep(paths.compiled)
     Server(settings.serving, find, host, port).run()
+
+
+def export_model(
+    model: Annotated[str, typer.Argument(help="A paradigm of the home, a folder, or models:/NAME@ALIAS.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; one that is there must be an earlier export.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Base and LoRA matrices apart, for vLLM and peft.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, or bfloat16, which rounds.")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """A trained model as a Hugging Face folder that other programs read: weights, tokenizer, prompts, model card.
+
+    The folder's own code is asked before it is kept: it must give the probabilities of `dti score`.
+
+    Examples: `dti export dti --to exported`, `dti export models:/dti@champion --to exported --dtype bfloat16`
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype is float32 or bfloat16, not {dtype}")
+    of_home = model in names()
+    folder = folder_of(model if of_home else None, None if of_home else model, *configure(None, None))()
+    from dti_pipeline.serving.export.export import export
+
+    report = export(folder, to, adapter, dtype)
+    answer(
+        report,
+        as_json,
+        lambda done: (
+            f"{to}: {done.form}, {done.head} head, {done.dtype}; asked by its own code, {done.prompts} prompts differ from"
+            f" `dti score` by {done.largest_difference:.2g} at most"
+        ),
+    )

@@ -177,7 +177,7 @@ class Scorer:
 
         def text_of(item: Item, gap: str) -> int:
             if (item, gap) not in found:
-                found[item, gap] = index.setdefault(self._render(item, gap), len(index))
+                found[item, gap] = index.setdefault(self.render(item, gap), len(index))
             return found[item, gap]
 
         text: list[int] = []
@@ -194,7 +194,7 @@ class Scorer:
             text += map(text_of, asked.history[first:stop], gap[first:stop])
             text += [text_of(item, gap[-1]) for item in asked.candidates]
             if self.user_template is not None:
-                user += [users.setdefault(self._render_user(asked), len(users))] * (rows + candidates)
+                user += [users.setdefault(self.render_user(asked), len(users))] * (rows + candidates)
             # No query sees a label that is not known, nor a candidate's own.
             label += [*(one or 0 for one in asked.labels[first:stop]), *[0] * candidates]
             position = np.arange(rows + candidates, dtype=np.int32)
@@ -238,7 +238,7 @@ class Scorer:
         user = log.user + np.int32(len(texts))
         return TokenStore(tokens, offsets, *columns, prefix, special, context=context, user_text=user)
 
-    def _render_user(self, asked: Request) -> str:
+    def render_user(self, asked: Request) -> str:
         """A user's text as the training saw it."""
         template, given = self.user_template, dict(asked.user)
         assert template is not None
@@ -252,7 +252,7 @@ class Scorer:
             values[name] = value
         return words.render_user(template, values)
 
-    def _render(self, item: Item, gap: str) -> str:
+    def render(self, item: Item, gap: str) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
         template: str = self.manifest.report.texts.template
         item_id, text, more = item
