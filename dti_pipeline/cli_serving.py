@@ -151,7 +151,7 @@ def export_model(
         report,
         as_json,
         lambda done: (
-            f"{to}: {done.form}, {done.head} head, {done.dtype}; asked by its own code, {done.prompts} prompts differ from"
+            f"{to}: {done.form}, {done.head} head, {done.dtype}; by its own code {done.prompts} prompts differ from"
             f" `dti score` by {done.largest_difference:.2g} at most"
         ),
     )

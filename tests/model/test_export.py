@@ -47,7 +47,8 @@ def of_checkpoint(log: Paths, folder: Path, kind: str, paradigm: str, **model: A
     titles = pq.read_table(paths.events / "interactions.parquet")["item_text"].unique().to_pylist()
     window = {"sliding_window": 24} if kind == "mistral" else {}
     base = write(folder / "base", kind, vocab_size=300, **window)
-    tokens = TEXTS | {"tokenizer": write_tokenizer(folder / "base", titles, words=True)}
+    users = {"user_template": "of user {user_id}"} if kind == "qwen3" else {}
+    tokens = TEXTS | users | {"tokenizer": write_tokenizer(folder / "base", titles, words=True)}
     train(paths, (paradigm,), tokens=tokens, training=QUICK, model={"name_or_path": base, **model})
     return paths.model(paradigm)
 
@@ -56,7 +57,9 @@ def asked_of(scorer: Scorer, draw: np.random.Generator) -> dict[str, Any]:
     """A request of the log's items, longer than the context at times."""
     ids = sorted(scorer.titles)
     items = [{"item_id": ids[i]} for i in draw.integers(len(ids), size=draw.integers(1, 12))]
-    return {"history": [item | {"label": int(draw.integers(2))} for item in items[1:]], "candidates": items[:1]}
+    user = {"user": {name: str(draw.integers(9)) for name in scorer.user_columns}} if scorer.user_columns else {}
+    history = [item | {"label": int(draw.integers(2))} for item in items[1:]]
+    return user | {"history": history, "candidates": items[:1]}
 
 
 def probabilities_of_the_card(folder: Path, scorer: Scorer, asked: list[dict[str, Any]]) -> list[float]:
@@ -72,10 +75,12 @@ def probabilities_of_the_card(folder: Path, scorer: Scorer, asked: list[dict[str
     def text(item: dict[str, Any]) -> str:
         return names["text_of"](item["item_id"], scorer.titles[item["item_id"]])
 
-    return [
-        names["probability"]([(text(one), one["label"]) for one in each["history"]], text(each["candidates"][0]))
-        for each in asked
-    ]
+    found = []
+    for each in asked:
+        user = f"of user {each['user']['user_id']}" if "user" in each else ""
+        history = [(text(one), one["label"]) for one in each["history"]]
+        found.append(names["probability"](history, text(each["candidates"][0]), user))
+    return found
 
 
 def require_equal(model: Path, folder: Path, atol: float = 1e-5) -> None:
@@ -89,7 +94,7 @@ def require_equal(model: Path, folder: Path, atol: float = 1e-5) -> None:
 
 CASES = {
     "llama, LoRA": ("llama", "dti", {"head": "verbaliser", "lora": LORA}),
-    "qwen3, LoRA, sliding window": ("qwen3", "sliding_window", {"head": "verbaliser", "lora": LORA}),
+    "qwen3, LoRA, texts of users": ("qwen3", "sliding_window", {"head": "verbaliser", "lora": LORA}),
     "gemma, LoRA, a fresh head": ("gemma", "dti_growing", {"head": "fresh", "lora": LORA}),
     "mistral, whose window is shorter than a prompt": ("mistral", "dti", {"head": "verbaliser", "lora": LORA}),
     "gemma3, all weights": ("gemma3_text", "dti", {"head": "verbaliser", "lora": {"rank": 0}}),

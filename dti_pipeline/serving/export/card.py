@@ -23,7 +23,7 @@ import torch
 {here}
 ASKS = json.loads((FOLDER / "dti_prompt.json").read_text())
 tokenizer = AutoTokenizer.from_pretrained({base})
-model = {model}.eval()
+{model}
 {head}
 
 def text_of(item_id="", item_text="", **columns):
@@ -78,10 +78,10 @@ def code(asks: dict[str, Any], apart: bool) -> str:
     fresh = asks["head"] == "fresh"
     base = f'FOLDER / "{BASE}"' if apart else "FOLDER"
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    loaded = f"AutoModelForCausalLM.from_pretrained({base}, dtype=torch.float32)"
+    loaded = f"model = AutoModelForCausalLM.from_pretrained({base}, dtype=torch.float32).eval()"
     if apart:
         imports.insert(0, "from peft import PeftModel")
-        loaded = f'PeftModel.from_pretrained({loaded}, FOLDER / "{ADAPTER}")'
+        loaded += f'\nmodel = PeftModel.from_pretrained(model, FOLDER / "{ADAPTER}").eval()'
     if fresh:
         imports.insert(len(imports) - 1, "from safetensors.torch import load_file")
     decoder = "model.get_base_model().get_decoder()" if apart else "model.get_decoder()"
@@ -187,7 +187,8 @@ Not run where this was written.
 
 IDS_OF_HISTORY are the ids up to the last label, IDS_OF_CANDIDATE those of the candidate's text and [SUM]. Give ids,
 not text: a tokenizer may join what stands side by side. vLLM answers with the first label's share, SGLang with both.
-Neither may cut a prompt: let the engine's longest input be longer than yours.
+Neither may cut a prompt: let the engine's longest input be longer than yours. (vLLM takes adapters above rank 16 with
+`--max-lora-rank` only.)
 """
 _NO_ENGINES = """## Other engines
 
