@@ -81,12 +81,13 @@ class Scorer:
     #: Columns that it names: their values by item, from the training log; None for one that is not of the item alone.
     columns: Mapping[str, Mapping[str, str] | None]
     states: ItemStates | None = None
+    most_states: int | None = None  # texts that states are kept of; None: all
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
+    def load(cls, folder: Path | str, device: str = "auto", cache_items: bool | int = False) -> Scorer:
         """Load a folder that ``dti train`` published; InputError for any other. ``cache_items`` caches the states of
-        items (``dti_isolated`` only), in memory that grows with them."""
+        items (``dti_isolated`` only), in memory that grows with them; a number: of so many texts at most."""
         folder = Path(folder)
         manifest = artifacts.read(folder, "train", TrainReport)
         training = manifest.config["training"]
@@ -113,6 +114,7 @@ class Scorer:
             names=texts.named.names,
             columns={name: of_items.get(name) for name in texts.named.columns},
             states=states,
+            most_states=None if isinstance(cache_items, bool) else cache_items,
         )
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
@@ -154,6 +156,10 @@ class Scorer:
 
     def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
         new = [text for text in log.texts if text not in self.known]
+        if self.most_states is not None and self.known and len(self.known) + len(new) > self.most_states:
+            self.known.clear()  # which text is asked for next cannot be told: all are made anew, as they come
+            states.clear()
+            new = list(log.texts)
         if new:
             states.add(self._store(new, log), self.tokens_per_batch)
             self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))

@@ -210,6 +210,23 @@ def test_a_request_that_the_model_refuses_does_not_fail_the_others_of_its_batch(
                 np.testing.assert_allclose(answer.result().json()["probabilities"], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_item_states_are_bounded_and_change_no_answer(
+    trained: Paths, scorers: dict[str, Scorer], caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    asked = questions(30, seed=4)
+    with caplog.at_level("INFO"), serving(lambda: trained.model(name), item_states=25) as found:
+        scorer = found.server._models.current.scorer  # type: ignore[union-attr]
+        most = 0
+        for one, expected in zip(asked, scorers[name].score(asked), strict=True):
+            np.testing.assert_allclose(found.ask(one).json()["probabilities"], expected, rtol=0, atol=1e-5)
+            most = max(most, len(scorer.known))
+            assert scorer.states is None or len(scorer.states.offsets) == 2 * len(scorer.known) + 1
+    # 59 items, so many of which fill it again and again; a model that cannot keep any says so.
+    assert 10 < most <= 25 if name == "dti_isolated" else most == 0
+    assert ("no item states are kept" in caplog.messages) == (name != "dti_isolated")
+
+
 def test_a_request_that_is_too_large_or_too_slow_is_refused(running: Running) -> None:
     long = {"history": [], "candidates": [{"item_id": "1", "item_text": "x" * 30_000}]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from threading import Event
@@ -14,6 +14,7 @@ from typing import Any
 from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 from dti_pipeline.serving.http.metrics import Metrics
+from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ class _Refused:
 class Models:
     """The model that ``find``, a function to a folder, names: an alias may move, a folder may be published anew."""
 
-    def __init__(self, find: Callable[[], Path], metrics: Metrics) -> None:
+    def __init__(self, find: Callable[[], Path], metrics: Metrics, item_states: int = 0) -> None:
         self.current: Served | None = None  # assigned whole: a batch reads it once
-        self._find, self._metrics = find, metrics
+        self._find, self._metrics, self._item_states = find, metrics, item_states
         self._refused: _Refused | None = None
         self._said = ""
 
@@ -62,7 +63,7 @@ class Models:
         if refused is not None and refused.of == (folder, name) and time.monotonic() < refused.until:
             raise InputError(refused.why)
         try:
-            scorer = _proven(folder)
+            scorer = _proven(folder, self._item_states)
         except Exception as error:
             why = f"{folder} cannot be served: {_sentence(error)}"
             self._refused = _Refused((folder, name), time.monotonic() + RETRY_SECONDS, why)
@@ -96,9 +97,15 @@ def _name(folder: Path) -> str:
         raise InputError(f"{folder} has no {artifacts.MANIFEST}: run `dti train` first") from None
 
 
-def _proven(folder: Path) -> Scorer:
+def _proven(folder: Path, item_states: int) -> Scorer:
     """A model that has answered one request, which also compiles what it needs."""
     scorer = Scorer.load(folder)
+    if item_states:
+        try:
+            states = ItemStates(scorer.model, scorer.device, scorer.autocast)
+            scorer = replace(scorer, states=states, most_states=item_states)
+        except InputError as error:
+            log.info("no item states are kept", extra={"fields": {"why": str(error)}})
     [[probability]] = scorer.score([example(scorer)])
     if not isfinite(probability):
         raise InputError("its probabilities are not numbers")
