@@ -239,7 +239,7 @@ def test_a_request_that_is_too_large_or_too_slow_is_refused(running: Running) ->
         (running.ask(long), 413, "serving.body_bytes allows, 20000"),
         (running.client.post("/v1/score", content=iter([json.dumps(long).encode()])), 413, "serving.body_bytes"),
         (running.ask({"history": [], "candidates": [{"item_id": 1}] * 21}), 413, "21 candidates"),
-        (running.client.post("/v1/score", content=slowly((0, b"{"), (1.5, b"}"))), 408, "serving.body_seconds"),
+        (running.client.post("/v1/score", content=slowly((0, b"{"), (0.9, b"}"))), 408, "serving.body_seconds"),
     ):
         assert answer.status_code == status
         assert says in answer.json()["error"]
