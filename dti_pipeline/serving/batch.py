@@ -75,19 +75,23 @@ def score_batch(task: Task, heard: Heard = lambda _: None) -> BatchReport:
     if not task.out.parent.is_dir():
         raise InputError(f"{task.out} cannot be written: {task.out.parent} is no folder")
     manifest = artifacts.read(task.model, "train")
-    folder = task.out.with_name(f".{task.out.name}.parts")
+    folder, whose = task.out.with_name(f".{task.out.name}.parts"), _identity(task)
     with artifacts.alone(folder / "parts"):
-        _begin(task, folder)
+        _begin(folder, whose)
         done = {path.name for path in folder.iterdir()}
         parts, new = _Parts(task, folder), []
-        with _pool(task, heard) as submit:
-            for number, part in enumerate(_parts(requests.raw(task.source))):
-                path = parts.path(number)
-                if path.name in done:
-                    heard(len(part))
-                else:
-                    new.append(path)
-                    submit(part, path)
+        try:
+            with _pool(task, heard) as submit:
+                for number, part in enumerate(_parts(requests.raw(task.source))):
+                    path = parts.path(number)
+                    if path.name in done:
+                        heard(len(part))
+                    else:
+                        new.append(path)
+                        submit(part, path)
+        except InputError:  # of the file or the model: there is nothing to go on with
+            shutil.rmtree(folder)
+            raise
         found = parts.joined(new)
         shutil.rmtree(folder)
     seconds = time.perf_counter() - start
@@ -112,15 +116,19 @@ def score_batch(task: Task, heard: Heard = lambda _: None) -> BatchReport:
     return report
 
 
-def _begin(task: Task, folder: Path) -> None:
-    """Clear the folder of parts of anything else than this task."""
-    whose = {
+def _identity(task: Task) -> dict[str, Any]:
+    """What an answer depends on."""
+    return {
         "requests": artifacts.digest(task.source),
         "model": artifacts.file_digest(task.model / artifacts.MANIFEST),
         "name": str(task.source),  # errors name it
         "part": PART,
         "cache_items": task.cache_items,
     }
+
+
+def _begin(folder: Path, whose: dict[str, Any]) -> None:
+    """Clear the folder of parts of anything else."""
     told = folder / "of.json"
     if not told.is_file() or json.loads(told.read_text()) != whose:
         for path in folder.iterdir():

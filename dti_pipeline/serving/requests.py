@@ -241,7 +241,7 @@ def raw(path: Path) -> Iterator[Raw]:
     except pa.ArrowInvalid as error:
         raise InputError(f"{path} is not a whole Parquet file") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _lines(handle: IO[bytes], name: str) -> Iterator[Raw]:
@@ -297,6 +297,9 @@ def _require(columns: Sequence[str], name: str) -> None:
     for key in ("history", "candidates"):
         if key not in columns:
             raise InputError(f"{name} has no column {key}")
+    for key in KEYS:
+        if columns.count(key) > 1:
+            raise InputError(f"{name} has column {key} twice")
 
 
 def _rows(handle: IO[bytes], name: str) -> Iterator[Raw]:

@@ -225,6 +225,7 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_one_sentence(trained: Paths, t
         "none.jsonl": (None, "does not exist"),
         "no.parquet": ("no parquet", "is not a whole Parquet file"),
         "no.csv": ("history\n[]\n", "has no column candidates"),
+        "twice.csv": ("history,history,candidates\n[],[],[]\n", "has column history twice"),
         "open.csv": ('history,candidates\n"[]', "is not CSV: unexpected end of data"),
         "-": (None, "standard input"),
     }
@@ -234,7 +235,7 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_one_sentence(trained: Paths, t
             source.write_text(text)
         with pytest.raises(InputError, match=says):
             score_batch(Task(source, model, out))
-        assert not out.exists()
+        assert not [path for path in tmp_path.iterdir() if "a.jsonl" in path.name]
     for words, says in ((["--batch"], "name it by --out"), (["--workers", "2"], "--workers is for --batch")):
         done = CliRunner().invoke(app, ["score", "r.jsonl", "--model", str(model), *words])
         assert done.exit_code == 2
