@@ -1,7 +1,7 @@
 # What a person types. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test ui repro bench clean
+.PHONY: help setup demo check test ui serve repro bench clean
 
 BIN := .venv/bin
 PIP := -m pip -qq --disable-pip-version-check --no-input
@@ -34,11 +34,14 @@ test: setup  ## Every test, two files at a time; ARGS="-k packing" passes argume
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui
 
+serve: setup  ## The champion behind HTTP at http://127.0.0.1:8000; ARGS="--paradigm dti" passes arguments
+	@$(BIN)/dti serve $(ARGS)
+
 repro: setup  ## The same pipeline through DVC: only what changed is run
 	@$(BIN)/dvc repro
 
 bench: setup  ## Measure on this machine; each script prints a table of docs/benchmark.md
-	@for name in loader packing data_stages evaluation serving train_step_cpu orchestration float8_quality; do \
+	@for name in loader packing data_stages evaluation serving service train_step_cpu orchestration float8_quality; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,20 +14,30 @@ from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 from typer.core import TyperGroup
 
-from dti_pipeline import config, explain, pipeline, tracking
+from dti_pipeline import cli_serving, explain, pipeline
+from dti_pipeline.cli_options import (
+    NAMES,
+    Json,
+    Paradigm,
+    Params,
+    Set,
+    answer,
+    configure,
+    console,
+    known,
+    print_json,
+    say,
+)
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.events.report import IngestReport
-from dti_pipeline.paradigms import named, names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.plain import to_plain
 from dti_pipeline.training.listeners import lines, progress_bar
 from dti_pipeline.validation.report import ValidateReport
-
-console = Console(stderr=True)
 
 
 class Commands(TyperGroup):
@@ -60,25 +68,9 @@ app = typer.Typer(
 )
 
 
-def _known(paradigm: str | None) -> str | None:
-    return None if paradigm is None else named(paradigm).name
-
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter.")]
-Params = Annotated[Path | None, typer.Option(help="Such as recipes/small.yaml; default: params.yaml in the home.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, as the last line.")]
-NAMES = ", ".join(names())
-Paradigm = Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: each in `paradigms`.")]
-
-
-def _configure(overrides: list[str] | None, params: Path | None) -> tuple[Config, Paths]:
-    paths = Paths.from_env()
-    return config.load(config.find(params, paths.home) if params else paths.params, overrides or ()), paths
-
-
 def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None, as_json: bool) -> object:
     """Run one stage, with its progress as a bar or as lines where it is told, and show its report."""
-    listeners = [progress_bar(console) if console.is_terminal else lines(_say)]
+    listeners = [progress_bar(console) if console.is_terminal else lines(say)]
     try:
         report = pipeline.execute(stage, settings, paths, paradigm, listeners)
     except CheckFailed as error:
@@ -89,14 +81,10 @@ def _run(stage: Stage[Any], settings: Config, paths: Paths, paradigm: str | None
         print(report.listing(), file=sys.stderr)
     if isinstance(report, IngestReport):
         for line in report.left_out():
-            _say(line)
+            say(line)
     if not as_json:
         _show(f"{stage.name} ({paradigm})" if paradigm else stage.name, report)
     return report
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(title: str, report: object) -> None:
@@ -113,25 +101,15 @@ def _show(title: str, report: object) -> None:
             print(f"  {name:<30} {value:>14,}" if isinstance(value, int) else f"  {name:<30} {value:>14,.4f}")
 
 
-def _answer(report: object, as_json: bool, text: Callable[[Any], str]) -> None:
-    """Print a report as one line of JSON, or in words."""
-    narrow = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    print(json.dumps(to_plain(report), ensure_ascii=narrow) if as_json else text(report).removesuffix("\n"))
-
-
-def _print_json(report: object) -> None:
-    _answer(report, True, str)
-
-
 def _stage_command(stage: Stage[Any]) -> None:
     """Give a stage of the table its command."""
 
     def each(overrides: Set = None, params: Params = None, as_json: Json = False, paradigm: Paradigm = None) -> None:
-        settings, paths = _configure(overrides, params)
+        settings, paths = configure(overrides, params)
         wanted = (paradigm,) if paradigm else settings.paradigms if stage.per_paradigm else (None,)
         reports = {one: _run(stage, settings, paths, one, as_json) for one in wanted}
         if as_json:
-            _print_json(next(iter(reports.values())) if len(reports) == 1 else reports)
+            print_json(next(iter(reports.values())) if len(reports) == 1 else reports)
 
     def once(overrides: Set = None, params: Params = None, as_json: Json = False) -> None:
         each(overrides, params, as_json)
@@ -151,11 +129,11 @@ def run_all(overrides: Set = None, params: Params = None, as_json: Json = False)
 
     Example: `dti run --set events.source=movielens --set events.path=data/raw/movielens-latest-small`
     """
-    settings, paths = _configure(overrides, params)
+    settings, paths = configure(overrides, params)
     for stage, paradigm in pipeline.plan(settings):
         report = _run(stage, settings, paths, paradigm, as_json)
     if as_json:
-        _print_json(report)
+        print_json(report)
 
 
 @app.command("backtest")
@@ -168,12 +146,12 @@ def backtest_days(
 
     Example: `dti backtest --paradigm dti --set backtest.period_days=7`
     """
-    settings, paths = _configure(overrides, params)
+    settings, paths = configure(overrides, params)
     for one in (paradigm,) if paradigm else settings.backtest.paradigms or settings.paradigms:
         report = pipeline.execute(
-            pipeline.BACKTEST, settings, paths, one, heard=lambda day, now: _say(day.line()) if now else None
+            pipeline.BACKTEST, settings, paths, one, heard=lambda day, now: say(day.line()) if now else None
         )
-        _answer(report, as_json, lambda report: report.listing())
+        answer(report, as_json, lambda report: report.listing())
 
 
 @app.command("fetch")
@@ -195,11 +173,11 @@ def fetch_log(
             name,
             Paths.from_env(),
             category,
-            say=_say,
+            say=say,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     use = f"fetched {name}; use it: `--set events.source={report.source} --set events.path={report.path}`"
-    _answer(report, as_json, lambda _: use)
+    answer(report, as_json, lambda _: use)
 
 
 @app.command("plan")
@@ -221,9 +199,9 @@ def plan_cost(
     from dti_pipeline.planning.plan import plan
     from dti_pipeline.planning.render import render
 
-    settings, paths = _configure(overrides, params)
+    settings, paths = configure(overrides, params)
     report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
-    _answer(report, as_json, render)
+    answer(report, as_json, render)
 
 
 @app.command("config")
@@ -238,11 +216,11 @@ def show_config(
 
     Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
     """
-    settings, _ = _configure(overrides, params)
+    settings, _ = configure(overrides, params)
     if key is not None:
-        _answer(explain.explained(settings, key), as_json, explain.text)
+        answer(explain.explained(settings, key), as_json, explain.text)
     else:
-        _answer(explain.masked(settings), as_json, lambda config: explain.in_force(config, changed))
+        answer(explain.masked(settings), as_json, lambda config: explain.in_force(config, changed))
 
 
 def make_study(
@@ -265,7 +243,7 @@ def make_study(
     """
     from experiments import command
 
-    settings, paths = _configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
+    settings, paths = configure([] if track is None else [f"tracking.enabled={str(track).lower()}"], params)
     task = command.Task(
         grid, (work or paths.study).resolve(), tuple(only or ()), workers, budget_seconds, command.logs(log or ())
     )
@@ -274,8 +252,8 @@ def make_study(
     elif prepared:
         report = command.prepare(task, paths)
     else:
-        report = command.make(task, settings, paths, reported, _say)
-    _answer(report, as_json, command.text)
+        report = command.make(task, settings, paths, reported, say)
+    answer(report, as_json, command.text)
     if report.get("failed"):
         raise CheckFailed(f"{report['failed']} runs failed: the results say why; the same command tries them again")
 
@@ -286,7 +264,7 @@ if importlib.util.find_spec("experiments"):  # a package beside this one, which 
 
 @app.command("mask")
 def draw_mask(
-    paradigm: Annotated[str | None, typer.Option(callback=_known, help=f"One of {NAMES}; default: all.")] = None,
+    paradigm: Annotated[str | None, typer.Option(callback=known, help=f"One of {NAMES}; default: all.")] = None,
     context: Annotated[int, typer.Option(help="Context interactions, n.")] = 2,
     targets: Annotated[int | None, typer.Option(help="Target interactions, k; default 4, sliding_window 1.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an interaction, c: c - 1 of text, and the label.")] = 3,
@@ -309,55 +287,16 @@ def draw_mask(
     if out is not None:
         draw.picture(masks, out)
     if as_json:
-        _print_json(masks[paradigm].plain() if paradigm else {name: mask.plain() for name, mask in masks.items()})
+        print_json(masks[paradigm].plain() if paradigm else {name: mask.plain() for name, mask in masks.items()})
     elif out is None:
         page = Console()
         drawings = [draw.text(mask, page.width if page.is_terminal else None) for mask in masks.values()]
         page.print(*drawings, sep="\n\n", soft_wrap=True)
 
 
-@app.command("score")
-def score_requests(
-    file: Annotated[Path, typer.Argument(help="Requests, JSONL or Parquet; `-` reads JSONL from standard input.")],
-    paradigm: Annotated[
-        str | None, typer.Option(callback=_known, help="Use this paradigm's model of the home.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A folder, models:/NAME@ALIAS or models:/NAME/VERSION.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Answers, JSONL or .parquet; default: standard out.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Answer each line of standard input when it comes.")] = False,
-    cache_items: Annotated[bool, typer.Option("--cache-items", help="dti_isolated: keep the states of items.")] = False,
-    as_json: Json = False,
-) -> None:
-    """P(click) of candidate items for users' histories, by a trained model.
-
-    A line of the file: `{"history": [{"item_id": "12", "label": 1}], "candidates": [{"item_text": "A title"}]}`
-
-    Examples: `dti score requests.jsonl --paradigm dti --out answers.jsonl`,
-    `dti score requests.jsonl --model models:/dti@champion`
-    """
-    if stream and (str(file) != "-" or out is not None):
-        raise InputError("--stream reads standard input (`-`) and answers on standard output")
-    if paradigm is not None and model is None:
-        folder = Paths.from_env().model(paradigm)
-    elif model is not None and paradigm is None:
-        # A folder, or a version in the registry.
-        folder = tracking.model_folder(*_configure(None, None), model) if model.startswith("models:/") else Path(model)
-    else:
-        raise InputError("name the model by one of --paradigm and --model")
-    from dti_pipeline.modeling.speed import compiler_cache
-    from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
-    from dti_pipeline.serving.scorer import Scorer
-
-    compiler_cache.keep(Paths.from_env().compiled)
-    scorer, stdout = Scorer.load(folder, cache_items=cache_items), sys.stdout.buffer
-    report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
-    if as_json:
-        _print_json(report)
-    elif isinstance(report, ScoreReport):
-        _say(
-            f"{report.candidates:,} candidates of {report.requests:,} requests in {report.seconds:,.1f} s,"
-            f" {report.candidates_per_second:,.0f} a second"
-        )
+app.command("score")(cli_serving.score_requests)
+app.command("serve")(cli_serving.serve_requests)
+app.command("export")(cli_serving.export_model)
 
 
 def main() -> None:

@@ -20,14 +20,15 @@ from dti_pipeline.modeling.settings import LoraConfig, ModelConfig
 from dti_pipeline.packing.settings import PackingConfig, TokensConfig
 from dti_pipeline.paradigms import named
 from dti_pipeline.plain import from_plain, nearest, parse_yaml, require, to_plain
+from dti_pipeline.serving.settings import ServingConfig
 from dti_pipeline.tracking.settings import TrackingConfig
 from dti_pipeline.training.settings import TrainingConfig
 from dti_pipeline.validation.settings import ValidationConfig
 
 __all__ = [
     "BacktestConfig", "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig", "LoraConfig",
-    "ModelConfig", "PackingConfig", "SplitConfig", "SynthConfig", "TokensConfig", "TrackingConfig", "TrainingConfig",
-    "ValidationConfig", "find", "from_plain", "load", "to_plain",
+    "ModelConfig", "PackingConfig", "ServingConfig", "SplitConfig", "SynthConfig", "TokensConfig", "TrackingConfig",
+    "TrainingConfig", "ValidationConfig", "find", "from_plain", "load", "to_plain",
 ]  # fmt: skip
 
 #: What this package is installed from, where that is a clone: it holds recipes/.
@@ -51,6 +52,7 @@ class Config:
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     backtest: BacktestConfig = field(default_factory=BacktestConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
 
     def __post_init__(self) -> None:
         if self.model.frozen_weights != "plain":

@@ -61,6 +61,10 @@ class ItemStates:
         if not probe.keys_can_be_unrotated(backbone.whole(model.lm)):
             raise InputError("item states cannot be kept for a model that rotates its keys in a way of its own")
 
+    def clear(self) -> None:
+        """Forget every state."""
+        self.offsets, self.keys, self.values, self.sums = np.zeros(1, np.int64), {}, {}, None
+
     @torch.no_grad()
     def add(self, store: TokenStore, tokens_per_batch: int) -> None:
         """Compute and append the states of every text of ``store``; its interactions are not used. Cost: one forward

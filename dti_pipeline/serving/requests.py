@@ -1,6 +1,6 @@
-"""Requests to a model: users' histories and candidate items, parsed from JSONL, Parquet or plain values.
+"""Requests to a model: users' histories and candidate items, parsed from JSONL, Parquet, CSV or plain values.
 
-One request a line (JSONL) or a row (Parquet)::
+One request a line (JSONL) or a row (Parquet; CSV, whose history, candidates and user are JSON)::
 
     {"user_id": "7",
      "history": [{"item_id": "12", "label": 1}, {"item_text": "Silent comet orbit night", "label": 0}],
@@ -17,10 +17,12 @@ a model's template names, ``{"item_id": "3", "genres": "Drama"}``: those of the 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral, Real
@@ -41,6 +43,8 @@ LAST_SECOND = 1e11
 _WHOLE = re.compile(r"^(-?\d{1,15})\.0+$", re.ASCII)
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
+#: Characters of a cell of CSV.
+LONGEST_CELL = 1 << 26
 
 
 #: Values by name, as text; None: one that is no text.
@@ -116,9 +120,14 @@ def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
 
 
 def _seconds(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        seconds = LAST_SECOND * 2
+    if not isfinite(seconds):
+        raise InputError(f"{where} must be a number of seconds, not {_shown(value)}")
     if abs(seconds) > LAST_SECOND:
         raise InputError(f"{where} must be in seconds since 1970, not {_shown(value)}: is it in milliseconds?")
     return seconds
@@ -204,31 +213,76 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+class Raw(NamedTuple):
+    """A line or row of a file, not yet parsed."""
+
+    value: Any
+    where: str  # file and line
+    form: Callable[[Any, str], Request]
+
+    def parse(self) -> Request:
+        return self.form(self.value, self.where)
+
+
 def read(path: Path) -> Iterator[Request]:
-    """The requests of a file, lazily: Parquet by its ending, else JSONL; ``-`` is standard input. InputError names the
-    file, the line (of Parquet: the row) and the key."""
+    """The requests of a file, lazily; see :func:`raw`."""
+    return (one.parse() for one in raw(path))
+
+
+def raw(path: Path) -> Iterator[Raw]:
+    """The lines or rows of a file, lazily: Parquet and CSV by its ending, else JSONL; ``-`` is standard input.
+    InputError names the file, the line (of Parquet and CSV: the row) and the key."""
     if str(path) == "-":
         yield from _lines(sys.stdin.buffer, "standard input")
         return
     try:
         with path.open("rb") as handle:
-            yield from (_rows if path.suffix == ".parquet" else _lines)(handle, str(path))
+            yield from {".parquet": _rows, ".csv": _cells}.get(path.suffix, _lines)(handle, str(path))
     except pa.ArrowInvalid as error:
         raise InputError(f"{path} is not a whole Parquet file") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _lines(handle: IO[bytes], name: str) -> Iterator[Request]:
+def _lines(handle: IO[bytes], name: str) -> Iterator[Raw]:
     for number, line in enumerate(handle, 1):
         if line.strip():
-            yield parse_line(line, f"{name} line {number}")
+            yield Raw(line, f"{name} line {number}", parse_line)
+
+
+def _cells(handle: IO[bytes], name: str) -> Iterator[Raw]:
+    with io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        rows = csv.reader(text, strict=True)
+        csv.field_size_limit(LONGEST_CELL)
+        try:
+            names = next(rows, [])
+            _require(names, name)
+            for number, row in enumerate(rows, 1):
+                if row:
+                    yield Raw((names, row), f"{name} row {number}", parse_cells)
+        except csv.Error as error:
+            raise InputError(f"{name} line {rows.line_num} is not CSV: {error}") from None
+
+
+def parse_cells(row: tuple[list[str], list[str]], where: str) -> Request:
+    """A request from a row of CSV: its columns' names and its cells. An empty cell is a missing value."""
+    names, cells = row
+    if len(cells) != len(names):
+        raise InputError(f"{where} has {len(cells)} cells, where the file has {len(names)} columns")
+    values: dict[str, Any] = {key: cell for key, cell in zip(names, cells, strict=True) if key in KEYS and cell.strip()}
+    for key in values.keys() - {"user_id"}:
+        values[key] = _json(values[key], f"{where} key {key}")
+    return parse(values, where)
 
 
 def parse_line(line: bytes, where: str) -> Request:
     """A request from one line of JSON."""
+    return parse(_json(line, where), where)
+
+
+def _json(text: str | bytes, where: str) -> Any:
     try:
-        raw = json.loads(line)
+        return json.loads(text)
     except UnicodeDecodeError:
         raise InputError(f"{where} is not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -237,28 +291,34 @@ def parse_line(line: bytes, where: str) -> Request:
         raise InputError(f"{where} is not a request: its brackets are nested too deep") from None
     except ValueError:  # Python reads no whole number of thousands of digits
         raise InputError(f"{where} has a number of too many digits") from None
-    return parse(raw, where)
 
 
-def _rows(handle: IO[bytes], name: str) -> Iterator[Request]:
+def _require(columns: Sequence[str], name: str) -> None:
+    for key in ("history", "candidates"):
+        if key not in columns:
+            raise InputError(f"{name} has no column {key}")
+    for key in KEYS:
+        if columns.count(key) > 1:
+            raise InputError(f"{name} has column {key} twice")
+
+
+def _rows(handle: IO[bytes], name: str) -> Iterator[Raw]:
     with pq.ParquetFile(handle) as file:
         there = file.schema_arrow.names
-        for key in ("history", "candidates"):
-            if key not in there:
-                raise InputError(f"{name} has no column {key}")
+        _require(there, name)
         wanted = [column for column in KEYS if column in there]
         rows = (row for batch in file.iter_batches(PARQUET_ROWS, columns=wanted) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
-            yield parse(row, f"{name} row {number}")
+            yield Raw(row, f"{name} row {number}", parse)
 
 
 def chunks(requests: Iterable[Request], prompts: int) -> Iterator[list[Request]]:
-    """Requests in lists of about ``prompts`` candidates; a request is never split."""
+    """Requests in lists of about ``prompts`` candidates, and no more requests; a request is never split."""
     chunk: list[Request] = []
     count = 0
     for request in requests:
         chunk.append(request)
-        count += len(request.candidates)
+        count += max(1, len(request.candidates))
         if count >= prompts:
             yield chunk
             chunk, count = [], 0

@@ -52,10 +52,10 @@ def score_file(source: Path, scorer: Scorer, out: Path | None, stdout: IO[bytes]
     """
     start = time.perf_counter()
     answered = candidates = 0
-    with _answers(out, stdout) as write:
+    with answers(out, stdout) as write:
         for chunk in requests.chunks(requests.read(source), CHUNK):
             scores = scorer.score(chunk)
-            write([_answer(*pair) for pair in zip(chunk, scores, strict=True)])
+            write([answer(*pair) for pair in zip(chunk, scores, strict=True)])
             answered += len(chunk)
             candidates += sum(map(len, scores))
     seconds = time.perf_counter() - start
@@ -74,53 +74,66 @@ def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> Answer
     """Score each line when it comes, as a service. A line that is no request is answered with ``{"error": ..}``, and
     raises CheckFailed at the end of the stream."""
     answered = refused = 0
-    for number, line in enumerate(source, 1):
+    for number, text in enumerate(source, 1):
         try:
-            request = requests.parse_line(line, f"line {number}")
-            answer = _answer(request, scorer.score([request])[0])
+            request = requests.parse_line(text, f"line {number}")
+            found = answer(request, scorer.score([request])[0])
             answered += 1
         except InputError as error:
-            answer = {"error": str(error)}
+            found = {"error": str(error)}
             refused += 1
-        stdout.write(_line(answer))
+        stdout.write(line(found))
         stdout.flush()
     if refused:
         raise CheckFailed(f"{refused} of {refused + answered} lines were no requests: each was answered by its error")
     return Answered(str(scorer.manifest.path), scorer.model.paradigm.name, answered)
 
 
-def _answer(request: Request, probabilities: Sequence[float]) -> Answer:
+def answer(request: Request, probabilities: Sequence[float]) -> Answer:
+    """What a request is answered with, probabilities in the order of its candidates."""
     user = {} if request.user_id is None else {"user_id": request.user_id}
     return user | {"probabilities": list(probabilities)}
 
 
-def _line(answer: Answer) -> bytes:
+def line(answer: Answer) -> bytes:
+    """An answer as a line of JSON."""
     # A key of a refused request may hold half a character, which JSON has an escape for.
     return json.dumps(answer, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
-def _table(answers: list[Answer]) -> pa.Table:
-    users = [str(answer["user_id"]) if "user_id" in answer else None for answer in answers]
-    return pa.table({"user_id": users, "probabilities": [a["probabilities"] for a in answers]}, schema=ANSWERS)
+def _table(answers: list[Answer], schema: pa.Schema) -> pa.Table:
+    columns = {name: [answer.get(name) for answer in answers] for name in schema.names}
+    columns["user_id"] = [None if user is None else str(user) for user in columns["user_id"]]
+    return pa.table(columns, schema=schema)
 
 
 @contextmanager
-def _answers(out: Path | None, stdout: IO[bytes]) -> Iterator[Callable[[list[Answer]], None]]:
-    """The function that writes answers. A file is written under a temporary name and renamed when it is complete."""
+def answers(
+    out: Path | None, stdout: IO[bytes] | None = None, schema: pa.Schema = ANSWERS
+) -> Iterator[Callable[[list[Answer]], None]]:
+    """The function that writes answers, to ``stdout`` where there is no file."""
     if out is None:
-        yield lambda answers: stdout.writelines(map(_line, answers))
+        assert stdout is not None
+        yield lambda answers: stdout.writelines(map(line, answers))
         stdout.flush()
         return
+    with whole(out) as aside:
+        if out.suffix == ".parquet":
+            with pq.ParquetWriter(aside, schema) as writer:
+                yield lambda answers: writer.write_table(_table(answers, schema))
+        else:
+            with aside.open("wb") as handle:
+                yield lambda answers: handle.writelines(map(line, answers))
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A temporary name, under which a file is written that takes the place of ``out`` when it is complete."""
     if not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: {out.parent} is no folder")
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        if out.suffix == ".parquet":
-            with pq.ParquetWriter(aside, ANSWERS) as writer:
-                yield lambda answers: writer.write_table(_table(answers))
-        else:
-            with aside.open("wb") as handle:
-                yield lambda answers: handle.writelines(map(_line, answers))
+        yield aside
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)

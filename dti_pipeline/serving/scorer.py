@@ -81,12 +81,13 @@ class Scorer:
     #: Columns that it names: their values by item, from the training log; None for one that is not of the item alone.
     columns: Mapping[str, Mapping[str, str] | None]
     states: ItemStates | None = None
+    most_states: int | None = None  # texts that states are kept of; None: all
     known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto", cache_items: bool = False) -> Scorer:
+    def load(cls, folder: Path | str, device: str = "auto", cache_items: bool | int = False) -> Scorer:
         """Load a folder that ``dti train`` published; InputError for any other. ``cache_items`` caches the states of
-        items (``dti_isolated`` only), in memory that grows with them."""
+        items (``dti_isolated`` only), in memory that grows with them; a number: of so many texts at most."""
         folder = Path(folder)
         manifest = artifacts.read(folder, "train", TrainReport)
         training = manifest.config["training"]
@@ -113,6 +114,7 @@ class Scorer:
             names=texts.named.names,
             columns={name: of_items.get(name) for name in texts.named.columns},
             states=states,
+            most_states=None if isinstance(cache_items, bool) else cache_items,
         )
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
@@ -131,6 +133,17 @@ class Scorer:
         ends = np.cumsum(counts)
         return [probability[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
+    def score_each(self, requests: Sequence[Request]) -> list[list[float] | InputError]:
+        """The same, but a request that the model refuses is answered by its error and fails no other. Cost: two more
+        passes for each time that the requests halve until it stands alone."""
+        try:
+            return [*self.score(requests)]
+        except InputError as error:
+            if len(requests) == 1:
+                return [error]
+        half = len(requests) // 2
+        return self.score_each(requests[:half]) + self.score_each(requests[half:])
+
     def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
         store = self._store(list(log.texts), log)
         lengths, n, opening = store.lengths(), self.model.context, store.opening()
@@ -143,6 +156,10 @@ class Scorer:
 
     def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
         new = [text for text in log.texts if text not in self.known]
+        if self.most_states is not None and self.known and len(self.known) + len(new) > self.most_states:
+            self.known.clear()  # which text is asked for next cannot be told: all are made anew, as they come
+            states.clear()
+            new = list(log.texts)
         if new:
             states.add(self._store(new, log), self.tokens_per_batch)
             self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
@@ -166,7 +183,7 @@ class Scorer:
 
         def text_of(item: Item, gap: str) -> int:
             if (item, gap) not in found:
-                found[item, gap] = index.setdefault(self._render(item, gap), len(index))
+                found[item, gap] = index.setdefault(self.render(item, gap), len(index))
             return found[item, gap]
 
         text: list[int] = []
@@ -183,7 +200,7 @@ class Scorer:
             text += map(text_of, asked.history[first:stop], gap[first:stop])
             text += [text_of(item, gap[-1]) for item in asked.candidates]
             if self.user_template is not None:
-                user += [users.setdefault(self._render_user(asked), len(users))] * (rows + candidates)
+                user += [users.setdefault(self.render_user(asked), len(users))] * (rows + candidates)
             # No query sees a label that is not known, nor a candidate's own.
             label += [*(one or 0 for one in asked.labels[first:stop]), *[0] * candidates]
             position = np.arange(rows + candidates, dtype=np.int32)
@@ -227,7 +244,7 @@ class Scorer:
         user = log.user + np.int32(len(texts))
         return TokenStore(tokens, offsets, *columns, prefix, special, context=context, user_text=user)
 
-    def _render_user(self, asked: Request) -> str:
+    def render_user(self, asked: Request) -> str:
         """A user's text as the training saw it."""
         template, given = self.user_template, dict(asked.user)
         assert template is not None
@@ -241,7 +258,7 @@ class Scorer:
             values[name] = value
         return words.render_user(template, values)
 
-    def _render(self, item: Item, gap: str) -> str:
+    def render(self, item: Item, gap: str) -> str:
         """An item's text as the training saw it; one that is known only by an unknown id is called by that id."""
         template: str = self.manifest.report.texts.template
         item_id, text, more = item

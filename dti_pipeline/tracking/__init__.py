@@ -88,6 +88,14 @@ def model_folder(config: Config, paths: Paths, address: str) -> Path:
         return registry.folder(config, paths, address)
 
 
+def champion(config: Config) -> str:
+    """Address of the model that may serve: ``models:/dti@champion``."""
+    with _mlflow():
+        from dti_pipeline.tracking import registry
+
+        return f"models:/{registry.model_name(config)}@{registry.CHAMPION}"
+
+
 @contextmanager
 def _mlflow() -> Iterator[None]:
     """MLflow, quiet; raises InputError where it is not installed, and in one sentence what its store refuses."""

@@ -17,7 +17,8 @@ from benchmarks.lib import harness, summaries, timing
 ROOT = Path(__file__).resolve().parents[2]
 #: What `make bench` runs; docs/benchmark.md has a table of each.
 ON_CPU = (
-    "loader", "packing", "data_stages", "evaluation", "serving", "train_step_cpu", "orchestration", "float8_quality",
+    "loader", "packing", "data_stages", "evaluation", "serving", "service", "train_step_cpu", "orchestration",
+    "float8_quality",
 )  # fmt: skip
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
@@ -157,6 +158,17 @@ def test_a_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
         assert row["candidates_per_second"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
     assert rows[0]["speedup"] == 1
+
+
+@pytest.mark.slow
+def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
+    """The script itself compares the answers; it measures MLflow's server too where it is not told otherwise."""
+    few = ("--requests", "8", "--bad", "20", "--candidates", "3", "--clients", "1", "4", "--services", "dti")
+    rows, _ = bench("service", tmp_path, *few)
+    assert [row["load"] for row in rows] == ["1 client", "4 clients", "70% of the most", "8 clients, bad requests"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+    assert rows[0]["requests_a_batch"] == 1
+    assert all(row["memory_mib"] > 100 for row in rows)
 
 
 def test_every_data_stage_is_timed(tmp_path: Path) -> None:

@@ -57,10 +57,11 @@ def test_the_linter_has_nothing_to_say_of_the_dockerfile() -> None:
 
 def test_every_part_of_a_deployment_is_there() -> None:
     assert set(SERVICES) == {
-        "postgres", "objects", "buckets", "mlflow", "training", "code", "webserver", "daemon",
+        "postgres", "objects", "buckets", "mlflow", "training", "code", "serving", "webserver", "daemon",
     }  # fmt: skip
     assert [name for name in SERVICES if "devices" in str(SERVICES[name].get("deploy"))] == ["training"]
-    assert (SERVICES["training"]["profiles"], SERVICES["code"]["profiles"]) == (["gpu"], ["cpu"])
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"training": ["gpu"], "code": ["cpu"], "serving": ["serve"]}
     assert compose.example()["COMPOSE_PROFILES"] == "gpu"
 
 
@@ -93,7 +94,7 @@ def test_runs_that_a_container_took_down_are_found_by_the_next_one() -> None:
 
 def test_only_this_host_is_let_in() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"webserver", "mlflow", "objects"}
+    assert set(published) == {"webserver", "mlflow", "objects", "serving"}
     for ports in published.values():
         for port in ports:
             assert port.startswith("127.0.0.1:"), port

@@ -1,0 +1,243 @@
+"""How long does a request over HTTP take, and how many are answered a second: by `dti serve`, and by MLflow's server?
+
+The demo's model of one paradigm, trained for a few steps (weights do not change the time), in a process of its own with
+one thread; clients in this process, over loopback. Requests hold whole histories of the demo's test users. Loads: a
+client, or several, each of which asks again as soon as it has its answer; then requests that come at random at a share
+of the most that were answered a second, timed from when they were due; then bad requests. `requests_a_batch` is how
+many were scored together, `memory_mib` what the server held when the load had ended. Every answer is compared with
+`dti score`'s.
+
+    python -m benchmarks.service                    # CPU, three minutes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from benchmarks.lib.harness import dti, parser, prepared, publish, run, sets
+from benchmarks.serving import requests
+from dti_pipeline.paths import Paths
+from dti_pipeline.serving.scorer import Scorer
+
+#: Of the most that were answered a second.
+SHARE = 0.7
+#: Connections of requests that come when they are due.
+CONNECTIONS = 32
+BAD = (b"", b"{", b"[1]", b'{"history": []}', b'{"history": [], "candidates": [{}]}', b"[" * 5000, b"\xff" * 100)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server that answers."""
+
+    name: str
+    url: str
+    path: str
+    process: int
+
+    def body(self, asked: Any) -> bytes:
+        return json.dumps(asked if self.path == "/v1/score" else {"dataframe_records": [asked]}).encode()
+
+    def probabilities(self, answer: httpx.Response) -> list[float]:
+        found = answer.raise_for_status().json()
+        return found["probabilities"] if self.path == "/v1/score" else found["predictions"][0]
+
+    def batches(self) -> float:
+        if self.path != "/v1/score":
+            return float("nan")
+        text = httpx.get(f"{self.url}/metrics").text
+        found = re.search(r"^dti_batch_requests_count (\S+)$", text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    def memory_mib(self) -> int:
+        whole = psutil.Process(self.process)
+        return round(sum(one.memory_info().rss for one in [whole, *whole.children(recursive=True)]) / 2**20)
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--paradigm", default="dti")
+    options.add_argument("--candidates", type=int, nargs="+", default=(1, 10, 100))
+    options.add_argument("--clients", type=int, nargs="+", default=(1, 8))
+    options.add_argument("--requests", type=int, default=400, help="of each load (default: %(default)s)")
+    options.add_argument("--bad", type=int, default=10_000, help="bad requests (default: %(default)s)")
+    options.add_argument("--services", nargs="+", default=("dti", "mlflow"), choices=("dti", "mlflow"))
+    given = options.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        prepared(home)
+        few = sets(["training.epochs=0.05", "training.evaluations=0"])
+        for stage in ("pack", "train"):
+            run(dti(stage, "--paradigm", given.paradigm, *few), home)
+        paths = Paths(home)
+        scorer = Scorer.load(paths.model(given.paradigm), "cpu")
+        made = {size: requests(paths, size, given.requests, items(paths, given.paradigm)) for size in given.candidates}
+        expected = {size: scorer.score(asked) for size, asked in made.items()}
+        for name in given.services:
+            with {"dti": served, "mlflow": served_by_mlflow}[name](paths, given.paradigm) as service:
+                for size, asked in made.items():
+                    rows += loads(service, size, asked, expected[size], given.clients)
+                if name == "dti" and given.bad:
+                    rows.append(bad_requests(service, given.bad))
+    publish("service", rows, given)
+
+
+def items(paths: Paths, paradigm: str) -> list[str]:
+    return pq.read_table(paths.model(paradigm) / "items.parquet")["item_id"].to_pylist()
+
+
+def loads(
+    service: Service, size: int, asked: list[Any], expected: list[list[float]], clients: tuple[int, ...]
+) -> list[Row]:
+    """Rows of requests of ``size`` candidates."""
+    timed(service, [service.body(one) for one in asked[:5]], 1)
+    rows = []
+    bodies = [service.body(one) for one in asked]
+    for count in clients:
+        load = f"{count} client{'s' if count > 1 else ''}"
+        rows.append(row(service, load, size, lambda count=count: timed(service, bodies, count), expected))
+    most = max(one["requests_per_second"] for one in rows)
+    gaps = np.random.default_rng(1).exponential(1 / (SHARE * most), len(bodies))
+    load = f"{SHARE:.0%} of the most"
+    return [*rows, row(service, load, size, lambda: timed(service, bodies, CONNECTIONS, np.cumsum(gaps)), expected)]
+
+
+def row(
+    service: Service,
+    load: str,
+    size: int,
+    ask: Callable[[], list[tuple[float, httpx.Response]]],
+    expected: list[list[float]] | None,
+) -> Row:
+    """A row of one load, whose answers are compared."""
+    before, begun = service.batches(), time.perf_counter()
+    taken = ask()
+    whole, batches = time.perf_counter() - begun, service.batches() - before
+    for (_, answer), wanted in zip(taken, expected or (), strict=expected is not None):
+        np.testing.assert_allclose(service.probabilities(answer), wanted, rtol=0, atol=1e-5)
+    p50, p99 = (round(1000 * float(np.quantile([seconds for seconds, _ in taken], q)), 2) for q in (0.5, 0.99))
+    found: Row = {"service": service.name, "load": load, "candidates": size}
+    found |= {"requests_per_second": round(len(taken) / whole, 1), "p50_ms": p50, "p99_ms": p99}
+    found |= {"requests_a_batch": round(len(taken) / batches, 2) if batches > 0 else None}
+    found |= {"memory_mib": service.memory_mib()}
+    print(*found.values(), flush=True)
+    return found
+
+
+def timed(
+    service: Service, bodies: list[bytes], connections: int, due: np.ndarray | None = None
+) -> list[tuple[float, httpx.Response]]:
+    """Seconds and answer of each request, in their order; from when each is ``due``, seconds from now, where told."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    with (
+        httpx.Client(base_url=service.url, timeout=60, limits=limits) as client,
+        ThreadPoolExecutor(connections) as pool,
+    ):
+        begun = time.perf_counter()
+
+        def ask(number: int) -> tuple[float, httpx.Response]:
+            start = time.perf_counter() if due is None else begun + float(due[number])
+            time.sleep(max(0.0, start - time.perf_counter()))
+            kind = {"Content-Type": "application/json"}
+            answer = client.post(service.path, content=bodies[number], headers=kind)
+            return time.perf_counter() - start, answer
+
+        return list(pool.map(ask, range(len(bodies))))
+
+
+def bad_requests(service: Service, count: int) -> Row:
+    """A row of requests that are none, each of which has to be told so."""
+    bodies = [BAD[i % len(BAD)] for i in range(count)]
+    taken: list[httpx.Response] = []
+
+    def ask() -> list[tuple[float, httpx.Response]]:
+        found = timed(service, bodies, 8)
+        taken.extend(answer for _, answer in found)
+        return found
+
+    found = row(service, "8 clients, bad requests", 0, ask, None)
+    assert {answer.status_code for answer in taken} == {422}
+    assert httpx.get(f"{service.url}/health").status_code == 200
+    return found
+
+
+@contextmanager
+def served(paths: Paths, paradigm: str) -> Iterator[Service]:
+    with started(paths, dti("serve", "--paradigm", paradigm, "--port", "0")) as (process, log):
+
+        def ready() -> str | None:
+            lines = [line for line in log.read_text().splitlines() if '"event": "ready"' in line]
+            return json.loads(lines[0])["url"] if lines else None
+
+        yield Service("dti serve", until(process, log, ready), "/v1/score", process.pid)
+    if process.returncode:
+        raise SystemExit(log.read_text())
+
+
+@contextmanager
+def served_by_mlflow(paths: Paths, paradigm: str) -> Iterator[Service]:
+    url = "http://127.0.0.1:5077"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/dti@{paradigm}"]
+    command += ["--env-manager", "local"]
+    with started(paths, [*command, "--port", url.rpartition(":")[2]]) as (process, log):
+
+        def ready() -> str | None:
+            try:
+                return url if httpx.get(f"{url}/ping").status_code == 200 else None
+            except httpx.TransportError:
+                return None
+
+        yield Service("mlflow models serve", until(process, log, ready), "/invocations", process.pid)
+
+
+@contextmanager
+def started(paths: Paths, command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server in processes of its own, with one thread, and its log."""
+    more = {"DTI_HOME": str(paths.home), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": paths.tracking_uri}
+    more["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts uvicorn by its name
+    log = paths.home / "server.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, env=os.environ | more, stdout=output, stderr=output, cwd=paths.home, start_new_session=True
+        ) as process,
+    ):
+        try:
+            yield process, log
+        finally:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+def until(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], str | None]) -> str:
+    """The service's address, once it answers."""
+    while process.poll() is None:
+        if found := ready():
+            return found
+        time.sleep(0.1)
+    raise SystemExit(log.read_text())
+
+
+if __name__ == "__main__":
+    main()
