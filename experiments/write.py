@@ -16,23 +16,24 @@ from dti_pipeline.evaluation.verdict import floor_label
 from dti_pipeline.paths import Paths
 from experiments import analyse, flat, pictures
 from experiments.analyse import ROWS, Line, Row, lines
-from experiments.grid import FACTS, Grid, known
+from experiments.grid import BASELINE, FACTS, Grid, known
 
-#: A document's markers: the table of a group, its AUC by history length, by item and by delay of labels, a picture.
+#: A document's markers: a group's table, its validation AUC, its AUC by history, by item and by delay, a picture.
 MARKED = re.compile(
-    r"(<!-- (?P<kind>study|histories|items|delays|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>study|validation|histories|items|delays|figure): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 #: Facts that all lines of a table share, as its conditions say them.
 SHARED = {
     "k": "k = {}",
     "n": "n = {}",
-    "delay": "labels known after {} s",
+    "delay": "labels known after {}",
     "fixes": "fixes {}",
     "model": "model {}",
     "epochs": "{} epochs",
     "share": "{} of the training targets",
 }
-EVALUATED = ("AUC", "AUC streaming", "log loss", "gAUC", "ΔAUC [95 %]", "Δ to no fix [95 %]")
+EVALUATED = ("AUC", "AUC streaming", "log loss", "ΔAUC [95 %]", "Δ to no fix [95 %]")
 TRIAL = ("validation AUC", "best", "curve")
 SPEED = ("train s", "targets/s", "tokens/s", "fewer tokens", "speed-up")
 SPLITS = {
@@ -109,6 +110,18 @@ def group_tables(grid: Grid, rows: list[Row], name: str) -> str:
     return "\n\n".join(parts)
 
 
+def validation_tables(grid: Grid, rows: list[Row], name: str) -> str:
+    """The AUC of validation targets, by which a recipe is chosen: a line a recipe, a column a log and delay."""
+    found: dict[str, dict[str, str]] = {}
+    for data_set, own in _logs(grid, rows, name):
+        for line in lines(own):
+            late = "" if line["delay"] is None else f", {duration(line['delay'])}"
+            found.setdefault(line["model"] or "chosen", {})[data_set + late] = number(line.mean("validation_auc"))
+    header = list(dict.fromkeys(column for figures in found.values() for column in figures))
+    body = [[model, *(figures.get(column, MISSING) for column in header)] for model, figures in found.items()]
+    return markdown_table(["", *header], body) if body else ""
+
+
 def history_tables(grid: Grid, rows: list[Row], name: str) -> str:
     """AUC of a group's targets by how many earlier rows their user has, for each log of the group."""
     parts = []
@@ -135,11 +148,11 @@ def item_tables(grid: Grid, rows: list[Row], name: str) -> str:
         if not shown:
             continue
         header = list(dict.fromkeys(bucket for line in shown for bucket in line["auc_by_item"]))
-        facts = [fact for fact in FACTS if len({line[fact] for line in shown}) > 1]
+        facts = [fact for fact in FACTS if not _same(shown, fact)]
         body = []
         for line in shown:
             by_item = Line(tuple(row["auc_by_item"] for row in line.rows))
-            told = " ".join(_fact(line[fact]) for fact in facts)
+            told = " ".join(_fact(line, fact) for fact in facts)
             aucs = (number(by_item.mean(bucket)) for bucket in header)
             body.append([f"`{line['paradigm']}` {told}".strip(), number(line.mean("uauc")), *aucs])
         parts.append(f"**{data_set}**\n\n{markdown_table(['', 'UAUC', *header], body)}")
@@ -169,7 +182,13 @@ def delay_tables(grid: Grid, rows: list[Row], name: str) -> str:
     return "\n\n".join(parts)
 
 
-TABLES = {"study": group_tables, "histories": history_tables, "items": item_tables, "delays": delay_tables}
+TABLES = {
+    "study": group_tables,
+    "validation": validation_tables,
+    "histories": history_tables,
+    "items": item_tables,
+    "delays": delay_tables,
+}
 
 
 def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) -> list[str]:
@@ -177,29 +196,44 @@ def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) 
     if not shown:
         return []
     shown = sorted(shown, key=lambda line: (line["model"], line["n"], line["epochs"] or 0))  # then as declared
-    same = [fact for fact in FACTS if len({line[fact] for line in shown}) == 1]
+    same = [fact for fact in FACTS if _same(shown, fact)]
     facts = [fact for fact in FACTS if fact not in same]
+    seeds = {len(line.rows) for line in shown}
     compared = ("auc_difference_equal_seconds" if equal_seconds else "auc_difference", "auc_difference_unfixed")
     trials = any(line["measure"] == "validation" for line in shown)
     evaluated = any(line.values("auc") for line in shown)
-    header = ["", *facts, "seeds", *(EVALUATED if evaluated else ()), *(TRIAL if trials else SPEED)]
+    header = [
+        "",
+        *facts,
+        *(["seeds"] if len(seeds) > 1 else []),
+        *(EVALUATED if evaluated else ()),
+        *(TRIAL if trials else SPEED),
+    ]
     body = []
     for line in shown:
-        cells = [f"`{line['paradigm']}`", *(_fact(line[fact]) for fact in facts), str(len(line.rows))]
+        cells = [f"`{line['paradigm']}`", *(_fact(line, fact) for fact in facts)]
+        cells += [str(len(line.rows))] if len(seeds) > 1 else []
         if evaluated:
             cells.append(_range(line.values("auc")))
-            cells += [number(line.mean(column)) for column in ("auc_streaming", "log_loss", "gauc")]
+            cells += [number(line.mean(column)) for column in ("auc_streaming", "log_loss")]
             cells += [_difference(line.values(column)) for column in compared]
         body.append([*cells, *(_learning(line) if trials else _speed(line, rows))])
     if evaluated or trials:
         found = {floor_label(name, line["n"]): auc for line in shown for name, auc in (line["floors"] or {}).items()}
-        before = len(facts) + 2  # columns left of the AUC
+        before = 1 + len(facts) + (len(seeds) > 1)  # columns left of the AUC
         for label, auc in found.items():
             body.append([f"floor: {label}", *[""] * (before - 1), number(auc), *[""] * (len(header) - before - 1)])
     kept = [0, *(i for i in range(1, len(header)) if any(cells[i] not in ("", MISSING) for cells in body))]
     header, *body = ([cells[i] for i in kept] for cells in (header, *body))
     said = [*_conditions(shown, same), *(_timed(shown, rows) if "train s" in header else [])]
+    if len(seeds) == 1:
+        said.insert(0, "1 seed" if seeds == {1} else f"{min(seeds)} seeds")
     return [f"{title}: {'; '.join(said)}.", markdown_table(header, body)]
+
+
+def _same(shown: Sequence[Line], fact: str) -> bool:
+    """Whether all lines share a fact: k, where all but the sliding window do, whose k is always 1."""
+    return len({line[fact] for line in shown if fact != "k" or line["paradigm"] != BASELINE}) <= 1
 
 
 def _conditions(shown: Sequence[Line], same: Sequence[str]) -> list[str]:
@@ -208,7 +242,8 @@ def _conditions(shown: Sequence[Line], same: Sequence[str]) -> list[str]:
     said = ["validation targets, in streaming prompts"] if first["measure"] == "validation" else []
     if first["test_targets"]:
         said.append(f"{first['test_targets']:,} test targets of {first['test_users']:,} users")
-    shared = [SHARED[fact].format(_fact(first[fact])) for fact in same if first[fact] not in (None, "")]
+    last = max(shown, key=lambda line: line["paradigm"] != BASELINE)  # whose k is that of all but the baseline
+    shared = [SHARED[fact].format(_fact(last, fact)) for fact in same if last[fact] not in (None, "")]
     said += ["1 epoch" if one == "1 epochs" else one for one in shared]
     workers = sorted(set(every.values("workers")))
     beside = "one at a time" if workers == [1] else f"{' and '.join(map(str, workers))} at a time"
@@ -240,7 +275,10 @@ def _speed(line: Line, rows: list[Row]) -> list[str]:
     return [_amount(analyse.mean_seconds(line, rows)), *rates, *ratios]
 
 
-def _fact(value: Any) -> str:
+def _fact(line: Line, fact: str) -> str:
+    value = line[fact]
+    if fact == "delay" and value is not None:
+        return duration(value)
     if isinstance(value, float):
         return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else str(value or "")

@@ -95,7 +95,7 @@ def test_sizes_of_a_model_are_points_of_one_curve_a_paradigm(grid: Grid, tmp_pat
 def test_cold_items_stand_in_a_table_beside_uauc(grid: Grid) -> None:
     table = write.item_tables(grid, rows_of(grid), "quality").splitlines()
     assert table[:3] == ["**log**", "", "|  | UAUC | 0-4 | 5+ | 0 |"]
-    assert table[4].startswith("| `sliding_window` 1 | 0.7000 | 0.6000 | 0.8000 | 0.5000 |")
+    assert table[4].startswith("| `sliding_window` | 0.7000 | 0.6000 | 0.8000 | 0.5000 |")
 
 
 def test_shares_are_runs_of_their_own_each_held_against_its_own_sliding_window(grid: Grid) -> None:
@@ -140,4 +140,4 @@ def test_the_document_holds_the_committed_rows_and_every_group() -> None:
     text = (ROOT / "docs" / "llm.md").read_text()
     assert write.document(grid, analyse.read(grid), text) == text
     shown = write.MARKED.finditer(text)
-    assert {match["name"] for match in shown if match["kind"] in ("study", "delays")} == set(grid.group_names)
+    assert {match["name"] for match in shown if match["kind"] in ("study", "delays", "validation")} == set(grid.group_names)

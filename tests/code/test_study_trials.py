@@ -136,11 +136,11 @@ def test_the_table_of_trials_shows_the_curve_s_end_and_best_point_and_nothing_of
     found = [trial(run, *curve) for run, curve in zip(grid.runs, curves, strict=True)]
     found[0]["floors"] = {"item_rate": 0.61}
     shown = write.group_tables(grid, found, "trials")
-    assert "|  | model | seeds | validation AUC | best | curve |" in shown
-    assert "| `dti` |  | 2 | 0.7500 (0.7400 to 0.7600) | 0.7700 | 0.7000 0.7700 0.7500 |" in shown
-    assert "| `dti` | eps4 | 2 | 0.7000 (0.7000 to 0.7000) | 0.7000 | 0.6000 0.6500 0.7000 |" in shown
-    assert "| floor: item rate |  |  | 0.6100 |  |  |" in shown
-    assert "**past**: validation targets, in streaming prompts; " in shown
+    assert "|  | model | validation AUC | best | curve |" in shown
+    assert "| `dti` |  | 0.7500 (0.7400 to 0.7600) | 0.7700 | 0.7000 0.7700 0.7500 |" in shown
+    assert "| `dti` | eps4 | 0.7000 (0.7000 to 0.7000) | 0.7000 | 0.6000 0.6500 0.7000 |" in shown
+    assert "| floor: item rate |  | 0.6100 |  |  |" in shown
+    assert "**past**: 2 seeds; validation targets, in streaming prompts; " in shown
     assert "test" not in shown
 
 
