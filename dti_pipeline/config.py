@@ -67,8 +67,10 @@ class Config:
         else:
             rule = f"null where `split.rule` is {self.split.rule}, which would not read it"
             require(column is None, "events.columns.split", rule, column)
-        for paradigm in (*self.paradigms, *self.backtest.paradigms):
-            named(paradigm)  # or it is refused
+        for key, paradigms in (("paradigms", self.paradigms), ("backtest.paradigms", self.backtest.paradigms)):
+            for paradigm in paradigms:
+                named(paradigm)  # or it is refused
+            require(len(set(paradigms)) == len(paradigms), key, "a list with each paradigm once", list(paradigms))
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, as a manifest or a tracker records them."""

@@ -12,8 +12,8 @@ from dti_pipeline.plain import NonNegativeInt, PositiveFloat, Range
 class BacktestConfig:
     """The log day by day: each day learns what became known, and its model is judged on the next."""
 
-    # Those that `dti backtest` trains without --paradigm, none: `paradigms`; and those that DVC
-    # has a stage for, and Dagster days.
+    # Those that `dti backtest` trains without --paradigm, none: `paradigms`; and those that DVC has a stage for
+    # and Dagster, when it loads its definitions, days.
     paradigms: tuple[str, ...] = ()
     # Of a "day": 1 from midnight to midnight UTC, 7 from Monday to Sunday, 0.5 half of one.
     period_days: PositiveFloat = 1.0

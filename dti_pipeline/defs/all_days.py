@@ -15,10 +15,9 @@ from dti_pipeline.paradigms import named
 
 def request(instance: dg.DagsterInstance, paradigm: str) -> tuple[str, list[str]]:
     """Make the partitions the log's days, and add the backfill to the queue of Dagster's daemon; returns its id and
-    days. Raises InputError where no day is left,
-    or the paradigm has no backtest here."""
+    days. Raises InputError where no day is left, or `backtest.paradigms` does not list the paradigm."""
     name = named(paradigm).name
-    if name not in days.wanted():
+    if name not in days.listed():
         raise InputError(f"`backtest.paradigms` in params.yaml does not list {name}: Dagster has no days of it")
     log = days.home()
     days.follow(instance, log.days.names())

@@ -6,6 +6,7 @@ Partitions are dynamic: only the log knows its days, their length is a parameter
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from dti_pipeline.pipeline import BACKTEST
 if TYPE_CHECKING:
     from dti_pipeline.backtest.begin import Beginning
 
+log = logging.getLogger(__name__)
 GROUP = "backtest"
 NAME = "backtest_days"
 DAYS = dg.DynamicPartitionsDefinition(name=NAME)
@@ -32,12 +34,17 @@ def key(paradigm: str) -> dg.AssetKey:
     return dg.AssetKey([BACKTEST.asset, paradigm])
 
 
+def listed() -> tuple[str, ...]:
+    """Paradigms that have days here: `backtest.paradigms`. Raises InputError where params.yaml is wrong."""
+    return config.load(Paths.from_env().params).backtest.paradigms
+
+
 def wanted() -> tuple[str, ...]:
-    """Paradigms that have a backtest here, `backtest.paradigms` in params.yaml: none where that cannot be read, which
-    the next run tells."""
+    """Those listed, for definitions, which have to load: none, with a warning, where params.yaml is wrong."""
     try:
-        return config.load(Paths.from_env().params).backtest.paradigms
-    except InputError:
+        return listed()
+    except InputError as error:
+        log.warning("no days in Dagster: %s", error)
         return ()
 
 
@@ -127,17 +134,17 @@ def new_days(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRe
     if state == context.cursor:
         return dg.SkipReason("the log is the same as at the last look")
     try:
-        log = home()
+        start = home()
     except InputError as error:
         return dg.SkipReason(str(error))
-    days, known = log.days.names(), context.instance.get_dynamic_partitions(NAME)
+    days, known = start.days.names(), context.instance.get_dynamic_partitions(NAME)
     if list(known) != days:
         return dg.SkipReason("waiting for `log_days` to make the partitions the days of the log")
     context.update_cursor(state)
-    left = {paradigm: log.left(paradigm) for paradigm in wanted()}
+    left = {paradigm: start.left(paradigm) for paradigm in start.config.backtest.paradigms}
     begun = {paradigm: new for paradigm, new in left.items() if new != days}
     if not begun:
-        return dg.SkipReason("no backtest has begun: launch its first days as a backfill")
+        return dg.SkipReason("no backtest of `backtest.paradigms` has begun: launch its first days as a backfill")
     runs = [
         dg.RunRequest(
             run_key=f"{paradigm} {state}",

@@ -19,6 +19,7 @@ from dti_pipeline.defs import all_days, days
 from dti_pipeline.errors import Interrupted
 from dti_pipeline.paths import Paths
 from tests.daily_logs import lines, made, newest, numbers
+from tests.project import ROOT
 
 #: With days for one paradigm.
 DEFS = definitions.build(["dti"])
@@ -185,7 +186,7 @@ def test_partitions_follow_the_log(ready: Paths) -> None:
 
 def test_new_days_are_asked_for_once_where_a_backtest_has_begun(ready: Paths, instance: dg.DagsterInstance) -> None:
     daemon, partitions = Daemon(days.new_days, instance), Daemon(days.log_days, instance)
-    assert daemon.look() == "no backtest has begun: launch its first days as a backfill"
+    assert daemon.look() == "no backtest of `backtest.paradigms` has begun: launch its first days as a backfill"
     assert launch(instance, DAYS[0], DAYS[4]).success
     assert daemon.look() == "the log is the same as at the last look"
     made(ready, lines(range(9)), **PLAIN)
@@ -198,6 +199,9 @@ def test_new_days_are_asked_for_once_where_a_backtest_has_begun(ready: Paths, in
     assert launch(instance, asked.tags[days.FIRST], asked.tags[days.LAST]).success
     made(ready, [*lines(range(9)), "u3,7,5,1577836800"], **PLAIN)
     assert daemon.look() == "dti: trained to 2020-01-08, the last day that has a next one"
+    made(ready, lines(range(10)), backtest={"fresh": False, "paradigms": ["dti_growing"]})
+    partitions.look()
+    assert "no backtest of `backtest.paradigms` has begun" in daemon.look(), "dti is no longer listed"
 
 
 def test_without_a_log_a_sensor_says_what_to_run(home: Paths, instance: dg.DagsterInstance) -> None:
@@ -230,7 +234,9 @@ def test_a_log_that_grows_keeps_the_first_day_that_its_share_gave(ready: Paths) 
     assert days.home().days.names()[0] > began, "a new beginning asks the share again"
 
 
-def test_dagster_has_days_of_the_listed_paradigms_only(home: Paths, instance: dg.DagsterInstance) -> None:
+def test_dagster_has_days_of_the_listed_paradigms_only(
+    home: Paths, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of none as the parameters come: *Materialize all* would train every day."""
 
     def shown(listed: str) -> tuple[set[str], set[str]]:
@@ -242,9 +248,14 @@ def test_dagster_has_days_of_the_listed_paradigms_only(home: Paths, instance: dg
     nothing, plain = shown("{}")
     assert nothing == set()
     assert not {"log_days", "new_days"} & plain
-    assert shown("backtest: [") == (nothing, plain), "the run that reads it says what is wrong"
+    assert shown((ROOT / "params.yaml").read_text()) == (nothing, plain)
+    assert not caplog.messages
+    assert shown("backtest: {paradigms: [dtl]}") == (nothing, plain)
+    assert "unknown paradigm 'dtl'" in caplog.text
+    with pytest.raises(all_days.InputError, match="unknown paradigm 'dtl'"):
+        all_days.request(instance, "dti")
     assert shown("backtest: {paradigms: [dti, dti_growing]}") == (
         {"backtest/dti", "backtest/dti_growing"}, plain | {"log_days", "new_days"}
     )  # fmt: skip
-    with pytest.raises(all_days.InputError, match="does not list dti_isolated"):
+    with pytest.raises(all_days.InputError, match=r"`backtest\.paradigms` in params\.yaml does not list dti_isolated"):
         all_days.request(instance, "dti_isolated")

@@ -76,6 +76,8 @@ def command(*arguments: str) -> Result:
         ({"synth": {"items": 100_001}}, r"`synth\.items` must be in \[1, 100000\], not 100001"),
         ({"split": {"validation_share": 0.5}}, r"`split\.validation_share` must be in \[0, 0\.5\), not 0\.5"),
         ({"evaluation": {"confidence": 1}}, r"`evaluation\.confidence` must be in \(0, 1\), not 1"),
+        ({"paradigms": ["dti", "dti"]}, r"`paradigms` must be a list with each paradigm once, not \['dti', 'dti'\]"),
+        ({"backtest": {"paradigms": ["dti", "dti"]}}, r"`backtest\.paradigms` must be a list with each paradigm once"),
         ({"events": {"max_users": 0}}, r"`events\.max_users` must be a whole number from 1 or null, not 0"),
         ({"validation": {"label_rate": [0.5, 1.5]}}, r"`validation\.label_rate\[1\]` must be in \[0, 1\], not 1\.5"),
         ({"validation": {"label_rate": [0.5, 0.1]}}, r"`validation\.label_rate` must be two shares, the lower one"),

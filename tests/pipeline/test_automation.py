@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dti_pipeline.definitions import defs
+from dti_pipeline.definitions import build, defs
 from dti_pipeline.defs import processes
 from dti_pipeline.defs.automation import SHARED, new_log_files, nightly, prepare_log
 from dti_pipeline.defs.checks import CHECKS
@@ -122,9 +122,10 @@ def test_what_sensor_and_schedule_start_never_trains() -> None:
 
 
 def test_nothing_is_on_until_somebody_turns_it_on() -> None:
-    on = {sensor.name for sensor in defs.sensors if sensor.default_status == dg.DefaultSensorStatus.RUNNING}
-    assert on == {"killed_runs"}  # it starts nothing
-    assert {sensor.name for sensor in defs.sensors} - on == {"new_log_files", "refresh_cheap_stages"}
+    sensors = build(["dti"]).sensors
+    on = {sensor.name for sensor in sensors if sensor.default_status == dg.DefaultSensorStatus.RUNNING}
+    assert on == {"killed_runs", "log_days"}  # they start nothing
+    assert {sensor.name for sensor in sensors} - on == {"new_log_files", "refresh_cheap_stages", "new_days"}
     assert nightly.default_status == dg.DefaultScheduleStatus.STOPPED
 
 
