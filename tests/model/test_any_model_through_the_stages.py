@@ -10,11 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from dti_pipeline.config import Config, LoraConfig, ModelConfig, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.tokenize import load_tokenizer
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME, plan
 from tests.model.architectures import write, write_tokenizer
@@ -115,3 +117,28 @@ def test_a_refused_architecture_stops_the_training_stage_before_it_starts(
         BY_NAME["train"].run(config, paths, "dti")
     assert not paths.model("dti").exists()
     assert not paths.checkpoints("dti").exists()
+
+
+def test_a_model_as_it_was_published_is_scored_and_compared_without_a_speed(
+    token_home: tuple[Config, Paths], tmp_path: Path
+) -> None:
+    """`training.epochs: 0` publishes the checkpoint's own weights; [SUM] asks as ":" does."""
+    config, paths = home_with(token_home, tmp_path, "llama", head="verbaliser", lora=LoraConfig(rank=0))
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=0))
+    for paradigm in ("sliding_window", "dti"):
+        BY_NAME["pack"].run(config, paths, paradigm)
+        trained = BY_NAME["train"].run(config, paths, paradigm)
+        assert (trained.steps, trained.targets, trained.loss) == (0, 0, None)
+        evaluated = BY_NAME["evaluate"].run(config, paths, paradigm)
+        assert evaluated.targets > 0
+    compared = BY_NAME["compare"].run(config, paths)
+    assert compared.speedup == {}
+    assert "AUC" in compared.verdict["dti"]
+    published = load_file(Path(config.model.name_or_path) / "model.safetensors")
+    kept = load_file(paths.model("dti") / "lm" / "model.safetensors")
+    for key, value in published.items():  # the vocabulary has grown by [SUM] and others
+        assert torch.equal(kept[key][: len(value)], value), key
+    (question,) = load_tokenizer(paths.tokens).encode(":", add_special_tokens=False)
+    name, asks = "model.embed_tokens.weight", TokenStore.open(paths.tokens).special["sum"]
+    assert asks >= len(published[name])
+    assert torch.equal(kept[name][asks], published[name][question])
