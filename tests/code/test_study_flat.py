@@ -140,4 +140,5 @@ def test_the_document_holds_the_committed_rows_and_every_group() -> None:
     text = (ROOT / "docs" / "llm.md").read_text()
     assert write.document(grid, analyse.read(grid), text) == text
     shown = write.MARKED.finditer(text)
-    assert {match["name"] for match in shown if match["kind"] in ("study", "delays", "validation")} == set(grid.group_names)
+    of_groups = ("study", "delays", "validation")
+    assert {match["name"] for match in shown if match["kind"] in of_groups} == set(grid.group_names)
