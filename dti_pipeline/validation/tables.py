@@ -18,6 +18,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import connect, literal, parquet_files
 from dti_pipeline.events.ingest import INTERACTIONS
+from dti_pipeline.events.staging import is_whole
 from dti_pipeline.paths import Paths
 
 _DIGEST = 16  # characters of a raw file's digest that open the name of its part
@@ -64,7 +65,11 @@ def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -
     """
     interactions = paths.events / INTERACTIONS
     with connect(config.events.memory_limit, paths.checks.parent) as connection:
-        parts = parquet_files(*sorted(paths.staged.glob("*.parquet")), filename=True)
+        found = sorted(paths.staged.glob("*.parquet"))
+        for part in found:
+            if not is_whole(part):
+                raise InputError(f"{part} is damaged: its content is not what was written: run `dti ingest` again")
+        parts = parquet_files(*found, filename=True)
         try:
             connection.execute(f"CREATE VIEW interactions AS FROM {parquet_files(interactions)}")
             connection.execute(f"CREATE VIEW staged AS SELECT * EXCLUDE (filename) FROM {parts}")
