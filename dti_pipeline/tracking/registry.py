@@ -87,6 +87,7 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
     name, paradigm = model_name(config), run.data.tags["paradigm"]
     known = _versions(store, name, run.info.run_id)
     if known:
+        _name_newest(store, name, paradigm)  # a process killed between the version and its alias left the older one
         return known[0]
     model_id = _logged(store, folder, run)
     try:
@@ -101,11 +102,21 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
         )
     finally:
         mlflow.set_tracking_uri(default)
-    store.set_registered_model_alias(name, paradigm, version.version)
+    _name_newest(store, name, paradigm)
     # As MLflow's own `register_model` does, for the page of models and the table of runs.
     link = json.dumps([{"name": name, "version": version.version}])
     store.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return version
+
+
+def _name_newest(store: MlflowClient, name: str, paradigm: str) -> None:
+    """Give a paradigm's alias to its newest version, where another has it."""
+    numbers = [
+        int(one.version) for one in store.search_model_versions(f"tags.paradigm = '{paradigm}'") if one.name == name
+    ]
+    newest = str(max(numbers))
+    if str(store.get_registered_model(name).aliases.get(paradigm)) != newest:
+        store.set_registered_model_alias(name, paradigm, newest)
 
 
 def _versions(store: MlflowClient, name: str, run_id: str) -> list[ModelVersion]:
