@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
@@ -22,6 +23,8 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_page
+
+HOME = "home"  # tag: machine and folder of the project that made a run
 
 
 def uri(config: Config, paths: Paths) -> str:
@@ -96,9 +99,26 @@ def dataset(name: str, digest: str, context: str) -> DatasetInput:
     return DatasetInput(data, [InputTag("mlflow.data.context", context)])
 
 
-def author(command: str) -> dict[str, str]:
-    """MLflow's own tags for who made a run, and by which command."""
-    return {"mlflow.user": os.environ.get("USER", ""), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+def author(command: str, paths: Paths) -> dict[str, str]:
+    """Tags for who made a run, by which command and in which home; all but the last are MLflow's own."""
+    user = os.environ.get("USER", "")
+    named = {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    return {**named, HOME: f"{socket.gethostname()}:{paths.home}"}
+
+
+def end_killed(
+    store: MlflowClient, experiment: str, config: Config, by: Mapping[str, str], but: str | None = None
+) -> None:
+    """End, as KILLED, the runs that killed processes left RUNNING, ``but`` for one. ``by``: tags of the runs' author.
+
+    Of a store that homes share, other homes' runs stay: they may be at work.
+    """
+    known = ["mlflow.source.name", "paradigm", *([HOME] if config.tracking.uri else [])]
+    tags = {name: by[name] for name in known if name in by}
+    for run in store.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if run.info.run_id != but and tags.items() <= run.data.tags.items():
+            store.set_tag(run.info.run_id, "error", "its process was killed")
+            store.set_terminated(run.info.run_id, "KILLED")
 
 
 def tagged(store: MlflowClient, experiment: str, tag: tuple[str, str], name: str, more: Mapping[str, str]) -> Run:

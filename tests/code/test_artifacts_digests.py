@@ -31,12 +31,12 @@ def published(folder: Path, text: str = "content") -> Path:
     return folder
 
 
-def test_every_bit_of_an_output_counts(tmp_path: Path) -> None:
-    """Each bit of the manifest, and each of the files that it lists: a damaged one is named, whichever bit it is."""
+def test_every_byte_of_an_output_counts(tmp_path: Path) -> None:
+    """Each byte of the manifest, and of the files that it lists: a damaged one is named, whichever bit of it it is."""
     folder = published(tmp_path / "shards")
     assert artifacts.read(folder, "pack").report["rows"] == 12
     for path in [file for file in folder.rglob("*") if file.is_file()]:
-        for bit in range(8 * path.stat().st_size):
+        for bit in (8 * byte + byte % 8 for byte in range(path.stat().st_size)):
             flip(path, bit)
             with pytest.raises(InputError) as refused:
                 artifacts.read(folder, "pack")
