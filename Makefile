@@ -46,7 +46,7 @@ bench: setup  ## Measure on this machine; each script prints a table of docs/ben
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
 	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards
-	@rm -rf data/.*.draft-* data/.duckdb.* models/.*.draft-* models/.*.lock
+	@rm -rf data/.*.draft-* models/.*.draft-* models/.*.lock
 	@rm -rf models/sliding_window models/dti models/dti_growing models/dti_isolated
 	@rm -rf models/.checkpoints models/.backtest models/.registry reports .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

@@ -155,8 +155,7 @@ def publish(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     read_from = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs or {})
-    recover(target)
-    with _draft_of(target) as path:
+    with aside(target) as path:
         draft = Draft(path)
         yield draft
         manifest = {
@@ -179,9 +178,9 @@ def recover(target: Path) -> None:
         held = _lock(path)
         if held is None:
             continue  # its process is at work
-        aside = path / OLD
-        if aside.is_dir() and not target.exists():
-            aside.rename(target)
+        old = path / OLD
+        if old.is_dir() and not target.exists():
+            old.rename(target)
         shutil.rmtree(path, ignore_errors=True)
         os.close(held)
 
@@ -191,8 +190,12 @@ def _exactly(name: str) -> str:
 
 
 @contextmanager
-def _draft_of(target: Path) -> Iterator[Path]:
-    """A folder beside ``target``, removed at the end. It is locked while its process lives, whatever ends that."""
+def aside(target: Path) -> Iterator[Path]:
+    """A folder beside ``target``, removed at the end; those of killed processes are removed before.
+
+    It is locked while its process lives, whatever ends that.
+    """
+    recover(target)
     while True:
         path = Path(tempfile.mkdtemp(prefix=f".{target.name}.draft-", dir=target.parent))
         held = _lock(path)
@@ -241,8 +244,8 @@ def _take_place(draft: Path, target: Path) -> None:
         draft.rename(target)
     elif not _exchange(draft, target):
         # The old output steps aside: of a crash between the two renames `recover` brings it back.
-        with _draft_of(target) as aside:
-            target.rename(aside / OLD)
+        with aside(target) as old:
+            target.rename(old / OLD)
             draft.rename(target)
 
 
@@ -356,9 +359,9 @@ def write_text(path: Path, text: str) -> None:
         number = left.name.rpartition("-")[2]
         if number.isdecimal() and not _alive(int(number)):
             left.unlink(missing_ok=True)
-    aside = path.with_name(f".{path.name}.draft-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def _alive(process: int) -> bool:

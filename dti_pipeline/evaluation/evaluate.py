@@ -18,6 +18,7 @@ from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.interactions import Array, Interactions
 from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Quality, Slices
 from dti_pipeline.packing.report import PackReport
+from dti_pipeline.packing.store import require_events
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import part_of, to_plain
 from dti_pipeline.training.report import TrainingSummary, TrainReport
@@ -31,6 +32,7 @@ def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
     from dti_pipeline.evaluation.predict import predict  # imports torch, which measuring scores does not need
 
     inputs = _inputs(paths, paradigm)
+    require_events(paths)
     predictions, seconds = predict(config, paths, paradigm, config.evaluation.split)
     return measure(config, paths, paradigm, predictions, seconds, inputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -11,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 
 
@@ -21,7 +21,7 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
     ``memory_limit`` is written as DuckDB writes it (``2GB``); anything else raises InputError.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".duckdb.", dir=scratch) as spill, duckdb.connect() as connection:
+    with artifacts.aside(scratch / "duckdb") as spill, duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = {literal(memory_limit)}")
         except duckdb.Error as error:

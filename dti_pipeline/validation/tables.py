@@ -66,7 +66,7 @@ def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -
     interactions = paths.events / INTERACTIONS
     with connect(config.events.memory_limit, paths.checks.parent) as connection:
         found = sorted(paths.staged.glob("*.parquet"))
-        for part in found:
+        for part in sorted(paths.staged.rglob("*.parquet")):
             if not is_whole(part):
                 raise InputError(f"{part} is damaged: its content is not what was written: run `dti ingest` again")
         parts = parquet_files(*found, filename=True)
