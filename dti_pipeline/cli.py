@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import sys
@@ -53,7 +54,9 @@ class Commands(TyperGroup):
         except OSError as error:
             if isinstance(error, BrokenPipeError):  # the reader has gone, as `head` does
                 raise
-            where = f"{error.filename}: " if error.filename else ""
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # which a write says, without the file's name
+            named = error.filename or (Paths.from_env().home if full else None)
+            where = f"{named}: " if named else ""
             console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)
             raise typer.Exit(2) from None
 

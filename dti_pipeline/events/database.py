@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -38,7 +39,16 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
                 f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {error}"
             ) from error
         except duckdb.IOException as error:  # a full disk, a file that went away
-            raise InputError(f"the log could not be read or written: {error}") from error
+            raise InputError(f"the log could not be read or written: {_said(error)}") from error
+
+
+def _said(error: duckdb.Error) -> str:
+    """DuckDB's sentence, without the JSON that it wraps around an error of another thread."""
+    _, begin, content = str(error).partition("{")
+    try:
+        return json.loads(begin + content)["exception_message"]
+    except (ValueError, KeyError):
+        return str(error)
 
 
 def run_script(connection: duckdb.DuckDBPyConnection, name: str, **variables: Any) -> None:

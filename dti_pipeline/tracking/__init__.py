@@ -110,5 +110,6 @@ def _mlflow() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        said = re.sub(r"://[^/@\s]*@", "://***@", " ".join(str(error).split()))  # an address may hold a password
+        said = " ".join(str(error).split()).partition(" [SQL: ")[0]
+        said = re.sub(r"://[^/@\s]*@", "://***@", said)  # an address may hold a password
         raise InputError(f"MLflow failed (tracking.enabled=false works without it): {said}") from error
