@@ -54,7 +54,11 @@ class Commands(TyperGroup):
         except OSError as error:
             if isinstance(error, BrokenPipeError):  # the reader has gone, as `head` does
                 raise
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # which a write says, without the file's name
+            full = error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EFBIG,
+            )  # which a write says, without the file's name
             named = error.filename or (Paths.from_env().home if full else None)
             where = f"{named}: " if named else ""
             console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)

@@ -8,6 +8,7 @@ tracker's run lies beside them. Learning rate and order of rows follow from the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,7 +81,8 @@ def save(
         return target
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
+    with writing(aside / TENSORS):
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
     digest = file_digest(aside / TENSORS)
     write_json(aside / STATE, sealed({"digest": digest, "progress": asdict(progress)}))
     shutil.rmtree(target, ignore_errors=True)
@@ -87,6 +90,15 @@ def save(
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tensors that cannot be written, for a full disk say, raise OSError, as any other file does."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error).removeprefix("Error while serializing: "), str(path)) from error
 
 
 def restore(

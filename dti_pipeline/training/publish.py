@@ -76,7 +76,8 @@ def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -
     config, paths, paradigm = setup.config, setup.paths, setup.paradigm
     shaped_by = config.sections("model", "training")
     with artifacts.publish(paths.model(paradigm), "train", shaped_by, setup.inputs) as draft:
-        storage.save(setup.model, draft.path, weights)
+        with checkpoint.writing(draft.path):
+            storage.save(setup.model, draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
         if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
             shutil.copy(paths.tokens / ITEMS, draft.path / ITEMS)
