@@ -40,8 +40,8 @@ UNSEALED = {"schema_version", "stage", "report", "config", "inputs", "files"}
 OLD = ".old"
 #: A file that was written so short a time ago may change again within one tick of the file system's clock.
 SETTLED_SECONDS = 1.0
-#: Files digested at a time: each is bound by one core.
-THREADS = 4
+#: Files digested at a time where there is this much to read: each is bound by one core.
+THREADS, THREADED_BYTES = 4, 1 << 26
 #: Digests of this process's files by device, inode, size and times.
 _known: dict[tuple[int, ...], str] = {}
 R = TypeVar("R")
@@ -115,6 +115,9 @@ def file_digest(path: Path) -> str:
 
 def file_digests(paths: Iterable[Path]) -> list[str]:
     """Digests of files, in order."""
+    paths = list(paths)
+    if sum(path.stat().st_size for path in paths) < THREADED_BYTES:
+        return [file_digest(path) for path in paths]
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(file_digest, paths))
 

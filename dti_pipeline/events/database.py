@@ -36,19 +36,20 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise InputError(
-                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {error}"
+                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {_said(error)}"
             ) from error
         except duckdb.IOException as error:  # a full disk, a file that went away
             raise InputError(f"the log could not be read or written: {_said(error)}") from error
 
 
 def _said(error: duckdb.Error) -> str:
-    """DuckDB's sentence, without the JSON that it wraps around an error of another thread."""
-    _, begin, content = str(error).partition("{")
+    """DuckDB's sentence, without its advice, or the JSON that it wraps around an error of another thread."""
+    said = str(error).partition("\n")[0]
+    _, begin, content = said.partition("{")
     try:
         return json.loads(begin + content)["exception_message"]
     except (ValueError, KeyError):
-        return str(error)
+        return said
 
 
 def run_script(connection: duckdb.DuckDBPyConnection, name: str, **variables: Any) -> None:

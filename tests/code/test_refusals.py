@@ -36,10 +36,12 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (FULL, "error: {home}: No space left on device"),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), "error: /data/x: Read-only file system"),
         (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files"),
+        (RuntimeError("can't start new thread"), "error: there is too little memory: can't start new thread"),
+        (MemoryError("31 GiB for an array"), "error: there is too little memory: 31 GiB for an array"),
     ],
 )
 def test_a_command_that_the_machine_refuses_says_what_and_where(
-    home: Paths, monkeypatch: pytest.MonkeyPatch, refused: OSError, said: str
+    home: Paths, monkeypatch: pytest.MonkeyPatch, refused: Exception, said: str
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise refused
@@ -66,6 +68,13 @@ def test_weights_that_cannot_be_written_are_a_file_like_any_other(tmp_path: Path
     with pytest.raises(OSError, match="File too large") as refused, checkpoint.writing(path), full_disk():
         save_file({"weight": torch.zeros(100_000)}, path)
     assert refused.value.filename == str(path)
+
+
+def test_any_other_error_is_a_bug_and_keeps_its_traceback(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stage, "run", lambda *_, **__: {}["missing"])
+    assert isinstance(CliRunner().invoke(app, ["synth"]).exception, KeyError)
+    monkeypatch.setattr(Stage, "run", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    assert isinstance(CliRunner().invoke(app, ["synth"]).exception, RuntimeError)
 
 
 def test_a_page_of_data_docs_that_cannot_be_written_ends_the_check(tmp_path: Path) -> None:
