@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import torch
 from great_expectations.render.renderer import site_builder
@@ -26,6 +27,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import Stage
 from dti_pipeline.training import checkpoint
 from dti_pipeline.validation import docs
+from dti_pipeline.validation.tables import Tables
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -99,6 +101,18 @@ def test_a_log_that_cannot_be_written_is_one_plain_sentence(tmp_path: Path) -> N
         full_disk(),
     ):
         write_parquet(connection, "SELECT range AS n FROM range(2000000)", path)
+
+
+def test_a_query_that_the_machine_refuses_is_no_broken_rule(tmp_path: Path) -> None:
+    """Great Expectations takes an error for a check that failed: it is noted, and raised when the suite is over."""
+    with duckdb.connect() as connection:
+        tables = Tables(connection, 3)
+        for ask in (tables.count, tables.rows, tables.frame):
+            with pytest.raises(duckdb.IOException):
+                ask(f"FROM read_parquet('{tmp_path}/gone.parquet')")
+            with pytest.raises(duckdb.CatalogException):
+                ask("FROM another_log")
+        assert len(tables.refused) == 3
 
 
 def test_a_store_that_refuses_is_quoted_without_its_statement() -> None:
