@@ -1,7 +1,7 @@
 # What a person types. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test ui serve repro bench clean
+.PHONY: help setup demo check test test-slow ui serve repro bench clean
 
 BIN := .venv/bin
 PIP := -m pip -qq --disable-pip-version-check --no-input
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	&& command -v $$python && break; done)
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: .venv/.installed .venv/bin/dvc  ## Build .venv and .venv-dvc from the pinned files; nothing when they are current
 
@@ -26,10 +26,13 @@ check: setup  ## Style, types, dvc.yaml, imports and the fast unit tests: under 
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m dti_pipeline.dvc --check
-	@$(PYTEST) -m "not slow" tests/code $(ARGS)
+	@$(PYTEST) -m "not slow and not long" tests/code $(ARGS)
 
 test: setup  ## Every test, two files at a time; ARGS="-k packing" passes arguments to pytest
 	@$(PYTEST) $(ARGS)
+
+test-slow: setup  ## What takes minutes and `make test` leaves out: stages killed and files damaged at large
+	@$(PYTEST) -m long $(ARGS)
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui
@@ -46,6 +49,7 @@ bench: setup  ## Measure on this machine; each script prints a table of docs/ben
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
 	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards
+	@rm -rf data/.*.draft-* models/.*.draft-* models/.*.lock
 	@rm -rf models/sliding_window models/dti models/dti_growing models/dti_isolated
 	@rm -rf models/.checkpoints models/.backtest models/.registry reports .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

@@ -1,12 +1,15 @@
 """The only place that writes or reads a stage's output folder.
 
-A stage writes into a folder beside its target, which gets a ``manifest.json`` and takes the target's place by rename:
-a reader sees the old output or the new one. :func:`folder_digest` is DVC's own directory hash, so ``dvc.lock``,
-Dagster's data version and MLflow's dataset digest are the same 32 characters.
+A stage writes into a folder beside its target, which gets a ``manifest.json`` and takes the target's place by one
+rename: a reader sees the old output or the new one. Whoever reads it gets the bytes that were written, or InputError
+with the damaged file's name. :func:`folder_digest` is DVC's own directory hash, so ``dvc.lock``, Dagster's data version
+and MLflow's dataset digest are the same 32 characters.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,8 +17,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -27,6 +32,18 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+#: Key of a JSON file that holds the digest of all its others.
+SEAL = "seal"
+#: Keys of a manifest that was written before manifests had a seal.
+UNSEALED = {"schema_version", "stage", "report", "config", "inputs", "files"}
+#: Name of an output that has stepped aside, in its draft.
+OLD = ".old"
+#: A file that was written so short a time ago may change again within one tick of the file system's clock.
+SETTLED_SECONDS = 1.0
+#: Files digested at a time where there is this much to read: each is bound by one core.
+THREADS, THREADED_BYTES = 4, 1 << 26
+#: Digests of this process's files by device, inode, size and times.
+_known: dict[tuple[int, ...], str] = {}
 R = TypeVar("R")
 
 
@@ -50,14 +67,65 @@ class Manifest(Generic[R]):
     files: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Files or folders that a stage reads, with their digests from before it read them."""
+
+    paths: Mapping[str, Path]
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, paths: Mapping[str, Path]) -> Inputs:
+        """Digest the inputs. Raises InputError where one does not exist. Cost: a read of every file."""
+        return cls(paths, {name: digest(path) for name, path in paths.items()})
+
+    @classmethod
+    def published(cls, **folders: tuple[Path, str]) -> Inputs:
+        """Digest what stages published, each with the command that makes it; raises as :func:`read` does."""
+        for folder, made_by in folders.values():
+            read(folder, made_by)
+        return cls.of({name: folder for name, (folder, _) in folders.items()})
+
+    def __or__(self, other: Inputs) -> Inputs:
+        return Inputs({**self.paths, **other.paths}, {**self.digests, **other.digests})
+
+    def require_unchanged(self) -> None:
+        """Raise InputError where an input is no longer what was read. Cost: no file is read again that was not
+        touched."""
+        for name, path in self.paths.items():
+            if not path.exists() or digest(path) != self.digests[name]:
+                raise InputError(f"{path} changed while it was read, so nothing was published: run the command again")
+
+
 def file_digest(path: Path) -> str:
-    """MD5 of a file's bytes, as DVC records it: 32 hexadecimal characters. Cost: one read."""
+    """MD5 of a file's bytes, as DVC records it: 32 hexadecimal characters.
+
+    Cost: one read a process (docs/reliability.md), and again whenever the file was written to or replaced.
+    """
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "md5").hexdigest()
+        facts = os.fstat(handle.fileno())
+        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        if key not in _known:
+            found = hashlib.file_digest(handle, "md5").hexdigest()
+            if time.time() - max(facts.st_mtime, facts.st_ctime) < SETTLED_SECONDS:
+                return found
+            _known[key] = found
+        return _known[key]
+
+
+def file_digests(paths: Iterable[Path]) -> list[str]:
+    """Digests of files, in order."""
+    paths = list(paths)
+    if sum(path.stat().st_size for path in paths) < THREADED_BYTES:
+        return [file_digest(path) for path in paths]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(file_digest, paths))
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): file_digest(p) for p in folder.rglob("*") if p.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return dict(zip(names, file_digests(files), strict=True))
 
 
 def folder_digest(folder: Path) -> str:
@@ -77,32 +145,87 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def publish(
-    target: Path, stage: str, config: Mapping[str, Any] | None = None, inputs: Mapping[str, Path] | None = None
+    target: Path,
+    stage: str,
+    config: Mapping[str, Any] | None = None,
+    inputs: Inputs | Mapping[str, Path] | None = None,
 ) -> Iterator[Draft]:
     """Write a stage's output folder: all of it or, on an exception, nothing.
 
     ``config`` is the part of the configuration that shaped the output; ``inputs`` are the files or folders that were
-    read, recorded by digest before the work starts.
+    read. A stage that reads them before it comes here takes their digests first (:meth:`Inputs.of`). Raises InputError,
+    and publishes nothing, where one of them has changed since.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    digests = {name: digest(path) for name, path in (inputs or {}).items()}
-    draft = Draft(Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)))
-    draft.path.chmod(0o755)  # mkdtemp makes it private; outputs are for everyone who can read the project
-    try:
+    read_from = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs or {})
+    with aside(target) as path:
+        draft = Draft(path)
         yield draft
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "stage": stage,
             "report": to_plain(draft.report, whole=False),
             "config": dict(config or {}),
-            "inputs": digests,
-            "files": _file_digests(draft.path),
+            "inputs": dict(read_from.digests),
+            "files": _file_digests(path),
         }
-        write_json(draft.path / MANIFEST, manifest)
-        _take_place(draft.path, target)
-    except BaseException:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        raise
+        write_json(path / MANIFEST, sealed(manifest))
+        read_from.require_unchanged()
+        _take_place(path, target)
+
+
+def recover(target: Path) -> None:
+    """Clean up after publications of ``target`` whose process was killed: their drafts go, and an output that had
+    stepped aside for a new one comes back."""
+    for path in target.parent.glob(f".{_exactly(target.name)}.draft-*"):
+        held = _lock(path)
+        if held is None:
+            continue  # its process is at work
+        old = path / OLD
+        if old.is_dir() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+def _exactly(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+@contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """A folder beside ``target``, removed at the end; those of killed processes are removed before.
+
+    It is locked while its process lives, whatever ends that.
+    """
+    recover(target)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f".{target.name}.draft-", dir=target.parent))
+        held = _lock(path)
+        if held is not None and path.exists():
+            break
+        if held is not None:  # another process took it for one that was left behind
+            os.close(held)
+    path.chmod(0o755)  # mkdtemp makes it private; outputs are for everyone who can read the project
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends; None where another holds it, or it is gone."""
+    try:
+        held = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    return held
 
 
 @contextmanager
@@ -119,40 +242,92 @@ def alone(target: Path) -> Iterator[None]:
 
 
 def _take_place(draft: Path, target: Path) -> None:
+    """Put a draft in its target's place; what was there before is in the draft's afterwards."""
     if not target.exists():
         draft.rename(target)
-        return
-    # A folder cannot be renamed over one that holds files: the old one steps aside. A crash between the two renames
-    # leaves no target, never a mixture.
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / target.name)
-    draft.rename(target)
-    shutil.rmtree(old)
+    elif not _exchange(draft, target):
+        # The old output steps aside: of a crash between the two renames `recover` brings it back.
+        with aside(target) as old:
+            target.rename(old / OLD)
+            draft.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def seal_of(content: Mapping[str, Any]) -> str:
+    """Digest of a JSON object without its seal."""
+    rest = json.loads(json.dumps({key: value for key, value in content.items() if key != SEAL}))
+    return hashlib.md5(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its digest under :data:`SEAL`."""
+    return {**content, SEAL: seal_of(content)}
+
+
+def is_whole(content: Any, keys: Set[str]) -> bool:
+    """Whether content is an object as :func:`sealed` made it, or one with exactly these keys, from before there were
+    seals."""
+    if not isinstance(content, dict):
+        return False
+    return content[SEAL] == seal_of(content) if SEAL in content else content.keys() == keys
+
+
+def read_sealed(path: Path, keys: Set[str]) -> dict[str, Any]:
+    """A JSON object as :func:`sealed` made it; ``keys`` as for :func:`is_whole`. Raises ValueError for any other."""
+    damaged = f"{path} is damaged: its content is not what was written"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(damaged) from error
+    if not is_whole(content, keys):
+        raise ValueError(damaged)
+    return content
 
 
 @overload
-def read(folder: Path, made_by: str) -> Manifest[Any]: ...
+def read(folder: Path, made_by: str, *, whole: bool = True) -> Manifest[Any]: ...
 
 
 @overload
-def read(folder: Path, made_by: str, report: type[R]) -> Manifest[R]: ...
+def read(folder: Path, made_by: str, report: type[R], *, whole: bool = True) -> Manifest[R]: ...
 
 
-def read(folder: Path, made_by: str, report: type[Any] | None = None) -> Manifest[Any]:
+def read(folder: Path, made_by: str, report: type[Any] | None = None, *, whole: bool = True) -> Manifest[Any]:
     """The manifest of a published folder, its report as that dataclass, or as it is in the file.
 
-    Raises InputError where there is none or another version wrote it; ``made_by`` is the command that it names.
+    Raises InputError where there is none, another version wrote it, or a file is damaged; ``made_by`` is the command
+    that it names. Cost: a read of every file, once a process; ``whole=False`` looks at the manifest alone.
     """
     path, again = folder / MANIFEST, f"run `dti {made_by}` again"
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST}: run `dti {made_by}` first")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {error.lineno} is not JSON: {again}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: it is not UTF-8: {again}") from error
+    damaged = InputError(f"{path} is damaged: its content is not what was written: {again}")
+    if not isinstance(raw, dict) or (SEAL in raw and not is_whole(raw, UNSEALED)):
+        raise damaged
     if raw.get("schema_version") != SCHEMA_VERSION:
         version = raw.get("schema_version")
         raise InputError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}: {again}")
+    if not is_whole(raw, UNSEALED):
+        raise damaged
     said = raw["report"]
     if report is not None:
         try:
@@ -160,7 +335,19 @@ def read(folder: Path, made_by: str, report: type[Any] | None = None) -> Manifes
         except InputError as error:
             found = str(error).replace("params key", "key")
             raise InputError(f"{path} is of another version ({found}): {again}") from error
+    if whole:
+        _require_whole(folder, raw["files"], again)
     return Manifest(folder, raw["stage"], said, raw["config"], raw["inputs"], raw["files"])
+
+
+def _require_whole(folder: Path, files: Mapping[str, str], again: str) -> None:
+    paths = [folder / name for name in files]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} is missing: {again}")
+    for path, expected, found in zip(paths, files.values(), file_digests(paths), strict=True):
+        if found != expected:
+            raise InputError(f"{path} is damaged: its content is not what was written: {again}")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -171,6 +358,19 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    for left in path.parent.glob(f".{_exactly(path.name)}.draft-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not _alive(int(number)):
+            left.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _alive(process: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import sys
@@ -39,6 +40,9 @@ from dti_pipeline.plain import to_plain
 from dti_pipeline.training.listeners import lines, progress_bar
 from dti_pipeline.validation.report import ValidateReport
 
+#: How libraries say that the system gave them no memory.
+NO_MEMORY = ("bad_alloc", "can't allocate memory", "Cannot allocate memory", "can't start new thread", "failed to map")
+
 
 class Commands(TyperGroup):
     """Exit codes: 0 done, 1 a check or target failed, 2 bad input or usage, with one sentence on standard error."""
@@ -53,8 +57,16 @@ class Commands(TyperGroup):
         except OSError as error:
             if isinstance(error, BrokenPipeError):  # the reader has gone, as `head` does
                 raise
-            where = f"{error.filename}: " if error.filename else ""
+            # A write says these without the file's name.
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            named = error.filename or (Paths.from_env().home if full else None)
+            where = f"{named}: " if named else ""
             console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+                raise
+            print(f"error: there is too little memory: {error}", file=sys.stderr)  # rich would ask for more
             raise typer.Exit(2) from None
 
 

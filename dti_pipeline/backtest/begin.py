@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dti_pipeline.artifacts import Inputs
 from dti_pipeline.backtest import days as calendar
 from dti_pipeline.backtest.days import Days
 from dti_pipeline.backtest.state import States
@@ -20,6 +21,7 @@ class Beginning:
     paths: Paths
     store: TokenStore
     days: Days
+    inputs: Inputs  # by their digests from before they were read
 
     def states(self, paradigm: str) -> States:
         return States.of(self.config, self.paths, paradigm, self.store)
@@ -34,7 +36,8 @@ def begin(config: Config, paths: Paths) -> Beginning:
 
     Cost: one read of the events.
     """
+    inputs = Inputs.published(tokens=(paths.tokens, "tokenize"), events=(paths.events, "ingest"))
     store = TokenStore.open(paths.tokens)
     require_events(paths)
     begun = States.of(config, paths, "any", store).begun()
-    return Beginning(config, paths, store, calendar.read(config, paths, store, begun))
+    return Beginning(config, paths, store, calendar.read(config, paths, store, begun), inputs)

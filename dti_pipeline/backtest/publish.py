@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Inputs
 from dti_pipeline.backtest.report import BacktestReport, Day, Score, Stale
 from dti_pipeline.config import Config
 from dti_pipeline.evaluation import curves, plots
@@ -23,13 +24,12 @@ SECTIONS = ("packing", "model", "training", "backtest")
 
 
 def publish(
-    config: Config, paths: Paths, paradigm: str, days: Sequence[Day], hardware: str, note: str | None
+    config: Config, paths: Paths, paradigm: str, days: Sequence[Day], hardware: str, note: str | None, inputs: Inputs
 ) -> BacktestReport:
     """Write ``reports/backtest/<paradigm>``: ``days.csv`` (a line a day), ``report.json``, pictures of AUC and cost
     by day."""
     knowledge = artifacts.read(paths.tokens, "tokenize", TokenizeReport).report.knowledge
     report = summary(config, paradigm, days, knowledge.feedback_delay, hardware, note)
-    inputs = {"events": paths.events, "tokens": paths.tokens}
     shaped = config.sections(*SECTIONS)
     del shaped["backtest"]["paradigms"]  # which others there are
     with artifacts.publish(paths.backtest(paradigm), "backtest", shaped, inputs) as draft:

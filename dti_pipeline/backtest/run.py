@@ -64,7 +64,7 @@ def backtest(
             interrupted, heard,
         )  # fmt: skip
         finished, note = run.all_days(asked)
-        report = publish.publish(config, paths, paradigm, finished, run.hardware, note)
+        report = publish.publish(config, paths, paradigm, finished, run.hardware, note, home.inputs)
         run.states.remove_others()
     return report
 

@@ -14,6 +14,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.backtest.days import Days
 from dti_pipeline.backtest.report import Day
 from dti_pipeline.config import Config
+from dti_pipeline.errors import InputError
 from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
@@ -53,16 +54,19 @@ class States:
         return self.folder / f"day-{day}"
 
     def finished(self, day: int) -> tuple[str, Day] | None:
-        """Digest and figures of a finished day; None of another one."""
+        """Digest and figures of a finished day; None of another one. Raises InputError for damaged ones."""
         path = self.of_day(day) / FILE
         if not path.is_file():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = artifacts.read_sealed(path, {"digest", "day"})
+        except ValueError as error:
+            raise InputError(f"{error}: remove {self.folder} and run `dti backtest` again") from error
         return content["digest"], from_plain(Day, content["day"])
 
     def finish(self, day: int, digest: str, made: Day) -> None:
         """Note that a day is finished: the last that is written of it."""
-        artifacts.write_json(self.of_day(day) / FILE, {"digest": digest, "day": to_plain(made)})
+        artifacts.write_json(self.of_day(day) / FILE, artifacts.sealed({"digest": digest, "day": to_plain(made)}))
 
     def has_weights(self, day: int) -> bool:
         return any(self.of_day(day).glob("step-*"))

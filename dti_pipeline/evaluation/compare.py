@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts, lineage
-from dti_pipeline.artifacts import Manifest
+from dti_pipeline.artifacts import Inputs, Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, speed, tables, verdict
@@ -31,7 +31,9 @@ def compare(config: Config, paths: Paths) -> Comparison:
 
     Raises InputError where no paradigm was evaluated on the present events, or where two have different targets.
     """
+    events = Inputs.published(events=(paths.events, "ingest"))
     evaluations, notes = _evaluations(paths)
+    read = Inputs.of({name: e.path for name, e in evaluations.items()})
     comparison = _comparison(config, paths, evaluations)
     comparison = replace(comparison, gate=gate.decide(comparison))
     comparison = replace(comparison, champion=gate.champion(comparison))
@@ -43,7 +45,7 @@ def compare(config: Config, paths: Paths) -> Comparison:
     drawn = {
         name: curves.read(e.path, e.report.training.train_seconds, e.report.auc) for name, e in evaluations.items()
     }
-    inputs = {"events": paths.events} | {name: e.path for name, e in evaluations.items()}
+    inputs = events | read
     with artifacts.publish(paths.comparison, "compare", config.sections("evaluation", "comparison"), inputs) as draft:
         curves.write_joined(draft.path, drawn)
         speedup = comparison.speedup

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Inputs
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import curves, interactions, metrics, plots
@@ -17,6 +18,7 @@ from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.interactions import Array, Interactions
 from dti_pipeline.evaluation.report import Evaluation, Forms, PromptShape, Quality, Slices
 from dti_pipeline.packing.report import PackReport
+from dti_pipeline.packing.store import require_events
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import part_of, to_plain
 from dti_pipeline.training.report import TrainingSummary, TrainReport
@@ -29,19 +31,28 @@ def evaluate(config: Config, paths: Paths, paradigm: str) -> Evaluation:
     """Score the paradigm's model and publish its evaluation. InputError where a stage before has not run."""
     from dti_pipeline.evaluation.predict import predict  # imports torch, which measuring scores does not need
 
+    inputs = _inputs(paths, paradigm)
+    require_events(paths)
     predictions, seconds = predict(config, paths, paradigm, config.evaluation.split)
-    return measure(config, paths, paradigm, predictions, seconds)
+    return measure(config, paths, paradigm, predictions, seconds, inputs)
 
 
 def measure(
-    config: Config, paths: Paths, paradigm: str, predictions: pa.Table, seconds: Mapping[str, float]
+    config: Config,
+    paths: Paths,
+    paradigm: str,
+    predictions: pa.Table,
+    seconds: Mapping[str, float],
+    inputs: Inputs | None = None,
 ) -> Evaluation:
     """Measure scores and publish reports/evaluation/<paradigm>. InputError where they are of other events or no
     probabilities.
 
     ``predictions`` has a line for each target, ordered by row: ``row`` (of the log), ``label``, ``probability`` and
     ``probability_streaming``; ``seconds`` are facts on how long scoring took.
+    ``inputs``: what they were made of, None: what is there now.
     """
+    inputs = inputs or _inputs(paths, paradigm)
     model = artifacts.read(paths.model(paradigm), "train", TrainReport)
     shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
     log = interactions.read(paths, artifacts.read(paths.events, "ingest").config["split"]["min_history"])
@@ -79,7 +90,6 @@ def measure(
         "learning_curve": curves.read_csv(model.path / "history.csv", curves.COLUMNS["learning_curve"]),
     }
     drawn = curves.Curves(points, model.report.train_seconds, report.auc)
-    inputs = {"events": paths.events, "tokens": paths.tokens, "shards": shards.path, "model": model.path}
     with artifacts.publish(paths.evaluation(paradigm), "evaluate", config.sections("evaluation"), inputs) as draft:
         artifacts.write_json(draft.path / "metrics.json", to_plain(report))
         described = {name: log.table[name].take(rows) for name in ("user_id", "item_id", "position")}
@@ -89,6 +99,15 @@ def measure(
         plots.draw_all({paradigm: drawn}, draft.path)
         draft.report = report
     return report
+
+
+def _inputs(paths: Paths, paradigm: str) -> Inputs:
+    return Inputs.published(
+        events=(paths.events, "ingest"),
+        tokens=(paths.tokens, "tokenize"),
+        shards=(paths.shards(paradigm), "pack"),
+        model=(paths.model(paradigm), "train"),
+    )
 
 
 def _checked_rows(paradigm: str, predictions: pa.Table, log: Interactions) -> Array:

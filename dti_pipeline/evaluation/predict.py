@@ -73,6 +73,10 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
     model = load(manifest.path, device)
     autocast = torch.bfloat16 if manifest.config["training"]["dtype"] == "bfloat16" else None  # as it was trained
     store = TokenStore.open(paths.tokens)
+    if artifacts.read(paths.shards(paradigm), "pack").inputs["tokens"] != manifest.inputs["tokens"]:
+        raise InputError(
+            f"{paths.shards(paradigm)} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"
+        )
     batches = Batches(config.evaluation.tokens_per_batch or TOKENS_PER_BATCH[device.type])
     forms: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {}
     plans: dict[str, Rows] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 
+from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 
 
@@ -21,7 +22,7 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
     ``memory_limit`` is written as DuckDB writes it (``2GB``); anything else raises InputError.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".duckdb.", dir=scratch) as spill, duckdb.connect() as connection:
+    with artifacts.aside(scratch / "duckdb") as spill, duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = {literal(memory_limit)}")
         except duckdb.Error as error:
@@ -35,10 +36,20 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise InputError(
-                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {error}"
+                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {_said(error)}"
             ) from error
         except duckdb.IOException as error:  # a full disk, a file that went away
-            raise InputError(f"the log could not be read or written: {error}") from error
+            raise InputError(f"the log could not be read or written: {_said(error)}") from error
+
+
+def _said(error: duckdb.Error) -> str:
+    """DuckDB's sentence, without its advice, or the JSON that it wraps around an error of another thread."""
+    said = str(error).partition("\n")[0]
+    _, begin, content = said.partition("{")
+    try:
+        return json.loads(begin + content)["exception_message"]
+    except (ValueError, KeyError):
+        return said
 
 
 def run_script(connection: duckdb.DuckDBPyConnection, name: str, **variables: Any) -> None:

@@ -1,13 +1,14 @@
-"""Each raw file parsed once: a Parquet part named by the file's digest and by how it is read.
+"""Each raw file parsed once: a Parquet part named by the file's digest, by how it is read, and by its own digest.
 
-A part that is there is not made again; one that no file asks for is removed, so that the folder is a function of the
-files and the parameters.
+A part that is there and whole is not made again; one that no file asks for is removed, so that the folder is a function
+of the files and the parameters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from dti_pipeline.events.sources import File, Log
 
 LINES_VERSION = 2  # of lines.py and parquet.py; goes into the name of a part, as the text of the SQL does
 ITEMS, USERS = "items", "users"  # folders of their parts
+OWN = 16  # characters of a part's own digest that end its name
+log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -70,11 +73,13 @@ def _part(
     recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, more, script("words"), script(kind)]
     recipe += [script(form.view)] if form.view != "parquet" else []
     mapping = hashlib.md5(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    part = folder / f"{file_digest(file.path)[:16]}-{mapping[:8]}.parquet"
-    if part.is_file():
-        return part
+    name = f"{file_digest(file.path)[:16]}-{mapping[:8]}"
+    for part in folder.glob(f"{name}-*.parquet"):
+        if is_whole(part):
+            return part
+        log.warning("%s is damaged: %s is read again", part, file.path)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = part.with_name(f".{part.name}.{os.getpid()}")
+    aside = folder / f".{name}.{os.getpid()}"
     source = Rows(file.path, form.variables["columns"]) if form.view == "parquet" else form.lines(file.path)
     try:
         if isinstance(source, Rows):
@@ -94,5 +99,11 @@ def _part(
         if isinstance(source, Rows) and isinstance(error, duckdb.NotImplementedException):
             raise InputError(f"{file.path} has a column of a type that cannot be read: {error}") from error
         raise
+    part = folder / f"{name}-{file_digest(aside)[:OWN]}.parquet"
     aside.replace(part)
     return part
+
+
+def is_whole(part: Path) -> bool:
+    """Whether a part's content is what was written. Cost: a read of it."""
+    return part.stem.rpartition("-")[2] == file_digest(part)[:OWN]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Inputs
 from dti_pipeline.config import Config, PackingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import best_fit, prompts, row_length
@@ -35,12 +36,13 @@ def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     """Plan the rows of one paradigm. Every target of the log is in exactly one prompt of its plan, or is counted as
     dropped with the reason. Plans hold spans of the log, never tokens. Raises InputError where the tokens are of other
     events than the home holds."""
+    inputs = Inputs.published(tokens=(paths.tokens, "tokenize"))
     store = TokenStore.open(paths.tokens)
     require_events(paths)
     recorded = config.sections("packing", "split")
     config = row_length.settled(config, store)
     plans = {}
-    with artifacts.publish(paths.shards(paradigm), "pack", recorded, {"tokens": paths.tokens}) as draft:
+    with artifacts.publish(paths.shards(paradigm), "pack", recorded, inputs) as draft:
         for plan in PLANS:
             plans[plan], cut, row = plan_rows(config, store, named(paradigm), plan)
             columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}

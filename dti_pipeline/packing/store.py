@@ -45,7 +45,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """Memory-map a store that ``dti tokenize`` made. Cost: nothing is read until it is used."""
+        """Memory-map a store that ``dti tokenize`` made. Cost: one read, to check its digests."""
         report = artifacts.read(folder, "tokenize", TokenizeReport).report
         return cls(
             tokens=read_columns(folder / "texts.arrow")["token"],
@@ -88,6 +88,8 @@ def in_context(context: str, request: NDArray[np.int32], known: NDArray[np.int32
 def require_events(paths: Paths) -> None:
     """Raise InputError where a home's tokens are of other events than it holds now. Cost: one read of the events."""
     made_of = artifacts.read(paths.tokens, "tokenize").inputs.get("events")
+    if (paths.events / artifacts.MANIFEST).is_file():
+        artifacts.read(paths.events, "ingest")  # a damaged file is named, before it makes them other events
     if paths.events.is_dir() and made_of not in (None, artifacts.folder_digest(paths.events)):
         raise InputError(f"{paths.tokens} is of other events than {paths.events} holds: run `dti tokenize` again")
 

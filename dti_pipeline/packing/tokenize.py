@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dti_pipeline import artifacts, pretrained
+from dti_pipeline.artifacts import Inputs
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.report import IngestReport
@@ -38,7 +39,9 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     Cost: one pass over the distinct texts, one over the log; memory: 22 bytes a row, 31 with
     gaps, 4 more with texts of users, and the distinct texts.
     """
+    ingested = artifacts.read(paths.events, "ingest", IngestReport)
     require_passed(config, paths)
+    inputs = Inputs.of({"events": paths.events})
     gap, columns = "gap" in config.tokens.names, config.tokens.columns
     events = paths.events / "interactions.parquet"
     items, log = _read(events, gap, config.tokens)
@@ -60,9 +63,8 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
 
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
     recorded = config.sections("tokens") | {"split": {"context": config.split.context}}
-    ingested = artifacts.read(paths.events, "ingest", IngestReport)
     split = ingested.config["split"]
-    with artifacts.publish(paths.tokens, "tokenize", recorded, {"events": paths.events}) as draft:
+    with artifacts.publish(paths.tokens, "tokenize", recorded, inputs) as draft:
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
         write_columns(draft.path / "interactions.arrow", {"text": text_of_row, **log})

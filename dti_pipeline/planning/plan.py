@@ -139,7 +139,7 @@ def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | N
 def _measured(paths: Paths) -> dict[str, dict[str, Any]]:
     """Speed of this home's trained models, and their speed-up over a sliding window trained on the same hardware."""
     runs = {
-        name: artifacts.read(paths.model(name), "train", TrainReport).report
+        name: artifacts.read(paths.model(name), "train", TrainReport, whole=False).report
         for name in names()
         if (paths.model(name) / artifacts.MANIFEST).is_file()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,5 +110,6 @@ def _mlflow() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()).partition(" [SQL: ")[0]
+        said = re.sub(r"://[^/@\s]*@", "://***@", said)  # an address may hold a password
         raise InputError(f"MLflow failed (tracking.enabled=false works without it): {said}") from error

@@ -28,7 +28,7 @@ def record_backtest(config: Config, paths: Paths, report: BacktestReport) -> Non
     published = artifacts.read(paths.backtest(report.paradigm), "backtest")
     shaped = json.dumps([report.paradigm, published.config, report.delay], sort_keys=True)
     known = hashlib.md5(shaped.encode()).hexdigest()
-    tags = {"paradigm": report.paradigm, "hardware": report.hardware, **author("dti backtest")}
+    tags = {"paradigm": report.paradigm, "hardware": report.hardware, **author("dti backtest", paths)}
     parent = tagged(store, experiment, (BACKTEST, known), f"backtest of {report.paradigm}", tags)
     run_id = parent.info.run_id
     if parent.info.status != "FINISHED":

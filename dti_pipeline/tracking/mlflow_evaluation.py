@@ -16,7 +16,7 @@ from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import author, connect, dataset, tagged
+from dti_pipeline.tracking.mlflow_store import author, connect, dataset, end_killed, tagged
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
         "champion": comparison.champion,
         "hardware": comparison.hardware,
         "mlflow.source.git.commit": comparison.commit,
-        **author("dti compare"),
+        **author("dti compare", paths),
     }
+    end_killed(store, experiment, config, author("dti compare", paths))  # the present one ends below, made or found
     digest = artifacts.file_digest(paths.comparison_file("json"))
     name = f"comparison of {', '.join(trained)}"
     parent = tagged(store, experiment, (COMPARISON, digest), name, {key: value for key, value in tags.items() if value})

@@ -6,17 +6,25 @@ import json
 import logging
 import os
 import re
+import socket
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.utils import _get_latest_schema_revision
 
+from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_page
+
+HOME = "home"  # tag: machine and folder of the project that made a run
 
 
 def uri(config: Config, paths: Paths) -> str:
@@ -32,6 +40,8 @@ def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
             " server's address, or `tracking.enabled` to false"
         )
     logging.getLogger("alembic").setLevel(logging.WARNING)  # or it prints a line for each table of a new store
+    if config.tracking.uri is None:
+        _make_database(paths.home / "mlflow.db")
     store = MlflowClient(uri(config, paths))
     name = config.tracking.experiment
     found = store.get_experiment_by_name(name)
@@ -53,15 +63,62 @@ def connect(config: Config, paths: Paths) -> tuple[MlflowClient, str]:
         return store, found.experiment_id
 
 
+def _make_database(database: Path) -> None:
+    """Make the home's own database aside and rename it into place: of a killed process half of one would stay, which
+    MLflow refuses for ever. One that is half made, and holds no run, is made anew."""
+    if database.is_file() and not _half_made(database):
+        return
+    with artifacts.alone(database.parent / ".cache" / database.name):
+        if database.is_file() and not _half_made(database):  # another process made it
+            return
+        aside = database.with_name(f"{database.name}.draft")
+        for left in (aside, *(database.with_name(f"{database.name}{end}") for end in ("-journal", "-wal", "-shm"))):
+            left.unlink(missing_ok=True)
+        escaped = str(aside).replace("%", "%25").replace("?", "%3F")
+        MlflowClient(f"sqlite:///{escaped}").search_experiments(max_results=1)
+        aside.replace(database)
+
+
+def _half_made(database: Path) -> bool:
+    """Whether a database holds no run and has not all of MLflow's tables in their newest form."""
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            if connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
+                return False
+            form = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError as error:
+        return "no such table" in str(error)
+    except sqlite3.DatabaseError:
+        return False  # of another kind: MLflow says what it is
+    return form is None or form[0] != _get_latest_schema_revision()
+
+
 def dataset(name: str, digest: str, context: str) -> DatasetInput:
     """A folder of data/ as an input of a run; ``digest`` is DVC's and Dagster's name for the same bytes."""
     data = Dataset(name=name, digest=digest, source_type="local", source=json.dumps({"uri": f"data/{name}"}))
     return DatasetInput(data, [InputTag("mlflow.data.context", context)])
 
 
-def author(command: str) -> dict[str, str]:
-    """MLflow's own tags for who made a run, and by which command."""
-    return {"mlflow.user": os.environ.get("USER", ""), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+def author(command: str, paths: Paths) -> dict[str, str]:
+    """Tags for who made a run, by which command and in which home; all but the last are MLflow's own."""
+    user = os.environ.get("USER", "")
+    named = {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    return {**named, HOME: f"{socket.gethostname()}:{paths.home}"}
+
+
+def end_killed(
+    store: MlflowClient, experiment: str, config: Config, by: Mapping[str, str], but: str | None = None
+) -> None:
+    """End, as KILLED, the runs that killed processes left RUNNING, ``but`` for one. ``by``: tags of the runs' author.
+
+    Of a store that homes share, other homes' runs stay: they may be at work.
+    """
+    known = ["mlflow.source.name", "paradigm", *([HOME] if config.tracking.uri else [])]
+    tags = {name: by[name] for name in known if name in by}
+    for run in store.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if run.info.run_id != but and tags.items() <= run.data.tags.items():
+            store.set_tag(run.info.run_id, "error", "its process was killed")
+            store.set_terminated(run.info.run_id, "KILLED")
 
 
 def tagged(store: MlflowClient, experiment: str, tag: tuple[str, str], name: str, more: Mapping[str, str]) -> Run:

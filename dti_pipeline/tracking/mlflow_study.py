@@ -40,21 +40,21 @@ def record_study(
         store, experiment = connect(named, paths)
         own = [row for row in rows if row["dataset"] == data_set]
         for group in dict.fromkeys(row["group"] for row in own):
-            parent = tagged(store, experiment, (GROUP, group), group, author("dti study")).info.run_id
+            parent = tagged(store, experiment, (GROUP, group), group, author("dti study", paths)).info.run_id
             store.set_tag(parent, NOTE, page(own, group))
             for folder, paths_of in files.items():
                 for path in paths_of:
                     store.log_artifact(parent, str(path), folder or None)
             for row in own:
                 if row["group"] == group and "error" not in row:
-                    _child(store, experiment, parent, row)
+                    _child(store, experiment, parent, row, paths)
             store.set_terminated(parent, "FINISHED")
 
 
-def _child(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, Any]) -> None:
+def _child(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, Any], paths: Paths) -> None:
     late = "" if row.get("delay") is None else f"delay={row['delay']:g}"
     name = f"{row['paradigm']} k={row['k']} n={row['n']} {late} {row['fixes']} {row['model']} seed={row['seed']}"
-    tags = {PARENT: parent, "paradigm": row["paradigm"], **author("dti study")}
+    tags = {PARENT: parent, "paradigm": row["paradigm"], **author("dti study", paths)}
     tags |= {key: str(row[key]) for key in TAGS if row.get(key) is not None}
     run = tagged(store, experiment, (ROW, row["config"]), " ".join(name.split()), tags)
     if run.info.status != "FINISHED":  # a new one

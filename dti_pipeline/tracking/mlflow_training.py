@@ -16,7 +16,7 @@ from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import author, connect, dataset, flatten
+from dti_pipeline.tracking.mlflow_store import author, connect, dataset, end_killed, flatten
 from dti_pipeline.tracking.system_metrics import SystemMetrics
 from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, FirstStep, Started, Stepped
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 POINTS = 1000  # of a training's curves at most, evenly spaced in targets: MLflow writes about 0.2 ms a value
 FLUSH_SECONDS = 1.0  # a transaction costs 5-10 ms whatever it holds
 AWAY_SECONDS = 120.0  # until a store that did not answer is asked again: each time holds the training up
+COMMAND = "dti train"  # tag of its runs
 BATCH = 1000  # values MLflow takes in one call
 #: Sections that shape a model and its evaluation.
 SECTIONS = ("synth", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation")
@@ -96,7 +97,10 @@ class TrainingRecord:
             log.warning("MLflow did not take %d values, they are kept for later: %s", len(self._pending), error)
 
     def _start(self, event: Started) -> str:
-        self.id = (event.run_id and self._resume(event.run_id)) or self._create(event.paradigm)
+        by = {"paradigm": event.paradigm, **author(COMMAND, self._paths)}
+        self.id = event.run_id and self._resume(event.run_id)
+        end_killed(self._store, self._experiment, self._config, by, but=self.id)
+        self.id = self.id or self._create(event.paradigm)
         self._targets_total = max(1, event.targets_total)
         self._point = event.targets_seen * POINTS // self._targets_total
         facts = {name: getattr(event, name) for name in ("device", "hardware", "world_size")}
@@ -153,7 +157,7 @@ class TrainingRecord:
     def _create(self, paradigm: str) -> str:
         config, code = self._config, lineage.commit()
         source = {
-            **author("dti train"),
+            **author(COMMAND, self._paths),
             "mlflow.source.git.commit": code.sha if code else "",
             "mlflow.source.git.dirty": str(code.dirty).lower() if code else "",
             "paradigm": paradigm,

@@ -17,7 +17,7 @@ import pandas
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModelOutput, Run
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -86,9 +86,16 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
     """The version of the model that ``run`` trained, made from its published ``folder`` where there is none yet."""
     name, paradigm = model_name(config), run.data.tags["paradigm"]
     known = _versions(store, name, run.info.run_id)
-    if known:
-        return known[0]
-    model_id = _logged(store, folder, run)
+    version = known[0] if known else _make_version(store, name, paradigm, _logged(store, folder, run), run)
+    # Also of a known one: a process may have been killed between the version and this.
+    _name_newest(store, name, paradigm)
+    # As MLflow's own `register_model` does, for the page of models and the table of runs.
+    link = json.dumps([{"name": name, "version": version.version}])
+    store.set_logged_model_tags(version.source.rpartition("/")[2], {"mlflow.modelVersions": link})
+    return version
+
+
+def _make_version(store: MlflowClient, name: str, paradigm: str, model_id: str, run: Run) -> ModelVersion:
     try:
         store.create_registered_model(name, description="P(click) of candidates, given a user's history.")
     except MlflowException:  # it is there
@@ -96,16 +103,21 @@ def register(store: MlflowClient, config: Config, folder: Path, run: Run) -> Mod
     default = mlflow.get_tracking_uri()  # in which MLflow looks a version's model up, whatever store was asked
     mlflow.set_tracking_uri(store.tracking_uri)
     try:
-        version = store.create_model_version(
+        return store.create_model_version(
             name, f"models:/{model_id}", run.info.run_id, tags={"paradigm": paradigm}, model_id=model_id
         )
     finally:
         mlflow.set_tracking_uri(default)
-    store.set_registered_model_alias(name, paradigm, version.version)
-    # As MLflow's own `register_model` does, for the page of models and the table of runs.
-    link = json.dumps([{"name": name, "version": version.version}])
-    store.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
-    return version
+
+
+def _name_newest(store: MlflowClient, name: str, paradigm: str) -> None:
+    """Give a paradigm's alias to its newest version, where another has it."""
+    numbers = [
+        int(one.version) for one in store.search_model_versions(f"tags.paradigm = '{paradigm}'") if one.name == name
+    ]
+    newest = str(max(numbers))
+    if str(store.get_registered_model(name).aliases.get(paradigm)) != newest:
+        store.set_registered_model_alias(name, paradigm, newest)
 
 
 def _versions(store: MlflowClient, name: str, run_id: str) -> list[ModelVersion]:
@@ -114,11 +126,16 @@ def _versions(store: MlflowClient, name: str, run_id: str) -> list[ModelVersion]
 
 
 def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
-    """The folder as a model of MLflow's, an output of the run; its id."""
+    """The folder as a model of MLflow's, an output of the run; its id. What a killed process logged is used where it
+    is whole and of this folder, and removed otherwise."""
     paradigm, texts = run.data.tags["paradigm"], artifacts.read(folder, "train", TrainReport).report.texts
-    model = store.create_logged_model(
-        run.info.experiment_id, paradigm, run.info.run_id, {"paradigm": paradigm}, run.data.params, "CTR"
-    )
+    tags = {"paradigm": paradigm, "digest": artifacts.folder_digest(folder)}
+    for left in store.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"):
+        if left.status == LoggedModelStatus.READY and tags.items() <= left.tags.items():
+            _as_output(store, run, left.model_id)
+            return left.model_id
+        store.delete_logged_model(left.model_id)
+    model = store.create_logged_model(run.info.experiment_id, paradigm, run.info.run_id, tags, run.data.params, "CTR")
     status = "FAILED"
     try:
         with tempfile.TemporaryDirectory() as aside:
@@ -135,8 +152,15 @@ def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
         status = "READY"
     finally:
         store.finalize_logged_model(model.model_id, status)
-    store.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    _as_output(store, run, model.model_id)
     return model.model_id
+
+
+def _as_output(store: MlflowClient, run: Run, model_id: str) -> None:
+    """Note a model as an output of its run, once."""
+    outputs = store.get_run(run.info.run_id).outputs
+    if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
+        store.log_outputs(run.info.run_id, [LoggedModelOutput(model_id, step=0)])
 
 
 def promote(config: Config, paths: Paths, comparison: Comparison, paradigm: str) -> str | None:

@@ -1,13 +1,14 @@
 """Checkpoints: everything the rest of a training depends on, written atomically, without pickle.
 
-A checkpoint is a folder with the tensors in one safetensors file and the rest, their digest among it, in JSON. A
-training continues from the newest whole one and skips damaged ones. Checkpoints lie under a fingerprint of
-configuration and shards (:func:`folder`), so that no training continues another's; a note of the tracker's run lies
-beside them. Learning rate and order of rows follow from the step's number, and are not saved.
+A checkpoint is a folder with the tensors in one safetensors file and the rest, their digest among it, in JSON that has
+a digest of its own. A training continues from the newest whole one and skips damaged ones. Checkpoints lie under a
+fingerprint of configuration and shards (:func:`folder`), so that no training continues another's; a note of the
+tracker's run lies beside them. Learning rate and order of rows follow from the step's number, and are not saved.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dti_pipeline.artifacts import file_digest, folder_digest, write_json
+from dti_pipeline.artifacts import file_digest, folder_digest, read_sealed, sealed, write_json
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
@@ -79,14 +81,24 @@ def save(
         return target
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
+    with writing(aside / TENSORS):
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, aside / TENSORS)
     digest = file_digest(aside / TENSORS)
-    write_json(aside / STATE, {"digest": digest, "progress": asdict(progress)})
+    write_json(aside / STATE, sealed({"digest": digest, "progress": asdict(progress)}))
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tensors that cannot be written, for a full disk say, raise OSError, as any other file does."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error).removeprefix("Error while serializing: "), str(path)) from error
 
 
 def restore(
@@ -153,12 +165,18 @@ def folder(config: Config, paths: Paths, paradigm: str) -> Path:
 
 def begin(folder: Path, run_id: str) -> None:
     """Note the tracker's run of a training that begins: killed before its first checkpoint, it goes on in it."""
-    write_json(folder / RUN, {"run_id": run_id})
+    write_json(folder / RUN, sealed({"run_id": run_id}))
 
 
 def run_id(folder: Path) -> str | None:
     """The tracker's run of a training that has no checkpoint yet; None where it would begin one."""
-    return json.loads((folder / RUN).read_text(encoding="utf-8"))["run_id"] if (folder / RUN).is_file() else None
+    try:
+        return read_sealed(folder / RUN, {"run_id"})["run_id"]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s: the training begins a new run", error)
+        return None
 
 
 def remove(folder: Path) -> None:
@@ -183,7 +201,7 @@ def _prune(folder: Path) -> None:
 def _newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            state = read_sealed(path / STATE, {"digest", "progress"})
             if file_digest(path / TENSORS) == state["digest"]:
                 return path, state
         except (OSError, ValueError, KeyError):

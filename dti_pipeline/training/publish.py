@@ -74,11 +74,10 @@ def _report(setup: Setup) -> TrainReport:
 def _write(setup: Setup, weights: dict[str, Tensor] | None, made: TrainReport) -> None:
     """Write the model folder. ``weights``: the trained ones, whole, where the model's own are sharded."""
     config, paths, paradigm = setup.config, setup.paths, setup.paradigm
-    inputs = {"tokens": paths.tokens, "shards": paths.shards(paradigm)}
-    base = pretrained.on_disk(config.model.name_or_path)
-    inputs |= {} if base is None else {"base": base}
-    with artifacts.publish(paths.model(paradigm), "train", config.sections("model", "training"), inputs) as draft:
-        storage.save(setup.model, draft.path, weights)
+    shaped_by = config.sections("model", "training")
+    with artifacts.publish(paths.model(paradigm), "train", shaped_by, setup.inputs) as draft:
+        with checkpoint.writing(draft.path):
+            storage.save(setup.model, draft.path, weights)
         shutil.copytree(paths.tokens / "tokenizer", draft.path / "tokenizer")
         if (paths.tokens / ITEMS).is_file():  # so that the folder alone can score items named by id
             shutil.copy(paths.tokens / ITEMS, draft.path / ITEMS)

@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch.distributed.device_mesh import init_device_mesh
 
 from dti_pipeline import artifacts, lineage, pretrained
-from dti_pipeline.artifacts import Manifest
+from dti_pipeline.artifacts import Inputs, Manifest
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import metrics
@@ -52,6 +52,7 @@ class Setup:
     paradigm: str
     listeners: tuple[Listener, ...]
     accelerator: Accelerator
+    inputs: Inputs  # by their digests from before they were read
     shards: Manifest[PackReport]
     loader: Loader
     model: CTRModel
@@ -70,10 +71,11 @@ class Setup:
         settings = config.training
         accelerator = accelerator_for(settings)
         rank, world = accelerator.process_index, accelerator.num_processes
+        inputs = _inputs(config, paths, paradigm, with_base=accelerator.is_main_process)
         store = TokenStore.open(paths.tokens)
         shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
         require_events(paths)
-        if shards.inputs["tokens"] != artifacts.folder_digest(paths.tokens):
+        if shards.inputs["tokens"] != inputs.digests["tokens"]:
             raise InputError(
                 f"{shards.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"
             )
@@ -94,8 +96,8 @@ class Setup:
         progress = progress or Progress(run_id=checkpoint.run_id(folder))
         same_step(accelerator, progress.step, folder)
         return cls(
-            config, paths, paradigm, tuple(listeners), accelerator, shards, loader, model, optimizer, average, folder,
-            progress, timeline,
+            config, paths, paradigm, tuple(listeners), accelerator, inputs, shards, loader, model, optimizer, average,
+            folder, progress, timeline,
         )  # fmt: skip
 
     @property
@@ -145,7 +147,7 @@ class Setup:
             self.paradigm, self.loader.steps.targets, self.progress.targets_seen,
             parameters=sum(p.numel() for p in self.model.trained().values()),
             device=str(self.accelerator.device), world_size=self.accelerator.num_processes,
-            dataset_digest=artifacts.folder_digest(self.shards.path), hardware=self.hardware,
+            dataset_digest=self.inputs.digests["shards"], hardware=self.hardware,
             run_id=self.progress.run_id,
             execution=(*filter(None, [pretrained.remark(self.config.model.name_or_path)]), *self.model.plan.lines()),
         )  # fmt: skip
@@ -179,6 +181,13 @@ class Setup:
         label = store.label[target]
         scores = {"auc": metrics.auc(label, probability), "log_loss": metrics.log_loss(label, probability)}
         return {name: value for name, value in scores.items() if value is not None}
+
+
+def _inputs(config: Config, paths: Paths, paradigm: str, with_base: bool) -> Inputs:
+    """What a training reads, by name. The base model's files are for one process to digest: they are large."""
+    found = Inputs.published(tokens=(paths.tokens, "tokenize"), shards=(paths.shards(paradigm), "pack"))
+    base = pretrained.on_disk(config.model.name_or_path) if with_base else None
+    return found if base is None else found | Inputs.of({"base": base})
 
 
 def accelerator_for(settings: TrainingConfig) -> Accelerator:

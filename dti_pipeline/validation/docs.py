@@ -7,9 +7,13 @@ stylesheet that yields to theirs (``:where`` weighs nothing), and the index a pl
 from __future__ import annotations
 
 import html
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from great_expectations.render.renderer import site_builder
 
 from dti_pipeline.validation.report import Outcome
 
@@ -29,8 +33,16 @@ _STYLE = """<style>
 
 
 def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) -> None:
-    """Build the Data Docs of a context, whose one site is at ``folder``, then change its pages in place."""
-    context.build_data_docs()
+    """Build the Data Docs of a context, whose one site is at ``folder``, then change its pages in place.
+
+    Raises OSError where a page cannot be written.
+    """
+    log = logging.getLogger(site_builder.__name__)
+    log.addFilter(_raised)
+    try:
+        context.build_data_docs()
+    finally:
+        log.removeFilter(_raised)
     for page in folder.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         home = "../" * (len(page.relative_to(folder).parts) - 1)
@@ -40,6 +52,14 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequen
         if page == folder / "index.html":
             text = text.replace("</nav>\n    <div", f"</nav>\n    {_checked(folder, outcomes, notes)}<div", 1)
         page.write_text(text, encoding="utf-8")
+
+
+def _raised(_: logging.LogRecord) -> bool:
+    """Raise the OSError that Great Expectations is about to log before it goes on without a page."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        raise error
+    return True
 
 
 def _checked(folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -18,6 +18,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import connect, literal, parquet_files
 from dti_pipeline.events.ingest import INTERACTIONS
+from dti_pipeline.events.staging import is_whole
 from dti_pipeline.paths import Paths
 
 _DIGEST = 16  # characters of a raw file's digest that open the name of its part
@@ -29,26 +30,38 @@ class Tables:
 
     connection: duckdb.DuckDBPyConnection
     shown: int  # rows that stand for all that a query finds
+    refused: list[duckdb.Error] = field(default_factory=list)  # what the machine refused: no fault of the log
 
     def types(self, name: str) -> dict[str, str]:
         """Column names of a view, in order, with their SQL types."""
         return {row[0]: row[1] for row in self.connection.execute(f"DESCRIBE {name}").fetchall()}
 
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            self.refused.append(error)
+            raise
+
     def count(self, query: str) -> int:
         """Rows that a query returns."""
-        answer = self.connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
+        with self._noted():
+            answer = self.connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
         assert answer is not None
         return int(answer[0])
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """The first ``shown`` rows by value, as plain dicts that JSON can hold."""
-        cursor = self.connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL LIMIT {self.shown}")
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, map(_plain, row), strict=True)) for row in cursor.fetchall()]
+        with self._noted():
+            cursor = self.connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL LIMIT {self.shown}")
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, map(_plain, row), strict=True)) for row in cursor.fetchall()]
 
     def frame(self, query: str) -> pandas.DataFrame:
         """A query's answer as a frame. Only for answers of a few rows."""
-        return self.connection.execute(query).df()
+        with self._noted():
+            return self.connection.execute(query).df()
 
 
 def _plain(value: Any) -> Any:
@@ -64,7 +77,11 @@ def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -
     """
     interactions = paths.events / INTERACTIONS
     with connect(config.events.memory_limit, paths.checks.parent) as connection:
-        parts = parquet_files(*sorted(paths.staged.glob("*.parquet")), filename=True)
+        found = sorted(paths.staged.glob("*.parquet"))
+        for part in sorted(paths.staged.rglob("*.parquet")):
+            if not is_whole(part):
+                raise InputError(f"{part} is damaged: its content is not what was written: run `dti ingest` again")
+        parts = parquet_files(*found, filename=True)
         try:
             connection.execute(f"CREATE VIEW interactions AS FROM {parquet_files(interactions)}")
             connection.execute(f"CREATE VIEW staged AS SELECT * EXCLUDE (filename) FROM {parts}")

@@ -200,7 +200,7 @@ def test_tokens_of_other_events_are_not_packed(home: Paths) -> None:
     with artifacts.publish(home.events, "ingest") as draft:
         (draft.path / "interactions.parquet").write_bytes(b"first")
     manifest["inputs"]["events"] = artifacts.folder_digest(home.events)
-    artifacts.write_json(home.tokens / "manifest.json", manifest)
+    artifacts.write_json(home.tokens / "manifest.json", artifacts.sealed(manifest))
     pack(config(), home, "dti")
     with artifacts.publish(home.events, "ingest") as draft:
         (draft.path / "interactions.parquet").write_bytes(b"second")

@@ -57,11 +57,15 @@ class Batch:
         manifest = artifacts.read(paths.events, "ingest")
         inputs = {"log/ratings.csv": DIGEST}  # what ingestion records of the raw file
         raw = {"schema_version": 1, "stage": "ingest", "config": {}, "inputs": inputs}
-        artifacts.write_json(paths.events / "manifest.json", raw | {"report": manifest.report, "files": manifest.files})
+        whole = artifacts.sealed(raw | {"report": manifest.report, "files": manifest.files})
+        artifacts.write_json(paths.events / "manifest.json", whole)
         paths.staged.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            pa.Table.from_pylist(self.staged, self.staged_schema), paths.staged / f"{DIGEST[:16]}-00000000.parquet"
-        )
+        for left in paths.staged.iterdir():
+            left.unlink()
+        part = paths.staged / "part"
+        pq.write_table(pa.Table.from_pylist(self.staged, self.staged_schema), part)
+        own = artifacts.file_digest(part)[:16]
+        part.rename(paths.staged / f"{DIGEST[:16]}-00000000-{own}.parquet")
 
 
 def outcomes_of(paths: Paths) -> list[Outcome]:

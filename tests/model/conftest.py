@@ -29,6 +29,7 @@ from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME
 from dti_pipeline.plain import from_plain
+from tests.small import SMALL_PIPELINE
 
 SPECIAL = {"pad": 0, "sum": 1, "yes": 2, "no": 3}
 VOCABULARY = 40
@@ -247,16 +248,3 @@ def token_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Paths]
     for stage in ("synth", "ingest", *(["validate"] if checked else []), "tokenize"):
         BY_NAME[stage].run(config, paths)
     return config, paths
-
-
-#: params.yaml of a pipeline that takes seconds.
-SMALL_PIPELINE = {
-    "synth": {"users": 24, "items": 40, "interactions_per_user": 16, "defects": 0},
-    "split": {"min_history": 2},
-    "validation": {"min_rows": 10, "min_users": 5, "min_targets": 1},
-    "tokens": {"vocab_size": 320},
-    "packing": {"context": 4, "targets": 5, "row_length": 128},
-    "model": {"hidden_size": 16, "intermediate_size": 24, "heads": 2, "kv_heads": 1, "layers": 2},
-    "training": {"device": "cpu", "epochs": 1, "targets_per_step": 32, "tokens_per_batch": 512, "evaluations": 1},
-    "tracking": {"enabled": False},
-}

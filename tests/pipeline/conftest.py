@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dti_pipeline.defs import training
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import TRAIN, Stage
 from dti_pipeline.tracking import mlflow_evaluation, registry
+from tests import small
 from tests.pipeline.stand_ins import Stages
 from tests.project import Project
 
@@ -40,19 +42,32 @@ def tracked(home: Paths, empty_store: Path) -> Paths:
 
 @pytest.fixture(scope="session")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
-    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy.
-
-    Made once for all workers of a run: the first that needs it makes it, the others wait.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    home, printed = shared / "demo", shared / "demo.txt"
-    with (shared / "demo.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """A project after `make demo`, and what it printed. For reading: a test that changes it works on a copy."""
+    with once(tmp_path_factory, "demo") as home:
+        printed = home.with_suffix(".txt")
         if not printed.exists():
-            home.mkdir()
             printed.write_text(Project(home).run(sys.executable, "-m", "dti_pipeline.defs.demo"))
     return Project.at(home), printed.read_text()
+
+
+@pytest.fixture(scope="session")
+def small_home(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """A home after every stage of the small pipeline, without a record. For reading: a test changes a copy."""
+    with once(tmp_path_factory, "small") as home:
+        if not (home / "reports" / "comparison").exists():
+            small.make(Paths(home))
+    return Paths(home)
+
+
+@contextmanager
+def once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder for all workers of a run, empty for the first that needs it; the others wait until it has made it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(exist_ok=True)
+        yield folder
 
 
 @pytest.fixture

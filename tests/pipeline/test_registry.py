@@ -33,6 +33,16 @@ def test_every_training_is_a_version_and_its_paradigm_names_the_newest(tracked: 
     assert aliases(tracked) == {"sliding_window": "2", "dti": "3"}
 
 
+def test_an_alias_that_a_killed_process_left_on_the_older_version_moves_at_the_next_record(tracked: Paths) -> None:
+    train(tracked)
+    run_id = train(tracked)
+    store(tracked).set_registered_model_alias("dti", "dti", "1")
+    run = store(tracked).get_run(run_id)
+    registry.register(store(tracked), settings(tracked), tracked.model("dti"), run)
+    assert aliases(tracked) == {"dti": "2"}
+    assert len(store(tracked).search_model_versions("name = 'dti'")) == 2
+
+
 def test_a_version_has_its_signature_and_an_example_and_is_the_runs_output(tracked: Paths) -> None:
     run = store(tracked).get_run(train(tracked))
     (output,) = run.outputs.model_outputs

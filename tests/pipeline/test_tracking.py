@@ -302,9 +302,8 @@ def test_a_backtest_is_a_run_with_a_child_for_each_day(tracked: Paths) -> None:
         with artifacts.publish(tracked.backtest("dti"), "backtest", made.sections("backtest")) as draft:
             draft.report = report
         content = json.loads((tracked.backtest("dti") / "manifest.json").read_text())
-        artifacts.write_json(
-            tracked.backtest("dti") / "manifest.json", content | {"inputs": {"events": DIGEST, "tokens": DIGEST}}
-        )
+        content |= {"inputs": {"events": DIGEST, "tokens": DIGEST}}
+        artifacts.write_json(tracked.backtest("dti") / "manifest.json", artifacts.sealed(content))
         tracking.record(made, tracked, report)
         experiment = store(tracked).get_experiment_by_name("dti").experiment_id
         found = store(tracked).search_runs([experiment])
