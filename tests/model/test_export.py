@@ -189,7 +189,7 @@ def changed(model: Path, folder: Path, network: Any = None, settings: Any = None
     for key, value in (texts or {}).items():
         here = raw["report"]["texts"]
         here[key] = here[key] | value if isinstance(value, dict) else value
-    artifacts.write_json(folder / artifacts.MANIFEST, raw)
+    artifacts.write_json(folder / artifacts.MANIFEST, artifacts.sealed(raw))
     return folder
 
 
@@ -213,6 +213,9 @@ def test_a_model_whose_answers_tell_nothing_is_not_compared(log: Paths, tmp_path
     shutil.copytree(log.model("dti"), flat)
     head = load_file(flat / "head.safetensors")
     save_file({name: torch.zeros_like(x) for name, x in head.items()}, flat / "head.safetensors")
+    raw = json.loads((flat / artifacts.MANIFEST).read_text())
+    raw["files"]["head.safetensors"] = artifacts.file_digest(flat / "head.safetensors")
+    artifacts.write_json(flat / artifacts.MANIFEST, artifacts.sealed(raw))
     with pytest.raises(CheckFailed, match="a wrong copy would look like a right one"):
         export(flat, tmp_path / "to")
 
