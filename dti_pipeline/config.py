@@ -16,6 +16,7 @@ from dti_pipeline.backtest.settings import BacktestConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.settings import ComparisonConfig, EvaluationConfig
 from dti_pipeline.events.settings import ColumnsConfig, EventsConfig, SplitConfig, SynthConfig
+from dti_pipeline.execution.settings import ExecutionConfig
 from dti_pipeline.modeling.settings import LoraConfig, ModelConfig
 from dti_pipeline.packing.settings import PackingConfig, TokensConfig
 from dti_pipeline.paradigms import named
@@ -26,9 +27,10 @@ from dti_pipeline.training.settings import TrainingConfig
 from dti_pipeline.validation.settings import ValidationConfig
 
 __all__ = [
-    "BacktestConfig", "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig", "LoraConfig",
-    "ModelConfig", "PackingConfig", "ServingConfig", "SplitConfig", "SynthConfig", "TokensConfig", "TrackingConfig",
-    "TrainingConfig", "ValidationConfig", "find", "from_plain", "load", "to_plain",
+    "BacktestConfig", "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig",
+    "ExecutionConfig", "LoraConfig", "ModelConfig", "PackingConfig", "ServingConfig", "SplitConfig", "SynthConfig",
+    "TokensConfig", "TrackingConfig", "TrainingConfig", "ValidationConfig", "find", "from_plain", "load",
+    "to_plain",
 ]  # fmt: skip
 
 #: What this package is installed from, where that is a clone: it holds recipes/.
@@ -51,6 +53,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     backtest: BacktestConfig = field(default_factory=BacktestConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
 

@@ -56,6 +56,8 @@ Share = Annotated[float, Range(0, 1)]
 
 #: Metadata of a field, None by default, that a manifest leaves out while it is None: it is then as before the field.
 OPTIONAL = {"optional": True}
+#: Metadata of a field that says how an output is made and not what it is: no manifest has it.
+MANNER = {"manner": True}
 
 
 def require(ok: bool, key: str, rule: str, value: object) -> None:
@@ -162,16 +164,22 @@ def part_of(whole: Any, base: type) -> dict[str, Any]:
 
 
 def to_plain(value: Any, *, whole: bool = True) -> Any:
-    """A section or a report as dicts, lists and scalars. Not ``whole``: without optional fields that are None."""
+    """A section or a report as dicts, lists and scalars. Not ``whole``: without optional fields that are None, and
+    without those of a manner."""
     plain = partial(to_plain, whole=whole)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: (getattr(value, f.name), f.metadata) for f in dataclasses.fields(value)}
-        return {name: plain(v) for name, (v, about) in fields.items() if whole or v is not None or about != OPTIONAL}
+        shown = [name for name, (v, about) in fields.items() if whole or not _left_out(v, about)]
+        return {name: plain(fields[name][0]) for name in shown}
     if isinstance(value, Mapping):
         return {name: plain(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value
+
+
+def _left_out(value: Any, about: Mapping[Any, Any]) -> bool:
+    return about == MANNER or (value is None and about == OPTIONAL)
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dti_pipeline.plain import OPTIONAL, Finite, NonNegativeFloat, NonNegativeInt, PositiveInt, Range, require
+from dti_pipeline.plain import (
+    MANNER,
+    OPTIONAL,
+    Finite,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    require,
+)
+
+
+#: Slots that the hash of a user's id may fall in; a bucket is a run of them.
+SLOTS = 4096
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,9 @@ class EventsConfig:
     min_rating: Finite | None = None
     max_rating: Finite | None = None  # ratings above it are quarantined; null: as for min_rating
     memory_limit: str = "2GB"  # of DuckDB, in its notation; beyond it, DuckDB spills to disk
+    # Parts that the log is worked on in, whole users each, by hash of their id, with about the same number of rows:
+    # tasks for the processes that `execution` names. The outputs are the same bytes for any number.
+    buckets: Annotated[int, Range(1, SLOTS)] = field(default=1, metadata=MANNER)
 
     def __post_init__(self) -> None:
         ordered = self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating
