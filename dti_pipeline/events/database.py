@@ -4,31 +4,56 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 
 from dti_pipeline import artifacts
+from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.execution import tasks
+
+#: Of DuckDB in the memory of a task; the rest is Python's and Arrow's.
+DUCKDB_SHARE = 0.75
+
+
+class Room(NamedTuple):
+    """What DuckDB may take in a process."""
+
+    memory_limit: str
+    key: str = "events.memory_limit"  # the params key that says so
+    threads: int | None = None  # None: one for each processor
+
+    @classmethod
+    def of_task(cls, config: Config) -> Room:
+        """Of a task: in this process as of all else, in one beside others one thread and a share of its memory."""
+        if not tasks.several(config.execution):
+            return cls(config.events.memory_limit)
+        return cls(f"{config.execution.memory_gib * DUCKDB_SHARE * 1024:.0f}MiB", "execution.memory_gib", 1)
+
+    def connect(self, scratch: Path) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return connect(self.memory_limit, scratch, self.key, self.threads)
 
 
 @contextmanager
-def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(
+    memory_limit: str, scratch: Path, key: str = "events.memory_limit", threads: int | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory database that spills into a folder under ``scratch``, removed afterwards.
 
-    ``memory_limit`` is written as DuckDB writes it (``2GB``); anything else raises InputError.
+    ``memory_limit`` is written as DuckDB writes it (``2GB``); anything else raises InputError, which names ``key``.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with artifacts.aside(scratch / "duckdb") as spill, duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = {literal(memory_limit)}")
         except duckdb.Error as error:
-            raise InputError(
-                f"params key `events.memory_limit` must be a size such as 2GB, not {memory_limit!r}"
-            ) from error
+            raise InputError(f"params key `{key}` must be a size such as 2GB, not {memory_limit!r}") from error
+        if threads is not None:
+            connection.execute(f"SET threads = {threads}")
         connection.execute(f"SET temp_directory = {literal(spill)}")
         connection.execute("SET autoinstall_known_extensions = false")  # nothing is downloaded
         connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
@@ -38,6 +63,7 @@ def connect(memory_limit: str, scratch: Path) -> Iterator[duckdb.DuckDBPyConnect
             raise InputError(
                 f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {_said(error)}"
             ) from error
+            raise InputError(f"params key `{key}` allows {memory_limit}, which is too little: {error}") from error
         except duckdb.IOException as error:  # a full disk, a file that went away
             raise InputError(f"the log could not be read or written: {_said(error)}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ import duckdb
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import connect, identifier, parquet_files, run_script, write_parquet
+from dti_pipeline.events.buckets import pieces
+from dti_pipeline.events.database import connect, parquet_files, run_script, write_parquet
+from dti_pipeline.events.histories import Rules, first_values, ordered
 from dti_pipeline.events.report import CatalogueCounts, FileCounts, IngestReport, SplitCounts
-from dti_pipeline.events.sources import CANONICAL, locate
-from dti_pipeline.events.staging import Parts, stage
+from dti_pipeline.events.sources import locate
+from dti_pipeline.events.staging import Parts, StagedFile, read_parts, stage
 from dti_pipeline.paths import Paths
 
 INTERACTIONS = "interactions.parquet"
 QUARANTINE = "quarantine.parquet"
 ITEM_QUARANTINE = "item_quarantine.parquet"
-#: Between two moments that a log can tell apart, seconds: times are kept to the microsecond.
-MOMENT = 1e-6
 SPLITS = ("train", "validation", "test")
 
 
@@ -46,7 +45,14 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     """
     log = locate(config.events, paths, config.tokens)
     clock, requests = (any(getattr(f.form, name) for f in log.logs if f.form) for name in ("clock", "requests"))
-    together = clock and config.split.ties == "together"
+    rules = Rules(
+        split=config.split,
+        columns=log.columns,
+        requests=requests,
+        together=clock and config.split.ties == "together",
+        repeats=config.events.keeps_duplicates(clock),
+    )
+    _check_clock(config.split, clock)
     inputs = {f"log/{file.name}": file.path for file in log.logs}
     inputs |= {f"items/{file.name}": file.path for file in log.items}
     inputs |= {f"users/{file.name}": file.path for file in log.users}
@@ -57,19 +63,20 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
         connect(config.events.memory_limit, paths.events.parent) as connection,
         artifacts.publish(paths.events, "ingest", recorded, inputs) as draft,
     ):
-        parts = stage(connection, log, paths.staged)
-        repeats = config.events.keeps_duplicates(clock)
-        options = {"max_users": config.events.max_users, "together": together, "repeats": repeats}
-        _gather(connection, parts, bool(log.columns), **options)
-        ledger = _ledger(connection, paths.resolve(config.events.path))
-        _split(connection, config.split, clock)
-        _canonical(connection, config.split, requests, together)
-        write_parquet(connection, _interactions(log.columns), draft.path / INTERACTIONS)
+        _read(connection, stage(log, paths.staged, config), rules, config.events.max_users)
+        with pieces(connection, config, paths, rules) as work:
+            work.histories()
+            ledger = _ledger(connection, paths.resolve(config.events.path))
+            _prepare_split(connection, rules)
+            work.interactions()
+            _check_trains(connection, config.split.min_history)
+            write_parquet(connection, ordered(log.columns), draft.path / INTERACTIONS)
+            facts = _facts(connection, config.split.min_history)
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
         write_parquet(connection, "FROM item_quarantine", draft.path / ITEM_QUARANTINE)
         report = draft.report = IngestReport(
             **ledger,
-            **_facts(connection, config.split.min_history),
+            **facts,
             catalogue=_catalogue(connection),
             clock=clock,
             rating_scale=(log.lowest, log.highest),
@@ -78,10 +85,9 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     return report
 
 
-def _gather(connection: duckdb.DuckDBPyConnection, parts: Parts, more: bool, **variables: Any) -> None:
-    connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
-    for index, (name, part) in enumerate(parts.logs.items()):
-        connection.execute("INSERT INTO files VALUES (?, ?, ?)", [index, name, str(part)])
+def _read(connection: duckdb.DuckDBPyConnection, parts: Parts, rules: Rules, max_users: int | None) -> None:
+    """Views of the rows that are staged, and tables of what is of the whole log."""
+    read_parts(connection, [StagedFile(i, name, str(part)) for i, (name, part) in enumerate(parts.logs.items())])
     for table, named, beside in (
         ("item_rows", "item_id VARCHAR, item_text", parts.items),
         ("user_rows", "user_id", parts.users),
@@ -91,32 +97,14 @@ def _gather(connection: duckdb.DuckDBPyConnection, parts: Parts, more: bool, **v
             " reason VARCHAR, more VARCHAR[])"
         )
         for index, (name, part) in enumerate(beside.items()):
-            query = f"INSERT INTO {table} SELECT $1, $2, *{'' if more else ', NULL'} FROM {parquet_files(part)}"
+            query = (
+                f"INSERT INTO {table} SELECT $1, $2, *{'' if rules.columns else ', NULL'} FROM {parquet_files(part)}"
+            )
             connection.execute(query, [index, name])
-    # Files that hold the same share a part.
-    read = parquet_files(*sorted(set(parts.logs.values())), filename=True)
-    connection.execute(f"CREATE TEMP VIEW parts_read AS FROM {read}")
-    run_script(connection, "gather", **variables)
+    run_script(connection, "whole_log", max_users=max_users)
+    if rules.columns:
+        first_values(connection)
     _check_requests(connection)
-
-
-def _interactions(columns: Sequence[str]) -> str:
-    """The query of the canonical interactions, with these columns of the log: of the row, else of its user, else of its
-    item."""
-    sources = ("own", "of_user", "of_item")
-    more = [
-        f"coalesce({', '.join(f'{source}.more[{i}]' for source in sources)}, '') AS {identifier(column)}"
-        for i, column in enumerate(columns, 1)
-    ]
-    first = (
-        "SELECT {0}_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM {0}_rows"
-        " WHERE reason IS NULL GROUP BY {0}_id"
-    )
-    joins = f"""INNER JOIN (SELECT "row", more FROM staged) AS own USING ("row")
-        LEFT JOIN ({first.format("user")}) AS of_user USING (user_id)
-        LEFT JOIN ({first.format("item")}) AS of_item USING (item_id)"""
-    chosen = ", ".join([*CANONICAL, *more])
-    return f'SELECT {chosen} FROM interactions {joins if more else ""} ORDER BY "user", position'
 
 
 def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:
@@ -141,27 +129,36 @@ def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]
     return ledger
 
 
-def _split(connection: duckdb.DuckDBPyConnection, config: SplitConfig, clock: bool) -> None:
-    """View ``split_rows``: table ``history`` with each row's split, by the rule of ``config``.
+def _check_clock(split: SplitConfig, clock: bool) -> None:
+    """Raise InputError for a log without timestamps where they are needed."""
+    if split.rule == "global_time" and not clock:
+        raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")
+    if split.feedback_delay is not None and not clock:
+        raise InputError(
+            f"the log has no timestamps, which `split.feedback_delay: {split.feedback_delay:g}` needs: set it to null"
+        )
+
+
+def _prepare_split(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
+    """What the split takes from the whole ``history``: when validation and test begin, or that the log's own is sound.
 
     A user's rows go train, validation, test in order, whole requests at a time, so that no row learns from what judges.
-    Raises InputError for a log without timestamps where they are needed, one whose own split goes another way, or one
-    with no row to train on.
     """
-    if config.rule == "global_time" and not clock:
-        raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")
-    if config.feedback_delay is not None and not clock:
-        raise InputError(
-            f"the log has no timestamps, which `split.feedback_delay: {config.feedback_delay:g}` needs: set it to null"
-        )
-    shares = {"validation_share": config.validation_share, "test_share": config.test_share}
-    run_script(connection, f"split_{config.rule}", min_history=config.min_history, **shares)
-    if config.rule == "column":
+    split = rules.split
+    if split.rule == "global_time":
+        shares = {"validation_share": split.validation_share, "test_share": split.test_share}
+        run_script(connection, "cuts", min_history=split.min_history, **shares)
+    if split.rule == "column":
+        run_script(connection, "misplaced")
         _check_own_split(connection)
-    query = "SELECT count(*) AS targets FROM split_rows WHERE split = 'train' AND request >= $1"
-    if not _row(connection, query, config.min_history)["targets"]:
+
+
+def _check_trains(connection: duckdb.DuckDBPyConnection, min_history: int) -> None:
+    """Raise InputError where no row is left to train on."""
+    query = "SELECT count(*) AS targets FROM labelled WHERE split = 'train' AND request >= $1"
+    if not _row(connection, query, min_history)["targets"]:
         raise InputError(
-            f"no row is left to train on: none before the held-out ones has {config.min_history} earlier rows of its"
+            f"no row is left to train on: none before the held-out ones has {min_history} earlier rows of its"
             " user (params key `split.min_history`)"
         )
 
@@ -196,25 +193,6 @@ def _check_own_split(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _canonical(connection: duckdb.DuckDBPyConnection, config: SplitConfig, requests: bool, together: bool) -> None:
-    """Table ``interactions``: view ``split_rows`` with labels, and with what is known to each row."""
-    delay = config.feedback_delay
-    if together and (requests or delay is not None):
-        delay = max(delay or 0.0, MOMENT / 2)  # rows of one moment know nothing of each other
-    connection.execute(
-        """CREATE TEMP TABLE requests AS
-           SELECT "user", request, any_value(begins) AS begins, any_value(ends) AS ends, count(*) AS size
-           FROM history GROUP BY "user", request"""
-    )
-    known = 'SELECT "user", request, request AS known FROM requests'
-    if delay is not None:
-        run_script(connection, "known")
-        known = f"FROM known_after({delay})"
-    connection.execute(f"CREATE TEMP TABLE known AS {known}")
-    until_test = config.feedback_until == "test_start"
-    run_script(connection, "canonical", threshold=config.label_threshold, until_test=until_test)
-
-
 def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str, Any]:
     """Of the interactions and the quarantine, as the report names them."""
     facts = _row(
@@ -222,10 +200,10 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
         """SELECT count(DISTINCT user_id) AS users, count(DISTINCT item_id) AS items, avg(label) AS label_rate,
            count(*) FILTER (untitled) AS untitled, count(DISTINCT item_id) FILTER (untitled) AS untitled_items,
            floor(min(timestamp))::BIGINT AS first_time, floor(max(timestamp))::BIGINT AS last_time,
-           coalesce(bool_and(timestamp = floor(timestamp)), true) AS whole_seconds FROM interactions""",
+           coalesce(bool_and(timestamp = floor(timestamp)), true) AS whole_seconds FROM labelled""",
     )
     splits = connection.execute(
-        "SELECT split, count(*), count(*) FILTER (request >= $1), avg(label) FROM interactions GROUP BY split",
+        "SELECT split, count(*), count(*) FILTER (request >= $1), avg(label) FROM labelled GROUP BY split",
         [min_history],
     ).fetchall()
     files = connection.execute(

@@ -16,7 +16,6 @@ from dti_pipeline.plain import (
     require,
 )
 
-
 #: Slots that the hash of a user's id may fall in; a bucket is a run of them.
 SLOTS = 4096
 

@@ -10,17 +10,21 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import duckdb
 import pyarrow as pa
 
 from dti_pipeline.artifacts import file_digest
+from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import run_script, script, write_parquet
+from dti_pipeline.events.database import Room, parquet_files, run_script, script, write_parquet
 from dti_pipeline.events.parquet import Rows
 from dti_pipeline.events.sources import File, Log
+from dti_pipeline.execution import tasks
 
 LINES_VERSION = 2  # of lines.py and parquet.py; goes into the name of a part, as the text of the SQL does
 ITEMS, USERS = "items", "users"  # folders of their parts
@@ -36,8 +40,28 @@ class Parts(NamedTuple):
     users: dict[str, Path]
 
 
-def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> Parts:
-    """Parse what is not parsed yet.
+class StagedFile(NamedTuple):
+    """A file of a log and the part that holds its rows; files of one content share a part."""
+
+    number: int  # of the file among those of the log, by name
+    name: str
+    part: str
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A file to parse."""
+
+    file: File
+    kind: Literal["interactions", "items", "users"]
+    scale: Mapping[str, float | None]
+    folder: Path  # of its part
+    more: bool
+    room: Room
+
+
+def stage(log: Log, folder: Path, config: Config) -> Parts:
+    """Parse what is not parsed yet, each file a task.
 
     Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, request_id, split, reason``; ``line`` is
     1-based in the file (a row's number in Parquet), ``raw`` the line's text and ``reason`` what is wrong with it, both
@@ -47,30 +71,41 @@ def stage(connection: duckdb.DuckDBPyConnection, log: Log, folder: Path) -> Part
     parse of the new ones, out of core.
     Raises InputError for a file that cannot be read to its end.
     """
+    more, room = bool(log.columns), Room.of_task(config)
     scale = {"lowest": log.lowest, "highest": log.highest}
-    more = bool(log.columns)
-    logs = {file.name: _part(connection, file, "interactions", scale, folder, more) for file in log.logs if file.form}
-    items = {file.name: _part(connection, file, "items", {}, folder / ITEMS, more) for file in log.items if file.form}
-    users = {file.name: _part(connection, file, "users", {}, folder / USERS, more) for file in log.users if file.form}
+    work = [
+        *(_Task(file, "interactions", scale, folder, more, room) for file in log.logs if file.form),
+        *(_Task(file, "items", {}, folder / ITEMS, more, room) for file in log.items if file.form),
+        *(_Task(file, "users", {}, folder / USERS, more, room) for file in log.users if file.form),
+    ]
+    made = tasks.run(_part, work, config.execution, "files parsed")
     for path in folder.rglob("*"):
-        if path.is_file() and path not in {*logs.values(), *items.values(), *users.values()}:
+        if path.is_file() and path not in made:
             path.unlink()
-    return Parts(logs, items, users)
+    named: dict[str, dict[str, Path]] = {"interactions": {}, "items": {}, "users": {}}
+    for task, part in zip(work, made, strict=True):
+        named[task.kind][task.file.name] = part
+    return Parts(*named.values())
 
 
-def _part(
-    connection: duckdb.DuckDBPyConnection,
-    file: File,
-    kind: str,
-    scale: dict[str, float | None],
-    folder: Path,
-    more: bool,
-) -> Path:
-    form = file.form
+def read_parts(connection: duckdb.DuckDBPyConnection, files: Sequence[StagedFile]) -> None:
+    """Table ``files`` and views ``staged`` and ``good_rows`` of these files of a log."""
+    connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
+    for file in files:
+        connection.execute("INSERT INTO files VALUES (?, ?, ?)", file)
+    # Files that hold the same share a part.
+    read = parquet_files(*sorted({Path(file.part) for file in files}), filename=True)
+    connection.execute(f"CREATE TEMP VIEW parts_read AS FROM {read}")
+    run_script(connection, "staged")
+
+
+def _part(task: _Task) -> Path:
+    """The part of a file."""
+    form, more = task.file.form, task.more
     assert form is not None
-    variables = {**form.variables, **scale, "genres": form.genres and list(form.genres)}
+    variables = {**form.variables, **task.scale, "genres": form.genres and list(form.genres)}
     variables |= {"clock": form.clock, "requests": form.requests, "splits": form.splits}
-    recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, more, script("words"), script(kind)]
+    recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, more, script("words"), script(task.kind)]
     recipe += [script(form.view)] if form.view != "parquet" else []
     mapping = hashlib.md5(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     name = f"{file_digest(file.path)[:16]}-{mapping[:8]}"
@@ -81,6 +116,25 @@ def _part(
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{name}.{os.getpid()}"
     source = Rows(file.path, form.variables["columns"]) if form.view == "parquet" else form.lines(file.path)
+    part = task.folder / f"{file_digest(task.file.path)[:16]}-{mapping[:8]}.parquet"
+    if part.is_file():
+        return part
+    task.folder.mkdir(parents=True, exist_ok=True)
+    aside = part.with_name(f".{part.name}.{os.getpid()}")
+    with task.room.connect(task.folder.parent) as connection:
+        try:
+            _parse(connection, task, variables, aside)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    aside.replace(part)
+    return part
+
+
+def _parse(connection: duckdb.DuckDBPyConnection, task: _Task, variables: Mapping[str, Any], path: Path) -> None:
+    form, file = task.file.form, task.file.path
+    assert form is not None
+    source = Rows(file, form.variables["columns"]) if form.view == "parquet" else form.lines(file)
     try:
         if isinstance(source, Rows):
             source.view(connection)
@@ -88,16 +142,15 @@ def _part(
             connection.register("lines", source.stream())
             run_script(connection, form.view, **form.variables)
         run_script(connection, "words")
-        run_script(connection, kind, **variables)
-        write_parquet(connection, "FROM parsed" if more else "SELECT * EXCLUDE (more) FROM parsed", aside)
+        run_script(connection, task.kind, **variables)
+        write_parquet(connection, "FROM parsed" if task.more else "SELECT * EXCLUDE (more) FROM parsed", path)
     except duckdb.Error as error:
-        aside.unlink(missing_ok=True)
         if isinstance(source.error, InputError):
             raise source.error from error
         if isinstance(source, Rows) and isinstance(source.error, (pa.ArrowException, OSError)):
-            raise InputError(f"{file.path} is not a whole Parquet file: {source.error}") from error
+            raise InputError(f"{file} is not a whole Parquet file: {source.error}") from error
         if isinstance(source, Rows) and isinstance(error, duckdb.NotImplementedException):
-            raise InputError(f"{file.path} has a column of a type that cannot be read: {error}") from error
+            raise InputError(f"{file} has a column of a type that cannot be read: {error}") from error
         raise
     part = folder / f"{name}-{file_digest(aside)[:OWN]}.parquet"
     aside.replace(part)

@@ -90,4 +90,3 @@ def _check_memory(ray: Any, config: ExecutionConfig) -> None:
             f"params key `execution.memory_gib` is {config.memory_gib:g}, more than any machine of the Ray cluster has:"
             f" {most / 2**30:.1f}"
         )
-

@@ -1,4 +1,4 @@
--- The canonical interactions, in their one order. Table known("user", request, known) is there.
+-- The canonical interactions, without further columns of the log. Table known("user", request, known) is there.
 -- threshold: label = 1 where the rating is above it; until_test: no label of a test row is known.
 CREATE TEMP TABLE first_tests AS
 SELECT
@@ -8,7 +8,7 @@ FROM split_rows
 WHERE split = 'test' AND getvariable('until_test')
 GROUP BY "user";
 
-CREATE TEMP TABLE interactions AS
+CREATE TEMP TABLE labelled AS
 SELECT
     users.user_id,
     item_id,

@@ -1,0 +1,89 @@
+"""Rows to histories and histories to interactions, for all users of a log or some: the same scripts for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from dti_pipeline.config import SplitConfig
+from dti_pipeline.events.database import identifier, run_script
+from dti_pipeline.events.sources import CANONICAL
+
+#: Between two moments that a log can tell apart, seconds: times are kept to the microsecond.
+MOMENT = 1e-6
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of the rows of a log."""
+
+    split: SplitConfig
+    columns: tuple[str, ...]  # of the log, behind the canonical ones
+    requests: bool  # the log has ids of requests
+    together: bool  # rows of one time stamp are one request
+    repeats: bool  # equal rows are an interaction each
+
+
+def make_history(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
+    """Table ``history`` of ``good_rows`` and ``users``: what is read once, ordered, in requests."""
+    run_script(connection, "history", together=rules.together, repeats=rules.repeats)
+
+
+def make_interactions(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
+    """View ``interactions`` of ``history``: the canonical columns and ``rules.columns``, and besides ``untitled``,
+    ``user`` and ``row``; and table ``labelled``, the same without those columns of the log.
+
+    ``users``, ``titles`` and ``good_rows`` are there; ``cuts`` for ``split.rule: global_time``; for columns of the log
+    also ``of_users`` and ``of_items``, as :func:`first_values` makes them.
+    """
+    split = rules.split
+    shares = {"validation_share": split.validation_share, "test_share": split.test_share}
+    run_script(connection, f"split_{split.rule}", **shares)
+    delay = split.feedback_delay
+    if rules.together and (rules.requests or delay is not None):
+        delay = max(delay or 0.0, MOMENT / 2)  # rows of one moment know nothing of each other
+    connection.execute(
+        """CREATE TEMP TABLE requests AS
+           SELECT "user", request, any_value(begins) AS begins, any_value(ends) AS ends, count(*) AS size
+           FROM history GROUP BY "user", request"""
+    )
+    known = 'SELECT "user", request, request AS known FROM requests'
+    if delay is not None:
+        run_script(connection, "known")
+        known = f"FROM known_after({delay})"
+    connection.execute(f"CREATE TEMP TABLE known AS {known}")
+    until_test = split.feedback_until == "test_start"
+    run_script(connection, "canonical", threshold=split.label_threshold, until_test=until_test)
+    connection.execute(f"CREATE TEMP VIEW interactions AS {_with_columns(rules.columns)}")
+
+
+def _with_columns(columns: Sequence[str]) -> str:
+    """The query of the interactions with these columns of the log: of the row, else of its user, else of its item."""
+    if not columns:
+        return "FROM labelled"
+    sources = ("own", "of_users", "of_items")
+    more = ", ".join(
+        f"coalesce({', '.join(f'{source}.more[{i}]' for source in sources)}, '') AS {identifier(column)}"
+        for i, column in enumerate(columns, 1)
+    )
+    return f"""SELECT labelled.*, {more} FROM labelled
+        INNER JOIN (SELECT "row", more FROM good_rows) AS own USING ("row")
+        LEFT JOIN of_users USING (user_id) LEFT JOIN of_items USING (item_id)"""
+
+
+def first_values(connection: duckdb.DuckDBPyConnection) -> None:
+    """Tables ``of_users`` and ``of_items``: columns of the log by the first row of a user's or an item's own file."""
+    for kind in ("user", "item"):
+        connection.execute(
+            f"CREATE TEMP TABLE of_{kind}s AS"
+            f" SELECT {kind}_id, arg_min(more, struct_pack(file := file, line := line)) AS more FROM {kind}_rows"
+            f" WHERE reason IS NULL GROUP BY {kind}_id"
+        )
+
+
+def ordered(columns: Sequence[str]) -> str:
+    """The query of what is published: ``interactions``, by user and position."""
+    chosen = ", ".join([*CANONICAL, *map(identifier, columns)])
+    return f'SELECT {chosen} FROM interactions ORDER BY "user", position'
