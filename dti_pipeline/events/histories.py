@@ -32,8 +32,8 @@ def make_history(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
 
 
 def make_interactions(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
-    """View ``interactions`` of ``history``: the canonical columns and ``rules.columns``, and besides ``untitled``,
-    ``user`` and ``row``; and table ``labelled``, the same without those columns of the log.
+    """View ``interactions`` of ``history``: the canonical columns, ``untitled``, ``user``, ``row`` and, where there are
+    ``rules.columns``, the list ``more`` of their values; and table ``labelled``, the same without that list.
 
     ``users``, ``titles`` and ``good_rows`` are there; ``cuts`` for ``split.rule: global_time``; for columns of the log
     also ``of_users`` and ``of_items``, as :func:`first_values` makes them.
@@ -64,11 +64,10 @@ def _with_columns(columns: Sequence[str]) -> str:
     if not columns:
         return "FROM labelled"
     sources = ("own", "of_users", "of_items")
-    more = ", ".join(
-        f"coalesce({', '.join(f'{source}.more[{i}]' for source in sources)}, '') AS {identifier(column)}"
-        for i, column in enumerate(columns, 1)
-    )
-    return f"""SELECT labelled.*, {more} FROM labelled
+    values = [
+        f"coalesce({', '.join(f'{source}.more[{i}]' for source in sources)}, '')" for i in range(1, len(columns) + 1)
+    ]
+    return f"""SELECT labelled.*, [{", ".join(values)}] AS more FROM labelled
         INNER JOIN (SELECT "row", more FROM good_rows) AS own USING ("row")
         LEFT JOIN of_users USING (user_id) LEFT JOIN of_items USING (item_id)"""
 
@@ -85,5 +84,5 @@ def first_values(connection: duckdb.DuckDBPyConnection) -> None:
 
 def ordered(columns: Sequence[str]) -> str:
     """The query of what is published: ``interactions``, by user and position."""
-    chosen = ", ".join([*CANONICAL, *map(identifier, columns)])
-    return f'SELECT {chosen} FROM interactions ORDER BY "user", position'
+    more = [f"more[{i}] AS {identifier(column)}" for i, column in enumerate(columns, 1)]
+    return f'SELECT {", ".join([*CANONICAL, *more])} FROM interactions ORDER BY "user", position'
