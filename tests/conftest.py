@@ -37,12 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker("gpu_smoke")
     no_data = pytest.mark.skip(reason=f"no real rating logs at {REAL_DATA} (set DTI_REAL_DATA)")
     no_gpu = pytest.mark.skip(reason="no CUDA device")
+    no_ray = pytest.mark.skip(reason="Ray is not installed: pip install dti-pipeline[ray]")
     no_browser = pytest.mark.skip(reason="no chromium and chromedriver on PATH (Debian: chromium, chromium-driver)")
     for item in items:
         if "real" in item.keywords and not REAL_DATA.is_dir():
             item.add_marker(no_data)
         if "gpu" in item.keywords and not _cuda():
             item.add_marker(no_gpu)
+        if "ray" in item.keywords and importlib.util.find_spec("ray") is None:
+            item.add_marker(no_ray)
         if "browser" in item.keywords and not (CHROMIUM and DRIVER):
             item.add_marker(no_browser)
 
