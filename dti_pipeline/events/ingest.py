@@ -16,6 +16,7 @@ from dti_pipeline.events.histories import Rules, first_values, ordered
 from dti_pipeline.events.report import CatalogueCounts, FileCounts, IngestReport, SplitCounts
 from dti_pipeline.events.sources import locate
 from dti_pipeline.events.staging import Parts, StagedFile, read_parts, stage
+from dti_pipeline.execution import tasks
 from dti_pipeline.paths import Paths
 
 INTERACTIONS = "interactions.parquet"
@@ -60,6 +61,7 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     if log.columns:
         recorded |= {"tokens": {key: tokens[key] for key in ("template", "user_template") if key in tokens}}
     with (
+        tasks.engine(config.execution),
         connect(config.events.memory_limit, paths.events.parent) as connection,
         artifacts.publish(paths.events, "ingest", recorded, inputs) as draft,
     ):

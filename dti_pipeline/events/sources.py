@@ -27,6 +27,8 @@ CANONICAL = (
     "user_id", "item_id", "item_text", "timestamp", "rating", "label", "split", "position", "request", "known"
 )  # fmt: skip
 TABLES = (*(f"*.{kind}{packed}" for kind in ("csv", "tsv", "jsonl", "ndjson") for packed in ("", ".gz")), "*.parquet")
+#: Tables whose own record says which of their files count, and where it lies.
+_TABLES_WITH_A_RECORD = {"a Delta": "_delta_log/*.json", "an Iceberg": "metadata/*.metadata.json"}
 REVIEWS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.json.gz")  # .json: how the release of 2018 calls its lines
 
 
@@ -85,6 +87,12 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
         whole = zipfile.is_zipfile(root)
         state = "a zip archive: unpack it and name the folder" if whole else "not a whole zip archive"
         raise InputError(f"params key `events.path` names {root}, which is {state}")
+    for kind, record in _TABLES_WITH_A_RECORD.items():
+        if root.is_dir() and any(root.glob(record)):
+            raise InputError(
+                f"params key `events.path` names {root}, which is {kind} table: export its rows as Parquet, since files"
+                " that no longer count lie beside the others"
+            )
     folder = root if root.is_dir() else root.parent
     listed = _listed(config.items_path, "items_path", paths)
     listed_users = _listed(config.users_path, "users_path", paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ def each(
     Raises InputError where Ray is not installed, where no cluster is at ``execution.address`` and where no machine of
     it has the memory of a task; ``died`` of the task that dies again and again; else what the task raised.
     """
-    with _cluster(config) as ray:
+    with connected(config) as ray:
         _check_memory(ray, config)
         remote = ray.remote(function).options(
             num_cpus=1, memory=_bytes(config), max_retries=config.retries, retry_exceptions=False
@@ -45,8 +46,9 @@ def each(
 
 
 @contextmanager
-def _cluster(config: ExecutionConfig) -> Iterator[Any]:
-    """Ray, connected; one that was connected before stays so."""
+def connected(config: ExecutionConfig) -> Iterator[Any]:
+    """Ray, connected to the cluster at ``execution.address`` or to one that is started here, which ends with the
+    context; where it is connected already it stays so."""
     # Read when Ray is imported or started: nothing is reported, and a task that runs out of memory is tried again as
     # often as one that dies, not for ever.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -63,11 +65,12 @@ def _cluster(config: ExecutionConfig) -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if config.address is None:
         here = {"num_cpus": config.workers, "include_dashboard": False, "_memory": config.workers * _bytes(config)}
-        ray.init(**quiet, **here)
+        ray.init("local", **quiet, **here)
     else:
         try:
+            _knock(config.address)
             ray.init(config.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"params key `execution.address` is {config.address!r}, where no Ray cluster answers: {error}"
             ) from error
@@ -75,6 +78,13 @@ def _cluster(config: ExecutionConfig) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=10).close()
 
 
 def _bytes(config: ExecutionConfig) -> int:

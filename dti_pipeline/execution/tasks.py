@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing.connection import wait
 from queue import SimpleQueue
@@ -46,6 +47,11 @@ def run(function: Callable[[T], R], tasks: Sequence[T], config: ExecutionConfig,
             if len(tasks) > 1:
                 log.info("%s: %d of %d", what, len(results), len(tasks))
     return [results[number] for number in range(len(tasks))]
+
+
+def engine(config: ExecutionConfig) -> AbstractContextManager[object]:
+    """What several calls of :func:`run` share: one connection to Ray."""
+    return on_ray.connected(config) if config.engine == "ray" else nullcontext()
 
 
 def several(config: ExecutionConfig) -> bool:
