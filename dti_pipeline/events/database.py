@@ -55,6 +55,7 @@ def connect(
         if threads is not None:
             connection.execute(f"SET threads = {threads}")
         connection.execute(f"SET temp_directory = {literal(spill)}")
+        connection.execute("SET enable_progress_bar = false")  # on by itself in a process that looks interactive
         connection.execute("SET autoinstall_known_extensions = false")  # nothing is downloaded
         connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
         try:
