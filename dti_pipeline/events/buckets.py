@@ -116,7 +116,7 @@ class _Bucket:
 def _scatter(share: _Share) -> None:
     rows = share.place.folder / "rows"
     rows.mkdir(exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".", dir=rows))
+    aside = Path(tempfile.mkdtemp(dir=share.place.folder))  # not below rows: what a dead task left there would be read
     with share.place.connect() as connection:
         read_parts(connection, share.files)
         run_script(connection, "slot", bucket_of_slot=list(share.bucket_of_slot))

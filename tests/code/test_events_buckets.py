@@ -14,6 +14,7 @@ import pytest
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import buckets
 from dti_pipeline.events.buckets import cut
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.settings import SLOTS
@@ -47,9 +48,9 @@ def write_log(folder: Path, users: int = 40, rows: int = 600) -> None:
     (folder.parent / "users.csv").write_text("user_id,age\nu1,30\nu2,\nu1,40\n")
 
 
-def made_in(buckets: int, log: Config, paths: Paths) -> dict[str, str]:
+def made_in(number: int, log: Config, paths: Paths) -> dict[str, str]:
     """Digest of each output: the manifest holds report, configuration and inputs."""
-    report = ingest(replace(log, events=replace(log.events, buckets=buckets)), paths)
+    report = ingest(replace(log, events=replace(log.events, buckets=number)), paths)
     assert adds_up(report)
     return {path.name: artifacts.file_digest(path) for path in paths.events.iterdir()}
 
@@ -88,9 +89,9 @@ def test_a_split_of_the_logs_own_is_read_and_judged_in_buckets(home: Paths) -> N
     assert made_in(4, log, home) == whole
     raw.write_text("\n".join([header, *lines, "u4,i9,3,9,train", "u2,i9,3,9,train"]) + "\n")
     sentences = []
-    for buckets in (1, 4):
+    for number in (1, 4):
         with pytest.raises(InputError, match="line 30 is of split train") as refused:
-            made_in(buckets, log, home)
+            made_in(number, log, home)
         sentences.append(str(refused.value))
     assert sentences[0] == sentences[1]
 
@@ -111,6 +112,24 @@ def test_what_is_wrong_with_the_whole_log_is_said_as_in_one_piece(home: Paths, l
         ingest(log, home)
     assert not home.events.exists()
     assert not list(home.events.parent.glob(".*"))
+
+
+def test_rows_that_a_dead_task_has_left_are_not_read(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each share of the log is written twice, first by a task that ends before it has renamed what it wrote."""
+    write_log(home.home / "log")
+    log, scatter = settings("log", split=GLOBAL), buckets._scatter
+    whole = made_in(1, log, home)
+    died = []
+
+    def twice(share: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", lambda *_: died.append(share.number))
+            scatter(share)
+        scatter(share)
+
+    monkeypatch.setattr(buckets, "_scatter", twice)
+    assert made_in(3, log, home) == whole
+    assert sorted(died) == [0, 1, 2]
 
 
 def test_buckets_are_runs_of_slots_with_about_the_same_rows() -> None:
