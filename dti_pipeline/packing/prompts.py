@@ -58,7 +58,8 @@ def cut(
     prompt of the row's user, unless it is one number for all. A prompt holds whole requests, one at
     least, whatever ``targets`` is. One that would outgrow the row is closed early and the next opens with a context of
     its own, so no target is lost; only a request that does not fit a row is parted. Raises InputError where even one
-    target does not fit. Cost: some vectorised steps for each prompt of the longest history.
+    target does not fit. Cost: some vectorised steps for each prompt of the longest history, or of the longest request
+    where ``targets`` is 1.
     """
     # tokens[i]: of rows before i, as context; a span of targets has one [SUM] each besides.
     tokens = np.append(0, np.cumsum(lengths, dtype=np.int64))
@@ -67,9 +68,12 @@ def cut(
     history = np.arange(len(position)) - position  # first row of each row's user
     seen_to = history + seen  # the row behind each row's context
     joined = is_target[:-1] & is_target[1:] & (position[1:] > 0)  # to the next row, in a run of a user's targets
+    together = joined & (seen[1:] == seen[:-1])  # in one request
+    if targets == 1:
+        joined = together  # a prompt is a request: all are cut at once, however long a history is
     first = np.flatnonzero(is_target & ~np.append(False, joined))
     end = np.flatnonzero(is_target & ~np.append(joined, False)) + 1
-    request, behind = _requests(joined & (seen[1:] == seen[:-1]))
+    request, behind = _requests(together)
 
     def whole(first: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
         """The last row up to ``stop`` that no request goes beyond; ``stop`` where that is not behind ``first``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing import prompts
 from dti_pipeline.packing.prompts import Prompts, cut
 
 #: A log: for each user, for each interaction, (tokens of text and label, whether it is a target).
@@ -132,3 +134,21 @@ def test_a_target_that_does_not_fit_names_the_parameter_and_a_row_length_that_wo
 
 def test_a_log_without_targets_has_no_prompts() -> None:
     assert len(cut_log([[(3, False)] * 4], 2, 3, 64)) == 0
+
+
+def test_prompts_of_one_target_are_cut_at_once_however_long_a_history_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with a million rows would otherwise take a million steps."""
+    steps, fits = [], prompts._last_that_fits
+
+    def counted(first: Any, *rest: Any) -> Any:
+        steps.append(len(first))
+        return fits(first, *rest)
+
+    monkeypatch.setattr(prompts, "_last_that_fits", counted)
+    position = np.arange(500, dtype=np.int32)
+    seen, lengths = position // 2 * 2, np.full(500, 3, np.int32)  # two rows a request
+    found, ended = cut(position >= 4, position, seen, lengths, 4, 1, 64)
+    assert steps == [248]
+    assert (len(found), found.targets, ended) == (248, 496, 0)
+    assert (found.stop - found.first_target == 2).all()
+    assert (found.start == found.first_target - 4).all()
