@@ -213,5 +213,8 @@ def pieces(driver: duckdb.DuckDBPyConnection, config: Config, paths: Paths, rule
     if config.events.buckets == 1 or not somebody:
         yield _Whole(driver, rules)
         return
-    with tempfile.TemporaryDirectory(prefix=".buckets.", dir=paths.events.parent) as scratch:
+    # Where it cannot be removed, on a file system that is full or shared, that must not hide what went wrong.
+    with tempfile.TemporaryDirectory(
+        prefix=".buckets.", dir=paths.events.parent, ignore_cleanup_errors=True
+    ) as scratch:
         yield _Buckets(driver, config, rules, Path(scratch))

@@ -33,16 +33,27 @@ def each(
             num_cpus=1, memory=_bytes(config), max_retries=config.retries, retry_exceptions=False
         )
         waiting = {remote.remote(task): number for number, task in enumerate(tasks)}
-        while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            number = waiting.pop(done)
-            try:
-                result = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:  # its process crashed, ran out of memory, or lost its machine
-                raise died(number) from error
-            yield number, result
+        try:
+            while waiting:
+                (done,), _ = ray.wait(list(waiting), num_returns=1)
+                number = waiting.pop(done)
+                try:
+                    result = ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError as error:  # its process crashed, ran out of memory, or lost its machine
+                    raise died(number) from error
+                yield number, result
+        finally:
+            _end(ray, list(waiting))
+
+
+def _end(ray: Any, waiting: list[Any]) -> None:
+    """End tasks that nobody waits for any more: they would write into a folder that is being removed."""
+    for task in waiting:
+        ray.cancel(task, force=True)
+    if waiting:
+        ray.wait(waiting, num_returns=len(waiting), timeout=60)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_a_task_that_dies_again_and_again_is_a_sentence(cluster: Any) -> None:
 def test_what_a_task_raises_is_raised_here(cluster: Any) -> None:
     with pytest.raises(InputError, match=r"^the second task has nothing to read$"):
         tasks.run(workers.refuse, [0, 1, 2], on(cluster), "numbers")
+
+
+def test_after_a_refusal_no_other_task_goes_on(cluster: Any, tmp_path: Path) -> None:
+    """A folder that is removed then would not stay empty."""
+    config = on(cluster)
+    with tasks.engine(config):
+        with pytest.raises(InputError, match=r"^the first task has nothing to read$"):
+            tasks.run(workers.refuse_or_write, [(tmp_path, number) for number in range(4)], config, "files")
+        time.sleep(4)
+    assert not list(tmp_path.glob("* ended"))
 
 
 def test_a_task_that_no_machine_can_hold_is_refused_before_it_waits_for_ever(cluster: Any) -> None:

@@ -38,3 +38,13 @@ def refuse(number: int) -> int:
 def slowly(task: tuple[Path, int]) -> int:
     time.sleep(0.5)
     return task[1]
+
+
+def refuse_or_write(task: tuple[Path, int]) -> None:
+    """The first task refuses at once; the others write a file later."""
+    folder, number = task
+    if number == 0:
+        raise InputError("the first task has nothing to read")
+    (folder / f"{number} began").touch()
+    time.sleep(3)
+    (folder / f"{number} ended").touch()
