@@ -108,25 +108,20 @@ def _part(task: _Task) -> Path:
     recipe = [LINES_VERSION, form.view, variables, form.header, form.encoding, more, script("words"), script(task.kind)]
     recipe += [script(form.view)] if form.view != "parquet" else []
     mapping = hashlib.md5(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    name = f"{file_digest(file.path)[:16]}-{mapping[:8]}"
-    for part in folder.glob(f"{name}-*.parquet"):
+    name = f"{file_digest(task.file.path)[:16]}-{mapping[:8]}"
+    for part in task.folder.glob(f"{name}-*.parquet"):
         if is_whole(part):
             return part
-        log.warning("%s is damaged: %s is read again", part, file.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{os.getpid()}"
-    source = Rows(file.path, form.variables["columns"]) if form.view == "parquet" else form.lines(file.path)
-    part = task.folder / f"{file_digest(task.file.path)[:16]}-{mapping[:8]}.parquet"
-    if part.is_file():
-        return part
+        log.warning("%s is damaged: %s is read again", part, task.file.path)
     task.folder.mkdir(parents=True, exist_ok=True)
-    aside = part.with_name(f".{part.name}.{os.getpid()}")
+    aside = task.folder / f".{name}.{os.getpid()}"
     with task.room.connect(task.folder.parent) as connection:
         try:
             _parse(connection, task, variables, aside)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+    part = task.folder / f"{name}-{file_digest(aside)[:OWN]}.parquet"
     aside.replace(part)
     return part
 
@@ -152,9 +147,6 @@ def _parse(connection: duckdb.DuckDBPyConnection, task: _Task, variables: Mappin
         if isinstance(source, Rows) and isinstance(error, duckdb.NotImplementedException):
             raise InputError(f"{file} has a column of a type that cannot be read: {error}") from error
         raise
-    part = folder / f"{name}-{file_digest(aside)[:OWN]}.parquet"
-    aside.replace(part)
-    return part
 
 
 def is_whole(part: Path) -> bool:

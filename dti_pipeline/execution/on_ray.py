@@ -83,7 +83,8 @@ def connected(config: ExecutionConfig) -> Iterator[Any]:
             ray.init(config.address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"params key `execution.address` is {config.address!r}, where no Ray cluster answers: {error}"
+                f"params key `execution.address` is {config.address!r}, where no Ray cluster answers, or one with"
+                f" another token (RAY_AUTH_TOKEN): {error}"
             ) from error
     try:
         yield ray
