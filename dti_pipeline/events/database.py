@@ -62,9 +62,8 @@ def connect(
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise InputError(
-                f"params key `events.memory_limit` is {memory_limit!r}, which is too little: {_said(error)}"
+                f"params key `{key}` allows {memory_limit}, which is too little: {_said(error)}"
             ) from error
-            raise InputError(f"params key `{key}` allows {memory_limit}, which is too little: {error}") from error
         except duckdb.IOException as error:  # a full disk, a file that went away
             raise InputError(f"the log could not be read or written: {_said(error)}") from error
 

@@ -60,7 +60,7 @@ class _Task:
     room: Room
 
 
-def stage(log: Log, folder: Path, config: Config) -> Parts:
+def stage(found: Log, folder: Path, config: Config) -> Parts:
     """Parse what is not parsed yet, each file a task.
 
     Interactions: ``line, raw, user_id, item_id, rating, timestamp, item_text, request_id, split, reason``; ``line`` is
@@ -71,12 +71,12 @@ def stage(log: Log, folder: Path, config: Config) -> Parts:
     parse of the new ones, out of core.
     Raises InputError for a file that cannot be read to its end.
     """
-    more, room = bool(log.columns), Room.of_task(config)
-    scale = {"lowest": log.lowest, "highest": log.highest}
+    more, room = bool(found.columns), Room.of_task(config)
+    scale = {"lowest": found.lowest, "highest": found.highest}
     work = [
-        *(_Task(file, "interactions", scale, folder, more, room) for file in log.logs if file.form),
-        *(_Task(file, "items", {}, folder / ITEMS, more, room) for file in log.items if file.form),
-        *(_Task(file, "users", {}, folder / USERS, more, room) for file in log.users if file.form),
+        *(_Task(file, "interactions", scale, folder, more, room) for file in found.logs if file.form),
+        *(_Task(file, "items", {}, folder / ITEMS, more, room) for file in found.items if file.form),
+        *(_Task(file, "users", {}, folder / USERS, more, room) for file in found.users if file.form),
     ]
     made = tasks.run(_part, work, config.execution, "files parsed")
     for path in folder.rglob("*"):
@@ -126,6 +126,11 @@ def _part(task: _Task) -> Path:
     return part
 
 
+def is_whole(part: Path) -> bool:
+    """Whether a part's content is what was written. Cost: a read of it."""
+    return part.stem.rpartition("-")[2] == file_digest(part)[:OWN]
+
+
 def _parse(connection: duckdb.DuckDBPyConnection, task: _Task, variables: Mapping[str, Any], path: Path) -> None:
     form, file = task.file.form, task.file.path
     assert form is not None
@@ -147,8 +152,3 @@ def _parse(connection: duckdb.DuckDBPyConnection, task: _Task, variables: Mappin
         if isinstance(source, Rows) and isinstance(error, duckdb.NotImplementedException):
             raise InputError(f"{file} has a column of a type that cannot be read: {error}") from error
         raise
-
-
-def is_whole(part: Path) -> bool:
-    """Whether a part's content is what was written. Cost: a read of it."""
-    return part.stem.rpartition("-")[2] == file_digest(part)[:OWN]
