@@ -161,6 +161,7 @@ def test_a_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     """The script itself compares the answers; it measures MLflow's server too where it is not told otherwise."""
     few = ("--requests", "8", "--bad", "20", "--candidates", "3", "--clients", "1", "4", "--services", "dti")
