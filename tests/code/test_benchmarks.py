@@ -14,6 +14,8 @@ import pytest
 from benchmarks import packing
 from benchmarks.lib import harness, summaries, timing
 
+pytestmark = pytest.mark.slow  # whole scripts: `make test` runs them
+
 ROOT = Path(__file__).resolve().parents[2]
 #: What `make bench` runs; docs/benchmark.md has a table of each.
 ON_CPU = (
@@ -172,6 +174,7 @@ def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     assert all(row["memory_mib"] > 100 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_data_stage_is_timed(tmp_path: Path) -> None:
     rows, _ = bench("data_stages", tmp_path, "--rows", "20000")
     stages = [row["stage"] for row in rows]

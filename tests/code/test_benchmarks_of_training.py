@@ -379,6 +379,7 @@ def test_kernels_are_told_apart() -> None:
     }
 
 
+@pytest.mark.slow
 def test_attention_is_measured_alone(tmp_path: Path) -> None:
     rows, _ = bench("attention", tmp_path, "--tiny", "--prefix", "3")
     assert {row["form"] for row in rows} == {"bands", "dense causal"}

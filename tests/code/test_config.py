@@ -250,6 +250,7 @@ def test_a_recipe_from_scratch_trains(home: Paths, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.slow
 def test_output_that_cannot_hold_a_letter_is_printed_all_the_same(tmp_path: Path, encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "DTI_HOME": str(tmp_path)}
     program = [sys.executable, "-m", "dti_pipeline.cli"]

@@ -103,6 +103,7 @@ PUBLISHED = [
 
 @pytest.mark.real
 @pytest.mark.parametrize("case", PUBLISHED)
+@pytest.mark.slow
 def test_floors_on_real_logs_are_the_published_ones(
     home: Paths, real_data: Path, case: tuple[str, str, str, tuple[float, ...]]
 ) -> None:

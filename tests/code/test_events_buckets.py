@@ -21,6 +21,8 @@ from dti_pipeline.events.settings import SLOTS
 from dti_pipeline.paths import Paths
 from tests.code.raw_logs import adds_up, rows, settings
 
+pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
+
 COLUMNS = {"request_id": "request", "item_text": "title"}
 GLOBAL = {"rule": "global_time", "min_history": 2}
 

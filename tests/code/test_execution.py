@@ -19,6 +19,8 @@ from tests.code import workers
 from tests.code.raw_logs import settings
 from tests.code.test_events_buckets import GLOBAL, made_in, write_log
 
+pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
+
 TWO = ExecutionConfig(workers=2, retries=1)
 
 

@@ -8,6 +8,8 @@ from dti_pipeline.paths import Paths
 from tests import input_kinds
 from tests.input_kinds import KINDS, Kind
 
+pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
+
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.of}: {kind.name}")
 def test_an_input_gets_what_the_table_says(home: Paths, kind: Kind) -> None:

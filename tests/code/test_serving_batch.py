@@ -24,6 +24,8 @@ from dti_pipeline.serving.requests import Request
 from dti_pipeline.serving.scorer import Scorer
 from tests.small_models import train
 
+pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Paths:

@@ -31,6 +31,8 @@ from dti_pipeline.serving.http.server import Server
 from dti_pipeline.serving.scorer import Scorer
 from tests.small_models import train
 
+pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
+
 NAMES = ("sliding_window", "dti_isolated")
 
 

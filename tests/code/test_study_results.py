@@ -33,6 +33,7 @@ USERS, LENGTH, ITEMS = 12, 15, 30
 LAST = np.arange(LENGTH - 1, USERS * LENGTH, LENGTH)  # each user's last row, which is no other row's context
 
 
+@pytest.mark.slow
 def test_the_document_holds_the_committed_rows() -> None:
     grid = grids.load(ROOT / "experiments" / "study.yaml")
     text = (ROOT / "docs" / "results.md").read_text()
@@ -84,6 +85,7 @@ def test_of_delays_only_what_was_measured_stands_in_table_and_picture(tmp_path: 
     assert "dti_isolated" not in drawn
 
 
+@pytest.mark.slow
 def test_the_committed_summary_is_of_the_committed_rows_and_both_are_small() -> None:
     grid = grids.load(ROOT / "experiments" / "study.yaml")
     results = grid.beside(grid.results)
@@ -158,6 +160,7 @@ def test_the_interest_network_does_not_see_the_label_it_predicts(log: tuple[Inte
     assert ended.passes == min(8, ended.kept + 2)  # two epochs that are no better end it, and take time
 
 
+@pytest.mark.slow
 def test_a_usual_model_of_other_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = grids.load(ROOT / "experiments" / "study.yaml")
     monkeypatch.setattr(conventional.logs, "digest", lambda home: "now")

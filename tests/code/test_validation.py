@@ -17,6 +17,8 @@ from dti_pipeline.validation import run
 from dti_pipeline.validation.report import Outcome, ValidateReport
 from dti_pipeline.validation.validate import validate
 
+pytestmark = pytest.mark.slow  # Great Expectations takes its time: `make test` runs them
+
 
 @pytest.fixture(autouse=True)
 def no_data_docs(monkeypatch: pytest.MonkeyPatch) -> None:
