@@ -1,4 +1,4 @@
-"""A project home as ``dti pack`` leaves it, made without a log or a tokenizer: a packed store and a model's folder."""
+"""A project home as ``dti pack`` leaves it, made without a log: a packed store, a small tokenizer, a model's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.lib import llama
 from dti_pipeline import artifacts, config
@@ -51,6 +54,7 @@ def write_home(home: Path, sections: dict[str, Any], shape: Shape, users: int, p
 
 def _write_store(paths: Paths, store: TokenStore) -> None:
     with artifacts.publish(paths.tokens, "tokenize", {"tokens": {"template": "", "max_text_tokens": 0}}) as draft:
+        _tokenizer().save_pretrained(draft.path / "tokenizer")
         write_columns(draft.path / "texts.arrow", {"token": store.tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": store.offsets})
         columns = {name: getattr(store, name) for name in ("text", "label", "split", "position", "request", "known")}
@@ -61,3 +65,10 @@ def _write_store(paths: Paths, store: TokenStore) -> None:
             tokens_per_interaction=tokens / len(store.text), vocabulary=store.vocabulary,
             special_tokens=store.special, prefix_tokens=(), knowledge=Knowledge(context=store.context),
         )  # fmt: skip
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Of the words that a training asks for; the store's texts are numbers alone."""
+    made = Tokenizer(WordLevel({"?": 0, "a": 1, ":": 2}, unk_token="?"))
+    made.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")

@@ -213,11 +213,8 @@ def accelerator_for(settings: TrainingConfig) -> Accelerator:
 
 def question_word(config: Config, paths: Paths) -> int | None:
     """The token of ":", where a pretrained model answers in words: behind "title:" it expects an answer, behind a new
-    token with random numbers it does not. None for another model, where ":" is no token of its own, or tokens came
-    without a tokenizer."""
+    token with random numbers it does not. None for another model, or where ":" is no token of its own."""
     if config.model.name_or_path is None or config.model.head != "verbaliser":
-        return None
-    if not (paths.tokens / "tokenizer").is_dir():
         return None
     return behind_a_text(load_tokenizer(paths.tokens), ":")
 
