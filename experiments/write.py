@@ -98,6 +98,13 @@ def _logs(grid: Grid, rows: list[Row], name: str) -> Iterator[tuple[str, list[Ro
             yield data_set, of_log
 
 
+def _lines_with(grid: Grid, rows: list[Row], name: str, fact: str) -> Iterator[tuple[str, list[Line]]]:
+    """A group's lines that have a fact, by log; a log without any is left out."""
+    for data_set, own in _logs(grid, rows, name):
+        if shown := [line for line in lines(own) if line[fact]]:
+            yield data_set, shown
+
+
 def group_tables(grid: Grid, rows: list[Row], name: str) -> str:
     """A table for each log of a group, conditions above it, failures below it."""
     equal_seconds = any(group.equal == "seconds" for group in grid.group(name))
@@ -125,10 +132,7 @@ def validation_tables(grid: Grid, rows: list[Row], name: str) -> str:
 def history_tables(grid: Grid, rows: list[Row], name: str) -> str:
     """AUC of a group's targets by how many earlier rows their user has, for each log of the group."""
     parts = []
-    for data_set, own in _logs(grid, rows, name):
-        shown = [line for line in lines(own) if line["auc_by_history"]]
-        if not shown:
-            continue
+    for data_set, shown in _lines_with(grid, rows, name, "auc_by_history"):
         buckets = {bucket for line in shown for bucket in line["auc_by_history"]}
         header = sorted(buckets, key=lambda bucket: int(bucket.rstrip("+").partition("-")[0]))
         body = []
@@ -143,10 +147,7 @@ def history_tables(grid: Grid, rows: list[Row], name: str) -> str:
 def item_tables(grid: Grid, rows: list[Row], name: str) -> str:
     """UAUC of a group's models, and AUC by how many training targets an item has, for each log of the group."""
     parts = []
-    for data_set, own in _logs(grid, rows, name):
-        shown = [line for line in lines(own) if line["auc_by_item"]]
-        if not shown:
-            continue
+    for data_set, shown in _lines_with(grid, rows, name, "auc_by_item"):
         header = list(dict.fromkeys(bucket for line in shown for bucket in line["auc_by_item"]))
         facts = [fact for fact in FACTS if not _same(shown, fact)]
         body = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dti_pipeline import pipeline
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.paths import Paths
@@ -35,3 +37,20 @@ def train(paths: Paths, paradigms: tuple[str, ...], **sections: dict[str, Any]) 
         if stage.name not in ("validate", "evaluate", "compare", *made):
             pipeline.execute(stage, config, paths, paradigm)
     return config
+
+
+def questions(count: int, seed: int = 0, fewest: int = 1) -> list[dict[str, Any]]:
+    """Requests of ``count`` users, each with ``fewest`` candidates to 5."""
+    draw = np.random.default_rng(seed)
+
+    def item() -> dict[str, Any]:
+        return {"item_id": str(draw.integers(1, 60))}
+
+    return [
+        {
+            "user_id": f"user {i}",
+            "history": [item() | {"label": [0, 1, None][draw.integers(3)]} for _ in range(draw.integers(0, 12))],
+            "candidates": [item() for _ in range(draw.integers(fewest, 6))],
+        }
+        for i in range(count)
+    ]

@@ -22,7 +22,7 @@ from dti_pipeline.serving import batch
 from dti_pipeline.serving.batch import Task, score_batch
 from dti_pipeline.serving.requests import Request
 from dti_pipeline.serving.scorer import Scorer
-from tests.small_models import train
+from tests.small_models import questions, train
 
 pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
 
@@ -42,22 +42,6 @@ def scorer(trained: Paths) -> Scorer:
 @pytest.fixture(autouse=True)
 def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "PART", 5)
-
-
-def questions(count: int) -> list[dict[str, Any]]:
-    draw = np.random.default_rng(0)
-
-    def item() -> dict[str, Any]:
-        return {"item_id": str(draw.integers(1, 60))}
-
-    return [
-        {
-            "user_id": f"user {i}",
-            "history": [item() | {"label": [0, 1, None][draw.integers(3)]} for _ in range(draw.integers(0, 12))],
-            "candidates": [item() for _ in range(draw.integers(0, 6))],
-        }
-        for i in range(count)
-    ]
 
 
 def write(path: Path, asked: Sequence[Any]) -> Path:
@@ -87,7 +71,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_a_batch_has_the_answer_of_each_request_alone(
     trained: Paths, scorer: Scorer, tmp_path: Path, source: str, out: str
 ) -> None:
-    asked = questions(23)
+    asked = questions(23, fewest=0)
     report = score_batch(Task(write(tmp_path / source, asked), trained.model("dti"), tmp_path / out))
     answers = read(tmp_path / out)
     assert [answer["user_id"] for answer in answers] == [one["user_id"] for one in asked]
@@ -110,7 +94,7 @@ BAD = {
 def test_a_bad_request_is_named_and_counted_and_costs_no_other(
     trained: Paths, scorer: Scorer, tmp_path: Path, out: str
 ) -> None:
-    good = questions(14)
+    good = questions(14, fewest=0)
     source = write(tmp_path / "r.jsonl", [BAD[i][0] if i in BAD else one for i, one in enumerate(good)])
     command = ["score", str(source), "--model", str(trained.model("dti")), "--batch", "--out", str(tmp_path / out)]
     done = CliRunner().invoke(app, command)
@@ -146,7 +130,7 @@ def test_bad_rows_of_a_table_are_named_too(trained: Paths, tmp_path: Path) -> No
 def test_a_run_that_ended_early_goes_on_where_it_ended(
     trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = questions(23)
+    asked = questions(23, fewest=0)
     source, out, whole = write(tmp_path / "r.jsonl", asked), tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
     score_batch(Task(source, trained.model("dti"), whole))
     real, scored = Scorer.score_each, []
@@ -179,7 +163,7 @@ def test_a_run_that_ended_early_goes_on_where_it_ended(
 def test_what_an_earlier_run_made_of_anything_else_is_not_used(
     trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    asked = questions(12)
+    asked = questions(12, fewest=0)
     source, out = write(tmp_path / "r.jsonl", asked), tmp_path / "a.jsonl"
     real = Scorer.score_each
     failing = iter([None])
@@ -192,7 +176,7 @@ def test_what_an_earlier_run_made_of_anything_else_is_not_used(
     with pytest.raises(RuntimeError, match="StopIteration"):
         score_batch(Task(source, trained.model("dti"), out))
     monkeypatch.setattr(Scorer, "score_each", real)
-    asked = questions(13)[1:] if change == "requests" else asked
+    asked = questions(13, fewest=0)[1:] if change == "requests" else asked
     write(source, asked)
     model = trained.model("dti_isolated" if change == "model" else "dti")
     assert score_batch(Task(source, model, out)).kept == 0
@@ -212,7 +196,7 @@ def test_memory_does_not_grow_with_the_requests(
     monkeypatch.setattr(Scorer, "load", lambda *_, **__: Half())
     peaks = []
     for count in (100, 200, 1600):  # the first one also pays for what is made once
-        source = write(tmp_path / "r.jsonl", questions(50) * (count // 50))
+        source = write(tmp_path / "r.jsonl", questions(50, fewest=0) * (count // 50))
         tracemalloc.start()
         report = score_batch(Task(source, trained.model("dti"), tmp_path / "a.jsonl"))
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -246,7 +230,7 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_one_sentence(trained: Paths, t
 
 def test_several_processes_answer_the_same(trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "START", "fork")  # a process of its own would import for seconds
-    source = write(tmp_path / "r.jsonl", [*questions(12), "{"])
+    source = write(tmp_path / "r.jsonl", [*questions(12, fewest=0), "{"])
     for workers in (1, 2):
         with pytest.raises(CheckFailed, match="1 of 13 requests were refused"):
             score_batch(Task(source, trained.model("dti"), tmp_path / f"{workers}.jsonl", workers))

@@ -29,7 +29,7 @@ from dti_pipeline.serving.http.logs import JsonLines
 from dti_pipeline.serving.http.schema import REQUEST
 from dti_pipeline.serving.http.server import Server
 from dti_pipeline.serving.scorer import Scorer
-from tests.small_models import train
+from tests.small_models import questions, train
 
 pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
 
@@ -101,22 +101,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Event:
 
     monkeypatch.setattr(Scorer, "score", held)
     return opened
-
-
-def questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    draw = np.random.default_rng(seed)
-
-    def item() -> dict[str, Any]:
-        return {"item_id": str(draw.integers(1, 60))}
-
-    return [
-        {
-            "user_id": f"user {i}",
-            "history": [item() | {"label": [0, 1, None][draw.integers(3)]} for _ in range(draw.integers(0, 12))],
-            "candidates": [item() for _ in range(draw.integers(1, 6))],
-        }
-        for i in range(count)
-    ]
 
 
 def eventually(holds: Callable[[], bool]) -> None:
