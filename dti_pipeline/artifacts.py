@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -177,7 +178,7 @@ def publish(
 def recover(target: Path) -> None:
     """Clean up after publications of ``target`` whose process was killed: their drafts go, and an output that had
     stepped aside for a new one comes back."""
-    for path in target.parent.glob(f".{_exactly(target.name)}.draft-*"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.draft-*"):
         held = _lock(path)
         if held is None:
             continue  # its process is at work
@@ -186,10 +187,6 @@ def recover(target: Path) -> None:
             old.rename(target)
         shutil.rmtree(path, ignore_errors=True)
         os.close(held)
-
-
-def _exactly(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 @contextmanager
@@ -358,7 +355,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{_exactly(path.name)}.draft-*"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.draft-*"):
         number = left.name.rpartition("-")[2]
         if number.isdecimal() and not _alive(int(number)):
             left.unlink(missing_ok=True)
