@@ -79,7 +79,8 @@ def score_batch(task: Task, heard: Heard = lambda _: None) -> BatchReport:
     with artifacts.alone(folder / "parts"):
         _begin(folder, whose)
         done = {path.name for path in folder.iterdir()}
-        parts, new = _Parts(task, folder), []
+        parts = _Parts(task, folder)
+        new: set[Path] = set()
         try:
             with _pool(task, heard) as submit:
                 for number, part in enumerate(_parts(requests.raw(task.source))):
@@ -87,7 +88,7 @@ def score_batch(task: Task, heard: Heard = lambda _: None) -> BatchReport:
                     if path.name in done:
                         heard(len(part))
                     else:
-                        new.append(path)
+                        new.add(path)
                         submit(part, path)
         except InputError:  # of the file or the model: there is nothing to go on with
             shutil.rmtree(folder)
@@ -176,7 +177,7 @@ class _Parts:
     def path(self, number: int) -> Path:
         return self._folder / f"{number:09}{self._ending}"
 
-    def joined(self, new: list[Path]) -> _Found:
+    def joined(self, new: set[Path]) -> _Found:
         """Write ``out`` from all parts, and count what is in them."""
         found = _Found()
         paths = sorted(self._folder.glob(f"*{self._ending}"))
