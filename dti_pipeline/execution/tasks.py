@@ -106,11 +106,11 @@ def _in_processes(
 
 def _one_process() -> ProcessPoolExecutor:
     # A fork would copy the locks that other threads hold, DuckDB's and torch's among them.
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next task for ever."""
+def end_with_parent() -> None:
+    """End this process with the one that started it: of a killed parent a worker waits for its next task for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import time
@@ -17,9 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +26,7 @@ import torch
 
 from dti_pipeline import artifacts
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.execution import tasks
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Raw, Request
 from dti_pipeline.serving.score import ANSWERS, CHUNK, ScoreReport
@@ -267,15 +266,8 @@ _of_process: dict[str, Any] = {}
 
 def _begin_process(numbers: Any, task: Task) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    Thread(target=_end_with_the_parent, daemon=True).start()
+    tasks.end_with_parent()
     _of_process.update(number=numbers.get(), task=task)
-
-
-def _end_with_the_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _answer_there(part: list[Raw], path: Path) -> int:
