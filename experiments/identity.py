@@ -42,11 +42,11 @@ def settings(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _differing(own: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs, and of a mapping in it what differs there."""
+    """What differs, and of a mapping in it what differs there. A key that the defaults leave out is null there."""
     return {
         key: _differing(value, default[key]) if isinstance(value, Mapping) else value
         for key, value in own.items()
-        if value != default[key]
+        if value != default.get(key)
     }
 
 

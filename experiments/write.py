@@ -118,12 +118,18 @@ def group_tables(grid: Grid, rows: list[Row], name: str) -> str:
 
 
 def validation_tables(grid: Grid, rows: list[Row], name: str) -> str:
-    """The AUC of validation targets, by which a recipe is chosen: a line a recipe, a column a log and delay."""
+    """The AUC of validation targets, by which a recipe is chosen: a line a recipe, a column a log and delay.
+
+    A data set of its own beside its log's, such as LOG-gap, is a recipe of that log: its line is called gap.
+    """
     found: dict[str, dict[str, str]] = {}
     for data_set, own in _logs(grid, rows, name):
+        log = grid.data_sets[data_set].log or data_set
+        words = data_set.removeprefix(log).removeprefix("-")
         for line in lines(own):
             late = "" if line["delay"] is None else f", {duration(line['delay'])}"
-            found.setdefault(line["model"] or "chosen", {})[data_set + late] = number(line.mean("validation_auc"))
+            recipe = " ".join(part for part in (words, line["model"]) if part) or "chosen"
+            found.setdefault(recipe, {})[log + late] = number(line.mean("validation_auc"))
     header = list(dict.fromkeys(column for figures in found.values() for column in figures))
     body = [[model, *(figures.get(column, MISSING) for column in header)] for model, figures in found.items()]
     return markdown_table(["", *header], body) if body else ""

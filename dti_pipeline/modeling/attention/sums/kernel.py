@@ -34,15 +34,17 @@ class Tiles(NamedTuple):
     stages: int
 
 
-#: On Hopper, for two-byte heads of 128, for each kernel: the fastest of those tried with 256 [SUM]s of 32 heads.
-HOPPER = {"forward": Tiles(16, 64, 4, 2), "queries": Tiles(16, 32, 4, 3), "keys": Tiles(16, 16, 2, 1)}
+#: On Hopper, by bytes of a head and kernel: the fastest of those that `python -m benchmarks.sum_attention` tries.
+HOPPER = {
+    256: {"forward": Tiles(16, 64, 4, 2), "queries": Tiles(16, 32, 4, 3), "keys": Tiles(16, 16, 2, 1)},
+}
 
 
 def tiles(kernel: str, query: Tensor) -> Tiles:
     """Of a kernel for ``query`` (B, S, H, D); anywhere but in :data:`HOPPER`'s place small enough for any card."""
     size = query.shape[3] * query.element_size()
-    if size == 256 and query.is_cuda and torch.cuda.get_device_capability(query.device) == (9, 0):
-        return HOPPER[kernel]
+    if size in HOPPER and query.is_cuda and torch.cuda.get_device_capability(query.device) == (9, 0):
+        return HOPPER[size][kernel]
     side = 32 if size <= 256 else 16
     return Tiles(side, side, 4, 1)
 
