@@ -36,6 +36,7 @@ class Tiles(NamedTuple):
 
 #: On Hopper, by bytes of a head and kernel: the fastest of those that `python -m benchmarks.sum_attention` tries.
 HOPPER = {
+    128: {"forward": Tiles(32, 64, 4, 3), "keys": Tiles(16, 64, 4, 1), "queries": Tiles(16, 32, 4, 3)},
     256: {"forward": Tiles(16, 64, 4, 2), "queries": Tiles(16, 32, 4, 3), "keys": Tiles(16, 16, 2, 1)},
 }
 
