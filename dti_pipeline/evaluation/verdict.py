@@ -9,6 +9,7 @@ from dti_pipeline.evaluation.report import Comparison
 BLUNT = 0.01  # half an interval: the verdict says that a wider one is no evidence of equality
 SAME_SPEED = 0.05  # speed-ups closer to 1 than this are called the same
 FEW_USERS = 100  # intervals over fewer are called rough
+OTHER_STEPS = 1.5  # times more steps of a training at the same data are worth a note
 
 
 #: The floors in words, long and to fit a terminal.
@@ -110,6 +111,13 @@ def notes(comparison: Comparison) -> list[str]:
         values = {name: getattr(row.prompts if key == "context" else row, key) for name, row in paradigms.items()}
         if len(set(values.values())) > 1:
             found.append(f"The paradigms {meaning}: {', '.join(f'{n} {v}' for n, v in values.items())}.")
+    steps = {name: row.steps for name, row in paradigms.items() if row.steps}
+    if steps and max(steps.values()) > OTHER_STEPS * min(steps.values()):
+        found.append(
+            "The paradigms took different numbers of optimizer steps, so AUC compares recipes too: "
+            f"{', '.join(f'{n} {v:,}' for n, v in steps.items())}. A row that holds more targets than"
+            " training.targets_per_step is a step of its own."
+        )
     for name, delta in comparison.streaming_delta.items():
         if delta.ci_low is not None and delta.ci_high is not None and not delta.ci_low <= 0 <= delta.ci_high:
             found.append(

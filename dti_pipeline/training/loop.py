@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dti_pipeline.config import TrainingConfig
+from dti_pipeline.errors import CheckFailed
 from dti_pipeline.training.average import Average
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.flat import FlatAdamW
@@ -129,6 +131,7 @@ class Trainer:
             if not last and (stop or save):
                 self._report(watch)
                 watch.stop()
+                self._require_finite(loss.item(), norm.item(), progress.step)
                 self.checkpoint()
                 last_checkpoint, self._wishes = time.monotonic(), None
                 if stop:
@@ -166,6 +169,7 @@ class Trainer:
         if pending is None:
             return
         (loss, norm), p = pending.numbers(), pending.progress
+        self._require_finite(loss, norm, p.step)
         seconds = p.train_seconds = watch.read()
         done = p.targets_seen / self.loader.steps.targets
         p.history.append(_row(p, loss=loss, learning_rate=pending.learning_rate))
@@ -177,6 +181,16 @@ class Trainer:
                 peak_memory_gib=peak_memory_gib(self.accelerator.device),
             )
         )  # fmt: skip
+
+    def _require_finite(self, loss: float, norm: float, step: int) -> None:
+        """Raise CheckFailed, in all processes alike, for weights that are numbers no more."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise CheckFailed(
+            f"training diverged: by step {step} of {self.loader.steps.count} the loss is {loss:.4g} and the norm of the"
+            f" gradients {norm:.4g}, and no model is published; lower training.learning_rate, now"
+            f" {self.config.learning_rate:g}, or lengthen training.warmup_share, now {self.config.warmup_share:g}"
+        )
 
     def _evaluate(self) -> None:
         self.model.eval()

@@ -19,6 +19,7 @@ class TrainingSummary:
     targets: int  # seen, over all epochs
     targets_unique: int
     tokens: int  # seen, without padding
+    steps: int  # of the optimizer
     targets_per_second: float
     tokens_per_second: float
     epochs: float
@@ -53,7 +54,6 @@ class TrainReport(TrainingSummary):
     paradigm: str
     tokens_per_target: float  # of the training plan
     padding_share: float  # likewise
-    steps: int  # of the optimizer
     loss: float | None  # mean of the last report, nats; None: no finite number
     validation_auc: float | None  # streaming, the last one; None: not measured
     parameters_trained: int

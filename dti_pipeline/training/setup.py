@@ -42,6 +42,9 @@ from dti_pipeline.training.progress import Checkpointing, Event, FellBack, First
 from dti_pipeline.training.steps import Steps
 from dti_pipeline.training.timeline import Timeline
 
+#: Times training.targets_per_step from which a step's targets are worth a line.
+LARGE = 1.5
+
 
 @dataclass
 class Setup:
@@ -143,14 +146,25 @@ class Setup:
         )  # fmt: skip
 
     def _started(self) -> Started:
+        remarks = pretrained.remark(self.config.model.name_or_path), self._steps_are_large()
         return Started(
             self.paradigm, self.loader.steps.targets, self.progress.targets_seen,
             parameters=sum(p.numel() for p in self.model.trained().values()),
             device=str(self.accelerator.device), world_size=self.accelerator.num_processes,
             dataset_digest=self.inputs.digests["shards"], hardware=self.hardware,
             run_id=self.progress.run_id,
-            execution=(*filter(None, [pretrained.remark(self.config.model.name_or_path)]), *self.model.plan.lines()),
+            execution=(*filter(None, remarks), *self.model.plan.lines()),
         )  # fmt: skip
+
+    def _steps_are_large(self) -> str | None:
+        """A line where a row holds many more targets than a step should: paradigms then differ in their updates."""
+        asked, steps = self.config.training.targets_per_step, self.loader.steps
+        if steps.mean_targets <= LARGE * asked:
+            return None
+        return (
+            f"a step has {steps.mean_targets:.0f} targets, not training.targets_per_step = {asked}: a row of"
+            f" {self.loader.rows.row_length:,} tokens holds so many; packing.row_length makes it shorter"
+        )
 
     def _first_step(self) -> None:
         if self.accelerator.device.type == "cuda":

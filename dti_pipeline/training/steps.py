@@ -47,6 +47,11 @@ class Steps:
         self.targets = whole * self._per_epoch + int(self._draw(whole).before[rest])
 
     @property
+    def mean_targets(self) -> float:
+        """Targets of a step on average: more than were asked for where a row holds more."""
+        return self._per_epoch / self._steps
+
+    @property
     def most_rows(self) -> int:
         """Rows of the largest step."""
         return -(-len(self._targets) // self._steps)

@@ -321,12 +321,13 @@ def test_one_class_of_evaluated_targets_gives_null_and_words(project: Paths) -> 
 
 
 def test_unequal_trainings_are_pointed_out(project: Paths) -> None:
-    write_model(project, "dti", seconds=20.0, hardware="a GPU", targets=4000)
+    write_model(project, "dti", seconds=20.0, hardware="a GPU", targets=4000, steps=10)
     evaluated(project, "sliding_window")
     evaluated(project, "dti")
     notes = " ".join(compare(CONFIG, project).notes)
     assert "different hardware" in notes
     assert "different numbers of training targets" in notes
+    assert "different numbers of optimizer steps, so AUC compares recipes too: sliding_window 40, dti 10" in notes
 
 
 def test_tables_fit_and_show_every_row(project: Paths) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -26,7 +27,7 @@ from dti_pipeline.errors import CheckFailed
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
-from dti_pipeline.training import checkpoint
+from dti_pipeline.training import checkpoint, loop
 from dti_pipeline.training.checkpoint import KEEP, Progress
 from dti_pipeline.training.optimizer import optimizer_for
 from dti_pipeline.training.progress import Event, Started, Stepped
@@ -47,7 +48,7 @@ def configured(config: Config, **model: Any) -> Config:
 def ready(
     request: pytest.FixtureRequest, token_home: tuple[Config, Paths], tmp_path: Path
 ) -> Iterator[tuple[Config, Paths]]:
-    """A home that shares the tokens, with shards of its own."""
+    """A packed home and its configuration, for each kind of model."""
     AcceleratorState._reset_state()  # a process has one precision, usually
     config, made = token_home
     if request.param == "scratch":
@@ -57,12 +58,17 @@ def ready(
         config = configured(config, name_or_path=base, lora=LoraConfig(rank=4, alpha=8))
         if request.param != "lora":
             config = dataclasses.replace(config, training=dataclasses.replace(config.training, dtype="bfloat16"))
+    yield packed(config, made, tmp_path)
+    AcceleratorState._reset_state()
+
+
+def packed(config: Config, made: Paths, tmp_path: Path) -> tuple[Config, Paths]:
+    """A home that shares the tokens, with shards of its own."""
     paths = Paths(tmp_path / "home")
     (paths.home / "data").mkdir(parents=True)
     paths.tokens.symlink_to(made.tokens)
     pack(config, paths, PARADIGM)
-    yield config, paths
-    AcceleratorState._reset_state()
+    return config, paths
 
 
 def outcome(paths: Paths) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
@@ -111,7 +117,36 @@ def test_interrupted_at_any_steps_and_continued(ready: tuple[Config, Paths], tmp
         assert not paths.checkpoints(PARADIGM).exists(), "a finished training leaves no resume state"
 
 
-@pytest.mark.parametrize("ready", ["scratch"], indirect=True)
+def test_a_training_that_diverges_publishes_nothing_and_keeps_no_such_weights(
+    token_home: tuple[Config, Paths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, paths = packed(configured(token_home[0]), token_home[1], tmp_path)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, checkpoint_seconds=0))
+    compute = loop.Trainer._step
+
+    def step(trainer: loop.Trainer, share: Any) -> Any:
+        loss, norm, rate = compute(trainer, share)
+        return loss * (math.nan if trainer.progress.step >= 4 else 1.0), norm, rate
+
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    with pytest.raises(CheckFailed, match=r"training diverged: by step 5 of \d+ the loss is nan .* now 0\.00"):
+        train(config, paths, PARADIGM)
+    assert not paths.model(PARADIGM).exists()
+    monkeypatch.setattr(loop.Trainer, "_step", compute)
+    events: list[Event] = []
+    train(config, paths, PARADIGM, [events.append])
+    assert events[0].targets_seen > 0, "the checkpoint from before stands"
+
+
+def test_a_step_that_is_larger_than_asked_for_is_said(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
+    config, paths = packed(configured(token_home[0]), token_home[1], tmp_path)
+    events: list[Event] = []
+    asked = dataclasses.replace(config.training, targets_per_step=1)
+    train(dataclasses.replace(config, training=asked), paths, PARADIGM, [events.append])
+    started = next(event for event in events if isinstance(event, Started))
+    assert [line for line in started.execution if "not training.targets_per_step = 1: a row of" in line]
+
+
 def test_the_run_that_a_tracker_names_is_noted_at_the_start_and_forgotten_when_its_record_is_closed(
     ready: tuple[Config, Paths],
 ) -> None:
@@ -149,7 +184,7 @@ from dti_pipeline import pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.plain import from_plain
 from dti_pipeline.paths import Paths
-from dti_pipeline.training import checkpoint
+from dti_pipeline.training import checkpoint, loop
 from dti_pipeline.training.progress import Stepped
 
 at, half_written = int(sys.argv[3]), sys.argv[4] == "half_written"
@@ -197,7 +232,6 @@ def curves(paths: Paths) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ready", ["scratch"], indirect=True)
 def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_path: Path) -> None:
     """kill -9 at random steps, once while a checkpoint is written: the model, the history and the one MLflow run are
     those of a training that was left alone. Nothing is saved at the end; the steps since the last save are done again.
