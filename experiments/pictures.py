@@ -173,7 +173,10 @@ def cost_history(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> 
 
 
 def auc_models(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bool:
-    """AUC against the seconds of training alone on the machine, of models of several sizes: one curve a paradigm."""
+    """AUC against the seconds of training alone on the machine, of models of several sizes: one curve a paradigm.
+
+    A log with one model is left out: it says nothing of sizes.
+    """
     shown = [line for line in lines if line["dataset"] in grid.data_sets and line.mean("train_seconds")]
 
     def model(line: Line) -> str:
@@ -198,7 +201,9 @@ def auc_models(grid: Grid, lines: list[Line], rows: list[Row], path: Path) -> bo
         logarithmic(axes)
         axes.set(xlabel="training time, alone on the machine (s)", ylabel="AUC, single prompts")
 
+    several = {name for name, points in named_points.items() if len({model for *_, model in points}) > 1}
     curves = _curves(shown, point, panel, lambda line: line["fixes"])
+    curves = {name: curve for name, curve in curves.items() if name in several}
     return _draw(curves, finish, path, "What a second of training buys, by size of the model")
 
 

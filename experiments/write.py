@@ -226,10 +226,15 @@ def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) 
             cells += [_difference(line.values(column)) for column in compared]
         body.append([*cells, *(_learning(line) if trials else _speed(line, rows))])
     if evaluated or trials:
-        found = {floor_label(name, line["n"]): auc for line in shown for name, auc in (line["floors"] or {}).items()}
-        before = 1 + len(facts) + (len(seeds) > 1)  # columns left of the AUC
-        for label, auc in found.items():
-            body.append([f"floor: {label}", *[""] * (before - 1), number(auc), *[""] * (len(header) - before - 1)])
+        found = {
+            (floor_label(name, line["n"]), line["delay"]): (auc, line)
+            for line in shown
+            for name, auc in (line["floors"] or {}).items()
+        }
+        for (label, _), (auc, line) in found.items():
+            own = [_fact(line, fact) if fact == "delay" else "" for fact in facts]  # a floor knows labels no sooner
+            cells = [f"floor: {label}", *own, *([""] if len(seeds) > 1 else []), number(auc)]
+            body.append([*cells, *[""] * (len(header) - len(cells))])
     kept = [0, *(i for i in range(1, len(header)) if any(cells[i] not in ("", MISSING) for cells in body))]
     header, *body = ([cells[i] for i in kept] for cells in (header, *body))
     said = [*_conditions(shown, same), *(_timed(shown, rows) if "train s" in header else [])]
