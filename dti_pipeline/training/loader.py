@@ -57,6 +57,14 @@ class Loader:
         """Targets that every row is padded to; 0 without ``pad_targets``."""
         return int(self.rows.targets().max()) if self.pad_targets else 0
 
+    def examples(self, tokens: int) -> Iterator[Batch]:
+        """Micro-batches of rows from all over the plan, about ``tokens`` tokens, in the CPU's memory and of the shapes
+        that steps on a GPU have."""
+        height = self.rows_per_batch
+        count = min(len(self.rows), max(height, tokens // self.rows.row_length))
+        for part in split(np.linspace(0, len(self.rows) - 1, count).round().astype(np.int64), height):
+            yield Batch.of(self.rows.assemble(part, height), self.rows.store.label, self.padded_targets)
+
     def halved(self) -> Loader | None:
         """The same steps in micro-batches of half as many rows; None where they have one row each."""
         if self.rows_per_batch == 1:

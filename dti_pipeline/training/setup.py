@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ from dti_pipeline.training.timeline import Timeline
 
 #: Times training.targets_per_step from which a step's targets are worth a line.
 LARGE = 1.5
+#: Tokens of rows that are looked at before anything is compiled: a quarter of a second of a CPU core.
+FORESEEN = 1 << 20
 
 
 @dataclass
@@ -133,6 +135,9 @@ class Setup:
         """Choose how steps are computed: minutes, where layers are compiled."""
         accelerator, settings, number = self.accelerator, self.config.training, self.progress.step
         self.model.train()
+        if accelerator.device.type == "cuda":  # else sizes that grow on the way are compiled then
+            for batch in replace(self.loader, pad_targets=True).examples(FORESEEN):
+                self.model.foresee(batch)
         forms = forms_of(self.model, self.optimizer, accelerator, settings)
         chosen = choose(forms, self.loader, number % self.loader.steps.count, self.optimizer, accelerator, self.emit)
         self.timeline.mark("compilation")

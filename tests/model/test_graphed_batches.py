@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dti_pipeline.modeling.attention.sums import rows as sum_rows
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.training.graphed import GraphedRunner
+from dti_pipeline.training.loader import Loader
+from dti_pipeline.training.steps import Steps
 from tests.model.conftest import RULES, Log, filled, k_of, planned, small_model
 
 
@@ -29,6 +33,25 @@ def test_a_batch_whose_sums_need_more_room_is_recorded_anew(
     first = GraphedRunner._key(runner, few)
     assert GraphedRunner._key(runner, few) == first
     assert GraphedRunner._key(runner, many)[2].places > first[2].places
+
+
+def test_batches_that_were_foreseen_are_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sum_rows, "KEYS", 64)
+    rows = Log.of([[([5] * length, 1) for _ in range(20)] for length in (9, 9, 1, 1, 1, 1)]).rows(3, 4, 256)
+    steps = Steps(rows.targets(), 1, 1.0, 0)
+    batches = [*Loader(rows, steps, 256, torch.device("cpu"), pad_targets=True).examples(1 << 20)]
+    assert len(batches) == len(rows)
+
+    def recordings(model: CTRModel) -> int:
+        runner: Any = SimpleNamespace(_model=model)
+        keys = [GraphedRunner._key(runner, batch) for batch in batches]
+        return 1 + sum(key != before for before, key in pairwise(keys))
+
+    assert recordings(planned(small_model("dti", 3), last_layer_at_sums=True, attention_kernel=True)) > 1
+    model = planned(small_model("dti", 3), last_layer_at_sums=True, attention_kernel=True)
+    for batch in batches:
+        model.foresee(batch)
+    assert recordings(model) == 1
 
 
 def test_a_batch_with_late_labels_is_recorded_anew_and_the_rest_are_as_it_is() -> None:

@@ -159,6 +159,12 @@ class BatchAttentionBuilder:
         self._largest[kind] = here.rounded().at_least(self._largest.get(kind, here))
         return self._largest[kind]
 
+    def foresee(self, host: Batch, paradigm: Paradigm, last_layer_at_sums: bool) -> None:
+        """Take note of what a batch in the CPU's memory needs, before anything is compiled for less."""
+        self.late(host)
+        if self.sums_have_own_rule or last_layer_at_sums:
+            self.sizes(host, paradigm)
+
     def _needed(self, batch: Batch, spans: Intervals) -> Sizes:
         sizes = needed(batch.sum_slot, batch.sum_valid, spans)
         return sizes._replace(tokens=len(batch.token.unique())) if self.plan.distinct_tokens else sizes

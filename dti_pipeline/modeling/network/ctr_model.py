@@ -118,6 +118,10 @@ class CTRModel(nn.Module):
 
     # How it is computed
 
+    def foresee(self, batch: Batch) -> None:
+        """Take note of what a batch in the CPU's memory needs, so that less than that is never compiled."""
+        self.attention.foresee(batch, self.paradigm, self.plan.last_layer_at_sums.on)
+
     @property
     def plan(self) -> ExecutionPlan:
         return self.attention.plan
