@@ -309,6 +309,7 @@ def draw_mask(
 app.command("score")(cli_serving.score_requests)
 app.command("serve")(cli_serving.serve_requests)
 app.command("export")(cli_serving.export_model)
+app.command("certify")(cli_serving.certify_model)
 
 
 def main() -> None:

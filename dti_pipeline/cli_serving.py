@@ -155,3 +155,32 @@ def export_model(
             f" `dti score` by {done.largest_difference:.2g} at most"
         ),
     )
+
+
+def certify_model(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A paradigm of the home, a folder, models:/NAME@ALIAS or /VERSION; default: the champion."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Targets that are asked, each of a request of its own.")] = 64,
+    overrides: Set = None,
+    params: Params = None,
+    as_json: Json = False,
+) -> None:
+    """Proofs on a trained model and real rows: served equals trained, nothing leaks, the files are sound.
+
+    The certificate lies in reports/certificates, and is kept with the model's version in the registry. Exit code 1
+    where a proof fails.
+
+    Examples: `dti certify dti`, `dti certify models:/dti@champion --rows 256`
+    """
+    settings, paths = configure(overrides, params)
+    of_home = model in names()
+    folder = folder_of(model if of_home else None, None if of_home else model, settings, paths)()
+    from dti_pipeline.certify import certify, page
+
+    name = str(folder) if model is None else model
+    certificate = certify.certify(settings, paths, certify.Task(folder, name, rows))
+    answer(certificate, as_json, page.text)
+    tracking.record(settings, paths, certificate)
+    certify.require(certificate)

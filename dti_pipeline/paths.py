@@ -62,6 +62,10 @@ class Paths:
     def evaluation(self, paradigm: str) -> Path:
         return self.reports / "evaluation" / paradigm
 
+    def certificate(self, paradigm: str, digest: str) -> Path:
+        """Of the model with this digest, wherever its folder lies."""
+        return self.reports / "certificates" / f"{paradigm}-{digest[:12]}"
+
     def backtest(self, paradigm: str) -> Path:
         return self.reports / "backtest" / paradigm
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dti_pipeline.backtest.report import BacktestReport
+from dti_pipeline.certify.report import Certificate
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 
@@ -50,18 +51,20 @@ def listener(config: Config, paths: Paths, tags: Mapping[str, str]) -> Iterator[
 
 
 def record(config: Config, paths: Paths, report: object) -> None:
-    """Keep an evaluation on the run that trained its model; a comparison as a run that groups the compared trainings; a
-    backtest as a run with a child for each day.
+    """Keep an evaluation on the run that trained its model; a certificate likewise, and on its version; a comparison as
+    a run that groups the compared trainings; a backtest as a run with a child for each day.
 
     A comparison's champion is promoted, unless ``tracking.promote`` is false.
     """
-    if not config.tracking.enabled or not isinstance(report, (Evaluation, Comparison, BacktestReport)):
+    if not config.tracking.enabled or not isinstance(report, (Evaluation, Comparison, BacktestReport, Certificate)):
         return
     with _mlflow():
-        from dti_pipeline.tracking import mlflow_backtest, mlflow_evaluation, registry
+        from dti_pipeline.tracking import mlflow_backtest, mlflow_certificate, mlflow_evaluation, registry
 
         if isinstance(report, BacktestReport):
             mlflow_backtest.record_backtest(config, paths, report)
+        elif isinstance(report, Certificate):
+            mlflow_certificate.record_certificate(config, paths, report)
         elif isinstance(report, Evaluation):
             mlflow_evaluation.record_evaluation(config, paths, report)
         else:

@@ -28,7 +28,7 @@ COMPARISON = "comparison.digest"
 def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
     """Figures (``<split>/auc``, ...) and files of an evaluation onto the run that trained its model, where one did."""
     store, _ = connect(config, paths)
-    run = _trained(store, report.training.mlflow_run_id, report.paradigm)
+    run = trained(store, report.training.mlflow_run_id, report.paradigm)
     if run is None:
         return
     paradigm, split = report.paradigm, report.split
@@ -47,8 +47,8 @@ def record_evaluation(config: Config, paths: Paths, report: Evaluation) -> None:
 def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> None:
     """One run, made once, with tables, plots, speed-ups and AUC differences: the parent of the compared trainings."""
     store, experiment = connect(config, paths)
-    trained = {name: _trained(store, row.mlflow_run_id, name) for name, row in comparison.each()}
-    children = {name: run for name, run in trained.items() if run is not None}
+    runs = {name: trained(store, row.mlflow_run_id, name) for name, row in comparison.each()}
+    children = {name: run for name, run in runs.items() if run is not None}
     if not children:
         return
     tags = {
@@ -60,13 +60,13 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
     }
     end_killed(store, experiment, config, author("dti compare", paths))  # the present one ends below, made or found
     digest = artifacts.file_digest(paths.comparison_file("json"))
-    name = f"comparison of {', '.join(trained)}"
+    name = f"comparison of {', '.join(runs)}"
     parent = tagged(store, experiment, (COMPARISON, digest), name, {key: value for key, value in tags.items() if value})
     run_id = parent.info.run_id
     log_metrics(store, parent, _headline(comparison))
     # The verdict first, since MLflow folds a description after four lines; then comparison.md up to its own.
     page = paths.comparison_file("md").read_text(encoding="utf-8").partition("## Verdict")[0]
-    verdict = "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name in trained)
+    verdict = "\n".join(f"- **{name}**: {comparison.verdict[name]}" for name in runs)
     store.set_tag(run_id, NOTE, f"{verdict}\n\n{page}")
     store.log_inputs(run_id, [dataset("events", comparison.protocol.events, comparison.protocol.split)])
     for suffix in ("json", "md", "html"):
@@ -97,7 +97,8 @@ def _headline(comparison: Comparison) -> dict[str, float | None]:
     return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
-def _trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:
+def trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | None:
+    """The run of a training; None, and a line that says so, where there is none or the store has it not."""
     if run_id is None:
         log.info("%s was trained without a record; nothing is added to one", paradigm)
         return None

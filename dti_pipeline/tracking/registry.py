@@ -125,6 +125,12 @@ def _versions(store: MlflowClient, name: str, run_id: str) -> list[ModelVersion]
     return [one for one in store.search_model_versions(f"run_id = '{run_id}'") if one.name == name]
 
 
+def versions_of(store: MlflowClient, config: Config, run_id: str, digest: str) -> list[ModelVersion]:
+    """Versions that a run made of the folder with this digest."""
+    found = _versions(store, model_name(config), run_id)
+    return [one for one in found if store.get_logged_model(one.source.rpartition("/")[2]).tags.get("digest") == digest]
+
+
 def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
     """The folder as a model of MLflow's, an output of the run; its id. What a killed process logged is used where it
     is whole and of this folder, and removed otherwise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +15,6 @@ from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.paradigms import Paradigm
 
 
-@torch.no_grad()
 def score(
     model: nn.Module,
     rows: Rows,
@@ -23,12 +24,30 @@ def score(
     autocast: torch.dtype | None = None,
     paradigm: Paradigm | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Log rows of the targets in the ``wanted`` rows of a plan, ascending, and their probabilities.
+    """Log rows of the targets in the ``wanted`` rows of a plan, ascending, and their probabilities; see
+    :func:`logits`."""
+    target, logit = logits(model, rows, wanted, tokens_per_batch, device, autocast, paradigm)
+    return target, torch.sigmoid(torch.from_numpy(logit)).numpy()
 
-    ``paradigm``: that of the rows, where it is not the model's own. ``model`` is left in the mode it is in; put it in
-    ``eval`` first. Cost: one forward pass over those rows; on a GPU a thread assembles its batches beside it.
+
+@torch.no_grad()
+def logits(
+    model: nn.Module,
+    rows: Rows,
+    wanted: NDArray[np.int64],
+    tokens_per_batch: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    paradigm: Paradigm | None = None,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Log rows of the targets in the ``wanted`` rows of a plan, ascending, and their logits.
+
+    ``paradigm``: that of the rows, where it is not the model's own. ``change`` is made to each batch before it is
+    computed. ``model`` is left in the mode it is in; put it in ``eval`` first. Cost: one forward pass over those rows;
+    on a GPU a thread assembles its batches beside it.
     """
-    targets, logits, counted = [], [], []
+    targets, found, counted = [], [], []
     cuda = device.type == "cuda"
     most = rows.height(tokens_per_batch)
     parts = split(wanted, most)
@@ -37,7 +56,7 @@ def score(
     places = int(rows.targets().max()) if cuda and len(parts) > 1 else 0
 
     def assemble(part: NDArray[np.int64]) -> Batch:
-        batch = Batch.of(rows.assemble(part, height), rows.store.label, places)
+        batch = change(Batch.of(rows.assemble(part, height), rows.store.label, places))
         return batch.pin() if cuda else batch
 
     for batch in prefetched(parts, assemble) if cuda and len(parts) > 1 else map(assemble, parts):
@@ -45,14 +64,14 @@ def score(
         targets.append(batch.target.clone())
         counted.append(batch.weight > 0)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits.append(model(batch.to(device), paradigm).float())
+            found.append(model(batch.to(device), paradigm).float())
     if not targets:
         return np.zeros(0, np.int64), np.zeros(0)
     real = torch.cat(counted)
     target = torch.cat(targets)[real].numpy()
-    probability = torch.sigmoid(torch.cat(logits).cpu()[real].double()).numpy()
+    logit = torch.cat(found).cpu()[real].double().numpy()
     order = np.argsort(target)
-    return target[order], probability[order]
+    return target[order], logit[order]
 
 
 def padded_height(wanted: int, most: int) -> int:
