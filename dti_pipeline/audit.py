@@ -231,8 +231,8 @@ def _shards(folder: Path, where: str, log: _Log) -> Iterator[Check]:
         first_of = int(twice[0]) if len(twice) else None
         yield Check("each target is in one prompt", where, int((log.split == split).sum()), broken, first_of)
         if plan in ("validation", "test"):
-            apart = log.request[first] != log.request[stop - 1]
-            yield _check("a prompt that is served holds one request", where, apart)
+            apart = log.seen[first] != log.seen[stop - 1]
+            yield _check("targets of a prompt that is served see the same rows", where, apart)
 
 
 def _predictions(folder: Path, where: str, log: _Log) -> Iterator[Check]:
