@@ -68,6 +68,14 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Equal histories; the fields of the report."""
+
+    copied_users: int
+    copies: str | None  # a warning
+
+
+@dataclass(frozen=True)
 class ValidateReport:
     """Counts for each suite, and every failure in full."""
 
@@ -86,6 +94,8 @@ class ValidateReport:
     younger_than: dict[str, float] | None
     label_ages: str  # in words
     warning: str | None  # where labels are younger than a server's
+    copied_users: int | None = None  # with the whole history of another user, item by item; None as for the profile
+    copies: str | None = None  # a warning, where there are such users
 
     def listing(self) -> str:
         """Failures with their rows, for a terminal; empty where nothing failed."""
@@ -100,8 +110,9 @@ class ValidateReport:
 
 
 def report(
-    outcomes: Sequence[Outcome], profile: Profile | None, compared_with: Profile | None, timing: Timing | None
-) -> ValidateReport:
+    outcomes: Sequence[Outcome], profile: Profile | None, compared_with: Profile | None, timing: Timing | None,
+    copies: Copies | None = None,
+) -> ValidateReport:  # fmt: skip
     """Count the outcomes of each suite, and keep the failures."""
     failures = tuple(outcome for outcome in outcomes if not outcome.success)
     suites = {
@@ -115,4 +126,4 @@ def report(
     timed = (
         (None, None, None, "not known: there are no interactions", None) if timing is None else vars(timing).values()
     )
-    return ValidateReport(*counts, profile, compared_with, drift, *timed)
+    return ValidateReport(*counts, profile, compared_with, drift, *timed, *(vars(copies).values() if copies else ()))

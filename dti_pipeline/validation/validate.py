@@ -14,6 +14,7 @@ from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import from_plain, to_plain
 from dti_pipeline.validation import suites
+from dti_pipeline.validation.copies import copies
 from dti_pipeline.validation.report import BatchKind, Profile, ValidateReport, report
 from dti_pipeline.validation.run import run
 from dti_pipeline.validation.tables import Tables, open_tables
@@ -51,18 +52,22 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
             artifacts.publish(paths.data_docs, "validate", recorded) as docs,
         ):
             chosen = [suites.raw(config, tables, scale), suites.canonical(config, tables, scale, events.report.clock)]
-            profile = previous = timed = None
+            profile = previous = timed = copied = None
             # Figures of other columns would mean nothing.
             if tables.types("interactions") == suites.canonical_types(config):
                 profile = _profile(config, tables, batch)
                 previous = _previous(paths, profile)
-                timed = timing(config, tables)
+                timed, copied = timing(config, tables), copies(tables)
                 chosen += [suites.splits(config, tables), suites.batch(config, tables, profile, events.report)]
                 if previous:
                     chosen.append(suites.drift(config, profile, previous))
-            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", timed.sentences() if timed else [])
+            notes = [
+                *(timed.sentences() if timed else []),
+                *([f"{copied.copies}."] if copied and copied.copies else []),
+            ]
+            outcomes = run(chosen, tables, docs.path, f"batch_{batch[:8]}", notes)
         artifacts.write_json(draft.path / OUTCOMES, to_plain(outcomes))
-        found = draft.report = report(outcomes, profile, previous, timed)
+        found = draft.report = report(outcomes, profile, previous, timed, copied)
     if not found.success:
         if config.validation.required:
             raise CheckFailed(_sentence(found, paths), found)

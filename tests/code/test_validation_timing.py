@@ -110,6 +110,28 @@ def test_a_log_without_a_clock_has_no_ages(checked: Any) -> None:
     assert (report.younger_than, report.label_ages) == (None, "not known: the log has no clock")
 
 
+def test_copied_users_are_warned_of_in_one_sentence(checked: Any) -> None:
+    """Two users under new ids with other labels and times, of which one trains where its copy is held out."""
+    batch = good_batch()
+    report = checked(batch, configured(1))
+    assert (report.copied_users, report.copies) == (0, None)
+    for user, other, train in ((0, 1, 12), (2, 3, 20)):
+        for place in range(LENGTH):
+            row, copied = (batch.interactions[u * LENGTH + place] for u in (user, other))
+            row.update(item_id=copied["item_id"], item_text=copied["item_text"])
+            if place < train:
+                row["split"] = "train"
+    report = checked(batch, configured(1))
+    assert report.copied_users == 4
+    assert report.copies == (
+        "4 users have, item by item, the history of another user: 8 of their held-out rows stand among the training"
+        " rows of a copy, so that a score may be memory"
+    )
+    batch.interactions[2 * LENGTH].update(item_id="i39", item_text="Film 39")
+    report = checked(batch, configured(1))
+    assert report.copies == "2 users have, item by item, the history of another user: one person counts as several"
+
+
 @pytest.mark.slow
 def test_the_page_says_what_the_report_says(home: Paths) -> None:
     batch = good_batch()
