@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 from typer.core import TyperGroup
 
-from dti_pipeline import cli_serving, explain, pipeline
+from dti_pipeline import cli_serving, explain, pipeline, tracking
 from dti_pipeline.cli_options import (
     NAMES,
     Json,
@@ -164,6 +164,34 @@ def backtest_days(
             pipeline.BACKTEST, settings, paths, one, heard=lambda day, now: say(day.line()) if now else None
         )
         answer(report, as_json, lambda report: report.listing())
+
+
+@app.command("reproduce")
+def reproduce_run(
+    run_id: Annotated[str, typer.Argument(help="Of a training, as MLflow has it.")],
+    into: Annotated[Path | None, typer.Option(help="Folder to make; default: reproduced/RUN_ID in the home.")] = None,
+    overrides: Set = None,
+    params: Params = None,
+    as_json: Json = False,
+) -> None:
+    """Make a training again from its record, in a fresh folder: equal data, weights and metrics, or what differs.
+
+    Exit code 1 where something is not equal. On a CPU all of it is, to the last bit.
+
+    Example: `dti reproduce 3f0c1d2e4b5a69788796a5b4c3d2e1f0`
+    """
+    settings, paths = configure(overrides, params)
+    run = tracking.recorded(settings, paths, run_id)
+    from dti_pipeline.reproduction import page, reproduce
+
+    def make(name: str, config: Config, home: Paths, paradigm: str) -> None:
+        stage = pipeline.BY_NAME[name]
+        say(f"{stage.name}: {stage.summary}")
+        pipeline.execute(stage, config, home, paradigm if stage.per_paradigm else None)
+
+    report = reproduce.reproduce(settings, paths, run, into or paths.reproduced / run_id, make)
+    answer(report, as_json, page.text)
+    reproduce.require(report)
 
 
 @app.command("fetch")

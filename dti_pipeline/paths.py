@@ -39,6 +39,7 @@ class Paths:
     comparison = Place("reports/comparison")  # its plots; the tables stand beside it as comparison.{json,md,html}
     compiled = Place(".cache/compiler")  # what torch and Triton have compiled, for the next start
     study = Place("study")  # of ``dti study``: a home for each of its logs, a folder for each of its runs
+    reproduced = Place("reproduced")  # runs that were made again, a home each
     mlflow_artifacts = Place("mlartifacts")
 
     @classmethod

@@ -58,7 +58,7 @@ class Batches:
 
 def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa.Table, dict[str, float]]:
     """Score every target of ``split``: columns ``row`` (of the log, ascending), ``label``, ``probability`` (one prompt
-    a target), ``probability_streaming``; and how long each form took, without compilation.
+    a target), ``probability_streaming``; how long each form took, without compilation, and threads.
 
     Raises InputError where the model was trained on other tokens than are there now.
     """
@@ -95,7 +95,7 @@ def predict(config: Config, paths: Paths, paradigm: str, split: str) -> tuple[pa
 
     compile_to_score(model, sum(len(rows) * rows.row_length for rows in plans.values()), try_out)
     columns: dict[str, np.ndarray] = {}
-    facts: dict[str, float] = {}
+    facts: dict[str, float] = {"threads": torch.get_num_threads()}  # scores depend on them in their last digits
     for form, compute in forms.items():
         start = time.perf_counter()
         row, columns[COLUMNS[form]] = compute(wanted=np.arange(len(plans[form])))

@@ -84,7 +84,7 @@ class Evaluation(Quality):
     auc_streaming: float | None
     forms: Forms
     slices: Slices
-    scoring: dict[str, float]  # seconds and targets/s of each form
+    scoring: dict[str, float]  # seconds and targets/s of each form, threads of a CPU
     training: TrainingSummary
     prompts: PromptShape
 

@@ -18,6 +18,7 @@ from dti_pipeline.evaluation.report import Comparison, Evaluation
 if TYPE_CHECKING:
     from dti_pipeline.config import Config
     from dti_pipeline.paths import Paths
+    from dti_pipeline.reproduction.report import Recorded
     from dti_pipeline.training.progress import Listener
 
 Rows = list[dict[str, Any]]  # of a study
@@ -90,6 +91,14 @@ def model_folder(config: Config, paths: Paths, address: str) -> Path:
         from dti_pipeline.tracking import registry
 
         return registry.folder(config, paths, address)
+
+
+def recorded(config: Config, paths: Paths, run_id: str) -> Recorded:
+    """A training by its run, see :func:`mlflow_record.recorded`."""
+    with _mlflow():
+        from dti_pipeline.tracking import mlflow_record
+
+        return mlflow_record.recorded(config, paths, run_id)
 
 
 def champion(config: Config) -> str:

@@ -15,7 +15,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
-from dti_pipeline.tracking import registry
+from dti_pipeline.tracking import mlflow_record, registry
 from dti_pipeline.tracking.mlflow_store import author, connect, dataset, end_killed, flatten
 from dti_pipeline.tracking.system_metrics import SystemMetrics
 from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, FirstStep, Started, Stepped
@@ -100,7 +100,9 @@ class TrainingRecord:
         by = {"paradigm": event.paradigm, **author(COMMAND, self._paths)}
         self.id = event.run_id and self._resume(event.run_id)
         end_killed(self._store, self._experiment, self._config, by, but=self.id)
-        self.id = self.id or self._create(event.paradigm)
+        if self.id is None:
+            self.id = self._create(event.paradigm)
+            self._store.log_dict(self.id, mlflow_record.record(self._config, self._paths, event), mlflow_record.FILE)
         self._targets_total = max(1, event.targets_total)
         self._point = event.targets_seen * POINTS // self._targets_total
         facts = {name: getattr(event, name) for name in ("device", "hardware", "world_size")}

@@ -131,6 +131,12 @@ def versions_of(store: MlflowClient, config: Config, run_id: str, digest: str) -
     return [one for one in found if store.get_logged_model(one.source.rpartition("/")[2]).tags.get("digest") == digest]
 
 
+def address_of(store: MlflowClient, config: Config, run_id: str) -> str | None:
+    """Address of the version that a run made; None where it made none."""
+    found = _versions(store, model_name(config), run_id)
+    return f"models:/{found[0].name}/{found[0].version}" if found else None
+
+
 def _logged(store: MlflowClient, folder: Path, run: Run) -> str:
     """The folder as a model of MLflow's, an output of the run; its id. What a killed process logged is used where it
     is whole and of this folder, and removed otherwise."""

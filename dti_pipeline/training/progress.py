@@ -23,6 +23,7 @@ class Started:
     hardware: str = ""  # that the seconds are measured on
     run_id: str | None = None  # of the tracker's run: of the resume state's until a tracker answers
     execution: tuple[str, ...] = ()  # how steps are to be computed, a line each
+    threads: int | None = None  # that a CPU adds up in; a sum depends on them in its last digits
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ class Setup:
             dataset_digest=self.inputs.digests["shards"], hardware=self.hardware,
             run_id=self.progress.run_id,
             execution=(*filter(None, remarks), *self.model.plan.lines()),
+            threads=torch.get_num_threads(),
         )  # fmt: skip
 
     def _steps_are_large(self) -> str | None:
