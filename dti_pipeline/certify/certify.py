@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 
 from dti_pipeline import artifacts, audit, lineage
 from dti_pipeline.certify import page
@@ -47,8 +44,6 @@ def certify(config: Config, paths: Paths, task: Task) -> Certificate:
     """
     manifest = artifacts.read(task.folder, "train", TrainReport)
     _require_same_log(manifest.inputs["tokens"], paths, task.name)
-    # Set before the GPU is first used: cuBLAS may otherwise add up in another order each time.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     scorer, store = Scorer.load(task.folder), TokenStore.open(paths.tokens)
     events = artifacts.read(paths.events, "ingest")
     split, row_length = events.config["split"], int(manifest.report.network["row_length"])
@@ -57,11 +52,10 @@ def certify(config: Config, paths: Paths, task: Task) -> Certificate:
     bench = Bench(scorer.model, scorer.device, scorer.autocast, scorer.tokens_per_batch, SEED)
     late = split["feedback_delay"] is not None and split["feedback_until"] is None
     digest = artifacts.folder_digest(task.folder)
-    with _deterministic():
-        server = OnServer(scorer, bench, excerpts, paths.events / "interactions.parquet", late)
-        published = _published(paths, manifest.report.paradigm, digest)
-        prompts = OnPrompts(bench, excerpts, row_length, scorer.model.has_prefix)
-        found = [*server.evaluated(store, row_length, published), *server, *prompts]
+    server = OnServer(scorer, bench, excerpts, paths.events / "interactions.parquet", late)
+    published = _published(paths, manifest.report.paradigm, digest)
+    prompts = OnPrompts(bench, excerpts, row_length, scorer.model.has_prefix)
+    found = [*server.evaluated(store, row_length, published), *server, *prompts]
     found += _by_rule(audit.audit(paths.home, task.folder))
     proofs = sorted(found, key=lambda proof: [*PARTS].index(proof.part))
     commit = lineage.commit()
@@ -114,17 +108,6 @@ def _published(paths: Paths, paradigm: str, digest: str) -> dict[int, float]:
         return {}
     found = pq.read_table(folder / "predictions.parquet", columns=["row", "probability"]).to_pydict()
     return dict(zip(found["row"], found["probability"], strict=True))
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Operators of a GPU that add up in the same order each time: what is not seen then changes no bit."""
-    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _by_rule(checks: Iterable[audit.Check]) -> Iterator[Proof]:

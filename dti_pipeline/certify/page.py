@@ -102,7 +102,7 @@ def _cells(proof: Proof) -> tuple[str, ...]:
 def _allowed(proof: Proof) -> str:
     if proof.allowed is None:
         return ""
-    return "above 0" if proof.part == "seen" else f"{proof.allowed:g}"
+    return f"above {proof.allowed:g}" if proof.part == "seen" else f"{proof.allowed:g}"
 
 
 def _largest(proof: Proof) -> str:

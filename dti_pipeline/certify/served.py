@@ -117,7 +117,7 @@ class OnServer:
             ("labels and items older than its window", older, [first > 0 for first in window]),
         ):
             other = self._answers(self.scorer, self.asked.parsed(change)) if any(asked) else self.plain
-            yield compared("hidden", what, SERVER, self.plain, other, 0.0, np.array(asked))
+            yield compared("hidden", what, SERVER, self.plain, other, self.bench.unseen, np.array(asked))
 
     def _unknown(self) -> list[dict[int, int]]:
         """Of each request the labels that come too late for it, by place in its history; none where a server is not
@@ -134,7 +134,7 @@ class OnServer:
 
         asked = np.bincount(self.excerpts.of[self.excerpts.told], minlength=len(self.excerpts)) > 0
         other = self._answers(self.scorer, self.asked.parsed(told))
-        yield moves("the labels of its window that it knows", SERVER, self.plain, other, 0.0, asked)
+        yield moves("the labels of its window that it knows", SERVER, self.plain, other, self.bench.unseen, asked)
 
 
 def _changed(one: dict[str, Any], change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
