@@ -179,8 +179,12 @@ def certify_model(
     folder = folder_of(model if of_home else None, None if of_home else model, settings, paths)()
     from dti_pipeline.certify import certify, page
 
-    name = str(folder) if model is None else model
+    name = tracking.champion(settings) if model is None else model
     certificate = certify.certify(settings, paths, certify.Task(folder, name, rows))
     answer(certificate, as_json, page.text)
     tracking.record(settings, paths, certificate)
+    kept = (
+        "" if certificate.mlflow_run_id and settings.tracking.enabled else ", and with no version: there is no record"
+    )
+    say(f"kept in {paths.certificate(certificate.paradigm, certificate.model_digest)}{kept}")
     certify.require(certificate)

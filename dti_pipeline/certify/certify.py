@@ -143,7 +143,7 @@ def _sentence(name: str, proofs: list[Proof]) -> str:
         first = page.failure(failed[0])
         return f"{name} is not certified: {len(failed)} of {asked} proofs fail, first: {first}"
     streaming, digits = _streaming(proofs), _digits(proofs)
-    to = f"to {digits} digits of the logit" if digits is not None else "to the last bit"
+    to = f"to {digits} digit{'s' * (digits != 1)} of the logit" if digits is not None else "to the last bit"
     if streaming is None or streaming.passed:
         return f"{name} is certified, {asked} of {asked} proofs hold: served equals trained {to}"
     return (

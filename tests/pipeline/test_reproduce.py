@@ -1,4 +1,4 @@
-"""`dti reproduce`: a run made again from its record is equal to the last bit, or what is not is named."""
+"""A run made again from its record is equal to the last bit, or what is not is named; a version has its certificate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from dti_pipeline import artifacts, cli, pipeline, tracking
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paths import Paths
 from dti_pipeline.reproduction import page, reproduce
 from dti_pipeline.reproduction.report import Reproduction
@@ -89,6 +90,27 @@ def test_a_run_is_made_again_to_the_last_bit_by_the_command(
     refused = CliRunner().invoke(cli.app, arguments)
     assert refused.exit_code == 2
     assert "exists: a run is made again in a fresh folder" in refused.output
+
+
+def test_a_certificate_is_kept_with_the_version_whatever_it_says(
+    made: tuple[Config, Paths, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, paths, run_id = made
+    monkeypatch.setenv("DTI_HOME", str(paths.home))
+    store, forward = MlflowClient(paths.tracking_uri), CTRModel.forward
+    arguments = ["certify", "models:/dti@dti", "--rows", "4"]
+    for told, code, outcome in ((0.0, 0, "passed"), (1.0, 1, "failed")):
+        monkeypatch.setattr(
+            CTRModel, "forward", lambda self, batch, *m, x=told: forward(self, batch, *m) + x * batch.label
+        )
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == code, done.output
+        assert ("failed: models:/dti@dti is not certified" in done.output) == bool(code)
+        (version,) = store.search_model_versions(f"run_id = '{run_id}'")
+        assert version.tags["certificate"] == store.get_run(run_id).data.tags["certificate"] == outcome
+        assert version.tags["certificate.model"] == artifacts.folder_digest(paths.model("dti"))
+        kept = {file.path for file in store.list_artifacts(run_id, "certificate")}
+        assert {"certificate/certificate.json", "certificate/certificate.md"} <= kept
 
 
 def test_other_parameters_are_not_equal_and_said_so(made: tuple[Config, Paths, str], tmp_path: Path) -> None:
