@@ -158,21 +158,40 @@ class Excerpts:
             rows, start=start, first_target=self.target, stop=self.target + 1, bounds=np.arange(len(self) + 1)
         )
 
-    def changed(self, labels: Mask, texts: Mask, seed: int) -> TokenStore:
-        """The store with the other label, and with another text of as many tokens, on some rows."""
+    @property
+    def described(self) -> Mask:
+        """(s,) targets whose user has a text."""
         store = self.store
-        rows = np.flatnonzero(texts)
-        old = [store.tokens[store.offsets[text] : store.offsets[text + 1]] for text in store.text[rows]]
-        text = store.text.copy()
-        text[rows] = len(store.offsets) - 1 + np.arange(len(rows))
-        words = np.unique(store.tokens)
-        was = np.concatenate([*old, np.zeros(0, np.int32)])
-        by = np.random.default_rng(seed).integers(1, max(2, len(words)), len(was))
-        new = words[(np.searchsorted(words, was) + by) % len(words)].astype(np.int32)
+        if not len(store.user_text):
+            return np.zeros(len(self), bool)
+        return np.diff(store.offsets)[store.user_text[self.target]] > 0
+
+    def changed(self, labels: Mask, texts: Mask, seed: int, users: Mask | None = None) -> TokenStore:
+        """The store with the other label, and with another text of as many tokens, on some rows; and with another text
+        of the ``users`` (s,) of some excerpts."""
+        store, rows = self.store, np.flatnonzero(texts)
+        people = [] if users is None else np.flatnonzero(self.described & users).tolist()
+        was = np.concatenate([store.text[rows], *(store.user_text[self.target[[i]]] for i in people)])
+        old = [store.tokens[store.offsets[text] : store.offsets[text + 1]] for text in was]
+        number = len(store.offsets) - 1 + np.arange(len(was), dtype=np.int32)
+        text, user_text = store.text.copy(), store.user_text.copy()
+        text[rows] = number[: len(rows)]
+        for i, new in zip(people, number[len(rows) :], strict=True):
+            user_text[self.of == i] = new
         return replace(
             store,
-            tokens=np.concatenate([store.tokens, new]),
+            tokens=np.concatenate(
+                [store.tokens, _others(store.tokens, np.concatenate([*old, store.tokens[:0]]), seed)]
+            ),
             offsets=np.append(store.offsets, store.offsets[-1] + np.cumsum([len(one) for one in old], dtype=np.int64)),
             text=text,
+            user_text=user_text,
             label=np.where(labels, 1 - store.label, store.label).astype(np.int8),
         )
+
+
+def _others(vocabulary: NDArray[np.int32], tokens: NDArray[np.int32], seed: int) -> NDArray[np.int32]:
+    """Another token of a vocabulary for each of some tokens that are in it."""
+    words = np.unique(vocabulary)
+    by = np.random.default_rng(seed).integers(1, max(2, len(words)), len(tokens))
+    return words[(np.searchsorted(words, tokens) + by) % len(words)]

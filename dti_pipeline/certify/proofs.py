@@ -25,8 +25,11 @@ from dti_pipeline.paradigms import Reach
 Logits = NDArray[np.float64]
 #: Largest difference of logits that are equal but for rounding, by the type that products are computed in.
 EQUAL = {"float32": 1e-4, "bfloat16": 0.1}
-#: What is not seen moves a logit by nothing at all on a CPU. A GPU may add up in another order each time.
+#: What is not seen moves a logit by nothing at all on a CPU. A GPU may add up in another order each time, and so does a
+#: layer of experts, which are given other tokens beside the same one.
 UNSEEN = {"float32": 1e-5, "bfloat16": 0.03}
+#: What configurations call the number of experts.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 #: A prompt is shifted by up to so many positions: rounding of a rotary angle grows with them.
 SHIFT = 512
 TRAINED_AND_SERVED = "a prompt of many targets, and of its request alone"
@@ -55,7 +58,9 @@ class Bench:
 
     @property
     def unseen(self) -> float:
-        return UNSEEN[self.compute] if self.device.type == "cuda" else 0.0
+        settings = decoder_of(self.model.lm).config.get_text_config()
+        rounds = self.device.type == "cuda" or any(getattr(settings, name, 0) for name in EXPERTS)
+        return UNSEEN[self.compute] if rounds else 0.0
 
     @property
     def layers(self) -> int:
@@ -205,8 +210,8 @@ class OnPrompts:
         other = self._changed(form, labels, texts) if asked.any() else self.plain[form]
         return compared("hidden", what, form, self.plain[form], other, self.bench.unseen if promised else None, asked)
 
-    def _changed(self, form: str, labels: Mask, texts: Mask) -> Logits:
-        return self._of(self.forms[form], self.excerpts.changed(labels, texts, self.bench.seed))
+    def _changed(self, form: str, labels: Mask, texts: Mask, users: Mask | None = None) -> Logits:
+        return self._of(self.forms[form], self.excerpts.changed(labels, texts, self.bench.seed, users))
 
     def _neighbours(self, form: str) -> Proof:
         """All users of even number change, and then all others."""
@@ -214,9 +219,11 @@ class OnPrompts:
         other = plain.copy()
         for half in (even, ~even):
             changed = ~half[self.excerpts.of]
-            other[half] = self._changed(form, changed, changed)[half]
+            other[half] = self._changed(form, changed, changed, ~half)[half]
         asked = np.full(len(plain), len(plain) > 1)
-        return compared("hidden", "all rows of other users beside it", form, plain, other, self.bench.unseen, asked)
+        return compared(
+            "hidden", "all rows, and texts, of other users beside it", form, plain, other, self.bench.unseen, asked
+        )
 
     # What may be seen
 
@@ -230,3 +237,6 @@ class OnPrompts:
             asked = self._cases(labels | texts)
             other = self._changed(form, labels, texts) if asked.any() else self.plain[form]
             yield moves(what, form, self.plain[form], other, self.bench.unseen, asked)
+        if of.described.any():
+            other = self._changed(form, none, none, of.described)
+            yield moves("its user's text", form, self.plain[form], other, self.bench.unseen, of.described)

@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Forward, set[str]]] = {
             "labels and texts of its request's other rows",
             "labels and texts of rows beyond its reach",
             "labels that are not known yet by the request's times",
-            "all rows of other users beside it",
+            "all rows, and texts, of other users beside it",
             "rows in another order, other neighbours",
         },
     ),
