@@ -185,15 +185,11 @@ class OnPrompts:
         ):
             yield self._unmoved(what, form, labels, texts, self._cases(labels | texts))
         yield self._neighbours(form)
-        window = self._first_of_window()
-        between = of.before(window) & ~beyond
+        between = of.before(of.hops_back(1)) & ~beyond
         if form == STREAMING and between.any():
             why = "through hidden states" if self.bench.model.paradigm.text is Reach.WINDOW else "in its prompt"
             yield self._unmoved(f"rows before its window of n, seen {why}", form, between, between,
                                 self._cases(between), promised=False)  # fmt: skip
-
-    def _first_of_window(self) -> NDArray[np.int64]:
-        return self.excerpts.hops_back(1)
 
     def _reach(self, form: str) -> NDArray[np.int64]:
         """(s,) the first place that a target may depend on."""

@@ -78,10 +78,8 @@ class OnServer:
         return _logit(np.array([one[place] for one, place in zip(answers, self.asked.place.tolist(), strict=True)]))
 
     def _equal(self) -> Iterator[Proof]:
-        allowed, asked = self.bench.allowed, self.asked.parsed()
-        alone = [scorer_answer for one in asked for scorer_answer in self.scorer.score([one])]
-        place = self.asked.place.tolist()
-        found = _logit(np.array([one[at] for one, at in zip(alone, place, strict=True)]))
+        allowed, asked, place = self.bench.allowed, self.asked.parsed(), self.asked.place.tolist()
+        found = _logit(np.array([self.scorer.score([one])[0][at] for one, at in zip(asked, place, strict=True)]))
         yield compared("equal", "requests together, and one at a time", SERVER, self.plain, found, allowed)
         single = [replace(one, candidates=(one.candidates[at],)) for one, at in zip(asked, place, strict=True)]
         several = np.array([len(one.candidates) > 1 for one in asked])
@@ -157,31 +155,30 @@ def _asked(scorer: Scorer, excerpts: Excerpts, events: Path) -> Asked:
     own = [name for name, of_items in scorer.columns.items() if of_items is None]
     columns = ["item_id", "timestamp", *dict.fromkeys([*own, *scorer.user_columns])]
     table = ds.dataset(events, format="parquet").take(pa.array(excerpts.log_row), columns=columns).to_pydict()
-    store, first = excerpts.store, excerpts.target - excerpts.store.position[excerpts.target]
-    clock = not any(time is None for time in table["timestamp"])
-    asked, place = [], []
-    for begin, target in zip(first.tolist(), excerpts.target.tolist(), strict=True):
-        opens, known = int(store.request[target]), int(store.known[target])
-        behind = target + 1
-        while behind < len(store.request) and excerpts.of[behind] == excerpts.of[target] and \
-                store.request[behind] == opens:  # fmt: skip
-            behind += 1
+    store, target = excerpts.store, excerpts.target
+    begins = (target - store.position[target]).tolist()
+    opens = np.flatnonzero(store.request == store.position)
+    clock = None not in table["timestamp"]
+    times = np.array(table["timestamp"] if clock else np.zeros(len(excerpts.of)))
+    made = np.minimum.reduceat(times, opens)[np.searchsorted(opens, np.arange(len(times)), side="right") - 1].tolist()
+    candidates = np.flatnonzero(excerpts.together)
+    of_target = np.split(candidates, np.flatnonzero(np.diff(excerpts.of[candidates])) + 1)
 
-        def item(row: int) -> dict[str, Any]:
-            return {"item_id": table["item_id"][row]} | {name: table[name][row] for name in own}
+    def item(row: int) -> dict[str, Any]:
+        return {"item_id": table["item_id"][row]} | {name: table[name][row] for name in own}
 
-        def shown(row: int, begin: int = begin) -> dict[str, Any]:
-            """When its request was shown."""
-            return {"timestamp": table["timestamp"][begin + int(store.request[row])]} if clock else {}
+    def shown(row: int) -> dict[str, Any]:
+        """When its request was made."""
+        return {"timestamp": made[row]} if clock else {}
 
+    asked = []
+    for begin, row, together in zip(begins, target.tolist(), of_target, strict=True):
+        told = begin + int(store.known[row])
         history = [
-            item(row) | {"label": int(store.label[row]) if row - begin < known else None} | shown(row)
-            for row in range(begin, begin + opens)
+            item(at) | {"label": int(store.label[at]) if at < told else None} | shown(at)
+            for at in range(begin, int(together[0]))
         ]
-        one: dict[str, Any] = {"history": history, "candidates": [item(row) for row in range(begin + opens, behind)]}
-        one |= shown(target)
-        if scorer.user_columns:
-            one["user"] = {name: table[name][target] for name in scorer.user_columns}
-        asked.append(one)
-        place.append(target - begin - opens)
-    return Asked(asked, np.array(place))
+        user = {name: table[name][row] for name in scorer.user_columns}
+        one = {"history": history, "candidates": [item(at) for at in together.tolist()], **shown(row)}
+        asked.append(one | ({"user": user} if user else {}))
+    return Asked(asked, target - begins - store.request[target])
