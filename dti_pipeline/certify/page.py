@@ -16,6 +16,14 @@ WIDTHS, AUDITED = (56, 9, 11, 9, 8, 9), (74, 12, 7, 11)
 COLUMNS = ("", "prompts", "targets", "moved", "largest", "allowed", "")
 #: Outcomes of one question in several forms: the first of these that there is.
 OUTCOMES = ("FAILS", "holds", "measured", "no case")
+LEGEND = (
+    "Columns: the largest difference in requests to the scorer, in the log's prompts of one request, and in prompts of many"
+    "\ntargets."
+)
+EXPLAINED = {
+    "no case": "-, no case: no drawn target, or no file, has what is asked about.",
+    "measured": "measured: the paradigm promises nothing there (docs/dti.md, The leak).",
+}
 
 
 def plain(certificate: Certificate) -> dict[str, Any]:
@@ -38,8 +46,8 @@ def text(certificate: Certificate) -> str:
         lines.append(_fixed(("", *FORMS, "allowed", ""), WIDTHS))
         for what in dict.fromkeys(proof.what for proof in proofs):
             lines += _folded(_line([proof for proof in proofs if proof.what == what]), WIDTHS)
-    if any(proof.outcome == "measured" for proof in certificate.proofs):
-        lines += ["", "measured: differs by design of the paradigm, see docs/dti.md, The leak"]
+    outcomes = {proof.outcome for proof in certificate.proofs}
+    lines += ["", LEGEND, *(words for outcome, words in EXPLAINED.items() if outcome in outcomes)]
     return "\n".join([*lines, "", f"{certificate.sentence}."])
 
 
