@@ -16,10 +16,7 @@ WIDTHS, AUDITED = (56, 9, 11, 9, 8, 9), (74, 12, 7, 11)
 COLUMNS = ("", "prompts", "targets", "moved", "largest", "allowed", "")
 #: Outcomes of one question in several forms: the first of these that there is.
 OUTCOMES = ("FAILS", "holds", "measured", "no case")
-LEGEND = (
-    "Columns: the largest difference in requests to the scorer, in the log's prompts of one request, and in prompts of many"
-    "\ntargets."
-)
+LEGEND = "Columns: largest difference in requests to the scorer, in prompts of one request, in prompts of many targets."
 EXPLAINED = {
     "no case": "-, no case: no drawn target, or no file, has what is asked about.",
     "measured": "measured: the paradigm promises nothing there (docs/dti.md, The leak).",
