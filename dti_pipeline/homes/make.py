@@ -29,6 +29,7 @@ HEAD = """\
 # key left out has its default; any key can be set for one command with `--set section.key=value`.
 """
 WIDTH = 110
+GIT, DVC = f"  {'git':<30} ", f"  {'DVC':<30} "
 #: Sections of params.yaml in their order.
 ORDER = (
     "paradigms", "events", "split", "validation", "tokens", "packing", "model", "training", "evaluation", "comparison",
@@ -69,6 +70,8 @@ def files(name: str, params_yaml: str, dvc_yaml: str) -> dict[str, str]:
         "dvc.yaml": dvc_yaml,
         "dagster.yaml": text("dagster.yaml"),
         "dg.toml": text("dg.toml"),
+        "orchestration/definitions.py": text("definitions.txt"),
+        "orchestration/defs/__init__.py": "",  # a folder that `dg dev` looks for
         ".gitignore": text("gitignore"),
         "README.md": text("README.md").replace("{name}", name),
     }
@@ -84,10 +87,10 @@ def write(home: Path, texts: Mapping[str, str]) -> Iterator[str]:
     home.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
         if (home / name).exists():
-            yield f"  {name:<14} stays as it is"
+            yield f"  {name:<30} stays as it is"
         else:
             artifacts.write_text(home / name, content)
-            yield f"  {name:<14} written"
+            yield f"  {name:<30} written"
 
 
 def begin_records(home: Path) -> Iterator[str]:
@@ -95,16 +98,16 @@ def begin_records(home: Path) -> Iterator[str]:
     git, dvc = shutil.which("git"), program("dvc")
     top = _output(git, "rev-parse", "--show-toplevel", cwd=home) if git else None
     if git is None:
-        yield "  git            is not here: versions of params.yaml are not kept"
+        yield f"{GIT}is not here: versions of params.yaml are not kept"
     elif top is None:
-        yield f"  git            {_begun(home, git, 'init', '--quiet')}"
+        yield f"{GIT}{_begun(home, git, 'init', '--quiet')}"
         top = str(home)
     else:
-        yield f"  git            is there: {top}"
+        yield f"{GIT}is there: {top}"
     if dvc is None:
-        yield "  DVC            is not here: install it in an environment of its own, then `dti init` again"
+        yield f"{DVC}is not here: install it in an environment of its own, then `dti init` again"
     elif (home / ".dvc" / "config").exists():
-        yield "  DVC            is there"
+        yield f"{DVC}is there"
     else:
         options = ["--no-scm"] if top is None else [] if Path(top) == home.resolve() else ["--subdir"]
         artifacts.write_text(home / ".dvcignore", text("dvcignore"))
@@ -115,7 +118,7 @@ def begin_records(home: Path) -> Iterator[str]:
             )
             artifacts.write_text(home / ".dvc" / "config", keep)
             artifacts.write_text(home / ".dvc" / "plots" / "by_paradigm.json", text("plots/by_paradigm.json"))
-        yield f"  DVC            {done}"
+        yield f"{DVC}{done}"
 
 
 def program(name: str) -> str | None:

@@ -93,6 +93,7 @@ def test_dagster_and_dvc_work_in_the_home_and_know_of_each_other(installed: Path
     (home / "params.yaml").write_text(yaml.safe_dump(params))
     variables = {"PATH": f"{installed}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
     dg = "from dagster_dg_cli.cli import main; main()"
+    run(installed / "python", "-c", dg, "check", "defs", cwd=home, **variables)  # finds what `dg dev` has to find
     run(installed / "python", "-c", dg, "launch", "--job", "prepare_log", cwd=home, **variables)
     assert "up to date" in run(installed / "dvc", "status", "tokenize", cwd=home, **variables)
     run(installed / "dvc", "repro", cwd=home, **variables)
