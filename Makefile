@@ -1,7 +1,7 @@
 # What a person types. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow ui serve repro bench clean
+.PHONY: help setup demo check test test-slow ui serve repro bench docs release clean
 
 BIN := .venv/bin
 PIP := -m pip -qq --disable-pip-version-check --no-input
@@ -47,6 +47,18 @@ bench: setup  ## Measure on this machine; each script prints a table of docs/ben
 	@for name in loader packing data_stages evaluation serving service train_step_cpu orchestration float8_quality; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
+docs: setup  ## The site, into reports/site: tutorial, how-to, method, results, reference; no network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "reports/site/index.html"
+
+release: setup .venv-release/.pinned  ## Wheel and sdist in dist/, checked, with the bill of materials; nothing is sent
+	@rm -rf dist
+	@.venv-release/bin/python -m build --no-isolation --outdir dist . >/dev/null
+	@.venv-release/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	@.venv-release/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.cdx.json $(BIN)/python
+	@ls -l dist
+
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
 	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards
 	@rm -rf data/.*.draft-* models/.*.draft-* models/.*.lock
@@ -71,6 +83,12 @@ clean:  ## Remove what the stages made here; raw logs, run records and environme
 	@echo "Building .venv-dvc from requirements/dvc.txt"
 	@test -x .venv-dvc/bin/python || $(BIN)/python -m venv .venv-dvc
 	@.venv-dvc/bin/python $(PIP) install -r requirements/dvc.txt
+	@touch $@
+
+.venv-release/.pinned: requirements/release.txt .venv/.pinned
+	@echo "Building .venv-release from requirements/release.txt"
+	@test -x .venv-release/bin/python || $(BIN)/python -m venv .venv-release
+	@.venv-release/bin/python $(PIP) install -r requirements/release.txt
 	@touch $@
 
 .venv/bin/dvc: requirements/dvc-wrapper.sh .venv-dvc/.pinned

@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Threads without work soon sleep. By OpenMP's default they spin for long, and on a machine with other work take each
 # other's processor: a training is then many times slower. A short spin serves an idle machine, where there is soon more

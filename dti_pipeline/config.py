@@ -30,11 +30,11 @@ __all__ = [
     "BacktestConfig", "ColumnsConfig", "ComparisonConfig", "Config", "EvaluationConfig", "EventsConfig",
     "ExecutionConfig", "LoraConfig", "ModelConfig", "PackingConfig", "ServingConfig", "SplitConfig", "SynthConfig",
     "TokensConfig", "TrackingConfig", "TrainingConfig", "ValidationConfig", "find", "from_plain", "load",
-    "to_plain",
+    "recipe", "to_plain",
 ]  # fmt: skip
 
-#: What this package is installed from, where that is a clone: it holds recipes/.
-CLONE = Path(__file__).resolve().parents[1]
+#: This package's own folder: it holds recipes/.
+PACKAGE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,25 @@ class Config:
 
 
 def find(params: Path, home: Path) -> Path:
-    """A parameter file by its path from the working directory, the project's home, or the clone: ``recipes/x.yaml``."""
-    for folder in (Path(), home, CLONE):
+    """A parameter file by its path from the working directory, the home, or this package: ``recipes/x.yaml``."""
+    for folder in (Path(), home, PACKAGE):
         if (folder / params).is_file():
             return folder / params
-    recipes = [path.relative_to(CLONE).as_posix() for path in sorted(CLONE.glob("recipes/*.yaml"))]
+    recipes = [f"recipes/{name}.yaml" for name in _recipes()]
     raise InputError(f"--params {params} does not exist{nearest(str(params), recipes)}")
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The sections of one of the package's own recipes. Raises InputError that names the nearest one."""
+    path = PACKAGE / "recipes" / f"{name}.yaml"
+    if name not in _recipes():
+        raise InputError(f"there is no recipe {name!r}{nearest(name, _recipes()) or ': ' + ', '.join(_recipes())}")
+    sections: dict[str, Any] = parse_yaml(read_text(path), str(path))
+    return sections
+
+
+def _recipes() -> list[str]:
+    return sorted(path.stem for path in (PACKAGE / "recipes").glob("*.yaml"))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ HEADER = """\
 KEPT = frozenset({"data/staged"})
 
 
-def render(text: str = "") -> str:
+def render(text: str = "", header: str = HEADER, without: Collection[str] = ()) -> str:
     """The text of a dvc.yaml with the table's stages; what follows them, from ``metrics`` on, stays."""
-    stages = yaml.safe_dump(
-        {"stages": {stage.name: _entry(stage) for stage in (*STAGES, BACKTEST)}}, sort_keys=False, width=120
-    )
+    entries = {stage.name: _entry(stage) for stage in (*STAGES, BACKTEST) if stage.name not in without}
+    stages = yaml.safe_dump({"stages": entries}, sort_keys=False, width=120)
     _, metrics, rest = text.partition("metrics:\n")
-    return f"{HEADER}{stages.replace('{paradigm}', '${item.paradigm}')}{metrics}{rest}"
+    return f"{header}{stages.replace('{paradigm}', '${item.paradigm}')}{metrics}{rest}"
 
 
 def stage_name(stage: Stage[Any], paradigm: str | None) -> str:

@@ -52,7 +52,7 @@ def hardware(gpus: Sequence[str] | None = None) -> str:
 
     ``gpus``: names of those in use, each as often as it is; empty: the CPU; None: all GPUs of the machine.
     """
-    names = _gpus() if gpus is None else gpus
+    names = gpu_names() if gpus is None else gpus
     if names:
         return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -73,7 +73,8 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _gpus() -> tuple[str, ...]:
+def gpu_names() -> tuple[str, ...]:
+    """Names of this machine's GPUs, as the driver tells them."""
     return tuple((_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines())
 
 

@@ -35,7 +35,7 @@ KINDS = {
 #: One run at a time in each pool (dagster.yaml). `gpu`, `duckdb`: memory for one. `dvc`: the others are short and end
 #: with a commit that locks the repository.
 POOLS = defaultdict(lambda: "dvc", ingest="duckdb", validate="duckdb", train="gpu", evaluate="gpu")
-#: Read where each step is a pod (docs/operations.md, "Kubernetes"): what uses a GPU asks the cluster for one.
+#: Read where each step is a pod (docs/howto/kubernetes.md): what uses a GPU asks the cluster for one.
 GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
 
 

@@ -55,7 +55,9 @@ def connect(
         if threads is not None:
             connection.execute(f"SET threads = {threads}")
         connection.execute(f"SET temp_directory = {literal(spill)}")
-        connection.execute("SET enable_progress_bar = false")  # on by itself in a process that looks interactive
+        # On by itself in a process that looks interactive; off, and not to be set, in a notebook without ipywidgets.
+        if connection.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (True,):
+            connection.execute("SET enable_progress_bar = false")
         connection.execute("SET autoinstall_known_extensions = false")  # nothing is downloaded
         connection.execute("SET TimeZone = 'UTC'")  # a time without a zone means the same on every machine
         try:

@@ -19,7 +19,7 @@ from dti_pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")]
-DOCUMENTS += [ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / "models/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PROGRAMS = ("dti", "make")

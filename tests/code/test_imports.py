@@ -10,7 +10,18 @@ from tests import imports
 
 GRAPH = imports.graph()
 ROOMS = imports.rooms(GRAPH)
-ENTRY_POINTS = {"cli", "cli_options", "cli_serving", "explain", "defs", "dvc", "ui", "experiments", "benchmarks"}
+ENTRY_POINTS = {
+    "cli",
+    "cli_home",
+    "cli_options",
+    "cli_serving",
+    "explain",
+    "defs",
+    "dvc",
+    "ui",
+    "experiments",
+    "benchmarks",
+}
 MODELING = ("modeling/speed", "modeling/masks", "modeling/attention", "modeling/network")
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dti_pipeline import artifacts, config
 from dti_pipeline.cli import app
-from dti_pipeline.config import CLONE
+from dti_pipeline.config import PACKAGE
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.pack import pack
@@ -235,7 +235,7 @@ def test_what_cannot_be_planned_is_refused_in_one_sentence(home: Paths, argument
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in CLONE.glob("recipes/*.yaml")))
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in PACKAGE.glob("recipes/*.yaml")))
 def test_every_recipe_can_be_planned_and_fits_an_h100(home: Paths, recipe: str) -> None:
     arguments = ["--params", f"recipes/{recipe}.yaml", "--users", "90", "--interactions", "60", "--json"]
     report = json.loads(CliRunner().invoke(app, ["plan", *arguments]).stdout)

@@ -52,7 +52,7 @@ def test_every_dependency_is_pinned_at_a_version_it_accepts() -> None:
 
 
 def test_no_pin_names_one_machines_build() -> None:
-    for name in ("project.txt", "dvc.txt"):
+    for name in ("project.txt", "dvc.txt", "release.txt"):
         assert not [f"{package}=={version}" for package, version in pins(name).items() if "+" in version]
 
 

@@ -25,8 +25,8 @@ STEPS = {
     node.name: node.definition for node in definitions.build(names()).resolve_implicit_global_asset_job_def().nodes
 }
 #: The documented blocks: the chart's values, and what a launch may add.
-SECTION = (ROOT / "docs" / "operations.md").read_text().partition("\n## Kubernetes\n")[2].partition("\n## ")[0]
-VALUES, LAUNCH = (yaml.safe_load(block) for block in re.findall(r"```\n(\S.*?)```", SECTION, re.DOTALL))
+PAGE = (ROOT / "docs" / "howto" / "kubernetes.md").read_text()
+VALUES, LAUNCH = (yaml.safe_load(block) for block in re.findall(r"```\n(\S.*?)```", PAGE, re.DOTALL))
 (DEPLOYMENT,) = VALUES["dagster-user-deployments"]["deployments"]
 
 

@@ -30,7 +30,7 @@ from dti_pipeline.serving.scorer import Scorer
 from tests.small_models import train
 
 pytestmark = pytest.mark.slow
-OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "serve.md"
 ASKED = {"history": [{"item_id": "3", "label": 1}], "candidates": [{"item_id": "4"}, {"item_id": "5"}]}
 
 
@@ -46,8 +46,8 @@ def log_of_its_own() -> Iterator[None]:
 
 
 def as_documented(url: str) -> int:
-    """Ask a service of a `sliding_window` model what the operations page asks; how many requests that were."""
-    block = re.search(r"```sh\n(curl http://127\.0\.0\.1:8000/v1/score.*?)```", OPERATIONS.read_text(), re.DOTALL)
+    """Ask a service of a `sliding_window` model what the page asks; how many requests that were."""
+    block = re.search(r"```sh\n(curl http://127\.0\.0\.1:8000/v1/score.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None
     if shutil.which("curl") is None:
         return 0

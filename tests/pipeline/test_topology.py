@@ -134,7 +134,7 @@ def test_mlflow_answers_to_the_names_it_was_given_and_to_no_other(topology: Topo
 
 
 def test_a_backup_comes_back(topology: Topology, run_id: str) -> None:
-    # As docs/operations.md has it: one dump for each database, restored into an empty one.
+    # As docs/howto/backup.md has it: one dump for each database, restored into an empty one.
     for name in ("dagster", "mlflow"):
         dump = topology.postgres("pg_dump", "--dbname", name, "--no-owner")
         topology.postgres("createdb", "restored")
