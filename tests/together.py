@@ -24,10 +24,10 @@ OWN = {
     "tokenize": "tokens.max_text_tokens={}", "pack": "packing.seed={}", "train": "training.seed={}",
     "evaluate": "evaluation.bootstrap_samples={}", "compare": "comparison.margin=0.{}", "backtest": "training.seed={}",
 }  # fmt: skip
-#: Files that hold how long something took, or digests of such a file.
+#: Files that hold how long something took, or digests of such a file; pictures may show it.
 TIMED = {
     "manifest.json", "history.csv", "README.md", "metrics.json", "days.csv", "report.json", "comparison.html",
-    "comparison.md", "comparison.json", "learning_curve.csv", "speedup.csv",
+    "comparison.md", "comparison.json", "learning_curve.csv", "speedup.csv", "state.json", "day.json", ".svg", ".png",
 }  # fmt: skip
 #: What stages import when they run.
 ALL = (
@@ -78,23 +78,35 @@ class Outcome:
     """What two commands leave."""
 
     codes: tuple[int | None, int | None]
-    state: str  # digest of all outputs
+    state: str
+    said: str
+    seconds: float = 0.0  # of the first
+
+    @property
+    def waited(self) -> bool:
+        return "waiting for it to end" in self.said or self.refused
+
+    @property
+    def refused(self) -> bool:
+        return "wait for it, or end it" in self.said
 
 
 def serial(home: Path, first: Command, second: Command) -> Outcome:
-    """One after the other; of the second the home is left changed."""
-    codes = tuple(_end(*_start(home, words)).code for words in (first, second))
-    return Outcome(codes, state(home))
+    """One after the other."""
+    begin = time.monotonic()
+    one = _end(*_start(home, first))
+    seconds = time.monotonic() - begin
+    other = _end(*_start(home, second))
+    return Outcome((one.code, other.code), state(home), one.said + other.said, seconds)
 
 
-def together(home: Path, first: Command, second: Command, number: int) -> tuple[Outcome, list[Ended], bool]:
-    """Both at once, the second a moment later that the number draws; whether one waited for the other."""
+def together(home: Path, first: Command, second: Command, number: int, seconds: float) -> Outcome:
+    """Both at once, the second while the first, which takes so long, is at work: at a moment that the number draws."""
     one = _start(home, first)
-    time.sleep(random.Random(f"{first} {second} {number}").choice([0, 0, 0.02, 0.1, 0.3, 1]))
+    time.sleep(random.Random(f"{first} {second} {number}").uniform(0, seconds * 0.8) if number else 0)
     other = _start(home, second)
     ended = [_end(*one), _end(*other)]
-    waited = any("waiting for it to end" in one.said or "wait for it, or end it" in one.said for one in ended)
-    return Outcome((ended[0].code, ended[1].code), state(home)), ended, waited
+    return Outcome((ended[0].code, ended[1].code), state(home), ended[0].said + ended[1].said)
 
 
 def fresh(home: Path, at: Path) -> Path:
@@ -115,7 +127,7 @@ def state(home: Path) -> str:
                 continue
             if path.name == artifacts.MANIFEST:
                 found[name] = artifacts.read(path.parent, "x").config
-            elif path.name not in TIMED:
+            elif not {path.name, path.suffix} & TIMED:
                 found[name] = artifacts.file_digest(path)
     told = home / "reports" / "comparison.json"
     if told.exists():

@@ -2,12 +2,17 @@
 -- pointers: JSON pointer of each value; '/' and a key no object has where the log has none.
 CREATE OR REPLACE TEMP VIEW records AS
 WITH stripped AS (
-    SELECT line, utf8, rtrim(text, e'\r\n') AS text, utf8 AND json_valid(text) AS valid FROM lines
+    SELECT
+        line, utf8, strlen(text) > getvariable('longest') AS too_long,
+        CASE WHEN too_long THEN left(text, getvariable('shown')) ELSE rtrim(text, e'\r\n') END AS text,
+        utf8 AND json_valid(text) AS valid
+    FROM lines
 )
 SELECT
     line,
     text AS raw,
     CASE
+        WHEN too_long THEN getvariable('too_long')
         WHEN NOT utf8 THEN 'not UTF-8 text'
         WHEN trim(text) = '' THEN 'blank line'
         WHEN NOT valid THEN 'not JSON'
