@@ -125,9 +125,10 @@ def _pointer(key: str) -> str:
 
 def _csv_columns(path: Path, header: str, separator: str) -> list[str]:
     try:
-        return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
     except csv.Error as error:
         raise InputError(f"{path} line 1 is not a header: {error}") from error
+    return columns
 
 
 def _json_keys(lines: list[str]) -> list[str]:
@@ -149,6 +150,8 @@ def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str,
         if not present:
             key = f"params key `{keys[value]}` names" if value in keys else "this reader needs"
             raise InputError(f"{key} the column {options[0]!r}, which {path} does not have: it has {listed(columns)}")
+        if columns.count(present[0]) > 1:
+            raise InputError(f"{path} has two columns {present[0]!r}: which one is meant cannot be told")
         chosen[value] = present[0]
     return chosen
 
