@@ -98,7 +98,8 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
         # Where no line is an object there are no keys to choose from: every line goes to the quarantine.
         chosen = _choose(path, columns or [options[0] for options in names.values()], names, keys)
         pointers = [_pointer(chosen.get(name, ABSENT)) for name in wanted]
-        return _told(Form("json", {"pointers": pointers}), chosen, columns)
+        plain = [place for place, name in enumerate(wanted, 1) if name in parquet.VALUES]
+        return _told(Form("json", {"pointers": pointers, "plain": plain}), chosen, columns)
     separator = max(",\t;|", key=lines[0].count)
     columns = _csv_columns(path, lines[0], separator)
     chosen = _choose(path, columns, names, keys)

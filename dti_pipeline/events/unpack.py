@@ -17,8 +17,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> list[str]
     """Unpack into ``folder``, less the one top folder that holds everything, if there is one; returns the names.
 
     Raises InputError for a corrupt archive, for members that are absolute, climb out, are links or are encrypted, and
-    for none at all, for more than :data:`MAX_MEMBERS`, and for more than ``max_bytes`` in all, by sizes that reading holds
-    the members to.
+    for none at all or more than :data:`MAX_MEMBERS`, and for more than ``max_bytes`` in all, by sizes that reading
+    holds the members to.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
