@@ -6,11 +6,20 @@ import re
 LONGEST = 2000
 
 
+def masked(text: str) -> str:
+    """Words without the passwords and tokens that addresses in them hold."""
+    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
+    return re.sub(
+        r"([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE
+    )
+
+
 def one_line(text: str) -> str:
     """Words that may hold anything a file or a client says, on one line of characters that can be printed: others are
-    escaped, so that they cannot steer a terminal either. What is too long ends in "...".
+    escaped, so that they cannot steer a terminal either; passwords are masked. What is too long ends in "...".
     """
-    text = re.sub(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+", " ", text[: 2 * LONGEST])
+    text = masked(text[: 2 * LONGEST])
+    text = re.sub(r"[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+", " ", text)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests import kinds_of_homes, kinds_of_logs
+from tests import kinds_of_logs, kinds_of_others
 from tests.kinds import KINDS
 
-__all__ = ["KINDS", "kinds_of_homes", "kinds_of_logs"]
+__all__ = ["KINDS", "kinds_of_logs", "kinds_of_others"]
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by `python -m tests.input_kinds` -->\n", "<!-- end -->"
 
 
 def rendered() -> str:
-    lines = [f"| {one.of} | {one.name} | {one.gets} |" for one in KINDS]
+    of = [one.of for one in KINDS]
+    lines = [f"| {one.of} | {one.name} | {one.gets} |" for one in sorted(KINDS, key=lambda one: of.index(one.of))]
     return "\n".join(["| input | kind | what it gets |", "|---|---|---|", *lines, ""])
 
 

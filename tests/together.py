@@ -27,7 +27,8 @@ OWN = {
 #: Files that hold how long something took, or digests of such a file; pictures may show it.
 TIMED = {
     "manifest.json", "history.csv", "README.md", "metrics.json", "days.csv", "report.json", "comparison.html",
-    "comparison.md", "comparison.json", "learning_curve.csv", "speedup.csv", "state.json", "day.json", "dti.json", ".svg", ".png",
+    "comparison.md", "comparison.json", "learning_curve.csv", "speedup.csv", "state.json", "day.json",
+    "dti.json", ".svg", ".png",
 }  # fmt: skip
 #: What stages import when they run.
 ALL = (

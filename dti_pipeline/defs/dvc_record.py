@@ -12,6 +12,7 @@ from typing import Any
 
 from dti_pipeline import dvc, locks
 from dti_pipeline.defs.resources import Work
+from dti_pipeline.errors import masked
 from dti_pipeline.pipeline import Stage
 
 
@@ -38,7 +39,7 @@ def _not_recorded(stage: Stage[Any], work: Work, paradigm: str | None, program: 
     if program is None:
         return "there is no `dvc` beside this Python or on PATH"
     if work.overrides:
-        return f"params.yaml does not describe a run with {', '.join(work.overrides)}"
+        return f"params.yaml does not describe a run with {masked(', '.join(work.overrides))}"
     if paradigm is not None and paradigm not in attrgetter(stage.listed)(work.config):
         return f"`{stage.listed}` in params.yaml does not list {paradigm}"
     return None
