@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from dti_pipeline import cli, locks
 from dti_pipeline.paths import Paths
+from dti_pipeline.pipeline import STAGES
 from dti_pipeline.plain import to_plain
 from tests import small
+from tests.pipeline.stand_ins import Stages, launch
 from tests.together import ALL, FEW, command, fresh, pairs, preload, serial, together
 
 SOME = [("ingest", "ingest")]
@@ -44,3 +50,25 @@ def test_two_at_once_are_one_after_the_other(
         refused = "clean" in (one, other) and found.refused
         assert refused or (found.codes, found.state) in allowed, f"{found.codes}\n{found.said}"
     print(f"{one} and {other}: {times} starts, in {waits} of them one waited or was refused")
+
+
+def test_dagster_and_the_command_line_hold_the_same(
+    stages: Stages, instance: dg.DagsterInstance, home: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does DVC, whose commands are those of the command line."""
+    held: list[tuple[set[Path], set[Path]]] = []
+
+    def hold(writes: set[Path], reads: set[Path]) -> AbstractContextManager[None]:
+        held.append((writes, reads))
+        return nullcontext()
+
+    monkeypatch.setattr(locks, "hold", hold)
+    for stage in (stage for stage in STAGES if not stage.told):  # a training is a process of its own
+        held.clear()
+        launch(instance, stage.asset)
+        arguments = [stage.name, *(["--paradigm", "dti"] if stage.per_paradigm else [])]
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+        through_dagster, through_command = held
+        assert through_dagster == through_command
+        assert through_command[0] == {stage.output(home, "dti")}
+        assert stage.name == "synth" or through_command[1]
