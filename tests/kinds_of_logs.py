@@ -256,9 +256,9 @@ def _(home: Paths) -> None:
     refused(home, "two columns 'rating'", "log.parquet")
 
 
-@kind("Parquet", "a value of 20 MB", "row refused, counted; the beginning of it is kept aside")
+@kind("Parquet", "a value of more than 8 MiB", "row refused, counted; the beginning of it is kept aside")
 def _(home: Paths) -> None:
-    table(home, item_text=["x " * 10_000_000, "b", "c"])
+    table(home, item_text=["x " * 4_500_000, "b", "c"])
     assert read(home, "log.parquet", columns={"item_text": "item_text"}).reasons == {"longer than 8 MiB": 1}
     assert len(quarantine(home)[0][3]) == 1000
 
@@ -307,9 +307,9 @@ def _(home: Paths) -> None:
     assert read(home).kept == 3
 
 
-@kind("text", "a title of 20 MB, or one huge line", "row refused, counted; the beginning of it is kept aside")
+@kind("text", "a title or a line of more than 8 MiB", "row refused, counted; the beginning of it is kept aside")
 def _(home: Paths) -> None:
-    written(home, lines(*ratings(), "u,d,4," + "9" * 20_000_000, *ratings("v")))
+    written(home, lines(*ratings(), "u,d,4," + "9" * 9_000_000, *ratings("v")))
     assert read(home).reasons == {"longer than 8 MiB": 1}
     assert [(line, len(raw)) for _, line, _, raw in quarantine(home)] == [(5, 1000)]
     assert ids(home) == ["u", "v"]
@@ -317,7 +317,7 @@ def _(home: Paths) -> None:
 
 @kind("text", "a small gzip that unpacks to a line without end", "row refused, counted; memory stays")
 def _(home: Paths) -> None:
-    written(home, gzip.compress((lines(*ratings()) + "x" * (64 << 20)).encode(), 1), "log.csv.gz")
+    written(home, gzip.compress((lines(*ratings()) + "x" * (20 << 20)).encode(), 1), "log.csv.gz")
     assert read(home, "log.csv.gz").reasons == {"longer than 8 MiB": 1}
 
 

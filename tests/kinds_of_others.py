@@ -135,10 +135,10 @@ def _(home: Paths) -> None:
     assert report.untitled == 0
 
 
-@kind("catalogue", "a title of 20 MB", "row of the catalogue refused, counted")
+@kind("catalogue", "a title of more than 8 MiB", "row of the catalogue refused, counted")
 def _(home: Paths) -> None:
     written(home, lines(*ratings()))
-    written(home, "item_id,item_text\na,Alien\nb," + "x " * 10_000_000 + "\n", "items.csv")
+    written(home, "item_id,item_text\na,Alien\nb," + "x " * 4_500_000 + "\n", "items.csv")
     assert read(home, items_path=str(home.home / "items.csv")).catalogue.reasons == {"longer than 8 MiB": 1}
 
 

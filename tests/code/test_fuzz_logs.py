@@ -54,7 +54,7 @@ def read(home: Paths, name: str, content: bytes, **beside: str) -> IngestReport 
     return report
 
 
-@counts(6, 300)
+@counts(4, 300)
 @pytest.mark.parametrize("name", GOOD)
 def test_text(tmp_path: Path, name: str, examples: int) -> None:
     def check(content: bytes) -> None:

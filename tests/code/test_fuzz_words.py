@@ -52,7 +52,7 @@ def params(draw: st.DrawFn) -> str:
     return as_json(content).decode("utf-8", "surrogatepass")
 
 
-@counts(60, 6000)
+@counts(30, 6000)
 def test_params(tmp_path: Path, examples: int) -> None:
     def check(content: bytes | str) -> None:
         (tmp_path / "params.yaml").write_bytes(
@@ -114,7 +114,7 @@ BAD_LINES = [
 ]  # fmt: skip
 
 
-@counts(100, 10_000)
+@counts(60, 10_000)
 def test_requests_of_a_line(examples: int) -> None:
     each(LINE, examples, lambda line: void(refused(lambda: requests.parse_line(line, "line 1"))), BAD_LINES)
 
@@ -186,7 +186,7 @@ def store_of(users: list[list[tuple[int, bool, int, int]]], context: str) -> Tok
     )  # fmt: skip
 
 
-@counts(40, 4000)
+@counts(25, 4000)
 def test_the_packer_loses_no_target_and_fills_no_row_beyond_its_end(examples: int) -> None:
     def check(drawn: tuple[Any, ...]) -> None:
         users, settings, paradigm, plan, context, least = drawn

@@ -35,7 +35,7 @@ def client(small_home: Paths) -> Iterator[httpx.Client]:
         thread.join(30)
 
 
-@counts(60, 5000)
+@counts(30, 5000)
 def test_every_line_of_a_stream_is_answered(small_home: Paths, examples: int) -> None:
     scorer = Scorer.load(small_home.model("dti"))
     good = GOOD_REQUEST + b"\n"
@@ -51,7 +51,7 @@ def test_every_line_of_a_stream_is_answered(small_home: Paths, examples: int) ->
     each(LINE, examples, check, BAD_LINES)
 
 
-@counts(40, 3000)
+@counts(20, 3000)
 def test_every_body_is_answered(client: httpx.Client, examples: int) -> None:
     """With probabilities or one sentence: code 500 would be a fault of ours."""
 
