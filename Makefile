@@ -60,10 +60,8 @@ release: setup .venv-release/.pinned  ## Wheel and sdist in dist/, checked, with
 	@ls -l dist
 
 clean:  ## Remove what the stages made here; raw logs, run records and environments stay
-	@rm -rf data/raw/synthetic data/staged data/events data/checks data/accepted.json data/tokens data/shards
-	@rm -rf data/.*.draft-* models/.*.draft-* models/.*.lock
-	@rm -rf models/sliding_window models/dti models/dti_growing models/dti_isolated
-	@rm -rf models/.checkpoints models/.backtest models/.registry reports .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@test ! -x $(BIN)/dti || DTI_HOME="$(CURDIR)" $(BIN)/dti clean
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Environments. A stamp is younger than the file it was built from exactly when the environment is current.
 

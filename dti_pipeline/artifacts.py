@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import glob
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -26,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
+from dti_pipeline import locks
 from dti_pipeline.errors import InputError
 from dti_pipeline.plain import from_plain, to_plain
-
-log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -179,7 +176,7 @@ def recover(target: Path) -> None:
     """Clean up after publications of ``target`` whose process was killed: their drafts go, and an output that had
     stepped aside for a new one comes back."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.draft-*"):
-        held = _lock(path)
+        held = locks.try_folder(path)
         if held is None:
             continue  # its process is at work
         old = path / OLD
@@ -198,7 +195,7 @@ def aside(target: Path) -> Iterator[Path]:
     recover(target)
     while True:
         path = Path(tempfile.mkdtemp(prefix=f".{target.name}.draft-", dir=target.parent))
-        held = _lock(path)
+        held = locks.try_folder(path)
         if held is not None and path.exists():
             break
         if held is not None:  # another process took it for one that was left behind
@@ -209,33 +206,6 @@ def aside(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(held)
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed or the process ends; None where another holds it, or it is gone."""
-    try:
-        held = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        return None
-    return held
-
-
-@contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Hold an output that takes hours: a second process that would make it waits for this one's end, whatever it is."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process is making %s: waiting for it to end", target)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _take_place(draft: Path, target: Path) -> None:
@@ -362,6 +332,15 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def link(path: Path, target: Path) -> None:
+    """Have ``path`` lead to ``target``, a path relative to its folder; what is there goes, in one step."""
+    if not path.is_symlink() or path.readlink() != target:
+        draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target)
+        draft.replace(path)
 
 
 def _alive(process: int) -> bool:

@@ -142,8 +142,10 @@ def run_all(overrides: Set = None, params: Params = None, as_json: Json = False)
     Example: `dti run --set events.source=movielens --set events.path=data/raw/movielens-latest-small`
     """
     settings, paths = configure(overrides, params)
-    for stage, paradigm in pipeline.plan(settings):
-        report = _run(stage, settings, paths, paradigm, as_json)
+    steps = list(pipeline.plan(settings))
+    with pipeline.held(steps, settings, paths):  # another process's outputs never come between
+        for stage, paradigm in steps:
+            report = _run(stage, settings, paths, paradigm, as_json)
     if as_json:
         print_json(report)
 
@@ -192,6 +194,18 @@ def reproduce_run(
     report = reproduce.reproduce(settings, paths, run, into or paths.reproduced / run_id, make)
     answer(report, as_json, page.text)
     reproduce.require(report)
+
+
+@app.command("clean")
+def clean_home(as_json: Json = False) -> None:
+    """Remove what the stages made here; raw logs, run records and studies stay. Refused while something runs.
+
+    Example: `dti clean`
+    """
+    from dti_pipeline.clean import clean
+
+    removed = clean(Paths.from_env())
+    answer({"removed": removed}, as_json, lambda _: f"removed {', '.join(removed) or 'nothing'}")
 
 
 @app.command("fetch")

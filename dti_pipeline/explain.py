@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dti_pipeline import errors
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.plain import describe, nearest, refuse_removed, to_plain
@@ -33,8 +34,7 @@ def masked(config: Config) -> Config:
     """The configuration without the credentials that ``tracking.uri`` may hold."""
     if config.tracking.uri is None:
         return config
-    uri = re.sub(r"://.*@", "://***@", config.tracking.uri)
-    uri = re.sub(r"([?&][^=&]*(?:password|token|secret|key)[^=&]*=)[^&]*", r"\1***", uri, flags=re.IGNORECASE)
+    uri = errors.masked(config.tracking.uri)
     return dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=uri))
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dti_pipeline import artifacts, tracking
+from dti_pipeline import locks, tracking
 from dti_pipeline.backtest.report import BacktestReport
 from dti_pipeline.config import Config
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.events.report import IngestReport, SynthReport
 from dti_pipeline.packing.report import PackReport, TokenizeReport
+from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.report import TrainReport
@@ -47,8 +48,7 @@ class Stage(Generic[R]):
     params: tuple[str, ...] = ()  # the sections or keys of params.yaml that it reads
     per_paradigm: bool = False
     listed: str = "paradigms"  # the key of params.yaml that lists the paradigms it has in DVC
-    # It takes hours: listeners hear how far it has come, a timeline keeps where its start went, and one process at a
-    # time makes its output.
+    # It takes hours: listeners hear how far it has come, and a timeline keeps where its start went.
     told: bool = False
     needed: Callable[[Config], bool] = lambda config: True  # False: its output is there without it
     gives: str | None = None  # the parameter that says where its output is read
@@ -129,6 +129,29 @@ def plan(config: Config) -> Iterator[tuple[Stage[Any], str | None]]:
                 yield stage, paradigm
 
 
+def upstream(stage: Stage[Any]) -> list[Stage[Any]]:
+    """The stages that make what this one reads, in the table's order."""
+
+    def makes(other: Stage[Any], dep: str) -> bool:
+        return dep == other.gives or any(f"{out}/".startswith(f"{dep}/") for out in other.outs)
+
+    return [other for other in STAGES if any(makes(other, dep) for dep in stage.deps)]
+
+
+def held(steps: Iterable[tuple[Stage[Any], str | None]], config: Config, paths: Paths) -> AbstractContextManager[None]:
+    """Hold what stages make, and what they read of others, until the block ends: another process that would change or
+    read it meanwhile waits. A stage's output folder stands for all that it writes.
+    """
+    writes, reads = set(), set()
+    for stage, paradigm in steps:
+        writes.add(stage.output(paths, paradigm))
+        for other in upstream(stage):
+            of = (paradigm,) if paradigm else names() if other.per_paradigm else (None,)
+            if other.needed(config):
+                reads |= {other.output(paths, one if other.per_paradigm else None) for one in of}
+    return locks.hold(writes, reads)
+
+
 def execute(
     stage: Stage[R],
     config: Config,
@@ -138,21 +161,23 @@ def execute(
     tags: Mapping[str, str] | None = None,
     **options: Any,
 ) -> R:
-    """Run one stage and record it: what command line, orchestrators and studies call.
+    """Run one stage and record it: what command line, orchestrators and studies call. It waits for other processes that
+    use what it makes or reads (:func:`held`).
 
     ``listeners`` hear the events of a stage that is ``told``; ``tags``, such as an orchestrator's run id, go onto the
     tracked run; ``options`` are the function's own.
     """
     timeline = Timeline.begin()
     timeline.mark("process")
-    with ExitStack() as held:
-        if stage.told:
-            if os.environ.get("RANK", "0") == "0":  # of the processes of one training, the first
-                held.enter_context(artifacts.alone(stage.output(paths, paradigm)))
-                timeline.mark("waiting")
-                listeners = (held.enter_context(tracking.listener(config, paths, tags or {})), *listeners)
-                timeline.mark("tracking")
-            options |= {"listeners": listeners, "timeline": timeline}
-        report = stage.run(config, paths, paradigm, **options)
-    tracking.record(config, paths, report)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of one training
+    with held([(stage, paradigm)], config, paths) if first else nullcontext():
+        timeline.mark("waiting")
+        with ExitStack() as recorded:
+            if stage.told:
+                if first:
+                    listeners = (recorded.enter_context(tracking.listener(config, paths, tags or {})), *listeners)
+                    timeline.mark("tracking")
+                options |= {"listeners": listeners, "timeline": timeline}
+            report = stage.run(config, paths, paradigm, **options)
+        tracking.record(config, paths, report)
     return report

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -60,10 +61,22 @@ OPTIONAL = {"optional": True}
 MANNER = {"manner": True}
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut: YAML can say in a line what has no end when it is written out."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:
+        return "a number of too many digits"
+
+
 def require(ok: bool, key: str, rule: str, value: object) -> None:
     """Raise InputError, which names the key, where a rule is broken."""
     if not ok:
-        raise InputError(f"params key `{key}` must be {rule}, not {value!r}")
+        raise InputError(f"params key `{key}` must be {rule}, not {shown(value)}")
 
 
 def from_plain(kind: type[T], raw: Any, key: str = "") -> T:
@@ -109,7 +122,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         converted = _convert(args[0], value, key)
-        require(math.isfinite(converted), key, "a finite number", value)
+        require(not isinstance(converted, float) or math.isfinite(converted), key, "a finite number", value)
         for bounds in args[1:]:
             require(converted in bounds, key, str(bounds), value)
         return converted
@@ -119,13 +132,13 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         if value not in args or isinstance(value, bool):
             near = nearest(str(value), [str(a) for a in args])
-            raise InputError(f"params key `{key}` must be one of {', '.join(map(str, args))}, not {value!r}{near}")
+            raise InputError(f"params key `{key}` must be one of {', '.join(map(str, args))}, not {shown(value)}{near}")
         return value
     if origin in (types.UnionType, typing.Union):
         for arm in args:
             with contextlib.suppress(InputError):
                 return _convert(arm, value, key)
-        raise InputError(f"params key `{key}` must be {describe(hint)}, not {value!r}")
+        raise InputError(f"params key `{key}` must be {describe(hint)}, not {shown(value)}")
     if origin is tuple:
         items = [args[0]] * len(value) if isinstance(value, (list, tuple)) and args[1:] == (...,) else list(args)
         fits = isinstance(value, (list, tuple)) and len(items) == len(value)
@@ -135,8 +148,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         try:
             return float("" if isinstance(value, bool) else value)
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"params key `{key}` must be a number, not {value!r}") from None
+            raise InputError(f"params key `{key}` must be a number, not {shown(value)}") from None
     require(isinstance(value, hint) and not (hint is int and isinstance(value, bool)), key, describe(hint), value)
+    require(hint is not int or abs(value) < 1 << 63, key, "a whole number of 64 bits", value)
     return value
 
 
@@ -203,3 +217,7 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError:
+        raise InputError(f"{source} is nested too deep") from None
+    except Exception as error:  # what the library says of a value that its tag or form does not allow
+        raise InputError(f"{source} has a value that cannot be read: {error}") from error

@@ -100,8 +100,10 @@ def servers(paths: Paths) -> list[Server]:
         environment["DTI_MLFLOW_URL"] = store
     else:
         port = free_port(5000)
-        command = [str(programs / "mlflow"), "ui", "--backend-store-uri", store, "--host", HOST, "--port", str(port)]
-        started.append(Server.start("MLflow", port, [*command, "--workers", "1"], environment, logs))
+        command = [str(programs / "mlflow"), "ui", "--host", HOST, "--port", str(port)]
+        # On a command line everybody can read a password.
+        own = environment | {"MLFLOW_BACKEND_STORE_URI": store}
+        started.append(Server.start("MLflow", port, [*command, "--workers", "1"], own, logs))
         environment["DTI_MLFLOW_URL"] = started[0].url
     port = free_port(3000)
     command = [str(programs / "dg"), "dev", "--host", HOST, "--port", str(port)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dti_pipeline import locks
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
@@ -64,14 +65,15 @@ def make(task: Task, config: Config, paths: Paths, reported: bool | None, say: s
     grid = grids.load(task.grid)
     runs = grid.chosen(task.only)
     failed = 0
-    if not reported:
-        schedule.prepare(grid, task.work, runs, task.logs, paths)
-        failed = schedule.execute(grid, task.work, runs, task.workers, task.budget, say)
-    if reported is False:
-        return {"failed": failed}
-    from experiments.write import report
+    with locks.alone(task.work / "study"):
+        if not reported:
+            schedule.prepare(grid, task.work, runs, task.logs, paths)
+            failed = schedule.execute(grid, task.work, runs, task.workers, task.budget, say)
+        if reported is False:
+            return {"failed": failed}
+        from experiments.write import report
 
-    return report(grid, task.work, config, paths) | {"failed": failed}
+        return report(grid, task.work, config, paths) | {"failed": failed}
 
 
 def text(report: Report) -> str:

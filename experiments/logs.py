@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dti_pipeline import artifacts, pipeline
+from dti_pipeline import artifacts, locks, pipeline
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from experiments.grid import Grid, Run
@@ -41,7 +41,7 @@ def prepare(
     rehearsal = grid.data_sets[name].rehearsal
     shape = settings(config, DATA_SECTIONS) | ({"rehearsal": asdict(rehearsal)} if rehearsal else {})
     note = paths.tokens.parent / "study.json"
-    with artifacts.alone(note.parent):
+    with locks.alone(note.parent):
         made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
         if made == shape and (paths.tokens / artifacts.MANIFEST).is_file():
             return
@@ -66,7 +66,7 @@ def prepare(
                 titles = items and str(home.resolve(items))
                 config = replace(config, events=replace(config.events, path=str(log), items_path=titles))
         for stage in stages:
-            pipeline.BY_NAME[stage].run(config, paths)
+            pipeline.execute(pipeline.BY_NAME[stage], config, paths)
         artifacts.write_json(note, shape)
 
 
@@ -110,12 +110,12 @@ def packed(run: Run, home: Path) -> Path:
     """The folder of a run's row plans, made where there are none of these tokens. Safe in many processes."""
     paths = Paths(home / "packed" / run.packing_digest)
     folder = paths.shards(run.paradigm)
-    with artifacts.alone(folder):
+    with locks.alone(folder):
         link(home / "data" / "tokens", paths.tokens)
         tokens = artifacts.folder_digest(paths.tokens)
         made = (folder / artifacts.MANIFEST).is_file()
         if not made or artifacts.read(folder, "pack").inputs["tokens"] != tokens:
-            pipeline.BY_NAME["pack"].run(run.config, paths, run.paradigm)
+            pipeline.execute(pipeline.PACK, run.config, paths, run.paradigm)
     return folder
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dti_pipeline import artifacts, lineage, pipeline
+from dti_pipeline import artifacts, lineage, locks, pipeline
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.evaluation.interactions import Array
@@ -48,7 +48,7 @@ def folder(work: Path, run: Run) -> Path:
 def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
     """Pack, train and, where quality is measured, evaluate, which leaves predictions; publish and return the row."""
     own, data = folder(work, run), work / run.home
-    with artifacts.alone(own):
+    with locks.alone(own):
         if (own / ROW).is_file():  # a process that outlived the command that started it has finished it
             return {}
         paths = Paths(own / "home")

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, locks
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from experiments import analyse, logs
@@ -53,7 +53,7 @@ def execute(
     measure speed are made one at a time. Others are spread over the GPUs of this machine.
     """
     deadline = math.inf if budget is None else time.monotonic() + budget
-    with artifacts.alone(work / "study"), _sigterm_as_ctrl_c():
+    with locks.alone(work / "study"), _sigterm_as_ctrl_c():
         done = {row["config"] for row in analyse.gather(grid, work) if "error" not in row}
         waiting = [run for run in runs if run.digest not in done]
         failed = left = 0

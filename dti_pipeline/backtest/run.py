@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
-from dti_pipeline import artifacts, lineage
+from dti_pipeline import lineage
 from dti_pipeline.backtest import publish
 from dti_pipeline.backtest.begin import begin
 from dti_pipeline.backtest.days import Days
@@ -57,7 +57,7 @@ def backtest(
     that were finished.
     """
     _check(config)
-    with artifacts.alone(paths.backtest(paradigm)), interruptible() as interrupted:
+    with interruptible() as interrupted:
         home = begin(config, paths)
         run = Backtest(
             config, paradigm, home.store, home.days, home.states(paradigm), accelerator_for(config.training),

@@ -18,7 +18,7 @@ from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.events.report import RawLog
 from dti_pipeline.paradigms import names
-from dti_pipeline.pipeline import STAGES, Stage
+from dti_pipeline.pipeline import STAGES, Stage, upstream
 
 #: One run trains one paradigm: a crash leaves the others alone, and the `gpu` pool queues them.
 BY_PARADIGM = dg.StaticPartitionsDefinition(list(names()))
@@ -37,15 +37,6 @@ KINDS = {
 POOLS = defaultdict(lambda: "dvc", ingest="duckdb", validate="duckdb", train="gpu", evaluate="gpu")
 #: Read where each step is a pod (docs/howto/kubernetes.md): what uses a GPU asks the cluster for one.
 GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
-
-
-def upstream(stage: Stage[Any]) -> list[Stage[Any]]:
-    """The stages that make what this one reads, in the table's order."""
-
-    def makes(other: Stage[Any], dep: str) -> bool:
-        return dep == other.gives or any(f"{out}/".startswith(f"{dep}/") for out in other.outs)
-
-    return [other for other in STAGES if any(makes(other, dep) for dep in stage.deps)]
 
 
 def build(stage: Stage[Any]) -> dg.AssetsDefinition:

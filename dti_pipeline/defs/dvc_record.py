@@ -10,8 +10,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from dti_pipeline import artifacts, dvc
+from dti_pipeline import dvc, locks
 from dti_pipeline.defs.resources import Work
+from dti_pipeline.errors import masked
 from dti_pipeline.pipeline import Stage
 
 
@@ -22,7 +23,7 @@ def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Log
     if reason := _not_recorded(stage, work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
-    with artifacts.alone(home / ".dvc" / "tmp" / "commit"):  # DVC itself waits only seconds for another one
+    with locks.alone(home / ".dvc" / "tmp" / "commit"):  # DVC itself waits only seconds for another one
         command = [str(program), "commit", "--quiet", "--force", name]
         done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -38,7 +39,7 @@ def _not_recorded(stage: Stage[Any], work: Work, paradigm: str | None, program: 
     if program is None:
         return "there is no `dvc` beside this Python or on PATH"
     if work.overrides:
-        return f"params.yaml does not describe a run with {', '.join(work.overrides)}"
+        return f"params.yaml does not describe a run with {masked(', '.join(work.overrides))}"
     if paradigm is not None and paradigm not in attrgetter(stage.listed)(work.config):
         return f"`{stage.listed}` in params.yaml does not list {paradigm}"
     return None

@@ -27,7 +27,8 @@ HEADLINE = ("auc", "auc_streaming", "log_loss", "train_seconds", "processor_seco
 
 
 def compare(config: Config, paths: Paths) -> Comparison:
-    """Write reports/comparison.{json,md,html} and the folder of plots beside them; return the comparison.
+    """Publish reports/comparison, plots and the files comparison.{json,md,html}, which links beside it lead to, so that
+    all change in one step; return the comparison.
 
     Raises InputError where no paradigm was evaluated on the present events, or where two have different targets.
     """
@@ -58,11 +59,15 @@ def compare(config: Config, paths: Paths) -> Comparison:
                     figures |= {"speedup": speedup[name], **speed.figures(comparison.speed[name])}
                 figures |= {"auc_delta": comparison.auc_delta[name].mean}
             artifacts.write_json(draft.path / "metrics" / f"{name}.json", figures)
+        links = [paths.comparison_file(suffix) for suffix in ("json", "md", "html")]
+        json_file, markdown, html = (draft.path / link.name for link in links)
+        artifacts.write_json(json_file, to_plain(comparison))
+        artifacts.write_text(markdown, tables.render_markdown(comparison, pictures))
+        svgs = {name: (draft.path / f"{name}.svg").read_bytes() for name in pictures}
+        artifacts.write_text(html, page.render(comparison, svgs))
         draft.report = {"paradigms": list(evaluations), "notes": comparison.notes}
-    artifacts.write_json(paths.comparison_file("json"), to_plain(comparison))
-    artifacts.write_text(paths.comparison_file("md"), tables.render_markdown(comparison, pictures))
-    svgs = {name: (paths.comparison / f"{name}.svg").read_bytes() for name in pictures}
-    artifacts.write_text(paths.comparison_file("html"), page.render(comparison, svgs))
+        for link in links:
+            artifacts.link(link, Path(paths.comparison.name, link.name))
     return comparison
 
 

@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
 
+#: Nothing is loaded and nothing is run, whatever words of a log came into the page.
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy"'
+    """ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">"""
+)
 STYLE = """
 :root { --ink: #1b1f24; --soft: #59636e; --line: #d9dee3; --wash: #f6f8fa; --mark: #0072b2; }
 * { box-sizing: border-box; }
@@ -76,6 +81,7 @@ def render(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     ]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{POLICY}\n"
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
     )

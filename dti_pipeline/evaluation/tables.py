@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ def render_markdown(comparison: Comparison, pictures: Iterable[str] = ()) -> str
     """comparison.md. ``pictures`` are names of PNG files in the folder comparison/ beside it."""
     header = [f"{c} [{percent(comparison)}]" if c in WITH_INTERVAL else c for c in COLUMNS]
     parts = [
-        f"# Comparison: {comparison.dataset}",
+        f"# Comparison: {_as_text(comparison.dataset)}",
         facts(comparison),
         markdown_table(header, [row.cells for row in rows(comparison)]),
         "## Verdict",
@@ -43,6 +44,11 @@ def render_markdown(comparison: Comparison, pictures: Iterable[str] = ()) -> str
     parts += [f"![{name.replace('_', ' ')}](comparison/{name}.png)" for name in pictures]
     parts += ["## Where to look next", "\n".join(f"- {line}" for line in where_next())]
     return "\n\n".join(parts) + "\n"
+
+
+def _as_text(name: str) -> str:
+    """A name that Markdown takes for nothing but text."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!&])", r"\\\1", name) if re.search(r"[\\`*{}\[\]<>|#!&]", name) else name
 
 
 def render_text(comparison: Comparison) -> str:

@@ -14,6 +14,7 @@ from dti_pipeline.errors import InputError
 
 BLOCK = 1 << 18  # bytes
 TIMEOUT = 60.0  # seconds without a byte
+MOST = 64 << 30  # bytes of a file; the largest log in the catalogue has a third of it
 
 #: Hears (bytes here, bytes in all or None) now and then.
 Progress = Callable[[int, int | None], None]
@@ -72,6 +73,8 @@ def _receive(url: str, part: Path, version: Path, checked: bool, progress: Progr
         length = response.headers.get("Content-Length")
         total = int(span[2]) if resumed and span else int(length) if length else None
         here = have if resumed else 0
+        if (total or 0) > MOST:
+            raise InputError(f"{url} has {total} bytes, more than {MOST}: it was not fetched")
         # A weak validator vouches for the meaning, not for the bytes, and may not be used with a range.
         tag = response.headers.get("ETag", "")
         validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
@@ -80,6 +83,8 @@ def _receive(url: str, part: Path, version: Path, checked: bool, progress: Progr
             while block := response.read(BLOCK):
                 handle.write(block)
                 here += len(block)
+                if here > MOST:
+                    raise InputError(f"{url} has more than {MOST} bytes: it was not fetched")
                 if progress:
                     progress(here, total)
     return total

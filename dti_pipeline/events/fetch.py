@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, locks
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.download import Progress, download
 from dti_pipeline.events.report import FetchedFile, FetchReport
@@ -89,6 +89,18 @@ def fetch(
     unknown name or category, a server that fails, a wrong checksum and an unsafe or corrupt archive.
     """
     collection, name = _collection(name, category)
+    with locks.alone(paths.raw / name):
+        return _fetch(collection, name, paths, base_url or collection.base_url, say, progress)
+
+
+def _fetch(
+    collection: Collection,
+    name: str,
+    paths: Paths,
+    base_url: str,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> FetchReport:
     folder, record_path = paths.raw / name, paths.raw / f"{name}.fetched.json"
     record = from_plain(_Record, json.loads(record_path.read_text())) if record_path.is_file() else _Record()
     report = FetchReport(name, str(folder), collection.source, collection.terms, fetched=False, files=record.files)
@@ -100,7 +112,7 @@ def fetch(
     downloads = paths.raw / ".downloads" / name
     seen = {}
     for file in collection.files:
-        url = f"{(base_url or collection.base_url).rstrip('/')}/{file}"
+        url = f"{base_url.rstrip('/')}/{file}"
         target = downloads / Path(file).name
         # One that is whole was left by a run that failed at the next one.
         md5 = artifacts.file_digest(target) if target.is_file() else download(url, target, collection.md5, progress)

@@ -98,7 +98,8 @@ def named(path: Path, names: Names, wanted: Sequence[str], keys: Mapping[str, st
         # Where no line is an object there are no keys to choose from: every line goes to the quarantine.
         chosen = _choose(path, columns or [options[0] for options in names.values()], names, keys)
         pointers = [_pointer(chosen.get(name, ABSENT)) for name in wanted]
-        return _told(Form("json", {"pointers": pointers}), chosen, columns)
+        plain = [place for place, name in enumerate(wanted, 1) if name in parquet.VALUES]
+        return _told(Form("json", {"pointers": pointers, "plain": plain}), chosen, columns)
     separator = max(",\t;|", key=lines[0].count)
     columns = _csv_columns(path, lines[0], separator)
     chosen = _choose(path, columns, names, keys)
@@ -125,9 +126,10 @@ def _pointer(key: str) -> str:
 
 def _csv_columns(path: Path, header: str, separator: str) -> list[str]:
     try:
-        return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
     except csv.Error as error:
         raise InputError(f"{path} line 1 is not a header: {error}") from error
+    return columns
 
 
 def _json_keys(lines: list[str]) -> list[str]:
@@ -149,6 +151,8 @@ def _choose(path: Path, columns: Sequence[str], names: Names, keys: Mapping[str,
         if not present:
             key = f"params key `{keys[value]}` names" if value in keys else "this reader needs"
             raise InputError(f"{key} the column {options[0]!r}, which {path} does not have: it has {listed(columns)}")
+        if columns.count(present[0]) > 1:
+            raise InputError(f"{path} has two columns {present[0]!r}: which one is meant cannot be told")
         chosen[value] = present[0]
     return chosen
 

@@ -24,6 +24,9 @@ from dti_pipeline.errors import InputError
 
 SCHEMA = pa.schema([("line", pa.int64()), ("text", pa.large_string()), ("utf8", pa.bool_())])
 BLOCK = 8 << 20  # bytes read at a time
+LONGEST = BLOCK  # bytes of a line: of a longer one a byte more is kept, which tells that it is too long
+SHOWN = 1000  # characters of it that the quarantine has
+TOO_LONG = f"longer than {LONGEST >> 20} MiB"
 RECORD_LINES = 100  # a quoted CSV field may span this many lines; beyond it, its quote was never closed
 
 
@@ -48,13 +51,18 @@ class Lines:
                 while not last:
                     block = handle.read(BLOCK)
                     last = not block
+                    if len(rest) > LONGEST and b"\n" not in rest:
+                        # No more of this line is kept.
+                        rest, block = rest[: LONGEST + 1], block[end:] if (end := block.find(b"\n")) >= 0 else b""
+                        if not block and not last:
+                            continue
                     data = rest + block
                     if last and data and not data.endswith(b"\n"):
                         data += b"\n"
                     ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
                     whole = np.ones(len(ends), dtype=bool)
                     if self.record is not None:
-                        whole = _record_ends(data, ends, self.record, last)
+                        whole = _record_ends(data, ends, self.record, last or len(data) > 2 * LONGEST)
                         ends = ends[: len(whole)]
                     rest = data[ends[-1] if len(ends) else 0 :]
                     if len(ends):
@@ -167,12 +175,18 @@ def _check(path: Path, start: bytes) -> None:
 
 
 def head(path: Path, count: int) -> list[str]:
-    """The first lines, without endings; those that are not UTF-8 as ISO-8859-1. Raises InputError as ``reading``, and
-    for a file that is no text."""
+    """The first lines, ``count`` and a few MiB at most, without endings; those that are not UTF-8 as ISO-8859-1.
+    Raises InputError as ``reading``, and for a file that is no text."""
     with reading(path) as handle:
         _check(path, handle.read(4096))
     with reading(path) as handle:
-        lines = [handle.readline() for _ in range(count)]
+        lines: list[bytes] = []
+        left = 2 * LONGEST
+        while len(lines) < count and left > 0 and (line := handle.readline(LONGEST + 1)):
+            lines.append(line)
+            left -= len(line)
+    if len(lines[0] if lines else b"") > LONGEST:
+        raise InputError(f"{path} line 1 is {TOO_LONG}")
     return [(line.decode() if _is_utf8(line) else line.decode("iso-8859-1")).rstrip("\r\n") for line in lines if line]
 
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.database import literal
+from dti_pipeline.events.lines import LONGEST, SHOWN, TOO_LONG
 
 BATCH = 1 << 16  # rows in memory at a time
 VALUES = {"user_id", "item_id", "rating", "timestamp", "request_id", "split"}  # which no list or record can be
@@ -41,9 +43,12 @@ class Rows:
         of = {name: (f"c{i}", schema.field(f"c{i}").type) for i, name in enumerate(wanted)}
         texts = ", ".join("NULL" if name is None else text(*of[name]) for name in self.columns)
         broken = " OR ".join(f"({c} IS NOT NULL AND {text(c, t)} IS NULL)" for c, t in of.values() if _is_bytes(t))
+        long = " OR ".join(f"strlen({text(c, t)}) > {LONGEST}" for c, t in of.values() if not pa.types.is_primitive(t))
         connection.execute(
-            'CREATE OR REPLACE TEMP VIEW records AS SELECT line, to_json("values")::VARCHAR AS raw, problem, "values"'
-            f" FROM (SELECT line, CASE WHEN {broken or 'false'} THEN 'not UTF-8 text' END AS problem,"
+            'CREATE OR REPLACE TEMP VIEW records AS SELECT line, left(to_json("values")::VARCHAR, CASE problem WHEN'
+            f' {literal(TOO_LONG)} THEN {SHOWN} ELSE {LONGEST} END) AS raw, problem, "values"'
+            f" FROM (SELECT line, CASE WHEN {broken or 'false'} THEN 'not UTF-8 text'"
+            f" WHEN {long or 'false'} THEN {literal(TOO_LONG)} END AS problem,"
             f' [{texts}]::VARCHAR[] AS "values" FROM rows_of_file)'
         )
 

@@ -22,11 +22,12 @@ from dti_pipeline.artifacts import file_digest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import Room, parquet_files, run_script, script, write_parquet
+from dti_pipeline.events.lines import LONGEST, SHOWN, TOO_LONG
 from dti_pipeline.events.parquet import Rows
 from dti_pipeline.events.sources import File, Log
 from dti_pipeline.execution import tasks
 
-LINES_VERSION = 2  # of lines.py and parquet.py; goes into the name of a part, as the text of the SQL does
+LINES_VERSION = 3  # of lines.py and parquet.py; goes into the name of a part, as the text of the SQL does
 ITEMS, USERS = "items", "users"  # folders of their parts
 OWN = 16  # characters of a part's own digest that end its name
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def _parse(connection: duckdb.DuckDBPyConnection, task: _Task, variables: Mappin
             source.view(connection)
         else:
             connection.register("lines", source.stream())
-            run_script(connection, form.view, **form.variables)
+            run_script(connection, form.view, **form.variables, longest=LONGEST, too_long=TOO_LONG, shown=SHOWN)
         run_script(connection, "words")
         run_script(connection, task.kind, **variables)
         write_parquet(connection, "FROM parsed" if task.more else "SELECT * EXCLUDE (more) FROM parsed", path)

@@ -10,17 +10,23 @@ from pathlib import Path, PurePosixPath
 from dti_pipeline.errors import InputError
 
 MAX_BYTES = 4 << 30  # unpacked; the largest log in the catalogue has a hundredth of it
+MAX_MEMBERS = 10_000  # likewise a thousandth
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> list[str]:
     """Unpack into ``folder``, less the one top folder that holds everything, if there is one; returns the names.
 
     Raises InputError for a corrupt archive, for members that are absolute, climb out, are links or are encrypted, and
-    for more than ``max_bytes`` in all, by sizes that reading holds the members to.
+    for none at all or more than :data:`MAX_MEMBERS`, and for more than ``max_bytes`` in all, by sizes that reading
+    holds the members to.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
+            if not members:
+                raise InputError(f"{archive} has no files in it")
+            if len(members) > MAX_MEMBERS:
+                raise InputError(f"{archive} has {len(members)} files, more than {MAX_MEMBERS}: it was not unpacked")
             for member in members:
                 _check(archive, member)
             if sum(member.file_size for member in members) > max_bytes:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, locks
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.execution import tasks
 from dti_pipeline.serving import requests, score
@@ -75,7 +75,7 @@ def score_batch(task: Task, heard: Heard = lambda _: None) -> BatchReport:
         raise InputError(f"{task.out} cannot be written: {task.out.parent} is no folder")
     manifest = artifacts.read(task.model, "train")
     folder, whose = task.out.with_name(f".{task.out.name}.parts"), _identity(task)
-    with artifacts.alone(folder / "parts"):
+    with locks.alone(folder / "parts"):
         _begin(folder, whose)
         done = {path.name for path in folder.iterdir()}
         parts = _Parts(task, folder)

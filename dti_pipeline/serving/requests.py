@@ -43,8 +43,8 @@ LAST_SECOND = 1e11
 _WHOLE = re.compile(r"^(-?\d{1,15})\.0+$", re.ASCII)
 #: Rows of a Parquet file in memory at a time.
 PARQUET_ROWS = 1024
-#: Characters of a cell of CSV.
-LONGEST_CELL = 1 << 26
+#: Bytes of a line of JSON, characters of a cell of CSV.
+LONGEST = 1 << 26
 
 
 #: Values by name, as text; None: one that is no text.
@@ -238,14 +238,23 @@ def raw(path: Path) -> Iterator[Raw]:
     try:
         with path.open("rb") as handle:
             yield from {".parquet": _rows, ".csv": _cells}.get(path.suffix, _lines)(handle, str(path))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # whatever Parquet's values are turned into
         raise InputError(f"{path} is not a whole Parquet file") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def lines(handle: IO[bytes]) -> Iterator[bytes]:
+    """Lines; of one that is longer than :data:`LONGEST` so much that it can be told."""
+    while line := handle.readline(LONGEST + 1):
+        rest = line
+        while len(rest) >= LONGEST and not rest.endswith(b"\n"):
+            rest = handle.readline(LONGEST)
+        yield line
+
+
 def _lines(handle: IO[bytes], name: str) -> Iterator[Raw]:
-    for number, line in enumerate(handle, 1):
+    for number, line in enumerate(lines(handle), 1):
         if line.strip():
             yield Raw(line, f"{name} line {number}", parse_line)
 
@@ -253,7 +262,7 @@ def _lines(handle: IO[bytes], name: str) -> Iterator[Raw]:
 def _cells(handle: IO[bytes], name: str) -> Iterator[Raw]:
     with io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         rows = csv.reader(text, strict=True)
-        csv.field_size_limit(LONGEST_CELL)
+        csv.field_size_limit(LONGEST)
         try:
             names = next(rows, [])
             _require(names, name)
@@ -277,6 +286,8 @@ def parse_cells(row: tuple[list[str], list[str]], where: str) -> Request:
 
 def parse_line(line: bytes, where: str) -> Request:
     """A request from one line of JSON."""
+    if len(line) > LONGEST:
+        raise InputError(f"{where} is longer than {LONGEST >> 20} MiB")
     return parse(_json(line, where), where)
 
 

@@ -74,7 +74,7 @@ def score_stream(source: IO[bytes], scorer: Scorer, stdout: IO[bytes]) -> Answer
     """Score each line when it comes, as a service. A line that is no request is answered with ``{"error": ..}``, and
     raises CheckFailed at the end of the stream."""
     answered = refused = 0
-    for number, text in enumerate(source, 1):
+    for number, text in enumerate(requests.lines(source), 1):
         try:
             request = requests.parse_line(text, f"line {number}")
             found = answer(request, scorer.score([request])[0])

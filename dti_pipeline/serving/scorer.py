@@ -99,11 +99,13 @@ class Scorer:
         titles = of_items.get("item_text", {})
         states = ItemStates(model, chosen, autocast) if cache_items else None
         tokens = int(training["tokens_per_batch"])
-        texts = manifest.report.texts
+        texts, tokenizer = manifest.report.texts, load_tokenizer(folder)
+        if artifacts.read(folder, "train", whole=False).files != manifest.files:
+            raise InputError(f"{folder} was published anew while it was read: run the command again")
         return cls(
             manifest=manifest,
             model=model,
-            tokenizer=load_tokenizer(folder),
+            tokenizer=tokenizer,
             titles=titles,
             device=chosen,
             tokens_per_batch=tokens,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,5 +122,4 @@ def _mlflow() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         said = " ".join(str(error).split()).partition(" [SQL: ")[0]
-        said = re.sub(r"://[^/@\s]*@", "://***@", said)  # an address may hold a password
         raise InputError(f"MLflow failed (tracking.enabled=false works without it): {said}") from error

@@ -18,7 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_latest_schema_revision
 
-from dti_pipeline import artifacts
+from dti_pipeline import locks
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
@@ -68,7 +68,7 @@ def _make_database(database: Path) -> None:
     MLflow refuses for ever. One that is half made, and holds no run, is made anew."""
     if database.is_file() and not _half_made(database):
         return
-    with artifacts.alone(database.parent / ".cache" / database.name):
+    with locks.alone(database.parent / ".cache" / database.name):
         if database.is_file() and not _half_made(database):  # another process made it
             return
         aside = database.with_name(f"{database.name}.draft")

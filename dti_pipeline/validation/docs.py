@@ -32,6 +32,10 @@ _STYLE = """<style>
 """
 
 
+#: No page runs a script, whatever words of a log came into it: what their scripts do needs a network.
+_POLICY = """<meta http-equiv="Content-Security-Policy" content="script-src 'none'; object-src 'none'">"""
+
+
 def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) -> None:
     """Build the Data Docs of a context, whose one site is at ``folder``, then change its pages in place.
 
@@ -47,6 +51,7 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequen
         text = page.read_text(encoding="utf-8")
         home = "../" * (len(page.relative_to(folder).parts) - 1)
         text = text.replace(_LOGO_HOST, f"{home}static/images/").replace("</head>", f"{_STYLE}</head>", 1)
+        text = text.replace("<head>", f"<head>{_POLICY}", 1)
         asset = page.stem.partition("-")[2]
         text = text.replace("Data asset: None", f"Data asset: {asset}", 1)
         if page == folder / "index.html":

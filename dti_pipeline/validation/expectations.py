@@ -6,6 +6,7 @@ Overriding ``_validate`` is the extension point its own documentation names.
 
 from __future__ import annotations
 
+import html
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -64,8 +65,10 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
         return [
             RenderedTableContent(
                 content_block_type="table",
-                header_row=list(rows[0]),
-                table=[["null" if value is None else str(value) for value in row.values()] for row in rows],
+                header_row=[html.escape(name) for name in rows[0]],
+                table=[
+                    ["null" if value is None else html.escape(str(value)) for value in row.values()] for row in rows
+                ],
                 styling={"body": {"classes": ["table-bordered", "table-sm", "mt-3"]}},
             )
         ]

@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 import torch
 
+from dti_pipeline import artifacts, definitions
 from dti_pipeline import config as configuration
-from dti_pipeline import definitions
 from dti_pipeline.backtest import run
 from dti_pipeline.backtest.report import BacktestReport, Day
 from dti_pipeline.defs import all_days, days
@@ -92,7 +92,7 @@ def test_days_through_dagster_are_those_of_the_command_line(
     assert last.metadata["mean_auc"].value == pytest.approx(alone.auc, abs=1e-5)
     assert "auc_by_day" in last.metadata
     assert [check.passed for check in result.get_asset_check_evaluations()] == [alone.auc > 0.5]
-    report = run.artifacts.read(ready.backtest("dti"), "backtest", BacktestReport).report
+    report = artifacts.read(ready.backtest("dti"), "backtest", BacktestReport).report
     assert numbers(report) == numbers(alone)
     here, there = newest(ready), newest(other)
     assert here.keys() == there.keys()
@@ -101,7 +101,7 @@ def test_days_through_dagster_are_those_of_the_command_line(
     monkeypatch.setattr(run, "fit", lambda *_: pytest.fail("trained again"))
     assert launch(instance, DAYS[1], DAYS[1]).success
     assert [day for day, _ in told(instance)] == [*DAYS, DAYS[1]]
-    assert numbers(run.artifacts.read(ready.backtest("dti"), "backtest", BacktestReport).report) == numbers(alone)
+    assert numbers(artifacts.read(ready.backtest("dti"), "backtest", BacktestReport).report) == numbers(alone)
 
 
 def test_a_day_out_of_order_is_one_sentence_and_trains_nothing(ready: Paths, instance: dg.DagsterInstance) -> None:

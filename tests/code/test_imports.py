@@ -10,7 +10,8 @@ from tests import imports
 
 GRAPH = imports.graph()
 ROOMS = imports.rooms(GRAPH)
-ENTRY_POINTS = {
+ENTRIES = {
+    "clean",
     "cli",
     "cli_home",
     "cli_options",
@@ -27,7 +28,7 @@ MODELING = ("modeling/speed", "modeling/masks", "modeling/attention", "modeling/
 
 def tier(room: str) -> int:
     """0 for what everybody may import, 1 for the stages' packages, 2 for the stage table, 3 for the entry points."""
-    if room in ENTRY_POINTS:
+    if room in ENTRIES:
         return 3
     if room == "pipeline":
         return 2

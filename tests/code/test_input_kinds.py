@@ -6,7 +6,7 @@ import pytest
 
 from dti_pipeline.paths import Paths
 from tests import input_kinds
-from tests.input_kinds import KINDS, Kind
+from tests.kinds import KINDS, Kind
 
 pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
 

@@ -283,14 +283,11 @@ def test_an_answer_comes_before_the_next_question_is_asked(scorer: Scorer) -> No
 
         asked = 0
 
-        def __iter__(self) -> Talk:
-            return self
-
-        def __next__(self) -> bytes:  # type: ignore[override]
+        def readline(self, size: int | None = -1) -> bytes:
             assert out.getvalue().count(b"\n") == self.asked
             self.asked += 1
             if self.asked == 4:
-                raise StopIteration
+                return b""
             return b'{"history": [], "candidates": [{"item_id": 1}]}\n'
 
     assert score.score_stream(Talk(), scorer, out).requests == 3

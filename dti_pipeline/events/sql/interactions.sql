@@ -26,11 +26,12 @@ typed AS (
         identity(request_word) AS request_id,
         meant(text_words) AS item_text,
         TRY_CAST(rating_text AS DOUBLE) AS rating,
-        coalesce(TRY_CAST(time_text AS DOUBLE), epoch(TRY_CAST(time_text AS TIMESTAMPTZ))) AS clock_value,
-        -- Seconds since 1970 reach 1e11 in the year 5138: above, it is milliseconds, microseconds, nanoseconds.
-        clock_value / CASE
+        TRY_CAST(time_text AS DOUBLE) AS clock_value,
+        -- Seconds since 1970 reach 1e11 in the year 5138: above, it is milliseconds, microseconds, nanoseconds. A date
+        -- so late, such as 9999-12-31, is none.
+        coalesce(clock_value / CASE
             WHEN clock_value < 1e11 THEN 1 WHEN clock_value < 1e14 THEN 1e3 WHEN clock_value < 1e17 THEN 1e6 ELSE 1e9
-        END AS seconds,
+        END, epoch(TRY_CAST(time_text AS TIMESTAMPTZ))) AS seconds,
         CASE
             WHEN split_text IN ('train', 'validation', 'test') THEN split_text
             WHEN split_text IN ('valid', 'val', 'dev') THEN 'validation'
@@ -51,7 +52,7 @@ judged AS (
             WHEN rating < getvariable('lowest') OR rating > getvariable('highest') THEN 'rating outside the scale'
             WHEN getvariable('clock') AND time_text IS NULL THEN 'timestamp missing'
             WHEN getvariable('clock') AND seconds < 0 THEN 'timestamp before 1970'
-            WHEN getvariable('clock') AND (seconds IS NULL OR NOT seconds <= 1e11) THEN 'timestamp not a time'
+            WHEN getvariable('clock') AND (seconds IS NULL OR NOT seconds < 1e11) THEN 'timestamp not a time'
             WHEN getvariable('requests') AND request_id IS NULL THEN 'request id missing'
             WHEN getvariable('requests') AND rounded(request_id) THEN 'request id is a rounded number'
             WHEN getvariable('splits') AND split_text IS NULL THEN 'split missing'

@@ -3,13 +3,17 @@
 -- width: fields in a line; places: 1-based field of each value, 0 where the log has none.
 CREATE OR REPLACE TEMP VIEW records AS
 WITH stripped AS (
-    SELECT line, utf8, rtrim(text, e'\r\n') AS text FROM lines
+    SELECT
+        line, utf8, strlen(text) > getvariable('longest') AS too_long,
+        CASE WHEN too_long THEN left(text, getvariable('shown')) ELSE rtrim(text, e'\r\n') END AS text
+    FROM lines
 ),
 fields AS (
     SELECT
         line,
         text AS raw,
         utf8,
+        too_long,
         getvariable('quoted') AND contains(text, '"') AS in_quotes,
         CASE
             WHEN in_quotes
@@ -22,6 +26,7 @@ SELECT
     line,
     raw,
     CASE
+        WHEN too_long THEN getvariable('too_long')
         WHEN NOT utf8 THEN 'not UTF-8 text'
         WHEN trim(raw) = '' THEN 'blank line'
         WHEN in_quotes AND NOT regexp_full_match(raw || getvariable('separator'), getvariable('record'))

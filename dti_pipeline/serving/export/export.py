@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, locks
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.modeling.network import standalone
 from dti_pipeline.modeling.network.storage import HEAD
@@ -51,6 +51,11 @@ def export(model: Path, to: Path, adapter: bool = False, dtype: str = "float32")
     plain language model equals; CheckFailed, and writes nothing, where the folder's own code does not give our scorer's
     probabilities within :data:`TOLERANCE` in fp32.
     """
+    with locks.alone(to):
+        return _export(model, to, adapter, dtype)
+
+
+def _export(model: Path, to: Path, adapter: bool, dtype: str) -> ExportReport:
     _require_free(to)
     scorer = replace(Scorer.load(model, "cpu"), autocast=None)
     network, report = scorer.model, scorer.manifest.report
