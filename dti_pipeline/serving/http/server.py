@@ -32,7 +32,7 @@ class Server:
         self._socket = _listening(host, port)
         self.url = f"http://{host if ':' not in host else f'[{host}]'}:{self._socket.getsockname()[1]}"
         self._metrics = Metrics()
-        self._models = Models(find, self._metrics, settings.item_states)
+        self._models = Models(find, self._metrics, settings)
         self._batcher = Batcher(settings, lambda: self._models.current, self._metrics)
         self._error: InputError | None = None
         self._stopped = Event()
