@@ -27,8 +27,6 @@ class ServingConfig:
     # that are new, and is scored in the prompt that training had, of many events. 0: none. Each user takes what n to
     # n + k interactions' keys and values take; who was asked for longest ago goes first.
     user_states_mib: NonNegativeInt = 0
-    user_targets: PositiveInt = (
-        50  # k: after so many events a user's state begins anew; packing.targets of the training
-    )
+    user_targets: PositiveInt = 50  # k: after so many events a user's state begins anew; as packing.targets was
     poll_seconds: NonNegativeFloat = 10.0  # between two looks for another model; 0: the model is kept
     stop_seconds: PositiveFloat = 30.0  # given to open requests when the service is told to stop
