@@ -121,6 +121,21 @@ class ItemStates:
         self.index.update(zip(new, range(len(self.index), len(self.index) + len(new)), strict=True))
         return np.array([self.index[name] for name in names], np.int64)
 
+    def use(self, stored: States, index: dict[bytes, int]) -> None:
+        """Take states that were made before; those made here are forgotten."""
+        self.stored, self.made, self.index = stored, None, dict(index)
+
+    def only(self, texts: Sequence[NDArray[np.int32]], at_a_time: int) -> States:
+        """States of texts, those that were stored and others, which are not kept."""
+        offsets = np.cumsum([0, *map(len, texts)])
+        self.forget()
+        found = self.of(np.concatenate(texts), offsets, at_a_time)
+        begin, lengths = self.offsets[found], np.diff(offsets) + LABELS
+        ends = np.cumsum(lengths)
+        at = torch.from_numpy(np.repeat(begin - (ends - lengths), lengths) + np.arange(ends[-1])).to(self.device)
+        tokens = self._of_both(at, lambda part, i: part.tokens[i], lambda part: int(part.offsets[-1]))
+        return States(np.append(0, ends), tokens, self._sums(torch.from_numpy(found).to(self.device)))
+
     def forget(self) -> None:
         """Forget the states that were made here."""
         count = 0 if self.stored is None else len(self.stored)

@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
+from dti_pipeline.serving import item_store
 from dti_pipeline.serving.http.metrics import Metrics
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.scorer import Scorer
@@ -48,9 +48,11 @@ class _Refused:
 class Models:
     """The model that ``find``, a function to a folder, names: an alias may move, a folder may be published anew."""
 
-    def __init__(self, find: Callable[[], Path], metrics: Metrics, settings: ServingConfig) -> None:
+    def __init__(
+        self, find: Callable[[], Path], metrics: Metrics, settings: ServingConfig, stores: Path | None = None
+    ) -> None:
         self.current: Served | None = None  # assigned whole: a batch reads it once
-        self._find, self._metrics, self._settings = find, metrics, settings
+        self._find, self._metrics, self._settings, self._stores = find, metrics, settings, stores
         self._refused: _Refused | None = None
         self._said = ""
 
@@ -65,7 +67,7 @@ class Models:
         if refused is not None and refused.of == (folder, name) and time.monotonic() < refused.until:
             raise InputError(refused.why)
         try:
-            scorer = _proven(folder, name, self._settings)
+            scorer = _proven(folder, name, self._settings, self._stores)
         except Exception as error:
             why = f"{folder} cannot be served: {_sentence(error)}"
             self._refused = _Refused((folder, name), time.monotonic() + RETRY_SECONDS, why)
@@ -93,19 +95,18 @@ class Models:
 
 
 def _name(folder: Path) -> str:
-    try:
-        return artifacts.file_digest(folder / artifacts.MANIFEST)[:12]
-    except OSError:
-        raise InputError(f"{folder} has no {artifacts.MANIFEST}: run `dti train` first") from None
+    return item_store.digest_of(folder)[: item_store.NAME]
 
 
-def _proven(folder: Path, name: str, settings: ServingConfig) -> Scorer:
+def _proven(folder: Path, name: str, settings: ServingConfig, stores: Path | None) -> Scorer:
     """A model that has answered one request, which also compiles what it needs."""
     scorer = Scorer.load(folder)
     if settings.item_states:
         with _unless_refused("no item states are kept"):
             states = ItemStates(scorer.model, scorer.device, scorer.autocast, settings.item_states)
             scorer = replace(scorer, states=states)
+            if stores is not None:
+                item_store.start_with(states, folder, stores)
     if settings.user_states_mib:
         with _unless_refused("no states of users are kept"):
             scorer = scorer.with_users(name, settings.user_targets, settings.user_states_mib << 20)
