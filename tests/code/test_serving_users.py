@@ -20,6 +20,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.serving import forward
 from dti_pipeline.serving.scorer import Scorer
 from dti_pipeline.serving.user_states import NotHeld, UserStates
+from tests.code.test_serving_http import serving
 from tests.model.conftest import small_model
 from tests.small_models import questions, train
 
@@ -209,3 +210,20 @@ def test_what_gains_nothing_is_refused(loaded: dict[str, Scorer]) -> None:
         replace(dti, names=("gap",)).with_users("a model", K, 1)
     [one, other] = [keeping(dti).score([asked]) for asked in (questions(1)[0], questions(1)[0] | {"user_id": None})]
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_over_http_an_answer_names_the_state_that_the_next_request_goes_on_from(
+    trained: Paths, loaded: dict[str, Scorer]
+) -> None:
+    events = history(21)
+    with serving(lambda: trained.model("dti"), user_states_mib=8, user_targets=K) as found:
+        first = found.ask(asked("a", events[:20])).json()
+        second = found.ask(asked("a", events[20:], state=first["state"])).json()
+        gone = found.ask(asked("b", [], state=first["state"]))
+        assert "state" not in found.ask(asked("a", events) | {"user_id": None}).json()
+    scorer = keeping(loaded["dti"])
+    for end, answer in ((20, first), (21, second)):
+        [expected] = scorer.score([asked("a", events[:end])])
+        np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-6)
+    assert gone.status_code == 409
+    assert "send the whole history" in gone.json()["error"]
