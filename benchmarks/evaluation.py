@@ -37,7 +37,7 @@ from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import PARADIGMS, Paradigm
 from dti_pipeline.paths import Paths
-from dti_pipeline.serving.item_states import ItemStates
+from dti_pipeline.serving.item_states import Asked, ItemStates
 
 ONE, STREAMING, KEPT = "one prompt a target", "streaming", "one prompt, item states kept"
 FORMS = {ONE: "test", STREAMING: "test_streaming"}
@@ -74,15 +74,15 @@ def measure(settings: config.Config, store: TokenStore, paradigm: Paradigm, repe
     def scored(form: str) -> None:
         score(model, plans[form], np.arange(len(plans[form])), tokens, CPU, paradigm=masks[form])
 
-    def states() -> ItemStates:
+    def states() -> tuple[ItemStates, NDArray[np.int64]]:
         made = ItemStates(model, CPU)
-        made.add(store, tokens)
-        return made
+        return made, made.of(store.tokens, store.offsets, tokens)
 
     calls: dict[str, Callable[[], object]] = {form: partial(scored, form) for form in FORMS}
     targets = int(plans[ONE].targets().sum())
     if paradigm.items_stand_alone:
-        calls[KEPT] = partial(states().score, *_histories(store, plans[ONE]))
+        made, of_text = states()
+        calls[KEPT] = partial(made.score, _histories(store, plans[ONE], of_text))
         calls["making the states"] = states
     seconds = {form: statistics.median(times) for form, times in alternate(calls, repeats).items()}
     return [
@@ -98,12 +98,17 @@ def measure(settings: config.Config, store: TokenStore, paradigm: Paradigm, repe
     ]
 
 
-def _histories(store: TokenStore, plan: Rows) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
-    """The prompts of a plan, one after another: text and label of each interaction, and which is the target."""
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(plan.start, plan.stop, strict=True)])
-    is_target = np.zeros(len(rows), bool)
-    is_target[np.cumsum(plan.stop - plan.start) - 1] = True
-    return store.text[rows].astype(np.int64), store.label[rows], is_target
+def _histories(store: TokenStore, plan: Rows, state: NDArray[np.int64]) -> list[Asked]:
+    """The prompts of a plan, whose targets are the last rows; ``state``: of each text."""
+    found, lengths = [], store.lengths().astype(np.int64)
+    for start, stop in zip(plan.start, plan.stop, strict=True):
+        context = slice(start, stop - 1)
+        ends = np.cumsum(lengths[context])
+        label = store.label[context].astype(np.int64)
+        behind = int(ends[-1]) if len(ends) else 0
+        target = state[store.text[stop - 1 : stop]]
+        found.append(Asked(state[store.text[context]], label, ends - lengths[context], target, behind))
+    return found
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ of the most that were answered a second, timed from when they were due; then bad
 many were scored together, `memory_mib` what the server held when the load had ended. Every answer is compared with
 `dti score`'s.
 
-    python -m benchmarks.service                    # CPU, three minutes
+    python -m benchmarks.service                    # CPU, five minutes
+    python -m benchmarks.service --services dti user_states --bad 0 --changes 0
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,11 +32,11 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 
 from benchmarks.lib.harness import dti, parser, prepared, publish, run, sets
 from benchmarks.serving import requests
 from dti_pipeline.paths import Paths
+from dti_pipeline.serving.item_store import NAME, digest_of
 from dti_pipeline.serving.scorer import Scorer
 
 #: Of the most that were answered a second.
@@ -43,6 +45,14 @@ SHARE = 0.7
 CONNECTIONS = 32
 BAD = (b"", b"{", b"[1]", b'{"history": []}', b'{"history": [], "candidates": [{}]}', b"[" * 5000, b"\xff" * 100)
 Row = dict[str, Any]
+
+
+#: Services of `--services`: their name in a row, and their settings.
+SERVICES = {
+    "dti": ("dti serve", ()),
+    "item_states": ("dti serve, item states", ("serving.item_states=10000",)),
+    "user_states": ("dti serve, user states", ("serving.user_states_mib=1024",)),
+}
 
 
 @dataclass(frozen=True)
@@ -81,34 +91,87 @@ def main() -> None:
     options.add_argument("--clients", type=int, nargs="+", default=(1, 8))
     options.add_argument("--requests", type=int, default=400, help="of each load (default: %(default)s)")
     options.add_argument("--bad", type=int, default=10_000, help="bad requests (default: %(default)s)")
-    options.add_argument("--services", nargs="+", default=("dti", "mlflow"), choices=("dti", "mlflow"))
+    options.add_argument("--services", nargs="+", default=("dti", "mlflow"), choices=(*SERVICES, "mlflow"))
+    options.add_argument("--changes", type=int, default=10, help="seconds of load while the model changes")
     given = options.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         prepared(home)
         few = sets(["training.epochs=0.05", "training.evaluations=0"])
-        for stage in ("pack", "train"):
-            run(dti(stage, "--paradigm", given.paradigm, *few), home)
-        paths = Paths(home)
-        scorer = Scorer.load(paths.model(given.paradigm), "cpu")
-        made = {size: requests(paths, size, given.requests, items(paths, given.paradigm)) for size in given.candidates}
-        expected = {size: scorer.score(asked) for size, asked in made.items()}
+        paths, models = Paths(home), []
+        run(dti("pack", "--paradigm", given.paradigm, *few), home)
+        for seed in (7, 8):  # the second one is what MLflow serves
+            run(dti("train", "--paradigm", given.paradigm, *few, *sets([f"training.seed={seed}"])), home)
+            models.append(Path(shutil.copytree(paths.model(given.paradigm), home / f"model {seed}")))
+        scorer = Scorer.load(models[1], "cpu")
+        made = {size: requests(paths, size, given.requests, list(scorer.titles)) for size in given.candidates}
         for name in given.services:
-            with {"dti": served, "mlflow": served_by_mlflow}[name](paths, given.paradigm) as service:
+            if name == "mlflow":
+                service = served_by_mlflow(paths, given.paradigm)
+            else:
+                service = served(paths, models[1], *SERVICES[name])
+            with service as running:
                 for size, asked in made.items():
-                    rows += loads(service, size, asked, expected[size], given.clients)
+                    if name == "user_states":
+                        rows += loads(running, size, of_users(asked), None, given.clients)
+                    else:
+                        rows += loads(running, size, asked, scorer.score(asked), given.clients)
                 if name == "dti" and given.bad:
-                    rows.append(bad_requests(service, given.bad))
+                    rows.append(bad_requests(running, given.bad))
+        if "dti" in given.services and given.changes:
+            rows.append(changes(paths, models, made[given.candidates[0]], given.changes))
     publish("service", rows, given)
 
 
-def items(paths: Paths, paradigm: str) -> list[str]:
-    return pq.read_table(paths.model(paradigm) / "items.parquet")["item_id"].to_pylist()
+def of_users(asked: list[Any]) -> list[Any]:
+    """The same, by users who ask again and again, each time after one thing more: as many as there are histories."""
+    found = []
+    for number, one in enumerate(asked):
+        events = one["history"]
+        for end in range(max(0, len(events) - 4), len(events) + 1):
+            found.append(one | {"user_id": str(number), "history": events[:end]})
+    return found[: len(asked)]
+
+
+def changes(paths: Paths, models: list[Path], asked: list[Any], seconds: float) -> Row:
+    """A row of eight clients while the folder that is served leads to one model and then to the other. Every request
+    has to be answered, by the model that the answer names."""
+    expected = {digest_of(model)[:NAME]: Scorer.load(model, "cpu").score(asked) for model in models}
+    current, aside = paths.home / "current", paths.home / "next"
+    current.symlink_to(models[0])
+    until, moved = time.perf_counter() + seconds, 0
+    with served(paths, current, "dti serve", ("serving.poll_seconds=0.2",)) as service:
+        bodies = [service.body(one) for one in asked]
+        taken: list[tuple[float, httpx.Response]] = []
+
+        def ask() -> list[tuple[float, httpx.Response]]:
+            with ThreadPoolExecutor(1) as one:
+                while time.perf_counter() < until:
+                    load = one.submit(timed, service, bodies, 8)
+                    while not load.done():
+                        nonlocal moved
+                        moved += 1
+                        aside.symlink_to(models[moved % 2])
+                        aside.replace(current)
+                        time.sleep(1.0)
+                    taken.extend(load.result())
+            return taken
+
+        found = row(service, "8 clients, the model changes", len(asked[0]["candidates"]), ask, None)
+        for number, (_, answer) in enumerate(taken):
+            wanted = expected[answer.headers["X-Model"]][number % len(asked)]
+            np.testing.assert_allclose(service.probabilities(answer), wanted, rtol=0, atol=1e-5)
+    named = {answer.headers["X-Model"] for _, answer in taken}
+    print(
+        f"{len(taken):,} requests, {moved} changes of the folder, answered by {len(named)} models, none lost or wrong"
+    )
+    assert named == set(expected)
+    return found
 
 
 def loads(
-    service: Service, size: int, asked: list[Any], expected: list[list[float]], clients: tuple[int, ...]
+    service: Service, size: int, asked: list[Any], expected: list[list[float]] | None, clients: tuple[int, ...]
 ) -> list[Row]:
     """Rows of requests of ``size`` candidates."""
     timed(service, [service.body(one) for one in asked[:5]], 1)
@@ -134,6 +197,8 @@ def row(
     before, begun = service.batches(), time.perf_counter()
     taken = ask()
     whole, batches = time.perf_counter() - begun, service.batches() - before
+    for _, answer in taken:
+        assert expected is None or answer.status_code == 200, answer.text
     for (_, answer), wanted in zip(taken, expected or (), strict=expected is not None):
         np.testing.assert_allclose(service.probabilities(answer), wanted, rtol=0, atol=1e-5)
     p50, p99 = (round(1000 * float(np.quantile([seconds for seconds, _ in taken], q)), 2) for q in (0.5, 0.99))
@@ -183,14 +248,14 @@ def bad_requests(service: Service, count: int) -> Row:
 
 
 @contextmanager
-def served(paths: Paths, paradigm: str) -> Iterator[Service]:
-    with started(paths, dti("serve", "--paradigm", paradigm, "--port", "0")) as (process, log):
+def served(paths: Paths, model: Path, name: str, settings: Sequence[str] = ()) -> Iterator[Service]:
+    with started(paths, dti("serve", "--model", str(model), "--port", "0", *sets(settings))) as (process, log):
 
         def ready() -> str | None:
             lines = [line for line in log.read_text().splitlines() if '"event": "ready"' in line]
             return json.loads(lines[0])["url"] if lines else None
 
-        yield Service("dti serve", until(process, log, ready), "/v1/score", process.pid)
+        yield Service(name, until(process, log, ready), "/v1/score", process.pid)
     if process.returncode:
         raise SystemExit(log.read_text())
 

@@ -355,6 +355,7 @@ app.command("score")(cli_serving.score_requests)
 app.command("serve")(cli_serving.serve_requests)
 app.command("export")(cli_serving.export_model)
 app.command("certify")(cli_serving.certify_model)
+app.command("items")(cli_serving.store_items)
 
 
 def main() -> None:

@@ -67,6 +67,7 @@ def score_requests(
         raise InputError("name the model by one of --paradigm and --model")
     folder = folder_of(paradigm, model, *configure(None, None))()
     from dti_pipeline.modeling.speed import compiler_cache
+    from dti_pipeline.serving import item_store
     from dti_pipeline.serving.score import ScoreReport, score_file, score_stream
     from dti_pipeline.serving.scorer import Scorer
 
@@ -75,6 +76,8 @@ def score_requests(
         report: object = _score_batch(file, folder, out, workers, cache_items)
     else:
         scorer, stdout = Scorer.load(folder, cache_items=cache_items), sys.stdout.buffer
+        if scorer.states is not None:
+            item_store.start_with(scorer.states, folder, Paths.from_env().item_states)
         report = score_stream(sys.stdin.buffer, scorer, stdout) if stream else score_file(file, scorer, out, stdout)
     if as_json:
         print_json(report)
@@ -122,7 +125,7 @@ def serve_requests(
 
     logs.to_standard_error()
     compiler_cache.keep(paths.compiled)
-    Server(settings.serving, find, host, port).run()
+    Server(settings.serving, find, host, port, paths.item_states).run()
 
 
 def export_model(
@@ -188,3 +191,31 @@ def certify_model(
     )
     say(f"kept in {paths.certificate(certificate.paradigm, certificate.model_digest)}{kept}")
     certify.require(certificate)
+
+
+def store_items(
+    paradigm: Annotated[str | None, typer.Option(callback=known, help="Use this paradigm's model of the home.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, models:/NAME@ALIAS or models:/NAME/VERSION; default: the champion.")
+    ] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Items, at most; default: all of the training log.")] = None,
+    as_json: Json = False,
+) -> None:
+    """States of a model's items, `dti_isolated` only, as files with which `dti serve` and `dti score` start.
+
+    What an earlier store of the same model holds is read, not computed again.
+
+    Examples: `dti items`, `dti items --paradigm dti_isolated --most 10000`
+    """
+    settings, paths = configure(None, None)
+    folder = folder_of(paradigm, model, settings, paths)()
+    from dti_pipeline.serving.item_store import make
+
+    answer(
+        make(folder, paths.item_states, most),
+        as_json,
+        lambda done: (
+            f"{done.texts:,} texts of {done.items:,} items, {done.mib:,.1f} MiB in {done.dtype}; {done.read:,} were"
+            " there"
+        ),
+    )

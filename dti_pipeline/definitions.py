@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import dagster as dg
 
-from dti_pipeline.defs import backtest, days
+from dti_pipeline.defs import backtest, days, items
 from dti_pipeline.defs.assets import ASSETS
 from dti_pipeline.defs.automation import JOBS, SCHEDULES, SENSORS
 from dti_pipeline.defs.resources import Project, console
@@ -31,7 +31,7 @@ def executor() -> dg.ExecutorDefinition:
 def build(backtests: Sequence[str]) -> dg.Definitions:
     """Everything that Dagster shows; the days of the log for the paradigms ``backtests``."""
     return dg.Definitions(
-        assets=[*ASSETS, *backtest.assets(backtests)],
+        assets=[*ASSETS, items.item_states, *backtest.assets(backtests)],
         jobs=JOBS,
         sensors=[*SENSORS, *(days.SENSORS if backtests else [])],
         schedules=SCHEDULES,

@@ -34,6 +34,7 @@ class Paths:
     registry = Place(
         "models/.registry"
     )  # models downloaded from a registry elsewhere, each in a folder named by its id
+    item_states = Place("models/.items")  # of served models, each in a folder named by the model's digest
     reports = Place("reports")
     data_docs = Place("reports/data_docs")
     comparison = Place("reports/comparison")  # its plots; the tables stand beside it as comparison.{json,md,html}

@@ -115,7 +115,12 @@ def _evaluation_gpu(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _serving(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {column: value for column, value in row.items() if column != "state_kib"}
+
+
 _SHOWN = {
+    "serving": _serving,
     "train_step": _train_step,
     "train_step_profile": _train_step_profile,
     "whole_training": _whole_training,

@@ -90,7 +90,7 @@ class OnServer:
             states = ItemStates(self.scorer.model, self.scorer.device, self.scorer.autocast)
         except InputError:  # a model whose items have no states of their own
             return
-        kept = replace(self.scorer, states=states, known={})
+        kept = replace(self.scorer, states=states)
         yield compared("equal", "from whole prompts, and from kept states of items", SERVER, self.plain,
                        self._answers(kept, asked), allowed)  # fmt: skip
 

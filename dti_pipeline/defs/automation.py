@@ -36,7 +36,7 @@ one_paradigm = dg.define_asset_job(
 )
 
 
-def _after(asset: str) -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
+def after(asset: str) -> dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]:
     """Met when that input was made in a run without this asset, whatever happened to the other inputs."""
     updated = dg.AutomationCondition.newly_updated() & ~dg.AutomationCondition.executed_with_root_target()
     return (
@@ -57,8 +57,8 @@ _REFRESH = (
 #: change of the log the old model belongs to other tokens.
 CONDITIONS: dict[str, dg.AutomationCondition[dg.AssetKey | dg.AssetCheckKey]] = {
     **dict.fromkeys(("ingest", "validate", "tokenize", "pack"), _REFRESH),
-    "evaluate": _after("model"),
-    "compare": _after("evaluation"),
+    "evaluate": after("model"),
+    "compare": after("evaluation"),
 }
 
 refresh_cheap_stages = dg.AutomationConditionSensorDefinition(

@@ -6,11 +6,13 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import wait
 from queue import SimpleQueue
 from typing import TypeVar
@@ -25,6 +27,8 @@ from dti_pipeline.execution import on_ray
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
+#: A fork would copy the locks that other threads hold, DuckDB's and torch's among them, and no GPU is handed on by one.
+START = "spawn"
 
 
 def run(function: Callable[[T], R], tasks: Sequence[T], config: ExecutionConfig, what: str) -> list[R]:
@@ -66,47 +70,68 @@ def _each(
     died = partial(_died, what, len(tasks), config)
     if config.engine == "ray":
         return on_ray.each(function, tasks, config, died)
-    if config.workers == 1:
-        return ((number, function(task)) for number, task in enumerate(tasks))
-    return _in_processes(function, tasks, config, died)
+    return stream(function, tasks, min(config.workers, len(tasks)), config.retries, died)
 
 
-def _in_processes(
-    function: Callable[[T], R], tasks: Sequence[T], config: ExecutionConfig, died: Callable[[int], InputError]
+def stream(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    workers: int,
+    retries: int,
+    died: Callable[[int], Exception],
+    begin: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, R]]:
-    """Each worker is a pool of one process, so that a death is that of one known task and leaves the others alone."""
-    workers = min(config.workers, len(tasks))
-    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
-    for _ in range(workers):
-        idle.put(_one_process())
+    """Number and result of each of any number of tasks, as they end: here, or in ``workers`` processes.
 
-    def attempt(number: int) -> R:
-        for _ in range(config.retries + 1):
-            worker = idle.get()
+    Tasks are taken as there is room for them, two a process. ``function`` and tasks as in :func:`run`. ``begin`` is
+    called in each process, first of all, with the number of the worker whose process it is. Raises what ``died`` gives
+    of a task whose process has died ``retries`` times and once more.
+    """
+    if workers == 1:
+        yield from ((number, function(task)) for number, task in enumerate(tasks))
+        return
+    # Each worker is a pool of one process, so that a death is that of one known task and leaves the others alone.
+    idle: SimpleQueue[tuple[int, ProcessPoolExecutor]] = SimpleQueue()
+    for worker in range(workers):
+        idle.put((worker, _one_process(begin, worker)))
+
+    def attempt(number: int, task: T) -> R:
+        for _ in range(retries + 1):
+            worker, process = idle.get()
             try:
-                return worker.submit(function, tasks[number]).result()
+                return process.submit(function, task).result()
             except BrokenProcessPool:
-                worker.shutdown()
-                worker = _one_process()
-                log.warning("the process of task %d of %d has died", number + 1, len(tasks))
+                process.shutdown()
+                process = _one_process(begin, worker)
+                log.warning("the process of task %d has died", number + 1)
             finally:
-                idle.put(worker)
+                idle.put((worker, process))
         raise died(number)
 
-    threads = ThreadPoolExecutor(workers)
+    threads, source = ThreadPoolExecutor(workers), enumerate(tasks)
+    waiting: dict[Future[R], int] = {}
     try:
-        waiting = {threads.submit(attempt, number): number for number in range(len(tasks))}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        while True:
+            for number, task in islice(source, 2 * workers - len(waiting)):
+                waiting[threads.submit(attempt, number, task)] = number
+            if not waiting:
+                return
+            for future in futures.wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
     finally:
         threads.shutdown(cancel_futures=True)
         for _ in range(workers):
-            idle.get().shutdown()
+            idle.get()[1].shutdown()
 
 
-def _one_process() -> ProcessPoolExecutor:
-    # A fork would copy the locks that other threads hold, DuckDB's and torch's among them.
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+def _one_process(begin: Callable[[int], None] | None, worker: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context(START), _begin, (begin, worker))
+
+
+def _begin(begin: Callable[[int], None] | None, worker: int) -> None:
+    end_with_parent()
+    if begin is not None:
+        begin(worker)
 
 
 def end_with_parent() -> None:

@@ -12,13 +12,10 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +32,7 @@ from dti_pipeline.serving.scorer import Scorer
 #: Requests of a part: what is lost when a run ends early.
 PART = 2048
 WITH_ERRORS = ANSWERS.append(pa.field("error", pa.string()))
-START = "spawn"  # a GPU is not handed on to a process that is forked
+RETRIES = 2  # of a part whose process has died
 #: Hears of requests that are answered: how many more.
 Heard = Callable[[int], None]
 
@@ -80,18 +77,26 @@ def score_batch(task: Task, heard: Heard = lambda _: None) -> BatchReport:
         done = {path.name for path in folder.iterdir()}
         parts = _Parts(task, folder)
         new: set[Path] = set()
+
+        def jobs() -> Iterator[_Job]:
+            for number, part in enumerate(_parts(requests.raw(task.source))):
+                path = parts.path(number)
+                if path.name in done:
+                    heard(len(part))
+                else:
+                    new.add(path)
+                    yield _Job(part, path)
+
         try:
-            with _pool(task, heard) as submit:
-                for number, part in enumerate(_parts(requests.raw(task.source))):
-                    path = parts.path(number)
-                    if path.name in done:
-                        heard(len(part))
-                    else:
-                        new.add(path)
-                        submit(part, path)
+            for _, count in tasks.stream(
+                partial(_answered, task), jobs(), task.workers, RETRIES, _ended, _begin_process
+            ):
+                heard(count)
         except InputError:  # of the file or the model: there is nothing to go on with
             shutil.rmtree(folder)
             raise
+        finally:
+            _loaded.clear()
         found = parts.joined(new)
         shutil.rmtree(folder)
     seconds = time.perf_counter() - start
@@ -218,64 +223,38 @@ class _Found:
                 self.first_refused = self.first_refused or answer["error"]
 
 
-@contextmanager
-def _pool(task: Task, heard: Heard) -> Iterator[Callable[[list[Raw], Path], None]]:
-    """The function that has a part answered: here, or by one of several processes, each with a GPU where there are
-    some. It waits while all have enough to do; leaving the context waits for the rest."""
-    if task.workers == 1:
-        scorers: list[Scorer] = []
+class _Job(NamedTuple):
+    """A part, and the file of its answers."""
 
-        def here(part: list[Raw], path: Path) -> None:
-            if not scorers:  # a run whose parts are all there loads no model
-                scorers.append(Scorer.load(task.model, cache_items=task.cache_items))
-            answer_part(scorers[0], part, path)
-            heard(len(part))
-
-        yield here
-        return
-    context: Any = get_context(START)
-    numbers = context.Queue()
-    for number in range(task.workers):
-        numbers.put(number)
-    waiting: set[Future[int]] = set()
-
-    def finish(most: int) -> None:
-        while len(waiting) > most:
-            for one in wait(waiting, return_when=FIRST_COMPLETED).done:
-                waiting.remove(one)
-                heard(one.result())
-
-    def there(part: list[Raw], path: Path) -> None:
-        waiting.add(pool.submit(_answer_there, part, path))
-        finish(2 * task.workers)
-
-    with ProcessPoolExecutor(task.workers, context, _begin_process, (numbers, task)) as pool:
-        try:
-            yield there
-            finish(0)
-        except BrokenProcessPool:
-            raise CheckFailed(
-                "a process of --workers was ended, perhaps for want of memory: the same command goes on where it ended"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    part: list[Raw]
+    path: Path
 
 
-_of_process: dict[str, Any] = {}
+#: Of this process: its worker's number where it is one of several, and the model that it has loaded.
+_worker: list[int] = []
+_loaded: dict[Task, Scorer] = {}
 
 
-def _begin_process(numbers: Any, task: Task) -> None:
+def _begin_process(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    tasks.end_with_parent()
-    _of_process.update(number=numbers.get(), task=task)
+    _worker.append(number)
 
 
-def _answer_there(part: list[Raw], path: Path) -> int:
-    task: Task = _of_process["task"]
-    if "scorer" not in _of_process:
-        gpus = torch.cuda.device_count()
-        torch.set_num_threads(max(1, torch.get_num_threads() // task.workers))
-        device = f"cuda:{_of_process['number'] % gpus}" if gpus else "cpu"
-        _of_process["scorer"] = Scorer.load(task.model, device, task.cache_items)
-    answer_part(_of_process["scorer"], part, path)
-    return len(part)
+def _answered(task: Task, job: _Job) -> int:
+    """Answer a part by the model of this process, which has a GPU of its own where there are enough."""
+    if task not in _loaded:
+        device = "auto"
+        if _worker:
+            gpus = torch.cuda.device_count()
+            torch.set_num_threads(max(1, torch.get_num_threads() // task.workers))
+            device = f"cuda:{_worker[0] % gpus}" if gpus else "cpu"
+        _loaded[task] = Scorer.load(task.model, device, task.cache_items)
+    answer_part(_loaded[task], *job)
+    return len(job.part)
+
+
+def _ended(number: int) -> CheckFailed:
+    return CheckFailed(
+        "a process of --workers was ended again and again, perhaps for want of memory: the same command goes on where"
+        " it ended"
+    )

@@ -1,51 +1,88 @@
-"""Cache of item states of a `dti_isolated` model: keys and values of an item's tokens, computed once.
+"""States of items of a `dti_isolated` model: keys and values of an item's tokens, computed once.
 
 Under `dti_isolated` a text or label token sees only its own interaction, so its keys and values in every layer depend
-on the item, the label and the position. Keys are cached un-rotated and rotated when they are read, which leaves the
-position out. So an item's states serve every history it occurs in, and a target costs one token, its [SUM].
+on the item, the label and the position. Keys are kept un-rotated and rotated when they are read, which leaves the
+position out; those of a text do not depend on the label behind it. So an item's states serve every history it occurs
+in, and a target costs one token, its [SUM].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.attention.distance import rotate, unrotate
 from dti_pipeline.modeling.attention.interface import Backend, BatchAttention
 from dti_pipeline.modeling.attention.layers import LayerInput
+from dti_pipeline.modeling.attention.shared import History, Leaves, SharedKeys, attend
 from dti_pipeline.modeling.network import backbone, probe
-from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.packing.prompts import Prompts
-from dti_pipeline.packing.reader import Rows, split
-from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.serving.forward import Tokens
 
-#: Keys that one scoring pass reads, over all its targets: bounds memory, and fits a CPU's cache.
+#: Keys that one scoring pass reads, over all its requests: bounds memory, and fits a CPU's cache.
 KEYS = 1 << 14
-#: Tokens of a row of items; more where the longest item needs it.
-ROW = 512
+#: Tokens behind each text: no, yes.
+LABELS = 2
+
+
+@dataclass(frozen=True)
+class States:
+    """Keys and values of ``t`` texts, of each its tokens, then the label no, then yes. Tensors may have room for more
+    behind them."""
+
+    offsets: NDArray[np.int64]  # (t + 1,) tokens before each text
+    tokens: Tensor  # (tokens, layers, 2, H_kv, D): un-rotated keys, and values
+    sums: Tensor  # (t, E) what enters the first layer at a [SUM] behind each text
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __add__(self, other: States) -> States:
+        offsets = np.append(self.offsets, self.offsets[-1] + other.offsets[1:])
+        tokens = _with(self.tokens, int(self.offsets[-1]), other.tokens)
+        return States(offsets, tokens, _with(self.sums, len(self), other.sums))
+
+
+def _with(x: Tensor, end: int, more: Tensor) -> Tensor:
+    """``x`` with ``more`` from ``end`` on; copied where its room has ended."""
+    if end + len(more) > len(x):
+        x = torch.cat([x[:end], x.new_empty(max(end, len(more)), *x.shape[1:])])
+    x[end : end + len(more)] = more
+    return x
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Candidates behind one context."""
+
+    text: NDArray[np.int64]  # (r,) states of the interactions that they see
+    label: NDArray[np.int64]  # (r,) 0, 1, or -1 where it is not told
+    place: NDArray[np.int64]  # (r,) position of each one's first token
+    candidates: NDArray[np.int64]  # (m,) states
+    behind: int  # position of their first token
 
 
 @dataclass
 class ItemStates:
-    """Keys and values of ``t`` texts in every layer. State ``2 i + label`` is text i followed by that label. Raises
-    InputError for a model whose item states depend on more than the item."""
+    """States of texts, found by their tokens. Raises InputError for a model whose item states depend on more than the
+    item."""
 
     model: CTRModel
     device: torch.device
     autocast: torch.dtype | None = None
-    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))  # (2 t + 1,) tokens of states
-    keys: dict[int, Tensor] = field(default_factory=dict)  # by layer, (tokens, H_kv, D), un-rotated
-    values: dict[int, Tensor] = field(default_factory=dict)  # by layer, (tokens, H_kv, D)
-    sums: Tensor | None = None  # (t, E) what enters the first layer at a [SUM] behind each text
+    most: int | None = None  # texts that are made here and kept; None: all
+    stored: States | None = None  # made before, whose texts come first in ``index``
+    made: States | None = None
+    index: dict[bytes, int] = field(default_factory=dict)  # of a text's tokens
 
     def __post_init__(self) -> None:
         model = self.model
@@ -61,180 +98,278 @@ class ItemStates:
         if not probe.keys_can_be_unrotated(backbone.whole(model.lm)):
             raise InputError("item states cannot be kept for a model that rotates its keys in a way of its own")
 
-    def clear(self) -> None:
-        """Forget every state."""
-        self.offsets, self.keys, self.values, self.sums = np.zeros(1, np.int64), {}, {}, None
+    def of(self, tokens: NDArray[np.int32], offsets: NDArray[np.int64], at_a_time: int) -> NDArray[np.int64]:
+        """(t,) states of texts, by their tokens end to end and offsets (t + 1,). Those that are not there are made,
+        ``at_a_time`` tokens in a pass; beyond ``most`` all others that were made are forgotten first. States that were
+        asked for before are then other ones. Cost: one forward pass over each new text."""
+        texts = [tokens[first:stop] for first, stop in pairwise(offsets.tolist())]
+        names = [text.tobytes() for text in texts]
+        new = {name: text for name, text in zip(names, texts, strict=True) if name not in self.index}
+        if self.most is not None and self.made is not None and len(self.made) + len(new) > self.most:
+            self.forget()  # which text is asked for next cannot be told: all are made anew, as they come
+            new = {name: text for name, text in zip(names, texts, strict=True) if name not in self.index}
+        group: list[NDArray[np.int32]] = []
+        size = 0
+        for text in [*new.values(), None]:
+            if group and (text is None or size + len(text) + LABELS > at_a_time):
+                made = self._make(group)
+                self.made = made if self.made is None else self.made + made
+                group, size = [], 0
+            if text is not None:
+                group.append(text)
+                size += len(text) + LABELS
+        self.index.update(zip(new, range(len(self.index), len(self.index) + len(new)), strict=True))
+        return np.array([self.index[name] for name in names], np.int64)
 
-    @torch.no_grad()
-    def add(self, store: TokenStore, tokens_per_batch: int) -> None:
-        """Compute and append the states of every text of ``store``; its interactions are not used. Cost: one forward
-        pass over each text with either label."""
-        texts = len(store.offsets) - 1
-        alone = np.zeros(2 * texts, np.int32)
-        store = replace(  # a log in which every text occurs with label 0 and with label 1
-            store,
-            text=np.repeat(np.arange(texts, dtype=np.int32), 2),
-            label=np.tile(np.array([0, 1], np.int8), texts),
-            position=alone,
-            request=alone,
-            known=alone,
-        )
-        lengths = store.lengths().astype(np.int64)
-        starts = np.cumsum(lengths) - lengths
-        row_length = max(ROW, int(lengths.max()) + 1)
-        each = np.arange(2 * texts)  # a prompt of its own: a target without context
-        rows = Rows.pack(store, Prompts(each, each, each + 1, lengths + 1), row_length)
-        height = rows.height(tokens_per_batch)
-        places, parts = [], []
-        width = backbone.decoder_of(self.model.lm).config.get_text_config().hidden_size
-        sums = torch.empty(texts, width, device=self.device)
-        for part in split(np.arange(len(rows)), height):
-            layout = rows.assemble(part, height if self.device.type == "cuda" else 0)
-            batch = Batch.of(layout, store.label).to(self.device)
-            row, slot = np.nonzero((layout.kind == Kind.TEXT) | (layout.kind == Kind.LABEL))
-            state = rows.start[rows.bounds[part[row]] + layout.document[row, slot]]
-            places.append(starts[state] + layout.position[row, slot])
-            at = (torch.from_numpy(row).to(self.device), torch.from_numpy(slot).to(self.device))
-            parts.append(self._states(batch, at, sums))
-        back = torch.from_numpy(np.argsort(np.concatenate(places))).to(self.device)
-        for layer in parts[0]:
-            key, value = (torch.cat(x)[back] for x in zip(*(part[layer] for part in parts), strict=True))
-            self.keys[layer] = torch.cat([self.keys[layer], key]) if layer in self.keys else key
-            self.values[layer] = torch.cat([self.values[layer], value]) if layer in self.values else value
-        self.sums = sums if self.sums is None else torch.cat([self.sums, sums])
-        self.offsets = np.concatenate([self.offsets, self.offsets[-1] + np.cumsum(lengths)])
+    def use(self, stored: States, index: dict[bytes, int]) -> None:
+        """Take states that were made before; those made here are forgotten."""
+        self.stored, self.made, self.index = stored, None, dict(index)
 
-    def _states(self, batch: Batch, at: tuple[Tensor, Tensor], sums: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys and values (tokens, H_kv, D) of each layer at the tokens ``at``; writes ``sums``."""
-        with self._precision():
-            embedded = self.model.embed(batch)
-            sums[batch.target // 2] = embedded.reshape(-1, embedded.shape[-1])[batch.sum_index].float()
-            attention = self.model.batch_attention(batch, embedded)
-            found: dict[int, tuple[Tensor, Tensor]] = {}
-            windowed = attention.windowed
-            if windowed is not None:
-                windowed = replace(windowed, backend=_Keeping(windowed.backend, at, found))
-            keeping = replace(attention, backend=_Keeping(attention.backend, at, found), windowed=windowed)
-            self.model.states(embedded, batch.position, keeping)
-        return found
-
-    def lengths(self, text: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of each text and a label."""
-        return self.offsets[2 * text + 1] - self.offsets[2 * text]
-
-    @torch.no_grad()
-    def score(
-        self,
-        text: NDArray[np.int64],
-        label: NDArray[np.int8],
-        is_target: NDArray[np.bool_],
-        known: NDArray[np.bool_] | None = None,
-        place: NDArray[np.int64] | None = None,
-    ) -> NDArray[np.float64]:
-        """P(label = 1) of T targets, (T,), at the cost of one token each.
-
-        ``text`` and ``label`` (m,) are the interactions of their prompts, one after another; a prompt ends with its
-        target. ``known`` (default: all): whether the target is told the label. ``place``: position of an interaction's
-        first token (default: behind the one before it).
-        """
-        state = 2 * text + np.where(is_target, 0, label)
-        whole = self.offsets[state + 1] - self.offsets[state]
-        if place is None:
-            before = np.cumsum(whole) - whole
-            first_of_prompt = np.append(0, np.flatnonzero(is_target)[:-1] + 1)
-            place = before - before[first_of_prompt[np.cumsum(is_target) - is_target]]
-        lengths = whole - (is_target if known is None else is_target | ~known)  # without the label token
-        sizes = np.diff(np.cumsum(lengths)[is_target], prepend=0)  # keys of each target
+    def only(self, texts: Sequence[NDArray[np.int32]], at_a_time: int) -> States:
+        """States of texts, those that were stored and others, which are not kept."""
+        offsets = np.cumsum([0, *map(len, texts)])
+        self.forget()
+        found = self.of(np.concatenate(texts), offsets, at_a_time)
+        begin, lengths = self.offsets[found], np.diff(offsets) + LABELS
         ends = np.cumsum(lengths)
-        cached = np.repeat(self.offsets[state] - (ends - lengths), lengths) + np.arange(ends[-1])
-        places = np.repeat(place - (ends - lengths), lengths) + np.arange(ends[-1])
-        first = np.cumsum(sizes) - sizes
-        own, own_place = text[is_target], (place + lengths)[is_target]
-        logits = []
-        for here in split(np.arange(len(sizes)), max(1, KEYS // int(sizes.max()))):
-            at = np.arange(int(sizes[here].max()))
-            valid = at < sizes[here, None]
-            key = np.where(valid, first[here, None] + at, 0)
-            arrays = (own[here], own_place[here], cached[key], places[key], valid)
-            logits.append(self._logits(*(torch.from_numpy(x).to(self.device) for x in arrays)))
-        return torch.sigmoid(torch.cat(logits).double()).cpu().numpy()
+        at = torch.from_numpy(np.repeat(begin - (ends - lengths), lengths) + np.arange(ends[-1])).to(self.device)
+        tokens = self._of_both(at, lambda part, i: part.tokens[i], lambda part: int(part.offsets[-1]))
+        return States(np.append(0, ends), tokens, self._sums(torch.from_numpy(found).to(self.device)))
 
-    def _logits(self, own: Tensor, position: Tensor, index: Tensor, place: Tensor, valid: Tensor) -> Tensor:
-        """(T,) logits of targets with texts ``own`` (T,) whose [SUM]s stand at ``position`` (T,), from the cached keys
-        ``index`` (T, S) at positions ``place``."""
-        assert self.sums is not None
+    def forget(self) -> None:
+        """Forget the states that were made here."""
+        count = 0 if self.stored is None else len(self.stored)
+        self.index, self.made = {name: i for name, i in self.index.items() if i < count}, None
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(t + 1,) tokens before each text."""
+        parts = [part for part in (self.stored, self.made) if part is not None]
+        if len(parts) < 2:
+            return parts[0].offsets
+        return np.append(parts[0].offsets, parts[0].offsets[-1] + parts[1].offsets[1:])
+
+    @torch.no_grad()
+    def _make(self, texts: Sequence[NDArray[np.int32]]) -> States:
+        """States of texts: of each one sequence, in which the labels do not see each other."""
+        model, special = self.model, self.model.label_tokens.tolist()
+        sizes = np.array([len(text) for text in texts])
+        ends = np.cumsum(sizes + LABELS)
+        starts, wide = ends - sizes - LABELS, np.arange(int(sizes.max()) + LABELS)
+        there = wide < (sizes + LABELS)[:, None]
+        position = np.minimum(wide, sizes[:, None])  # both labels stand behind the text
+        apart = (wide == (sizes + 1)[:, None])[..., None] & (wide == sizes[:, None])[:, None]  # yes does not see no
+        own = (wide[:, None] >= wide) & there[:, None] & ~apart | np.eye(len(wide), dtype=bool)
+        near = own & (position[..., None] - position[:, None] < model.attention.window)
+        kind = np.where(wide < sizes[:, None], int(Kind.TEXT), int(Kind.LABEL))[there]
+
+        def here(x: NDArray[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.from_numpy(x).to(self.device, dtype)
+
+        def leaves(mask: NDArray[np.bool_]) -> SharedKeys:
+            pad = np.where(there, starts[:, None] + wide, 0)
+            flat, last = here(np.flatnonzero(there)), here(sizes + LABELS - 1)
+            sequences = Leaves(slice(0, int(ends[-1])), here(pad), flat, last, None, here(mask, torch.bool))
+            return SharedKeys([History(None, slice(0, 0), torch.zeros(0, 0, dtype=torch.bool), sequences)])
+
+        words = np.concatenate([np.append(text, special) for text in texts])
+        behind = Tokens(*self._with_sums(texts))
+        found: dict[int, Tensor] = {}
+        with self._precision():
+            embedded = model.embed(Tokens(here(words, torch.int32)[None], here(kind, torch.int8)[None]))
+            every, windowed = (BatchAttention(_Keeping(leaves(mask), found)) for mask in (own, near))
+            attention = replace(every, windowed=windowed, window=model.attention.window)
+            model.states(embedded, here(position[there])[None], attention)
+            sums = model.embed(behind)[0][behind.kind[0] == Kind.SUM].float()
+        tokens = torch.stack([found[number] for number in sorted(found)], 1)
+        return States(np.append(0, ends), tokens, sums)
+
+    def _with_sums(self, texts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+        """Tokens and kinds of texts, each with [SUM] behind it, (1, L)."""
+        sum_token = int(self.model.trained_tokens[0])
+        words = np.concatenate([np.append(text, sum_token) for text in texts]).astype(np.int32)
+        kind = np.full(len(words), int(Kind.TEXT), np.int8)
+        kind[np.cumsum([len(text) + 1 for text in texts]) - 1] = int(Kind.SUM)
+        return torch.from_numpy(words)[None].to(self.device), torch.from_numpy(kind)[None].to(self.device)
+
+    @torch.no_grad()
+    def score(self, requests: Sequence[Asked]) -> NDArray[np.float64]:
+        """P(label = 1) of all candidates, at the cost of one token each and one read of every context."""
+        offsets = self.offsets
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].candidates), len(requests[i].text)))
+        found: list[NDArray[np.float64]] = [np.zeros(0)] * len(requests)
+        longest = int(np.diff(offsets).max())
+        group: list[int] = []
+        for i in [*order, -1]:
+            # Sizes ascend: the last one's are those of its group, which is padded to them.
+            rows = len(requests[i].text) + len(requests[i].candidates)
+            if group and (i < 0 or (len(group) + 1) * longest * rows > KEYS):
+                logits = self._logits([requests[j] for j in group], offsets)
+                probability = torch.sigmoid(logits.double()).cpu().numpy()
+                for j, row in zip(group, probability, strict=True):
+                    found[j] = row[: len(requests[j].candidates)]
+                group = []
+            group.append(i)
+        return np.concatenate(found)
+
+    def _logits(self, requests: Sequence[Asked], offsets: NDArray[np.int64]) -> Tensor:
+        """(R, M) logits of requests with M candidates at most."""
         model = self.model
-        embedded = self.sums[own][:, None]
-        own_places = backbone.rotary(model.lm, embedded, position[:, None])
-        places = backbone.rotary(model.lm, embedded, place)
-        window = model.attention.window
-        far = valid & (position[:, None] - place >= window)  # nothing up to the last such key: visibility.met
-        near = valid & ~far.flip(1).cummax(1).values.flip(1)
-        unrotated = own_places if model.settings.sum_position == "nope_alibi" else None
+        contexts = [_keys(asked, offsets) for asked in requests]
+        index, place, valid = (_padded(column) for column in zip(*contexts, strict=True))
+        text = _padded(asked.candidates for asked in requests)
+        lengths = offsets[text + 1] - offsets[text] - LABELS  # (R, M)
+        behind = np.array([asked.behind for asked in requests])
+        wide = np.arange(int(lengths.max()))
+        mine = wide < lengths[..., None]  # (R, M, C)
+        of_own = np.where(mine, offsets[text][..., None] + wide, 0)
+
+        def here(x: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(x).to(self.device)
+
+        position = here(behind[:, None] + lengths)
+        embedded = self._sums(here(text))
+        places, own_places = here(place), here(behind[:, None] + wide)
+        seen = here(valid)[:, None].expand(-1, text.shape[1], -1)
+        own = here(mine)
+        near = _near(seen, own, position, places, own_places, model.attention.window)
+        turned = [backbone.rotary(model.lm, embedded, x) for x in (places, own_places, position)]
+        bias = self._bias(position, places, own_places)
         every, windowed = (
-            BatchAttention(_Recalling(self, index, self._mask(seen, position, place), places, unrotated))
-            for seen in (valid, near)
+            BatchAttention(_Recalling(self, here(index), here(of_own), masks, bias, turned))
+            for masks in ((seen, own), near)
         )
         with self._precision():
-            attention = replace(every, windowed=windowed, window=window)
-            hidden = model.states(embedded, position[:, None], attention)
-            return model.logits(hidden[:, 0])
+            attention = replace(every, windowed=windowed, window=model.attention.window)
+            hidden = model.states(embedded, position, attention)
+            return model.logits(hidden.flatten(0, 1)).view(text.shape)
 
-    def _mask(self, seen: Tensor, position: Tensor, place: Tensor) -> Tensor:
-        """Of [SUM]s (T,) over kept keys (T, S) and themselves, (T, 1, 1, S + 1): bool, or a bias."""
-        model = self.model
-        mask = torch.cat([seen, seen.new_ones(len(seen), 1)], 1)[:, None, None]
-        if model.settings.sum_position == "rope":
-            return mask
-        back = (position[:, None] - place).clamp(min=0)
-        back = torch.cat([back, back.new_zeros(len(back), 1)], 1)[:, None, None]
-        return (-model.slopes[None, :, None, None] * back).masked_fill(~mask, float("-inf"))
+    def _bias(self, position: Tensor, places: Tensor, own_places: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What ALiBi adds to scores, (R, H, M, S) and (R, H, M, C + 1); None where there is none."""
+        if self.model.settings.sum_position == "rope":
+            return None
+        slopes = -self.model.slopes[:, None, None]
+        past, own = ((position[:, :, None] - x[:, None]).clamp(min=0) for x in (places, own_places))
+        own = torch.cat([own, own.new_zeros(*own.shape[:2], 1)], 2)
+        return slopes * past[:, None], slopes * own[:, None]
+
+    def take(self, index: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Un-rotated keys and values (.., H_kv, D) of tokens in a layer."""
+        found = self._of_both(index, lambda part, at: part.tokens[at, layer], lambda part: int(part.offsets[-1]))
+        return found[..., 0, :, :], found[..., 1, :, :]
+
+    def _sums(self, text: Tensor) -> Tensor:
+        return self._of_both(text, lambda part, at: part.sums[at], len)
+
+    def _of_both(
+        self, index: Tensor, look: Callable[[States, Tensor], Tensor], size: Callable[[States], int]
+    ) -> Tensor:
+        """What stands at an index of the stored states and, behind them, of those made here."""
+        flat = index.reshape(-1)
+        if self.stored is None or self.made is None:
+            part = self.stored or self.made
+            assert part is not None
+            found = look(part, flat)
+        else:
+            behind = flat >= size(self.stored)
+            later = look(self.made, (flat - size(self.stored))[behind])
+            found = later.new_empty(len(flat), *later.shape[1:])
+            found[behind], found[~behind] = later, look(self.stored, flat[~behind])
+        return found.view(*index.shape, *found.shape[1:])
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
 
+def _keys(asked: Asked, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Tokens that a context consists of, their positions, and that they are there."""
+    begin = offsets[asked.text]
+    texts = offsets[asked.text + 1] - begin - LABELS
+    lengths = texts + (asked.label >= 0)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    within = np.arange(len(row)) - (np.cumsum(lengths) - lengths)[row]
+    is_label = within == texts[row]
+    return begin[row] + within + is_label * asked.label[row], asked.place[row] + within, np.ones(len(row), bool)
+
+
+def _padded(columns: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays as the rows of one, with zeros behind them; one wide at least."""
+    columns = list(columns)
+    whole = np.zeros((len(columns), max(1, *map(len, columns))), columns[0].dtype)
+    for row, column in zip(whole, columns, strict=True):
+        row[: len(column)] = column
+    return whole
+
+
+def _near(
+    seen: Tensor, own: Tensor, position: Tensor, places: Tensor, own_places: Tensor, window: int
+) -> tuple[Tensor, Tensor]:
+    """``seen`` (R, M, S) and ``own`` (R, M, C) met with a layer's own window, as :func:`visibility.met` has it: nothing
+    up to the last key that stands ``window`` or more before ``position`` (R, M)."""
+    every = torch.cat([seen, own], 2)
+    far = every & (position[..., None] - torch.cat([places, own_places], 1)[:, None] >= window)
+    near = every & ~far.flip(2).cummax(2).values.flip(2)
+    return near[..., : seen.shape[2]], near[..., seen.shape[2] :]
+
+
 @dataclass
 class _Keeping:
-    """An attention backend that keeps, un-rotated, the keys and values of some tokens in every layer."""
+    """An attention backend that keeps un-rotated keys, and values, of all tokens in every layer."""
 
     inner: Backend
-    at: tuple[Tensor, Tensor]  # (tokens,) row and slot of those that are kept
-    found: dict[int, tuple[Tensor, Tensor]]  # by layer
+    found: dict[int, Tensor]  # by layer, (tokens, 2, H_kv, D)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
         assert layer is not None
-        plain = layer.unrotated(key)
-        self.found[module.layer_idx] = (plain.transpose(1, 2)[self.at], value.transpose(1, 2)[self.at])
+        pair = torch.stack([layer.unrotated(key)[0].to(value.dtype), value[0]])
+        self.found[module.layer_idx] = pair.permute(2, 0, 1, 3)
         return self.inner.attend(module, query, key, value, scale, layer)
 
 
 @dataclass(frozen=True)
 class _Recalling:
-    """An attention backend of one [SUM] a row: it reads kept keys and values, and its own."""
+    """An attention backend of [SUM]s (R, M): each reads kept keys and values of its request's context and of its own
+    text, and its own."""
 
     states: ItemStates
-    index: Tensor  # (T, S) of the bank
-    mask: Tensor  # bool, or a bias
-    places: backbone.Rotary  # of the keys
-    own: backbone.Rotary | None  # of the [SUM], where neither query nor keys carry positions
+    context: Tensor  # (R, S) tokens of the states
+    own: Tensor  # (R, M, C)
+    masks: tuple[Tensor, Tensor]  # (R, M, S), (R, M, C)
+    bias: tuple[Tensor, Tensor] | None
+    turned: list[backbone.Rotary]  # of the context, of own texts, of the [SUM]s
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, layer: LayerInput | None
     ) -> Tensor:
-        number = module.layer_idx
-        past = self.states.keys[number][self.index].transpose(1, 2)
-        if self.own is None:
-            past = rotate(past, *self.places[number]).to(key.dtype)
+        number, (r, kv, m, _) = module.layer_idx, key.shape
+        past, past_value = (x.transpose(1, 2) for x in self.states.take(self.context, number))
+        mine, mine_value = (x.permute(0, 3, 1, 2, 4) for x in self.states.take(self.own, number))  # (R, H_kv, M, C, D)
+        if self.states.model.settings.sum_position == "nope_alibi":
+            query, key = (unrotate(x, *self.turned[2][number]).to(past.dtype) for x in (query, key))
         else:
-            query, key = (unrotate(x, *self.own[number]).to(past.dtype) for x in (query, key))
-        return scaled_dot_product_attention(
-            query,
-            torch.cat([past, key], 2),
-            torch.cat([self.states.values[number][self.index].transpose(1, 2), value], 2),
-            attn_mask=self.mask if self.mask.dtype == torch.bool else self.mask.to(query.dtype),
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            past = rotate(past, *self.turned[0][number]).to(key.dtype)
+            mine = rotate(mine.flatten(1, 2), *self.turned[1][number]).to(key.dtype).unflatten(1, (kv, m))
+        mine, mine_value = (torch.cat([x, y[:, :, :, None]], 3) for x, y in ((mine, key), (mine_value, value)))
+        seen, own = self.masks
+        own = torch.cat([own, own.new_ones(r, m, 1)], 2)
+        masks = _by_head(seen, kv), _by_head(own, kv)
+        bias = None
+        if self.bias is not None:
+            past_bias, own_bias = (x.unflatten(1, (kv, -1)).flatten(0, 1)[:, :, :, None] for x in self.bias)
+            bias = past_bias.to(query.dtype), own_bias.to(query.dtype)
+        out = attend(
+            query.flatten(0, 1)[:, :, None],
+            (past.flatten(0, 1), past_value.flatten(0, 1)),
+            (mine.flatten(0, 1), mine_value.flatten(0, 1)),
+            scale,
+            masks,
+            bias,
         )
+        return out[:, :, 0].unflatten(0, (r, -1))
+
+
+def _by_head(mask: Tensor, heads: int) -> Tensor:
+    """(R, M, K) -> (R H_kv, 1, M, 1, K)."""
+    return mask[:, None].expand(-1, heads, -1, -1).flatten(0, 1)[:, None, :, None]

@@ -13,6 +13,8 @@ all of them); a model that has learned from late labels needs them, and so does 
 entry are since the row before it, though that may be too old to stand in the prompt. An item may give the columns that
 a model's template names, ``{"item_id": "3", "genres": "Drama"}``: those of the item itself are known by its id.
 ``user`` has the columns that a model's ``tokens.user_template`` names, ``{"age": "25"}``; "" is one without a value.
+``state``, from the answer to this user's last request, says that ``history`` has only what happened since; a service
+that keeps states of users gives it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import pyarrow.parquet as pq
 from dti_pipeline.errors import InputError
 
 #: Of a request.
-KEYS = ("user_id", "user", "timestamp", "history", "candidates")
+KEYS = ("user_id", "user", "timestamp", "state", "history", "candidates")
 #: Of an item, and of an entry of a history.
 ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp"))
 #: In the year 5138: a time beyond it is in milliseconds or finer.
@@ -70,6 +72,7 @@ class Request:
     times: tuple[float, ...] = ()  # seconds, ascending, of each item of the history, or of none
     time: float | None = None  # when it is asked; None: after all of them
     user: Words = ()  # columns of the user
+    state: str | None = None  # of the user, that the history goes on from
     where: str = "a request"  # file and line that it came from
 
 
@@ -85,6 +88,9 @@ def parse(raw: Any, where: str) -> Request:
         raise InputError(f"{where} key user_id must be text or a whole number, not {_shown(user_id)}")
     if isinstance(user_id, str):
         _encodable(user_id, f"{where} key user_id")
+    state = raw.get("state")
+    if not isinstance(state, (str, type(None))) or (state is not None and user_id is None):
+        raise InputError(f"{where} key state must be what an answer to this user_id had, not {_shown(state)}")
     history, candidates = _entries(raw, "history", where), _entries(raw, "candidates", where)
     # Each entry is an object before it is asked for its time.
     items = tuple([_item(entry, place) for place, entry in history])
@@ -100,6 +106,7 @@ def parse(raw: Any, where: str) -> Request:
         times=times,
         time=time,
         user=_user(raw.get("user"), where),
+        state=state,
         where=where,
     )
 

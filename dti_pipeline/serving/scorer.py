@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,15 @@ from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import Knowledge
 from dti_pipeline.packing.store import ITEMS, TokenStore, in_context
-from dti_pipeline.packing.tokenize import encode, joined, load_tokenizer
-from dti_pipeline.serving.item_states import ItemStates
+from dti_pipeline.packing.tokenize import load_tokenizer
+from dti_pipeline.paradigms import Paradigm
+from dti_pipeline.serving import forward
+from dti_pipeline.serving.forward import Kept, Prompt
+from dti_pipeline.serving.item_states import Asked, ItemStates
 from dti_pipeline.serving.knowledge import known_rows
 from dti_pipeline.serving.requests import Item, Request, parse
+from dti_pipeline.serving.texts import Texts
+from dti_pipeline.serving.user_states import NotHeld, UserStates, Words
 from dti_pipeline.training.report import TrainReport
 
 if TYPE_CHECKING:
@@ -34,21 +40,28 @@ if TYPE_CHECKING:
 
 #: Shortest row, in tokens: small requests use rows shorter than training's, in multiples of a mask's block.
 SHORTEST_ROW = 128
+#: Candidates a request, on average, from which they share their history's keys; fewer are faster as packed prompts.
+SHARED = 4
+#: Answers whose state is remembered until somebody asks for it.
+STATES_TOLD = 1 << 12
 
 
 @dataclass(frozen=True)
 class _Log:
     """Requests as a log of ``m`` rows: of each, its context and then its candidates, side by side."""
 
-    texts: dict[str, int]  # distinct texts of items and their indices
-    users: dict[str, int]  # distinct texts of users and their indices
-    user: NDArray[np.int32]  # (m,) of each row's user; (0,): users have none
+    user: NDArray[np.int32]  # (m,) text of each row's user; (0,): users have none
     text: NDArray[np.int32]  # (m,)
     label: NDArray[np.int8]  # (m,)
     position: NDArray[np.int32]  # (m,)
     request: NDArray[np.int32]  # (m,) as in the token store
     known: NDArray[np.int32]  # (m,)
     is_target: NDArray[np.bool_]  # (m,) True on candidates
+
+    def requests(self) -> list[slice]:
+        """Rows of each request that has candidates."""
+        bounds = [*np.flatnonzero(self.position == 0).tolist(), len(self.position)]
+        return [slice(*pair) for pair in pairwise(bounds) if self.is_target[pair[1] - 1]]
 
     def seen(self, knowledge: Knowledge) -> NDArray[np.int32]:
         """(m,) as in the token store."""
@@ -80,9 +93,10 @@ class Scorer:
     names: tuple[str, ...]  # what the template fills in
     #: Columns that it names: their values by item, from the training log; None for one that is not of the item alone.
     columns: Mapping[str, Mapping[str, str] | None]
+    texts: Texts
+    rendered: dict[tuple[Item, str], str] = field(default_factory=dict)  # texts of items, with their gap
     states: ItemStates | None = None
-    most_states: int | None = None  # texts that states are kept of; None: all
-    known: dict[str, int] = field(default_factory=dict)  # index of each text's cached states
+    users: UserStates | None = None
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", cache_items: bool | int = False) -> Scorer:
@@ -97,7 +111,7 @@ class Scorer:
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         of_items = {name: dict(zip(items["item_id"], column, strict=True)) for name, column in items.items()}
         titles = of_items.get("item_text", {})
-        states = ItemStates(model, chosen, autocast) if cache_items else None
+        tokenizer = load_tokenizer(folder)
         tokens = int(training["tokens_per_batch"])
         texts, tokenizer = manifest.report.texts, load_tokenizer(folder)
         if artifacts.read(folder, "train", whole=False).files != manifest.files:
@@ -115,9 +129,26 @@ class Scorer:
             user_columns=texts.named.user_columns,
             names=texts.named.names,
             columns={name: of_items.get(name) for name in texts.named.columns},
-            states=states,
-            most_states=None if isinstance(cache_items, bool) else cache_items,
+            texts=Texts(tokenizer, texts.max_text_tokens),
+            states=ItemStates(model, chosen, autocast, None if cache_items is True else cache_items)
+            if cache_items
+            else None,
         )
+
+    def with_users(self, digest: str, targets: int, most_bytes: int) -> Scorer:
+        """The scorer, with states of users, in prompts of so many targets; ``digest`` is the model's. Raises InputError
+        for a model that gains nothing from them."""
+        if "gap" in self.names:
+            raise InputError(
+                "states of users cannot be kept for a model with {gap} in its tokens.template: an item's words depend"
+                " on the times of a whole history"
+            )
+        length: int = self.manifest.report.network["row_length"]
+        return replace(self, users=UserStates(self.model, digest, self.knowledge, targets, length, most_bytes))
+
+    def state_of(self, asked: Request) -> str | None:
+        """Name of the state that the request, which has been answered, has left behind."""
+        return None if self.users is None or asked.user_id is None else self.users.left.get(id(asked))
 
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
@@ -127,11 +158,28 @@ class Scorer:
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
+        if self.texts.forget():
+            self.rendered.clear()
+        of_users = [i for i, request in enumerate(parsed) if self.users is not None and request.user_id is not None]
+        found = dict(zip(of_users, self._from_users([parsed[i] for i in of_users]), strict=True))
+        others = [request for i, request in enumerate(parsed) if i not in found]
+        for request in others:
+            if request.state is not None:
+                raise NotHeld(f"{request.where} key state: no states of users are kept: send the whole history")
+        alone = iter(self._without_users(others))
+        return [found[i] if i in found else next(alone) for i in range(len(parsed))]
+
+    def _without_users(self, parsed: Sequence[Request]) -> list[list[float]]:
         counts = [len(request.candidates) for request in parsed]
         if not sum(counts):
             return [[] for _ in parsed]
         log = self._log(parsed)
-        probability = self._from_prompts(log) if self.states is None else self._from_states(log, self.states)
+        if self.states is not None:
+            probability = self._from_states(log, self.states)
+        elif sum(counts) >= SHARED * len(parsed) and forward.supports(self.model) is None:
+            probability = self._from_shared(log)
+        else:
+            probability = self._from_prompts(log)
         ends = np.cumsum(counts)
         return [probability[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
@@ -147,7 +195,7 @@ class Scorer:
         return self.score_each(requests[:half]) + self.score_each(requests[half:])
 
     def _from_prompts(self, log: _Log) -> NDArray[np.float64]:
-        store = self._store(list(log.texts), log)
+        store = self._store(log)
         lengths, n, opening = store.lengths(), self.model.context, store.opening()
         usual: int = self.manifest.report.network["row_length"]
         most = max(usual, int(opening.max()) + (n + 1) * int(lengths.max()) + 1)  # no prompt of one candidate is longer
@@ -156,40 +204,78 @@ class Scorer:
         # Scores are in the order of the store's rows: that of requests and their candidates.
         return score(self.model, rows, np.arange(len(rows)), self.tokens_per_batch, self.device, self.autocast)[1]
 
+    def _from_shared(self, log: _Log) -> NDArray[np.float64]:
+        """The same scores, of candidates that read their history's keys where they are."""
+        store = self._store(log)
+        special, opening = store.special, store.opening()
+        place = _places(log, store.seen, store.lengths().astype(np.int64)) + opening
+        behind = np.where(log.is_target, special["sum"], np.where(log.label == 1, special["yes"], special["no"]))
+        columns = forward.Rows(*(x.astype(np.int64) for x in (log.text, behind, place, store.seen, log.known)))
+        asked = []
+        for rows in log.requests():
+            user = None if not len(log.user) else int(log.user[rows.start])
+            asked.append(Prompt(self._opening(user), columns.take(rows), int(log.is_target[rows].sum())))
+        return self._computed(asked, self.model.paradigm)[0]
+
+    def _from_users(self, requests: Sequence[Request]) -> list[list[float]]:
+        """From states of users, which take in what is new of their histories."""
+        users, found = self.users, dict[int, list[float]]()
+        special: dict[str, int] = self.manifest.report.network["special"]
+        if users is not None and len(users.left) > STATES_TOLD:
+            users.left.clear()
+        left = list(range(len(requests)))
+        while left:  # the requests of one user one after another
+            assert users is not None
+            first = {str(requests[i].user_id): i for i in reversed(left)}
+            turn = sorted(first.values())
+            words = Words(lambda items: [self._text(item, "") for item in items], self.texts, special)
+            plans = []
+            for i in turn:
+                user = None if self.user_template is None else int(self._user_text(requests[i])[0])
+                plans.append(users.plan(requests[i], self._opening(user), words))
+            probability, kept = self._computed([plan.prompt for plan in plans], self.model.paradigm.in_streams())
+            ends = np.cumsum([plan.prompt.candidates for plan in plans])
+            for i, plan, one, end in zip(turn, plans, kept, ends, strict=True):
+                users.commit(plan, one)
+                users.left[id(requests[i])] = plan.state.name
+                found[i] = probability[end - plan.prompt.candidates : end].tolist()
+            left = [i for i in left if i not in found]
+        return [found[i] for i in range(len(requests))]
+
+    def _computed(self, asked: Sequence[Prompt], paradigm: Paradigm) -> tuple[NDArray[np.float64], list[Kept]]:
+        """Probabilities of all candidates, and keys and values of each history."""
+        passes = forward.run(self.model, asked, self.texts, paradigm, self.tokens_per_batch, self.autocast)
+        logits, kept = zip(*passes, strict=True)
+        return torch.sigmoid(torch.cat(logits).double()).cpu().numpy(), list(kept)
+
+    def _opening(self, user: int | None) -> NDArray[np.int32]:
+        """Tokens that open a prompt of a user, by the index of the user's text."""
+        prefix = np.asarray(self.manifest.report.texts.prefix_tokens, np.int32)
+        offsets = self.texts.offsets
+        return prefix if user is None else np.append(prefix, self.texts.tokens[offsets[user] : offsets[user + 1]])
+
     def _from_states(self, log: _Log, states: ItemStates) -> NDArray[np.float64]:
-        new = [text for text in log.texts if text not in self.known]
-        if self.most_states is not None and self.known and len(self.known) + len(new) > self.most_states:
-            self.known.clear()  # which text is asked for next cannot be told: all are made anew, as they come
-            states.clear()
-            new = list(log.texts)
-        if new:
-            states.add(self._store(new, log), self.tokens_per_batch)
-            self.known.update(zip(new, range(len(self.known), len(self.known) + len(new)), strict=True))
-        text = np.array([self.known[text] for text in log.texts])[log.text]
+        wanted, back = np.unique(log.text, return_inverse=True)
+        offsets = self.texts.offsets
+        lengths = offsets[wanted + 1] - offsets[wanted]
+        ends = np.cumsum(lengths)
+        tokens = self.texts.tokens[np.repeat(offsets[wanted] - (ends - lengths), lengths) + np.arange(ends[-1])]
+        text = states.of(tokens, np.append(0, ends), self.tokens_per_batch)[back]
         seen = log.seen(self.knowledge)
-        place = _places(log, seen, states.lengths(text))
-        # For each candidate its context, then itself.
-        target = np.flatnonzero(log.is_target)
-        each = seen[target] + 1
-        of = np.repeat(np.arange(len(target)), each)
-        place_in = np.arange(len(of)) - (np.cumsum(each) - each)[of]
-        is_target = place_in == seen[target][of]
-        rows = np.where(is_target, target[of], (target - log.position[target])[of] + place_in)
-        known = log.position[rows] < log.known[target][of]
-        return states.score(text[rows], log.label[rows], is_target, known, place[rows])
+        place = _places(log, seen, lengths[back] + 1)
+        asked = []
+        for rows in log.requests():
+            last = rows.stop - 1
+            context = slice(rows.start, rows.start + int(seen[last]))
+            told = log.position[context] < log.known[last]
+            candidates = text[rows][log.is_target[rows]]
+            label = np.where(told, log.label[context], -1)
+            asked.append(Asked(text[context], label, place[context], candidates, int(place[last])))
+        return states.score(asked)
 
     def _log(self, requests: Sequence[Request]) -> _Log:
-        index: dict[str, int] = {}
-        users: dict[str, int] = {}
-        found: dict[tuple[Item, str], int] = {}
-
-        def text_of(item: Item, gap: str) -> int:
-            if (item, gap) not in found:
-                found[item, gap] = index.setdefault(self.render(item, gap), len(index))
-            return found[item, gap]
-
-        text: list[int] = []
-        user: list[int] = []
+        texts: list[str] = []
+        user: list[NDArray[np.int64]] = []
         label: list[int] = []
         parts = []
         for asked in requests:
@@ -199,18 +285,29 @@ class Scorer:
             stop = int(seen[-1])
             first = max(0, stop - self.model.context)
             rows, candidates = stop - first, len(asked.candidates)
-            text += map(text_of, asked.history[first:stop], gap[first:stop])
-            text += [text_of(item, gap[-1]) for item in asked.candidates]
+            texts += map(self._text, asked.history[first:stop], gap[first:stop])
+            texts += [self._text(item, gap[-1]) for item in asked.candidates]
             if self.user_template is not None:
-                user += [users.setdefault(self.render_user(asked), len(users))] * (rows + candidates)
+                user.append(np.repeat(self._user_text(asked), rows + candidates))
             # No query sees a label that is not known, nor a candidate's own.
             label += [*(one or 0 for one in asked.labels[first:stop]), *[0] * candidates]
             position = np.arange(rows + candidates, dtype=np.int32)
             of_row = np.append(np.arange(first, stop), np.full(candidates, len(asked.history)))
             parts.append((position, *(np.clip(x[of_row] - first, 0, rows) for x in (request, known)), position >= rows))
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        texts = np.array(user, np.int32), np.array(text, np.int32)
-        return _Log(index, users, *texts, np.array(label, np.int8), *columns)
+        of_users = np.concatenate(user).astype(np.int32) if user else np.zeros(0, np.int32)
+        return _Log(of_users, self.texts.of(texts).astype(np.int32), np.array(label, np.int8), *columns)
+
+    def _text(self, item: Item, gap: str) -> str:
+        """:meth:`render`, once for each item."""
+        key = item, gap
+        if key not in self.rendered:
+            self.rendered[key] = self.render(item, gap)
+        return self.rendered[key]
+
+    def _user_text(self, asked: Request) -> NDArray[np.int64]:
+        """(1,) index of the text of a request's user."""
+        return self.texts.of([self.render_user(asked)], "user")
 
     def _known(self, asked: Request) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Of each row of a history, and of the candidates: its request's first row, and how many labels it knows."""
@@ -233,18 +330,13 @@ class Scorer:
         times = np.array([*asked.times, asked.time] if rows else [0.0])
         return [words.GAPS[gap] for gap in words.gaps(times, seen)]
 
-    def _store(self, texts: list[str], log: _Log) -> TokenStore:
-        """A token store in memory, as ``dti tokenize`` writes it; its text i is ``texts[i]``."""
-        facts = self.manifest.report
-        tokens, offsets, _ = encode(self.tokenizer, texts, facts.texts.max_text_tokens)
-        if log.users:
-            of_users = encode(self.tokenizer, list(log.users), facts.texts.max_text_tokens, "user")
-            tokens, offsets = joined((tokens, offsets), of_users[:2])
+    def _store(self, log: _Log) -> TokenStore:
+        """A token store in memory, as ``dti tokenize`` writes it."""
+        facts, texts = self.manifest.report, self.texts
         split, prefix = np.zeros(len(log.text), np.int8), np.asarray(facts.texts.prefix_tokens, np.int32)
         columns = (log.text, log.label, split, log.position, log.request, log.known)
         special, context = facts.network["special"], self.knowledge.context
-        user = log.user + np.int32(len(texts))
-        return TokenStore(tokens, offsets, *columns, prefix, special, context=context, user_text=user)
+        return TokenStore(texts.tokens, texts.offsets, *columns, prefix, special, context=context, user_text=log.user)
 
     def render_user(self, asked: Request) -> str:
         """A user's text as the training saw it."""

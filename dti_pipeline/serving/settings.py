@@ -23,5 +23,10 @@ class ServingConfig:
     # Texts whose states are kept, for a model of dti_isolated that allows it; when they are full they are made anew. 0:
     # none. Worth it where requests have few candidates, since a history is then what takes the time.
     item_states: NonNegativeInt = 0
+    # MiB for states of users, for a model of dti or dti_growing: a request with a user_id then computes only the events
+    # that are new, and is scored in the prompt that training had, of many events. 0: none. Each user takes what n to
+    # n + k interactions' keys and values take; who was asked for longest ago goes first.
+    user_states_mib: NonNegativeInt = 0
+    user_targets: PositiveInt = 50  # k: after so many events a user's state begins anew; as packing.targets was
     poll_seconds: NonNegativeFloat = 10.0  # between two looks for another model; 0: the model is kept
     stop_seconds: PositiveFloat = 30.0  # given to open requests when the service is told to stop

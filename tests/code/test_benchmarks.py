@@ -152,9 +152,12 @@ def test_loader_and_packing_measure(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
     """The script itself compares the answers of the modes."""
-    few = ("--requests", "1", "--candidates", "3", "--paradigms", "dti_isolated")
-    rows, _ = bench("serving", tmp_path, *few)
+    few = ("--requests", "1", "--candidates", "3")
+    rows, _ = bench("serving", tmp_path, *few, "--paradigms", "dti_isolated")
+    shape, _ = bench("serving", tmp_path / "shape", *few, "--shape", "tiny", "--paradigms", "dti")
     assert [row["mode"] for row in rows] == ["one_prompt", "one_history", "item_states"]
+    assert [row["mode"] for row in shape] == ["one_prompt", "one_history", "user_states"]
+    assert shape[2]["state_kib"] > 0
     for row in rows:
         assert (row["model"], row["paradigm"], row["candidates"]) == ("demo", "dti_isolated", 3)
         assert row["candidates_per_second"] > 0
@@ -166,9 +169,12 @@ def test_a_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     """The script itself compares the answers; it measures MLflow's server too where it is not told otherwise."""
-    few = ("--requests", "8", "--bad", "20", "--candidates", "3", "--clients", "1", "4", "--services", "dti")
-    rows, _ = bench("service", tmp_path, *few)
-    assert [row["load"] for row in rows] == ["1 client", "4 clients", "70% of the most", "8 clients, bad requests"]
+    few = ("--requests", "8", "--bad", "20", "--candidates", "3", "--clients", "1", "4")
+    rows, _ = bench("service", tmp_path, *few, "--changes", "2", "--services", "dti", "user_states")
+    loads = ["1 client", "4 clients", "70% of the most"]
+    assert [row["load"] for row in rows] == [
+        *loads, "8 clients, bad requests", *loads, "8 clients, the model changes"
+    ]  # fmt: skip
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
     assert rows[0]["requests_a_batch"] == 1
     assert all(row["memory_mib"] > 100 for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from dti_pipeline.cli import app
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.execution import tasks
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import batch
 from dti_pipeline.serving.batch import Task, score_batch
@@ -229,7 +231,7 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_one_sentence(trained: Paths, t
 
 
 def test_several_processes_answer_the_same(trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "START", "fork")  # a process of its own would import for seconds
+    monkeypatch.setattr(tasks, "START", "fork")  # a process of its own would import for seconds
     source = write(tmp_path / "r.jsonl", [*questions(12, fewest=0), "{"])
     for workers in (1, 2):
         with pytest.raises(CheckFailed, match="1 of 13 requests were refused"):
@@ -237,3 +239,28 @@ def test_several_processes_answer_the_same(trained: Paths, tmp_path: Path, monke
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
     with pytest.raises(InputError, match="item states depend on histories"):
         score_batch(Task(source, trained.model("dti"), tmp_path / "3.jsonl", 2, cache_items=True))
+
+
+def test_a_process_that_is_killed_costs_its_part_another_attempt(
+    trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "START", "fork")
+    source, real, killed = write(tmp_path / "r.jsonl", questions(12, fewest=0)), batch.answer_part, tmp_path / "killed"
+
+    def fatal(scorer: Scorer, part: Any, path: Path) -> None:
+        if path.name.startswith("000000001") and (path.parent == forever or not killed.exists()):
+            killed.touch()
+            os._exit(9)
+        real(scorer, part, path)
+
+    forever = tmp_path / ".never.jsonl.parts"
+    monkeypatch.setattr(batch, "answer_part", fatal)
+    for name in ("whole", "never", "whole2"):
+        task = Task(source, trained.model("dti"), tmp_path / f"{name}.jsonl", 2)
+        if name == "never":
+            with pytest.raises(CheckFailed, match="goes on where it ended"):
+                score_batch(task)
+            assert not task.out.exists()
+        else:
+            assert score_batch(task).requests == 12
+    assert (tmp_path / "whole.jsonl").read_bytes() == (tmp_path / "whole2.jsonl").read_bytes()

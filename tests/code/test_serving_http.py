@@ -206,8 +206,9 @@ def test_kept_item_states_are_bounded_and_change_no_answer(
         most = 0
         for one, expected in zip(asked, scorers[name].score(asked), strict=True):
             np.testing.assert_allclose(found.ask(one).json()["probabilities"], expected, rtol=0, atol=1e-5)
-            most = max(most, len(scorer.known))
-            assert scorer.states is None or len(scorer.states.offsets) == 2 * len(scorer.known) + 1
+            if scorer.states is not None:
+                most = max(most, len(scorer.states.index))
+                assert len(scorer.states.offsets) == len(scorer.states.index) + 1
     # 59 items, so many of which fill it again and again; a model that cannot keep any says so.
     assert 10 < most <= 25 if name == "dti_isolated" else most == 0
     assert ("no item states are kept" in caplog.messages) == (name != "dti_isolated")

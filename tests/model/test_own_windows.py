@@ -42,6 +42,7 @@ from tests.model.conftest import (
     planned,
     speaking,
 )
+from tests.model.serving_forms import scores_of
 from tests.model.test_layout_against_oracle import oracle_tokens
 from tests.model.test_proof_4_kernels_are_the_dense_mask import (
     attended,
@@ -131,7 +132,7 @@ def test_a_single_prompt_has_the_states_that_transformers_gives_it(tmp_path: Pat
     log = Log.random(users=3, seed=4, shortest=8)
     rows = log.rows(N, 1, 128)
     for target in rows.stop - 1:
-        layout, _ = prompt_of(rows, int(target))
+        layout = prompt_of(rows, int(target))
         batch = Batch.of(layout, log.store.label)
         end = int(batch.sum_index[0]) + 1  # all but the label
         embedded = model.embed(batch)
@@ -189,27 +190,17 @@ def test_cached_item_states_score_as_prompts_do(tmp_path: Path, kind: str, late:
     log = Log.random(users=5, seed=3, late=late)
     rows = log.rows(N, 1, 128)
     targets, expected = score(model, rows, np.arange(len(rows)), 512, torch.device("cpu"))
-    states = ItemStates(model, torch.device("cpu"))
-    states.add(log.store, 512)
-    store = log.store
-    for target, probability in zip(targets, expected, strict=True):
-        first = target - store.position[target]
-        seen = first + store.seen[target]
-        of = np.append(np.arange(max(first, seen - N), seen), target)
-        layout, start = prompt_of(rows, int(target))
-        place = np.array([layout.position[0, layout.interaction[0] == row - start].min() for row in of])
-        known = of - start < layout.known[0][layout.target[0] == target]
-        found = states.score(store.text[of], store.label[of], of == target, known, place)
-        assert found[0] == pytest.approx(probability, abs=1e-5)
+    found = scores_of(ItemStates(model, torch.device("cpu")), log.store, targets, N)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def prompt_of(rows: Rows, target: int) -> tuple[Layout, int]:
-    """The layout of a target's prompt, and the row of the log that it begins with."""
+def prompt_of(rows: Rows, target: int) -> Layout:
+    """The layout of a target's prompt."""
     which = int(np.flatnonzero((rows.first_target <= target) & (target < rows.stop))[0])
     row = int(np.searchsorted(rows.bounds, which, side="right") - 1)
     layout = rows.assemble(np.array([row]))
     here = layout.document == which - rows.bounds[row]
-    return Layout(**{name: array[here][None] for name, array in vars(layout).items()}), int(rows.start[which])
+    return Layout(**{name: array[here][None] for name, array in vars(layout).items()})
 
 
 @pytest.mark.parametrize("kind", ["cohere", "gpt_neox"])

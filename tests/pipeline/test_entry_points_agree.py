@@ -59,6 +59,7 @@ def test_assets_are_the_stages_by_their_nouns() -> None:
     # A module with a @dg.definitions function loses its assets and says nothing: this is where it would show.
     assert {key.to_user_string() for key in GRAPH.get_all_asset_keys()} == {
         *(stage.asset for stage in STAGES),
+        "item_states",
         *(f"{BACKTEST.asset}/{paradigm}" for paradigm in names()),
     }
 
@@ -105,7 +106,7 @@ def test_every_step_waits_in_one_pool() -> None:
         (pool,) = node.pools
         pools.setdefault(pool, set()).add(node.key.to_user_string())
     assert pools == {
-        "gpu": {"model", "evaluation", *(f"{BACKTEST.asset}/{paradigm}" for paradigm in names())},
+        "gpu": {"model", "evaluation", "item_states", *(f"{BACKTEST.asset}/{paradigm}" for paradigm in names())},
         "duckdb": {"events", "checks"},
         "dvc": {"log", "tokens", "shards", "comparison"},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ OF_TARGETS = {
     "target": np.int64,
 }
 OF_PLACES = {"sum_slot": np.int64, "sum_valid": np.bool_}
+
+
+class Words(Protocol):
+    """Tokens and their kinds, (B, L): what the first layer's input is made of."""
+
+    @property
+    def token(self) -> Tensor: ...
+
+    @property
+    def kind(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dti_pipeline.modeling.attention.distance import alibi_slopes
 from dti_pipeline.modeling.attention.interface import BatchAttention
 from dti_pipeline.modeling.masks.visibility import LABEL, SUM, TEXT
 from dti_pipeline.modeling.network import backbone
-from dti_pipeline.modeling.network.batch import Batch
+from dti_pipeline.modeling.network.batch import Batch, Words
 from dti_pipeline.modeling.network.batch_attention import BatchAttentionBuilder
 from dti_pipeline.modeling.network.execution import ExecutionPlan, Traits
 from dti_pipeline.modeling.speed import float8
@@ -71,7 +71,7 @@ class CTRModel(nn.Module):
             index = index // batch.token.shape[1] * hidden.shape[1] + batch.sum_within
         return self.fused(CTRModel._logits_at, dynamic=True)(self, hidden, index)
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Words) -> Tensor:
         """(B, L, E): the first layer's input."""
         embedded = backbone.embed(self.lm, batch.token, self.trained_tokens)
         return embedded + pooled_texts(embedded, batch.kind) if self.pooled else embedded

@@ -19,6 +19,7 @@ from dti_pipeline.serving.http.metrics import Metrics
 from dti_pipeline.serving.http.model import Models
 from dti_pipeline.serving.http.schema import ANSWER, ERROR, REQUEST
 from dti_pipeline.serving.settings import ServingConfig
+from dti_pipeline.serving.user_states import NotHeld
 
 log = logging.getLogger(__name__)
 #: What a client may call its request; another id is replaced.
@@ -52,6 +53,7 @@ class Service:
             asked, scores = await self._admitted(request)
             status, candidates = 200, len(asked.candidates)
             answer = score.answer(asked, scores.probabilities)
+            answer |= {} if scores.state is None else {"state": scores.state}
             headers["X-Model"] = scores.model
         except Refusal as refusal:
             status, answer = refusal.status, {"error": str(refusal)}
@@ -78,6 +80,8 @@ class Service:
         try:
             asked = await self._read(request)
             return asked, await asyncio.wrap_future(self.batcher.submit(asked))
+        except NotHeld as error:
+            raise Refusal(409, str(error)) from None
         except InputError as error:
             raise Refusal(422, str(error)) from None
         except TooLate:
@@ -121,6 +125,7 @@ def application(service: Service) -> FastAPI:
     described: dict[int | str, dict[str, Any]] = {
         200: {"description": "Probabilities, in the order of the candidates.", "content": _json(ANSWER)},
         408: {"description": "The request was not sent in time.", "content": _json(ERROR)},
+        409: {"description": "The user's state is not held: send the whole history.", "content": _json(ERROR)},
         413: {"description": "The request is too long, or has too many candidates.", "content": _json(ERROR)},
         422: {
             "description": "Not a request, or not one to this model; `error` names the key.",

@@ -25,10 +25,11 @@ class TooLate(Exception):
 
 @dataclass(frozen=True)
 class Scores:
-    """A request's probabilities, and the name of the model that gave them."""
+    """A request's probabilities, the name of the model that gave them, and that of its user's state."""
 
     probabilities: list[float]
     model: str
+    state: str | None
 
 
 @dataclass
@@ -123,4 +124,4 @@ class Batcher:
                 one.answer.set_exception(answer)
             else:
                 self._metrics.candidates.inc(len(answer))
-                one.answer.set_result(Scores(answer, served.name))
+                one.answer.set_result(Scores(answer, served.name, served.scorer.state_of(one.request)))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
+from dti_pipeline.serving import item_store
 from dti_pipeline.serving.http.metrics import Metrics
 from dti_pipeline.serving.item_states import ItemStates
 from dti_pipeline.serving.scorer import Scorer
+from dti_pipeline.serving.settings import ServingConfig
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +48,11 @@ class _Refused:
 class Models:
     """The model that ``find``, a function to a folder, names: an alias may move, a folder may be published anew."""
 
-    def __init__(self, find: Callable[[], Path], metrics: Metrics, item_states: int = 0) -> None:
+    def __init__(
+        self, find: Callable[[], Path], metrics: Metrics, settings: ServingConfig, stores: Path | None = None
+    ) -> None:
         self.current: Served | None = None  # assigned whole: a batch reads it once
-        self._find, self._metrics, self._item_states = find, metrics, item_states
+        self._find, self._metrics, self._settings, self._stores = find, metrics, settings, stores
         self._refused: _Refused | None = None
         self._said = ""
 
@@ -63,7 +67,7 @@ class Models:
         if refused is not None and refused.of == (folder, name) and time.monotonic() < refused.until:
             raise InputError(refused.why)
         try:
-            scorer = _proven(folder, self._item_states)
+            scorer = _proven(folder, name, self._settings, self._stores)
         except Exception as error:
             why = f"{folder} cannot be served: {_sentence(error)}"
             self._refused = _Refused((folder, name), time.monotonic() + RETRY_SECONDS, why)
@@ -91,25 +95,34 @@ class Models:
 
 
 def _name(folder: Path) -> str:
-    try:
-        return artifacts.file_digest(folder / artifacts.MANIFEST)[:12]
-    except OSError:
-        raise InputError(f"{folder} has no {artifacts.MANIFEST}: run `dti train` first") from None
+    return item_store.digest_of(folder)[: item_store.NAME]
 
 
-def _proven(folder: Path, item_states: int) -> Scorer:
+def _proven(folder: Path, name: str, settings: ServingConfig, stores: Path | None) -> Scorer:
     """A model that has answered one request, which also compiles what it needs."""
     scorer = Scorer.load(folder)
-    if item_states:
-        try:
-            states = ItemStates(scorer.model, scorer.device, scorer.autocast)
-            scorer = replace(scorer, states=states, most_states=item_states)
-        except InputError as error:
-            log.info("no item states are kept", extra={"fields": {"why": str(error)}})
+    if settings.item_states:
+        with _unless_refused("no item states are kept"):
+            states = ItemStates(scorer.model, scorer.device, scorer.autocast, settings.item_states)
+            scorer = replace(scorer, states=states)
+            if stores is not None:
+                item_store.start_with(states, folder, stores)
+    if settings.user_states_mib:
+        with _unless_refused("no states of users are kept"):
+            scorer = scorer.with_users(name, settings.user_targets, settings.user_states_mib << 20)
     [[probability]] = scorer.score([example(scorer)])
     if not isfinite(probability):
         raise InputError("its probabilities are not numbers")
     return scorer
+
+
+@contextmanager
+def _unless_refused(said: str) -> Iterator[None]:
+    """Go on without something that the model does not allow."""
+    try:
+        yield
+    except InputError as error:
+        log.info(said, extra={"fields": {"why": str(error)}})
 
 
 def example(scorer: Scorer) -> dict[str, Any]:

@@ -20,6 +20,10 @@ REQUEST: dict[str, Any] = {
         "user_id": _TEXT_OR_WHOLE | {"description": "Returned with the answer."},
         "user": {"type": "object", "description": "Columns that the model's tokens.user_template names."},
         "timestamp": _SECONDS | {"description": "When it is asked; default: after the history."},
+        "state": {
+            "type": "string",
+            "description": "From the last answer to this user_id: the history has only what happened since.",
+        },
         "history": {
             "type": "array",
             "description": "Oldest first. An item is named by item_id, item_text or both.",
@@ -56,6 +60,10 @@ ANSWER: dict[str, Any] = {
     "properties": {
         "user_id": _TEXT_OR_WHOLE,
         "probabilities": {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}},
+        "state": {
+            "type": "string",
+            "description": "Of the user, where the service keeps it (serving.user_states_mib).",
+        },
     },
 }
 ERROR: dict[str, Any] = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}

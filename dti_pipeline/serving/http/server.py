@@ -25,14 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class Server:
-    """One service on one address. ``find`` names the folder of the model, and is asked again while the service runs."""
+    """One service on one address. ``find`` names the folder of the model, and is asked again while the service runs;
+    ``stores`` is where `dti items` keeps states of items."""
 
-    def __init__(self, settings: ServingConfig, find: Callable[[], Path], host: str, port: int) -> None:
+    def __init__(
+        self, settings: ServingConfig, find: Callable[[], Path], host: str, port: int, stores: Path | None = None
+    ) -> None:
         self._settings = settings
         self._socket = _listening(host, port)
         self.url = f"http://{host if ':' not in host else f'[{host}]'}:{self._socket.getsockname()[1]}"
         self._metrics = Metrics()
-        self._models = Models(find, self._metrics, settings.item_states)
+        self._models = Models(find, self._metrics, settings, stores)
         self._batcher = Batcher(settings, lambda: self._models.current, self._metrics)
         self._error: InputError | None = None
         self._stopped = Event()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dti_pipeline.modeling.attention.backends import in_bands
 from dti_pipeline.modeling.attention.layers import LayerInput
-from dti_pipeline.modeling.attention.sums.rows import Facts, Pairs, Rule, SumRows
+from dti_pipeline.modeling.attention.sums.rows import Rule, SumRows, unblocked
 
 #: [SUM]s of a band.
 BAND = 64
@@ -41,19 +41,5 @@ class BandedSums:
 
 
 def plain_rows(slot: Tensor, valid: Tensor, rule: Rule, slopes: Tensor) -> SumRows:
-    """The [SUM] rows of a batch for :class:`BandedSums`: without blocks of keys, which it does not read."""
-    none = slot[:, :0]
-    return SumRows(
-        slot=slot,
-        valid=valid,
-        rule=rule,
-        slopes=slopes,
-        query=none,
-        placed=none,
-        part=none,
-        has_part=none,
-        pairs=Pairs(none, None, None),
-        facts=Facts(none, none),
-        keep_rotation=True,
-        operator=BandedSums.of(slot, rule),
-    )
+    """The [SUM] rows of a batch for :class:`BandedSums`."""
+    return unblocked(slot, valid, rule, slopes, BandedSums.of(slot, rule))

@@ -250,6 +250,33 @@ def sum_rows(
     )
 
 
+def unblocked(slot: Tensor, valid: Tensor, rule: Rule, slopes: Tensor, operator: SumOperator) -> SumRows:
+    """Rows without blocks of keys, for an ``operator`` that does not read them."""
+    none = slot[:, :0]
+    return SumRows(
+        slot=slot,
+        valid=valid,
+        rule=rule,
+        slopes=slopes,
+        query=none,
+        placed=none,
+        part=none,
+        has_part=none,
+        pairs=Pairs(none, None, None),
+        facts=Facts(none, none),
+        keep_rotation=True,
+        operator=operator,
+    )
+
+
+def rows_alone(slot: Tensor, slopes: Tensor, operator: SumOperator) -> SumRows:
+    """Rows at ``slot`` (B, S) whose ``operator`` knows by itself what each of them sees."""
+    none = slot[:, :0]
+    spans = Intervals(*[none] * len(Intervals._fields))
+    rule = Rule(spans, none, none, none, context=0, alibi=False, family="none", maximum=0.0)
+    return unblocked(slot, torch.ones_like(slot, dtype=torch.bool), rule, slopes, operator)
+
+
 def _blocks_of(spans: Intervals, slot: Tensor) -> tuple[Tensor, Tensor]:
     """(B, S) the first block and the last that the [SUM]s at ``slot`` are placed in; both ascend."""
     return from_here_on(spans.reach().gather(1, slot)) // KEYS, slot // KEYS
