@@ -9,12 +9,12 @@ from contextlib import suppress
 
 import dagster as dg
 
-from dti_pipeline.defs import backtest, days, items
-from dti_pipeline.defs.assets import ASSETS
+from dti_pipeline.defs import assets, backtest, days, items
 from dti_pipeline.defs.automation import JOBS, SCHEDULES, SENSORS
 from dti_pipeline.defs.resources import Project, console
 from dti_pipeline.defs.training import TrainingProcess
 from dti_pipeline.errors import InputError
+from dti_pipeline.paradigms import names
 
 
 def executor() -> dg.ExecutorDefinition:
@@ -28,10 +28,10 @@ def executor() -> dg.ExecutorDefinition:
     raise InputError(f"DTI_EXECUTOR is {name!r}, which names no executor: dagster_k8s:k8s_job_executor is one")
 
 
-def build(backtests: Sequence[str]) -> dg.Definitions:
-    """Everything that Dagster shows; the days of the log for the paradigms ``backtests``."""
+def build(backtests: Sequence[str], paradigms: Sequence[str] = names()) -> dg.Definitions:
+    """Everything that Dagster shows: ``paradigms`` as partitions, and the days of the log for ``backtests``."""
     return dg.Definitions(
-        assets=[*ASSETS, items.item_states, *backtest.assets(backtests)],
+        assets=[*assets.assets(paradigms), items.item_states, *backtest.assets(backtests)],
         jobs=JOBS,
         sensors=[*SENSORS, *(days.SENSORS if backtests else [])],
         schedules=SCHEDULES,
@@ -41,4 +41,4 @@ def build(backtests: Sequence[str]) -> dg.Definitions:
     )
 
 
-defs = build(days.wanted())
+defs = build(days.wanted(), assets.listed())

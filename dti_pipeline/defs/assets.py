@@ -6,22 +6,22 @@ Without ``from __future__ import annotations``: Dagster reads the annotations of
 import hashlib
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from dti_pipeline import artifacts, lineage, pipeline
+from dti_pipeline import artifacts, config, lineage, pipeline
 from dti_pipeline.defs import checks, dvc_record, metadata, processes, training
 from dti_pipeline.defs.automation import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.events.report import RawLog
 from dti_pipeline.paradigms import names
+from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES, Stage, upstream
 
-#: One run trains one paradigm: a crash leaves the others alone, and the `gpu` pool queues them.
-BY_PARADIGM = dg.StaticPartitionsDefinition(list(names()))
 KINDS = {
     "synth": {"csv"},
     "ingest": {"duckdb", "parquet"},
@@ -39,14 +39,30 @@ POOLS = defaultdict(lambda: "dvc", ingest="duckdb", validate="duckdb", train="gp
 GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
 
 
-def build(stage: Stage[Any]) -> dg.AssetsDefinition:
+def listed() -> tuple[str, ...]:
+    """`paradigms` of params.yaml when Dagster loads its definitions; all there are where the file is wrong, which each
+    step then says."""
+    try:
+        return config.load(Paths.from_env().params).paradigms
+    except InputError:
+        return names()
+
+
+def assets(paradigms: Sequence[str]) -> list[dg.AssetsDefinition]:
+    """An asset a stage; those of one paradigm have ``paradigms`` as partitions. One run trains one: a crash leaves the
+    others alone, and the `gpu` pool queues them."""
+    by_paradigm = dg.StaticPartitionsDefinition(list(paradigms))
+    return [build(stage, by_paradigm if stage.per_paradigm else None) for stage in STAGES]
+
+
+def build(stage: Stage[Any], partitions: dg.StaticPartitionsDefinition | None) -> dg.AssetsDefinition:
     """A stage as an asset: run it, then say what came out, check it, and let DVC know."""
     makes = ", ".join(f"`{path}`" for path in stage.outs)
 
     @dg.asset(
         name=stage.asset,
         deps=[other.asset for other in upstream(stage)],
-        partitions_def=BY_PARADIGM if stage.per_paradigm else None,
+        partitions_def=partitions,
         description=f"{stage.summary}\n\nCommand line: `dti {stage.name}`. Makes: {makes}.",
         group_name="dti",
         owners=["team:ctr"],
@@ -133,6 +149,3 @@ def code_reference(stage: Stage[Any]) -> dict[str, Any]:
             file_path=str(source), line_number=above.count("\n") + 2, label=stage.function
         )
         return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
-
-
-ASSETS = [build(stage) for stage in STAGES]

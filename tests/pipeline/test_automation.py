@@ -194,8 +194,8 @@ def test_a_trained_model_is_evaluated_and_compared(graph: Graph) -> None:
 
 
 def test_the_first_model_of_a_paradigm_is_evaluated_too(graph: Graph) -> None:
-    graph.made("model", "dti_isolated")
-    assert graph.wanted() == {"evaluation@dti_isolated"}
+    graph.made("model", "sliding_window")
+    assert graph.wanted() == {"evaluation@sliding_window"}
 
 
 def test_a_paradigm_that_nobody_asked_for_is_not_packed(graph: Graph) -> None:

@@ -12,15 +12,16 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import TagType, get_tag_type
 
-from dti_pipeline import artifacts
+from dti_pipeline import artifacts, definitions
 from dti_pipeline.config import Config
 from dti_pipeline.definitions import defs
-from dti_pipeline.defs import demo, processes, training, whole_comparison
+from dti_pipeline.defs import assets, demo, processes, training, whole_comparison
 from dti_pipeline.defs.automation import RETRIED
 from dti_pipeline.defs.checks import CHECKS
 from dti_pipeline.defs.train_process import report_to
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.evaluation.report import Decision, Delta
+from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BACKTEST, STAGES, Stage
 from dti_pipeline.tracking import registry
@@ -196,16 +197,28 @@ def test_every_stage_has_a_check() -> None:
 def test_the_whole_comparison_is_a_backfill_of_every_asset_over_the_paradigms_asked_for(
     instance: dg.DagsterInstance,
 ) -> None:
-    asked = instance.get_backfill(whole_comparison.request(instance, ["sliding_window", "dti_isolated"]))
+    asked = instance.get_backfill(whole_comparison.request(instance, ["dti"]))
     assert asked is not None
     target = asked.get_asset_backfill_data(defs.resolve_asset_graph()).target_subset
     wanted = {(key.asset_key.to_user_string(), key.partition_key) for key in target.iterate_asset_partitions()}
     assert wanted == {
-        (stage.asset, paradigm)
-        for stage in STAGES
-        for paradigm in (("sliding_window", "dti_isolated") if stage.per_paradigm else (None,))
+        (stage.asset, paradigm) for stage in STAGES for paradigm in (("dti",) if stage.per_paradigm else (None,))
     }
     assert asked.tags == RETRIED, "a run whose process was killed is started again"
+
+
+def test_partitions_are_the_paradigms_of_params_yaml_so_that_all_that_was_asked_for_is_green(
+    home: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DTI_HOME", str(home.home))
+
+    def partitions(params: str) -> list[str]:
+        home.params.write_text(params)
+        node = definitions.build((), assets.listed()).resolve_asset_graph().get(dg.AssetKey("model"))
+        return list(node.partitions_def.get_partition_keys())
+
+    assert partitions("paradigms: [dti_isolated, dti]") == ["dti_isolated", "dti"]
+    assert partitions("paradigms: [dtl]") == list(names()), "each step says what is wrong"
 
 
 @pytest.fixture
