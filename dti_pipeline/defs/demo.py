@@ -11,7 +11,8 @@ from dti_pipeline.defs.automation import COMPARISON, PER_PARADIGM, SHARED
 from dti_pipeline.paths import Paths
 
 PARADIGMS = ("sliding_window", "dti")  # the baseline and the method, whatever else there is
-RUNS = [(None, SHARED), *((paradigm, PER_PARADIGM) for paradigm in PARADIGMS), (None, COMPARISON)]
+LAST = [*COMPARISON, "item_states"]
+RUNS = [(None, SHARED), *((paradigm, PER_PARADIGM) for paradigm in PARADIGMS), (None, LAST)]
 NEXT = """
 What to look at next (after `source .venv/bin/activate`):
   {comparison}   the comparison with its plots

@@ -17,7 +17,7 @@ from dti_pipeline.plain import to_plain
     deps=["comparison"],
     description="Keys and values of the champion's items, with which `dti serve` starts; none for a model whose items'"
     " states depend on histories.\n\nCommand line: `dti items`. Makes: `models/.items`.",
-    group_name="serving",
+    group_name="dti",
     owners=["team:ctr"],
     kinds={"pytorch"},
     pool="gpu",
