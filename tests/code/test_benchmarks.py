@@ -149,20 +149,29 @@ def test_loader_and_packing_measure(tmp_path: Path) -> None:
     assert all(row["sample_padding_best_fit"] <= row["sample_padding_first_fit"] for row in rows)
 
 
+def measured_by_mode(rows: list[dict], modes: list[str], paradigm: str) -> None:
+    assert [(row["mode"], row["paradigm"], row["candidates"]) for row in rows] == [
+        (mode, paradigm, 3) for mode in modes
+    ]
+    assert all(row["candidates_per_second"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+    assert rows[0]["speedup"] == 1
+
+
 @pytest.mark.slow
-def test_a_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
+def test_a_scorer_of_a_shape_is_measured_in_every_mode(tmp_path: Path) -> None:
     """The script itself compares the answers of the modes."""
     few = ("--requests", "1", "--candidates", "3")
-    rows, _ = bench("serving", tmp_path, *few, "--paradigms", "dti_isolated")
-    shape, _ = bench("serving", tmp_path / "shape", *few, "--shape", "tiny", "--paradigms", "dti")
-    assert [row["mode"] for row in rows] == ["one_prompt", "one_history", "item_states"]
-    assert [row["mode"] for row in shape] == ["one_prompt", "one_history", "user_states"]
-    assert shape[2]["state_kib"] > 0
-    for row in rows:
-        assert (row["model"], row["paradigm"], row["candidates"]) == ("demo", "dti_isolated", 3)
-        assert row["candidates_per_second"] > 0
-        assert 0 < row["p50_ms"] <= row["p99_ms"]
-    assert rows[0]["speedup"] == 1
+    rows, _ = bench("serving", tmp_path, *few, "--shape", "tiny", "--paradigms", "dti")
+    measured_by_mode(rows, ["one_prompt", "one_history", "user_states"], "dti")
+    assert rows[2]["state_kib"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_trained_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
+    rows, _ = bench("serving", tmp_path, "--requests", "1", "--candidates", "3", "--paradigms", "dti_isolated")
+    measured_by_mode(rows, ["one_prompt", "one_history", "item_states"], "dti_isolated")
+    assert {row["model"] for row in rows} == {"demo"}
 
 
 @pytest.mark.slow

@@ -274,6 +274,7 @@ def test_a_whole_training_needs_no_library_that_a_gpu_machine_lacks() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
     rows, _ = bench("epoch", tmp_path, "--seconds", "0.2", "--only", "1", "50", "--tiny")
     assert [(row["paradigm"], row["k"]) for row in rows] == [("sliding_window", 1), ("dti", 50)]
@@ -288,6 +289,7 @@ def test_an_epoch_is_measured_at_its_best_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_start_is_measured_in_parts_that_add_up(tmp_path: Path) -> None:
     older = [{"model": name, "trained": "lora"} for name in ("another", "tiny")]
     (tmp_path / "first_step.json").write_text(json.dumps(older))
@@ -313,6 +315,7 @@ def test_scoring_is_measured_against_its_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_float8_is_judged_by_what_is_trained_on_top(tmp_path: Path) -> None:
     rows, _ = bench("float8_quality", tmp_path, "--seeds", "1", "2", "--tiny")
     assert [row["seed"] for row in rows] == [1, 2, "all"]
