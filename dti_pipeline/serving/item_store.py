@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib.format import open_memmap  # unlike np.load it has no way to run code
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
@@ -154,11 +154,11 @@ def open_store(folder: Path, model: str, device: torch.device) -> tuple[States, 
     report = artifacts.read(folder, "items", ItemsReport).report
     if report.model != model:
         raise InputError(f"{folder} holds states of another model: run `dti items` again")
-    lengths = np.load(folder / "lengths.npy")
-    tokens, ends = np.load(folder / "tokens.npy"), np.cumsum(lengths)
+    lengths, tokens = (np.array(open_memmap(folder / name, mode="r")) for name in ("lengths.npy", "tokens.npy"))
+    ends = np.cumsum(lengths)
     index = {tokens[a:b].tobytes(): i for i, (a, b) in enumerate(pairwise([0, *ends.tolist()]))}
     # Copied where it is written to, which nobody does: torch warns of memory that cannot be.
-    keys, sums = (torch.from_numpy(np.load(folder / name, mmap_mode="c")) for name in ("states.npy", "sums.npy"))
+    keys, sums = (torch.from_numpy(open_memmap(folder / name, mode="c")) for name in ("states.npy", "sums.npy"))
     if report.dtype == "bfloat16":
         keys = keys.view(torch.bfloat16)
     return States(np.append(0, ends + LABELS * np.arange(1, len(ends) + 1)), keys.to(device), sums.to(device)), index
