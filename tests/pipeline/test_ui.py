@@ -90,7 +90,7 @@ def test_make_ui_prints_both_addresses_and_ctrl_c_leaves_nothing(root: Path, sta
             break
     assert set(urls) == {"Dagster", "MLflow"}, printed
     assert "workflowType=machine_learning" in urls["MLflow"], "not on the page about language-model traces"
-    assert assets_at(urls["Dagster"], process) == {stage.asset for stage in STAGES}
+    assert assets_at(urls["Dagster"], process) == {*(stage.asset for stage in STAGES), "item_states"}
     with urllib.request.urlopen(urls["MLflow"], timeout=10) as answer:
         assert b"MLflow" in answer.read()
     everybody = family(process)
@@ -105,7 +105,7 @@ def test_make_ui_prints_both_addresses_and_ctrl_c_leaves_nothing(root: Path, sta
 def test_dev_without_arguments_opens_the_project(root: Path, start, program: str) -> None:
     port = ui.free_port(3500)
     process = start(PROGRAMS / program, "dev", "--port", str(port))  # the port only so that no other page is met
-    assert assets_at(f"http://127.0.0.1:{port}", process) == {stage.asset for stage in STAGES}
+    assert assets_at(f"http://127.0.0.1:{port}", process) == {*(stage.asset for stage in STAGES), "item_states"}
     assert (root / ".dagster" / "history").is_dir(), "runs are kept in the clone, not in a folder that goes"
     process.send_signal(signal.SIGINT)
     process.wait(PATIENCE)
