@@ -87,7 +87,7 @@ def run(
         "delay": delay, "fixes": "", "model": "", "epochs": None, "seed": seed, "measure": "quality", "config": config,
         "command": f"python -m benchmarks.conventional --data-sets {data_set} --models {model} --seeds {seed}"
         f" --context {n} --group {group}" + ("" if delay is None else f" --delays {delay:g}"),
-        "workers": workers, "data": data, "commit": str(lineage.commit() or "") or None,
+        "workers": workers, "data": data, "commit": lineage.commit_name(),
         "hardware": lineage.hardware([]),
         "auc": metrics.auc(label, score), "auc_streaming": None, "log_loss": metrics.log_loss(label, score),
         "gauc": metrics.group_auc(label, score, user).value,

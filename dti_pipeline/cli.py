@@ -30,7 +30,7 @@ from dti_pipeline.cli_options import (
     say,
 )
 from dti_pipeline.config import Config
-from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.errors import CheckFailed, InputError, check
 from dti_pipeline.evaluation import tables
 from dti_pipeline.evaluation.report import Comparison
 from dti_pipeline.events.report import IngestReport
@@ -193,7 +193,7 @@ def reproduce_run(
 
     report = reproduce.reproduce(settings, paths, run, into or paths.reproduced / run_id, make)
     answer(report, as_json, page.text)
-    reproduce.require(report)
+    check(report.equal, report.sentence, report)
 
 
 @app.command("clean")

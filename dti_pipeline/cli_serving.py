@@ -14,7 +14,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from dti_pipeline import tracking
 from dti_pipeline.cli_options import Json, Params, Set, answer, configure, console, known, print_json, say
 from dti_pipeline.config import Config
-from dti_pipeline.errors import InputError
+from dti_pipeline.errors import InputError, check
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 
@@ -190,7 +190,7 @@ def certify_model(
         "" if certificate.mlflow_run_id and settings.tracking.enabled else ", and with no version: there is no record"
     )
     say(f"kept in {paths.certificate(certificate.paradigm, certificate.model_digest)}{kept}")
-    certify.require(certificate)
+    check(certificate.passed, certificate.sentence, certificate)
 
 
 def store_items(

@@ -40,5 +40,11 @@ class CheckFailed(Exception):
         self.report = report
 
 
+def check(holds: bool, sentence: str, report: object) -> None:
+    """Raise CheckFailed with a report's sentence unless what it was made to show holds."""
+    if not holds:
+        raise CheckFailed(sentence, report)
+
+
 class Interrupted(CheckFailed):
     """Somebody ended the work, which goes on where it stopped when it is started again."""

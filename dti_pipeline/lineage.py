@@ -47,6 +47,12 @@ def commit() -> Commit | None:
     return Commit(sha, bool(changed))
 
 
+def commit_name() -> str | None:
+    """The commit as results name it; None where there is none."""
+    found = commit()
+    return None if found is None else str(found)
+
+
 def hardware(gpus: Sequence[str] | None = None) -> str:
     """The hardware of a duration: the GPUs, else the CPU and its usable cores.
 
@@ -55,12 +61,16 @@ def hardware(gpus: Sequence[str] | None = None) -> str:
     names = gpu_names() if gpus is None else gpus
     if names:
         return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"{platform.machine()} CPU"
     with suppress(OSError):
         models = re.findall(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
         cpu = next((model for model in models if "unknown" not in model), cpu)
-    return f"{cpu}, {cores} cores"
+    return f"{cpu}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

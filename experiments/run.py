@@ -59,7 +59,7 @@ def execute(run: Run, work: Path, workers: int = 1) -> dict[str, Any]:
         for made, at in ((data / "data" / "events", paths.events), (data / "data" / "tokens", paths.tokens)):
             logs.link(made, at)
         logs.link(shards, paths.shards(run.paradigm))
-        facts = {"workers": workers, "data": logs.digest(data), "commit": str(lineage.commit() or "") or None}
+        facts = {"workers": workers, "data": logs.digest(data), "commit": lineage.commit_name()}
         row = run.facts() | facts | _train(run, paths)
         if run.measure == "quality":
             row |= _evaluate(run, paths, own)

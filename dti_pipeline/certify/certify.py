@@ -16,7 +16,7 @@ from dti_pipeline.certify.proofs import TRAINED_AND_SERVED, Bench, OnPrompts
 from dti_pipeline.certify.report import PARTS, Certificate, Proof
 from dti_pipeline.certify.served import OnServer
 from dti_pipeline.config import Config
-from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.errors import InputError
 from dti_pipeline.packing.store import TokenStore, require_events
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.scorer import Scorer
@@ -58,7 +58,6 @@ def certify(config: Config, paths: Paths, task: Task) -> Certificate:
     found = [*server.evaluated(store, row_length, published), *server, *prompts]
     found += _by_rule(audit.audit(paths.home, task.folder))
     proofs = sorted(found, key=lambda proof: [*PARTS].index(proof.part))
-    commit = lineage.commit()
     certificate = Certificate(
         model=task.name,
         model_digest=digest,
@@ -75,7 +74,7 @@ def certify(config: Config, paths: Paths, task: Task) -> Certificate:
         compute=bench.compute,
         digits=_digits(proofs),
         streaming_difference=streaming.difference if (streaming := _streaming(proofs)) else None,
-        commit=str(commit) if commit else None,
+        commit=lineage.commit_name(),
         hardware=lineage.hardware(None if scorer.device.type == "cuda" else []),
         proofs=tuple(proofs),
     )
@@ -150,9 +149,3 @@ def _sentence(name: str, proofs: list[Proof]) -> str:
         f"{name} is certified, {asked} of {asked} proofs hold: served equals evaluated {to}; in the prompts of many"
         f" targets that it was trained on, logits differ by up to {streaming.difference:.2g}, as its paradigm allows"
     )
-
-
-def require(certificate: Certificate) -> None:
-    """Raise CheckFailed where a proof failed."""
-    if not certificate.passed:
-        raise CheckFailed(certificate.sentence, certificate)

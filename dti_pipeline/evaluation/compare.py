@@ -131,7 +131,7 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
     return Comparison(
         dataset=Path(events.config["events"]["path"]).name,
         delay=events.config["split"]["feedback_delay"],
-        commit=str(lineage.commit() or "") or None,
+        commit=lineage.commit_name(),
         hardware="; ".join(sorted({t.hardware for t in training.values()})),
         protocol=Protocol(
             source=source,

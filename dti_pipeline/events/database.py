@@ -114,3 +114,11 @@ def parquet_files(*paths: Path, filename: bool = False) -> str:
     """
     exact = ", ".join(literal("".join(f"[{c}]" if c in "*?[" else c for c in str(path))) for path in paths)
     return f"read_parquet([{exact}], hive_partitioning = false, filename = {filename})"
+
+
+def first_row(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> dict[str, Any]:
+    """The first row of an answer, by column."""
+    cursor = connection.execute(query, values)
+    found = cursor.fetchone()
+    assert found is not None
+    return dict(zip([column[0] for column in cursor.description], found, strict=True))

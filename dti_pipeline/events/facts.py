@@ -5,13 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.database import connect, parquet_files
+from dti_pipeline.events.database import connect, first_row, parquet_files
 from dti_pipeline.events.sources import locate
 from dti_pipeline.events.staging import stage
 from dti_pipeline.paths import Paths
@@ -60,11 +59,11 @@ def facts(config: Config, home: Paths) -> Facts:
 
 
 def _facts(connection: duckdb.DuckDBPyConnection, config: Config, titles: str | None) -> Facts:
-    (read,) = _row(connection, "SELECT count(*) FROM read")
-    rows, users, items, first, last = _row(
+    (read,) = first_row(connection, "SELECT count(*) FROM read").values()
+    rows, users, items, first, last = first_row(
         connection,
         "SELECT count(*), count(DISTINCT user_id), count(DISTINCT item_id), min(timestamp), max(timestamp) FROM good",
-    )
+    ).values()
     worst = connection.execute(
         "SELECT reason FROM read WHERE reason IS NOT NULL GROUP BY reason ORDER BY count(*) DESC, reason LIMIT 1"
     ).fetchone()
@@ -73,44 +72,44 @@ def _facts(connection: duckdb.DuckDBPyConnection, config: Config, titles: str | 
     values = connection.execute(
         f"SELECT rating, count(*) FROM good GROUP BY rating ORDER BY rating LIMIT {DISTINCT + 1}"
     ).fetchall()
-    (quartiles,) = _row(connection, "SELECT quantile_disc(rating, [0.25, 0.5, 0.75]) FROM good")
+    (quartiles,) = first_row(connection, "SELECT quantile_disc(rating, [0.25, 0.5, 0.75]) FROM good").values()
     before = (1, 5, 10, 20, 50)
-    later = _row(
+    later = first_row(
         connection,
         f"SELECT {', '.join(f'coalesce(sum(greatest(n - {least}, 0)), 0)::BIGINT' for least in before)}"
         " FROM (SELECT count(*) AS n FROM good GROUP BY user_id)",
-    )
+    ).values()
     hasty = None
     if first is not None:
-        (hasty,) = _row(
+        (hasty,) = first_row(
             connection,
             """WITH moments AS (SELECT DISTINCT user_id, timestamp FROM good),
             gaps AS (SELECT timestamp - lag(timestamp) OVER (PARTITION BY user_id ORDER BY timestamp) AS gap
                      FROM moments)
             SELECT coalesce(avg((gap < 60)::INTEGER), 0) FROM gaps WHERE gap IS NOT NULL""",
-        )
-    requests, shared = _row(
+        ).values()
+    requests, shared = first_row(
         connection,
         "SELECT count(*), count(*) FILTER (people > 1) FROM (SELECT count(DISTINCT user_id) AS people FROM good"
         " WHERE request_id IS NOT NULL GROUP BY request_id)",
-    )
+    ).values()
     splits = dict(
         connection.execute("SELECT split, count(*) FROM good WHERE split IS NOT NULL GROUP BY split").fetchall()
     )
-    (early,) = _row(
+    (early,) = first_row(
         connection,
         """SELECT count(*) FROM (
             SELECT max(timestamp) FILTER (split = 'train') AS train, min(timestamp) FILTER (split = 'validation') AS v0,
             max(timestamp) FILTER (split = 'validation') AS v1, min(timestamp) FILTER (split = 'test') AS test
             FROM good GROUP BY user_id)
         WHERE train > least(v0, test) OR v1 > test""",
-    )
+    ).values()
     source = titles or "good"
-    (words,) = _row(
+    (words,) = first_row(
         connection,
         f"SELECT coalesce(avg(len(string_split(item_text, ' '))), 0) FROM (SELECT DISTINCT item_text FROM {source})"
         " WHERE item_text <> ''",
-    )
+    ).values()
     return Facts(
         read=read,
         rows=rows,
@@ -130,9 +129,3 @@ def _facts(connection: duckdb.DuckDBPyConnection, config: Config, titles: str | 
         early=early,
         words=words,
     )
-
-
-def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return row

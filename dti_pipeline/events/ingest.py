@@ -11,7 +11,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.buckets import pieces
-from dti_pipeline.events.database import connect, parquet_files, run_script, write_parquet
+from dti_pipeline.events.database import connect, first_row, parquet_files, run_script, write_parquet
 from dti_pipeline.events.histories import Rules, first_values, ordered
 from dti_pipeline.events.report import CatalogueCounts, FileCounts, IngestReport, SplitCounts
 from dti_pipeline.events.sources import locate
@@ -111,7 +111,7 @@ def _read(connection: duckdb.DuckDBPyConnection, parts: Parts, rules: Rules, max
 
 def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]:
     """Every count taken by itself, so that the sum is a check. Raises InputError where no row is usable."""
-    ledger = _row(
+    ledger = first_row(
         connection,
         """SELECT (SELECT count(*) FROM read_rows) AS read, (SELECT count(*) FROM history) AS kept,
            (SELECT count(*) FROM quarantine) AS quarantined,
@@ -125,7 +125,7 @@ def _ledger(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Any]
     if not ledger["read"]:
         raise InputError(f"{path} is an empty log: it has no rows")
     if not ledger["kept"]:
-        first = _row(connection, "FROM quarantine LIMIT 1")
+        first = first_row(connection, "FROM quarantine LIMIT 1")
         row = f"{first['source_file']} line {first['line']}, for one: {first['reason']}"
         raise InputError(f"{path} has no usable row among {ledger['read']}: {row}")
     return ledger
@@ -158,7 +158,7 @@ def _prepare_split(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
 def _check_trains(connection: duckdb.DuckDBPyConnection, min_history: int) -> None:
     """Raise InputError where no row is left to train on."""
     query = "SELECT count(*) AS targets FROM labelled WHERE split = 'train' AND request >= $1"
-    if not _row(connection, query, min_history)["targets"]:
+    if not first_row(connection, query, min_history)["targets"]:
         raise InputError(
             f"no row is left to train on: none before the held-out ones has {min_history} earlier rows of its"
             " user (params key `split.min_history`)"
@@ -197,7 +197,7 @@ def _check_own_split(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str, Any]:
     """Of the interactions and the quarantine, as the report names them."""
-    facts = _row(
+    facts = first_row(
         connection,
         """SELECT count(DISTINCT user_id) AS users, count(DISTINCT item_id) AS items, avg(label) AS label_rate,
            count(*) FILTER (untitled) AS untitled, count(DISTINCT item_id) FILTER (untitled) AS untitled_items,
@@ -222,7 +222,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
 
 def _catalogue(connection: duckdb.DuckDBPyConnection) -> CatalogueCounts:
     """The ledger of the item files."""
-    counts = _row(
+    counts = first_row(
         connection,
         """SELECT count(*) AS read, count(DISTINCT item_id) FILTER (reason IS NULL) AS kept,
            count(reason) AS quarantined, read - kept - quarantined AS repeated FROM item_rows""",
@@ -234,11 +234,3 @@ def _catalogue(connection: duckdb.DuckDBPyConnection) -> CatalogueCounts:
         "SELECT reason, count(*) FROM item_quarantine GROUP BY reason ORDER BY reason"
     ).fetchall()
     return CatalogueCounts(**counts, files={name: FileCounts(*row) for name, *row in files}, reasons=dict(reasons))
-
-
-def _row(connection: duckdb.DuckDBPyConnection, query: str, *values: Any) -> dict[str, Any]:
-    """The first row of an answer, by column."""
-    cursor = connection.execute(query, values)
-    row = cursor.fetchone()
-    assert row is not None
-    return dict(zip([column[0] for column in cursor.description], row, strict=True))

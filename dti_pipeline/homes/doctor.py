@@ -126,7 +126,7 @@ def _gpu(settings: Config | None) -> Iterator[Finding]:
 
 
 def _threads() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = lineage.cores()
     load = os.getloadavg()[0]
     own = ", ".join(
         f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if name in os.environ

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dti_pipeline import artifacts, lineage, pretrained
 from dti_pipeline.config import Config, from_plain
-from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.reproduction import inputs
 from dti_pipeline.reproduction.report import Compared, Recorded, Reproduction
@@ -111,8 +111,8 @@ def _same(part: Any, name: str, then: object, now: object, difference: float | N
 
 
 def _made_with(record: Mapping[str, Any]) -> Iterator[Compared]:
-    commit, versions = lineage.commit(), lineage.versions()
-    yield _same("made with", "commit", record["commit"], str(commit) if commit else None)
+    versions = lineage.versions()
+    yield _same("made with", "commit", record["commit"], lineage.commit_name())
     for name in sorted({*record["versions"], *versions}):
         yield _same("made with", name, record["versions"].get(name), versions.get(name))
     gpu = record["device"].startswith("cuda")
@@ -190,9 +190,3 @@ def _sentence(run_id: str, compared: tuple[Compared, ...], differs: list[Compare
         f"run {run_id} is not reproduced: {len(differs)} of {counted} are not equal, first {first.name}"
         f" ({first.then}, now {first.now}){made}"
     )
-
-
-def require(report: Reproduction) -> None:
-    """Raise CheckFailed where something is not equal."""
-    if not report.equal:
-        raise CheckFailed(report.sentence, report)

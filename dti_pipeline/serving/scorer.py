@@ -111,7 +111,6 @@ class Scorer:
         items = pq.read_table(folder / ITEMS).to_pydict() if (folder / ITEMS).is_file() else {}
         of_items = {name: dict(zip(items["item_id"], column, strict=True)) for name, column in items.items()}
         titles = of_items.get("item_text", {})
-        tokenizer = load_tokenizer(folder)
         tokens = int(training["tokens_per_batch"])
         texts, tokenizer = manifest.report.texts, load_tokenizer(folder)
         if artifacts.read(folder, "train", whole=False).files != manifest.files:

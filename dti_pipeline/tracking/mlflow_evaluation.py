@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Run
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Run
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
@@ -16,7 +15,7 @@ from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import author, connect, dataset, end_killed, tagged
+from dti_pipeline.tracking.mlflow_store import active_run, author, connect, dataset, end_killed, tagged
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +101,9 @@ def trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | Non
     if run_id is None:
         log.info("%s was trained without a record; nothing is added to one", paradigm)
         return None
-    try:
-        run = store.get_run(run_id)
-    except MlflowException:
-        run = None
-    if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+    run = active_run(store, run_id)
+    if run is None:
         log.warning("run %s of %s is not in this MLflow store; nothing is added to it", run_id, paradigm)
-        return None
     return run
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import LifecycleStage
-from mlflow.exceptions import MlflowException
 
 from dti_pipeline import artifacts, lineage
 from dti_pipeline.config import Config
@@ -19,7 +17,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.reproduction.report import Recorded
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import connect
+from dti_pipeline.tracking.mlflow_store import active_run, connect
 from dti_pipeline.training.progress import Started
 
 FILE, METRICS = "record.json", "evaluation/metrics.json"
@@ -29,13 +27,12 @@ LEFT_OUT = ("tracking", "serving", "execution")
 
 def record(config: Config, paths: Paths, started: Started) -> dict[str, Any]:
     """Parameters with their types, the digests of everything read on the way from the raw log, code and machine."""
-    commit = lineage.commit()
     sections = {name: value for name, value in to_plain(config).items() if name not in LEFT_OUT}
     return {
         "paradigm": started.paradigm,
         "config": sections,
         "inputs": _inputs(paths, started.paradigm) | {"shards": started.dataset_digest},
-        "commit": str(commit) if commit else None,
+        "commit": lineage.commit_name(),
         "versions": lineage.versions(),
         "hardware": started.hardware,
         "device": started.device,
@@ -69,11 +66,8 @@ def recorded(config: Config, paths: Paths, run_id: str) -> Recorded:
     """A training by its run: its record, its metrics, and the folder of its model. InputError where the store has no
     such run, or it is none of a training, or it ended without a model or a record."""
     store, _ = connect(config, paths)
-    try:
-        run = store.get_run(run_id)
-    except MlflowException:
-        run = None
-    if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+    run = active_run(store, run_id)
+    if run is None:
         raise InputError(f"run {run_id} is not in this MLflow store")
     kind = run.data.tags.get("mlflow.source.name")
     if "paradigm" not in run.data.params or kind != "dti train":

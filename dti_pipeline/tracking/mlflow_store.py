@@ -27,6 +27,15 @@ from dti_pipeline.tracking import mlflow_page
 HOME = "home"  # tag: machine and folder of the project that made a run
 
 
+def active_run(store: MlflowClient, run_id: str) -> Run | None:
+    """A run by its id; None where the store does not have it, or it was deleted there."""
+    try:
+        run = store.get_run(run_id)
+    except MlflowException:
+        return None
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
 def uri(config: Config, paths: Paths) -> str:
     """MLflow's tracking URI."""
     return config.tracking.uri or paths.tracking_uri

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dti_pipeline import artifacts, cli, pipeline, tracking
 from dti_pipeline.config import Config
-from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.errors import CheckFailed, InputError, check
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.paths import Paths
 from dti_pipeline.reproduction import page, reproduce
@@ -122,7 +122,7 @@ def test_other_parameters_are_not_equal_and_said_so(made: tuple[Config, Paths, s
     assert weights.difference > 1e-4
     assert "NOT EQUAL" in page.text(found)
     with pytest.raises(CheckFailed, match=rf"^run {made[2]} is not reproduced: \d+ of \d+ are not equal, first "):
-        reproduce.require(found)
+        check(found.equal, found.sentence, found)
 
 
 def test_a_changed_log_is_named_unless_its_events_are_left(
