@@ -32,7 +32,7 @@ test: setup  ## Every test, two files at a time; ARGS="-k packing" passes argume
 	@$(PYTEST) $(ARGS)
 
 test-slow: setup  ## What takes minutes and `make test` leaves out: stages killed and files damaged at large
-	@$(PYTEST) -m long $(ARGS)
+	@$(PYTEST) -m long --timeout 3600 $(ARGS)
 
 ui: setup  ## Dagster and MLflow in the browser, together; Ctrl-C stops both
 	@$(BIN)/python -m dti_pipeline.ui
