@@ -19,7 +19,7 @@ from benchmarks.lib.timing import median_seconds
 from dti_pipeline import config
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
-from dti_pipeline.packing.pack import plan_rows
+from dti_pipeline.packing.plans import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds, split
 from dti_pipeline.packing.store import TokenStore, read_columns, write_columns
 from dti_pipeline.paradigms import named

@@ -28,7 +28,7 @@ from dti_pipeline.evaluation import interactions, metrics
 from dti_pipeline.evaluation.bootstrap import Interval, Users, interval, over_seeds
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.evaluation.interactions import Array
-from dti_pipeline.packing.pack import limited
+from dti_pipeline.packing.limits import limited
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from experiments import grid as grids

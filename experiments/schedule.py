@@ -182,7 +182,7 @@ def listing(grid: Grid, work: Path, runs: Iterable[Run]) -> Iterator[dict[str, A
 
 
 def _tokens(run: Run, paths: Paths) -> float | None:
-    from dti_pipeline.packing.pack import plan_rows
+    from dti_pipeline.packing.plans import plan_rows
     from dti_pipeline.packing.store import TokenStore
     from dti_pipeline.paradigms import named
 

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.modeling.network.ctr_model import CTRModel
-from dti_pipeline.packing.pack import plan_rows
+from dti_pipeline.packing.plans import plan_rows
 from dti_pipeline.packing.reader import Rows, bounds
 from dti_pipeline.packing.report import PlanReport
 from dti_pipeline.packing.store import TokenStore

@@ -24,7 +24,7 @@ from dti_pipeline.errors import InputError, Interrupted
 from dti_pipeline.evaluation import metrics
 from dti_pipeline.evaluation.predict import TOKENS_PER_BATCH, Batches
 from dti_pipeline.modeling.network.ctr_model import CTRModel
-from dti_pipeline.packing.pack import targets_per_prompt
+from dti_pipeline.packing.plans import targets_per_prompt
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.some import cut_some
 from dti_pipeline.packing.store import TokenStore

@@ -2,51 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
 from dti_pipeline.artifacts import Inputs
-from dti_pipeline.config import Config, PackingConfig
-from dti_pipeline.errors import InputError
-from dti_pipeline.packing import best_fit, prompts, row_length
-from dti_pipeline.packing.prompts import Prompts
-from dti_pipeline.packing.report import PackReport, PlanReport
-from dti_pipeline.packing.store import SPLITS, TokenStore, require_events, write_columns
-from dti_pipeline.paradigms import Paradigm, named
+from dti_pipeline.config import Config
+from dti_pipeline.execution import tasks
+from dti_pipeline.packing import row_length
+from dti_pipeline.packing.plans import Block, Counts, Plan, blocks
+from dti_pipeline.packing.report import PackReport
+from dti_pipeline.packing.store import TokenStore, read_columns, require_events, write_columns, write_parts
+from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 
 #: Plans in a shards folder. Held-out targets come in two forms: alone, as a server sees them, and streaming.
 PLANS = ("train", "validation", "validation_streaming", "test", "test_streaming")
-#: Rows of the log planned at a time.
-BLOCK = 1 << 21
 
 
-def targets_per_prompt(config: Config, plan: str, paradigm: Paradigm) -> int | None:
-    """k of a plan; None for "as many as a row holds". The baseline trains on k = 1, everything else being equal."""
-    if plan in ("validation", "test"):
-        return 1
-    wanted = None if config.packing.targets == "all" else config.packing.targets
-    return paradigm.targets(wanted) if plan == "train" else wanted
+@dataclass(frozen=True)
+class _Task:
+    """A block to pack."""
+
+    plan: Plan
+    tokens: Path
+    block: Block
+    kept: Path | None  # the targets (m,) that limits leave
+    to: Path  # file of its prompts
 
 
 def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     """Plan the rows of one paradigm. Every target of the log is in exactly one prompt of its plan, or is counted as
     dropped with the reason. Plans hold spans of the log, never tokens. Raises InputError where the tokens are of other
-    events than the home holds."""
+    events than the home holds.
+
+    Users are packed a block at a time, into rows of their own; each block is a task. Memory: that of a block.
+    """
     inputs = Inputs.published(tokens=(paths.tokens, "tokenize"))
     store = TokenStore.open(paths.tokens)
     require_events(paths)
     recorded = config.sections("packing", "split")
     config = row_length.settled(config, store)
-    plans = {}
-    with artifacts.publish(paths.shards(paradigm), "pack", recorded, inputs) as draft:
-        for plan in PLANS:
-            plans[plan], cut, row = plan_rows(config, store, named(paradigm), plan)
-            columns = {"start": cut.start, "first_target": cut.first_target, "stop": cut.stop}
-            write_columns(draft.path / f"{plan}.arrow", {"row": row, **columns})
+    with (
+        tasks.engine(config.execution),
+        artifacts.publish(paths.shards(paradigm), "pack", recorded, inputs) as draft,
+        artifacts.aside(paths.shards(paradigm)) as scratch,
+    ):
+        work = {
+            plan.name: _tasks(plan, store, paths.tokens, scratch)
+            for plan in (Plan.of(config, named(paradigm), name) for name in PLANS)
+        }
+        counts = iter(tasks.run(_packed, [*chain(*work.values())], config.execution, "blocks of users packed"))
+        plans = {}
+        for name, blocks_of_plan in work.items():
+            found = [*islice(counts, len(blocks_of_plan))]
+            plans[name] = blocks_of_plan[0].plan.report(found)
+            write_parts(draft.path / f"{name}.arrow", plans[name].prompts, _columns(blocks_of_plan, found))
         padding = plans["train"].padding_share if named(paradigm).streams else 0.0
         better = row_length.better(config, store, padding)
         report = draft.report = PackReport(
@@ -60,110 +77,40 @@ def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
     return report
 
 
-def plan_rows(
-    config: Config, store: TokenStore, paradigm: Paradigm, plan: str
-) -> tuple[PlanReport, Prompts, NDArray[np.int32]]:
-    """One plan: its counts, its ``p`` prompts in the order of their rows, and the row (p,) of each.
+def _tasks(plan: Plan, store: TokenStore, tokens: Path, folder: Path) -> list[_Task]:
+    limited = plan.limited(store)
+    kept = None
+    if limited is not None:
+        kept = folder / f"{plan.name}.kept.arrow"
+        write_columns(kept, {"kept": limited.view(np.int8)})
+    return [
+        _Task(plan, tokens, block, kept, folder / f"{plan.name}.{block.number}.arrow")
+        for block in blocks(store.position)
+    ]
 
-    Users are packed a block at a time, into rows of their own. Memory: 20 bytes a prompt and a few a row of the log.
-    """
-    packing = config.packing
-    split = SPLITS.index(plan.removesuffix("_streaming"))
-    kept = (store.split == split) & (store.request >= config.split.min_history)
-    in_log = int(kept.sum())
-    if plan == "train":
-        if not in_log:
-            raise InputError(
-                f"no training target: none has split.min_history = {config.split.min_history} rows before its request"
-            )
-        kept = limited(kept, store.position, packing)
-    k, seen = targets_per_prompt(config, plan, paradigm), store.seen
-    text_lengths = (np.diff(store.offsets) + 1).astype(np.int32)
-    # Room for a prompt a target; what is not written to takes no memory.
-    targets = int(kept.sum())
-    kind = np.int32 if len(kept) < 2**31 else np.int64
-    start, first_target, stop = (np.empty(targets, kind) for _ in range(3))
-    length, row = np.empty(targets, np.int32), np.empty(targets, np.int32)
-    end = rows = ended = 0
-    for number, block in enumerate(_blocks(store.position)):
-        position, lengths = store.position[block], text_lengths[store.text[block]]
-        cut, closed = prompts.cut(
-            kept[block], position, seen[block], lengths, packing.context, k, packing.tokens_a_row, store.opening(block)
-        )
-        ended += closed
-        packed = best_fit.pack(cut.length, packing.tokens_a_row, packing.seed + number)
-        order = np.argsort(packed.row, kind="stable")
-        here = slice(end, end := end + len(cut))
-        start[here] = cut.start[order] + block.start
-        first_target[here] = cut.first_target[order] + block.start
-        stop[here] = cut.stop[order] + block.start
-        length[here], row[here] = cut.length[order], packed.row[order] + rows
-        rows += packed.rows
-    found = Prompts(start[:end], first_target[:end], stop[:end], length[:end])
-    assert found.targets == targets, "a target was lost"
-    dropped, tokens = in_log - targets, int(found.length.sum())
-    report = PlanReport(
-        targets=targets,
-        targets_in_log=in_log,
-        dropped=dropped,
-        dropped_reason=_limits(packing) if dropped else None,
-        targets_per_prompt=k or "all",
-        prompts=len(found),
-        prompts_cut_by_row=ended,
-        rows=rows,
-        tokens=tokens,
-        tokens_per_target=round(tokens / max(targets, 1), 4),
-        padding_share=round(1 - tokens / max(rows * packing.tokens_a_row, 1), 6),
+
+def _packed(task: _Task) -> Counts:
+    store = TokenStore.open(task.tokens, whole=False)
+    kept = None if task.kept is None else read_columns(task.kept)["kept"].view(bool)[task.block.rows]
+    prompts, row, counts = task.plan.pack(store, task.block, kept)
+    aside = task.to.with_suffix(".part")
+    write_columns(
+        aside,
+        {
+            "row": row.astype(np.int32),
+            "start": prompts.start,
+            "first_target": prompts.first_target,
+            "stop": prompts.stop,
+        },
     )
-    return report, found, row[:end]
+    aside.replace(task.to)
+    return counts
 
 
-def _blocks(position: NDArray[np.int32]) -> Iterator[slice]:
-    """Slices of about BLOCK rows of the log that part no user's history."""
-    begin = 0
-    while begin < len(position):
-        end = begin + BLOCK
-        while end < len(position) and position[end] != 0:  # a history is short beside a block
-            end += 1
-        yield slice(begin, min(end, len(position)))
-        begin = end
-
-
-def _limits(packing: PackingConfig) -> str:
-    share = [f"packing.target_share = {packing.target_share:g}"] if packing.target_share < 1 else []
-    most = [f"packing.max_targets = {packing.max_targets}"] if packing.max_targets is not None else []
-    return ", ".join(share + most)
-
-
-def limited(targets: NDArray[np.bool_], position: NDArray[np.int32], packing: PackingConfig) -> NDArray[np.bool_]:
-    """The training targets (m,) that ``packing.target_share`` and ``packing.max_targets`` leave."""
-    if packing.target_share < 1:
-        targets = share(targets, position, packing.target_share, packing.seed)
-    if packing.max_targets is not None:
-        targets = limit(targets, position, packing.max_targets, packing.seed)
-    return targets
-
-
-def share(targets: NDArray[np.bool_], position: NDArray[np.int32], wanted: float, seed: int) -> NDArray[np.bool_]:
-    """Keep whole users, in an order drawn by ``seed``, one at least, so many that the share of their targets is nearest
-    to ``wanted``. Scattered targets would be prompts of one target each: no paradigm but the sliding window."""
-    user = np.cumsum(position == 0) - 1
-    each = np.bincount(user, weights=targets)
-    order = np.random.default_rng(seed).permutation(len(each))
-    order = order[each[order] > 0]
-    reached = np.cumsum(each[order])
-    users = 1 + int(np.abs(reached - wanted * reached[-1]).argmin())
-    return targets & np.isin(user, order[:users])
-
-
-def limit(targets: NDArray[np.bool_], position: NDArray[np.int32], most: int, seed: int) -> NDArray[np.bool_]:
-    """Keep whole users, in an order drawn by ``seed``, while their targets number at most ``most``."""
-    first = np.flatnonzero(position == 0)
-    user = np.cumsum(position == 0) - 1
-    each = np.bincount(user, weights=targets, minlength=len(first)).astype(np.int64)
-    order = np.random.default_rng(seed).permutation(len(first))
-    keep = np.zeros(len(first), bool)
-    keep[order] = np.cumsum(each[order]) <= most
-    if not each[keep].sum():
-        raise InputError(f"params key `packing.max_targets` is {most}: too few for even one user's targets")
-    return targets & keep[user]
+def _columns(work: Sequence[_Task], counts: Sequence[Counts]) -> Iterator[dict[str, NDArray[Any]]]:
+    """The prompts of each block, with rows counted from the first block's."""
+    rows = 0
+    for task, count in zip(work, counts, strict=True):
+        columns = read_columns(task.to)
+        yield {**columns, "row": columns["row"] + np.int32(rows)}
+        rows += count.rows

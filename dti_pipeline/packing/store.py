@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,9 +47,10 @@ class TokenStore:
     new_label_words: tuple[str, ...] = ()  # label tokens that the tokenizer's vocabulary lacked
 
     @classmethod
-    def open(cls, folder: Path) -> TokenStore:
-        """Memory-map a store that ``dti tokenize`` made. Cost: one read, to check its digests."""
-        report = artifacts.read(folder, "tokenize", TokenizeReport).report
+    def open(cls, folder: Path, *, whole: bool = True) -> TokenStore:
+        """Memory-map a store that ``dti tokenize`` made. Cost: one read, to check its digests; none where it is not
+        to be ``whole``, since it was checked before."""
+        report = artifacts.read(folder, "tokenize", TokenizeReport, whole=whole).report
         return cls(
             tokens=read_columns(folder / "texts.arrow")["token"],
             offsets=read_columns(folder / "offsets.arrow")["offset"],
@@ -99,6 +103,31 @@ def write_columns(path: Path, columns: dict[str, Any]) -> None:
     batch = pa.record_batch([pa.array(values) for values in columns.values()], names=list(columns))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def write_parts(path: Path, rows: int, parts: Iterable[Mapping[str, NDArray[Any]]]) -> None:
+    """Write the columns of several parts, one behind the other and ``rows`` rows in all, as :func:`write_columns`
+    would. Memory: that of a part; what is put together lies in files beside ``path`` meanwhile."""
+    whole: dict[str, NDArray[Any]] = {}
+    end = 0
+    with tempfile.TemporaryDirectory(prefix=".columns.", dir=path.parent) as beside:
+        for part in parts:
+            begin, end = end, end + len(next(iter(part.values())))
+            if end - begin == rows:
+                whole = dict(part)
+                break
+            for name, values in part.items():
+                if name not in whole:
+                    whole[name] = _mapped(Path(beside) / name, values.dtype, rows)
+                whole[name][begin:end] = values
+        write_columns(path, whole)
+
+
+def _mapped(path: Path, kind: np.dtype[Any], rows: int) -> NDArray[Any]:
+    """A column in a file. Its place on the disk is taken first: a full disk is an error here, and a crash later."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, rows * kind.itemsize)
+    return np.memmap(path, kind, "r+", shape=(rows,))
 
 
 def read_columns(path: Path) -> dict[str, NDArray[Any]]:

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dti_pipeline import artifacts, pretrained
 from dti_pipeline.artifacts import Inputs
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.report import IngestReport
-from dti_pipeline.packing import user_texts
+from dti_pipeline.execution import tasks
+from dti_pipeline.packing.log_columns import Log
 from dti_pipeline.packing.report import Knowledge, TokenizeReport
-from dti_pipeline.packing.store import ITEMS, SPLITS, write_columns
-from dti_pipeline.packing.values import BLOCK, distinct
-from dti_pipeline.packing.words import GAPS, filling_in, gaps, render
+from dti_pipeline.packing.store import ITEMS, write_columns
+from dti_pipeline.packing.user_texts import rendered
+from dti_pipeline.packing.words import GAPS, filling_in, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
 
@@ -36,47 +37,52 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
-    Cost: one pass over the distinct texts, one over the log; memory: 22 bytes a row, 31 with
-    gaps, 4 more with texts of users, and the distinct texts.
+    Cost: one pass over the distinct texts, one over the log, in tasks of spans of users. Memory: that of a span, and
+    the distinct texts.
     """
     ingested = artifacts.read(paths.events, "ingest", IngestReport)
     require_passed(config, paths)
     inputs = Inputs.of({"events": paths.events})
-    gap, columns = "gap" in config.tokens.names, config.tokens.columns
-    events = paths.events / "interactions.parquet"
-    items, log = _read(events, gap, config.tokens)
-    users = user_texts.read(events, config.tokens, log["position"])
-    gap_of_row = _gaps(log, config.split.context) if gap else np.int8(0)
-    text_of_row, texts = _distinct_texts(items, log.pop("item"), gap_of_row, config.tokens)
-    tokenizer = _tokenizer(config.tokens, [*texts, *(users.texts if users else ())])
-    before = tokenizer.get_vocab()
-    special = _special_tokens(tokenizer)
-    added = tokenizer.get_vocab().keys() - before.keys()
-    tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
-    counts: dict[str, int] = {}
-    if users:
-        log["user_text"] = users.of_row + np.int32(len(texts))
-        *of_users, users_cut = encode(tokenizer, users.texts, config.tokens.max_text_tokens, "user")
-        tokens, offsets = joined((tokens, offsets), of_users)
-        counts = users.counts(of_users[1], users_cut)
-    prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
-
+    split = ingested.config["split"]
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
     recorded = config.sections("tokens") | {"split": {"context": config.split.context}}
-    split = ingested.config["split"]
-    with artifacts.publish(paths.tokens, "tokenize", recorded, inputs) as draft:
+    with (
+        tasks.engine(config.execution),
+        artifacts.publish(paths.tokens, "tokenize", recorded, inputs) as draft,
+        artifacts.aside(paths.tokens) as scratch,
+    ):
+        log = Log.read(paths.events / "interactions.parquet", config, scratch)
+        texts, text_of_kind = _texts_of_items(log, config.tokens)
+        user_texts, text_of_user = _texts_of_users(log, config.tokens)
+        tokenizer = _tokenizer(config.tokens, [*texts, *user_texts])
+        before = tokenizer.get_vocab()
+        special = _special_tokens(tokenizer)
+        added = tokenizer.get_vocab().keys() - before.keys()
+        tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
+        lengths = np.diff(offsets)
+        counts: dict[str, int] = {}
+        if user_texts:
+            *of_users, users_cut = encode(tokenizer, user_texts, config.tokens.max_text_tokens, "user")
+            tokens, offsets = joined((tokens, offsets), of_users)
+            counts = {
+                "user_texts": len(user_texts),
+                "user_texts_cut": users_cut,
+                "users_without_text": log.users_of(text_of_user == 0) if not user_texts[0] else 0,
+                "longest_user_text": int(np.diff(of_users[1]).max()),
+            }
+        prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
         write_columns(draft.path / "texts.arrow", {"token": tokens})
         write_columns(draft.path / "offsets.arrow", {"offset": offsets})
-        write_columns(draft.path / "interactions.arrow", {"text": text_of_row, **log})
+        log.write(draft.path / "interactions.arrow", text_of_kind, text_of_user + np.int32(len(texts)))
         tokenizer.save_pretrained(draft.path / "tokenizer")
-        pq.write_table(pa.table(_of_items(items, columns)), draft.path / ITEMS)
-        lengths = np.diff(offsets)[text_of_row]
+        pq.write_table(pa.table(_of_items(log.items, config.tokens.columns)), draft.path / ITEMS)
+        of_texts = log.sum(lengths[text_of_kind])
         report = draft.report = TokenizeReport(
-            interactions=len(text_of_row),
+            interactions=log.rows,
             texts=len(texts),
             texts_cut=cut,
-            tokens=int(lengths.sum()) + len(text_of_row),
-            tokens_per_interaction=round(float(lengths.mean()) + 1, 4),
+            tokens=of_texts + log.rows,
+            tokens_per_interaction=round(of_texts / log.rows + 1, 4),
             vocabulary=max(tokenizer.get_vocab().values()) + 1,
             special_tokens=special,
             new_label_words=tuple(token for _, token in ROLES.values() if token in added),
@@ -89,31 +95,27 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     return report
 
 
-def _read(path: Path, times: bool, config: TokensConfig) -> tuple[list[tuple[str, ...]], dict[str, np.ndarray]]:
-    """Distinct items (id, text, values of columns), as they first occur, and (m,) columns: item (its index), split,
-    label, position, request, known and, if asked for, timestamp. A block is read at a time, with strings as codes:
-    memory does not grow with them."""
-    numbers = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
-    numbers |= {"timestamp": np.int64} if times else {}
-    coded = ["item_id", "item_text", *config.columns, "split"]
-    index: dict[tuple[str, ...], int] = {}
-    end = 0
-    for name in set(config.read_columns).difference(pq.read_schema(path).names):
-        key = config.key_of(name)
-        raise InputError(f"params key `{key}` names {{{name}}}, which {path} does not have: run `dti ingest` again")
-    with pq.ParquetFile(path, read_dictionary=coded) as file:
-        kinds = {"item": np.int32, "split": np.int8, **numbers}
-        log = {name: np.empty(file.metadata.num_rows, kind) for name, kind in kinds.items()}
-        for batch in file.iter_batches(BLOCK, columns=[*coded, *numbers]):
-            here = slice(end, end := end + len(batch))
-            log["item"][here] = distinct([batch[name] for name in coded[:-1]], index)
-            names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
-            log["split"][here] = names[batch["split"].indices.to_numpy()]
-            if times and batch["timestamp"].null_count:
-                raise InputError("the log has no timestamps, which {gap} in params key `tokens.template` needs")
-            for name in numbers:
-                log[name][here] = batch[name].to_numpy()
-    return list(index), log
+def _texts_of_items(log: Log, config: TokensConfig) -> tuple[list[str], NDArray[np.int32]]:
+    """Distinct texts, sorted, and the index of each kind's. An item has one for each title it had and each gap that it
+    came after."""
+    found = []
+    with filling_in("tokens.template", config.template):
+        for item, gap in log.kinds:
+            item_id, item_text, *more = log.items[item]
+            values = {"gap": GAPS[gap], **dict(zip(config.columns, more, strict=True))}
+            found.append(render(config.template, item_id, item_text, values))
+    if "" in found:
+        raise InputError(f"params key `tokens.template` is {config.template!r}: it leaves items without any text")
+    texts = sorted(set(found))
+    place = {text: i for i, text in enumerate(texts)}
+    return texts, np.array([place[text] for text in found], np.int32)
+
+
+def _texts_of_users(log: Log, config: TokensConfig) -> tuple[list[str], NDArray[np.int32]]:
+    """Likewise of users, by their values; none without a template."""
+    if config.user_template is None:
+        return [], np.zeros(0, np.int32)
+    return rendered(config.user_template, config.user_columns, log.users)
 
 
 def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str, list[str]]:
@@ -126,38 +128,6 @@ def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str,
         if all(item[place] == last[item[0]][place] for item in items):
             found[name] = [last[one][place] for one in ids]
     return found
-
-
-def _gaps(log: dict[str, np.ndarray], context: str) -> np.ndarray:
-    """(m,) index into GAPS. Takes the column timestamp out of the log."""
-    history = np.arange(len(log["position"])) - log["position"]
-    request = history + log["request"]
-    opens = np.flatnonzero(request == np.arange(len(request)))
-    # A request is made at its earliest time: a later one of its rows may tell what became of that row.
-    made = np.minimum.reduceat(log.pop("timestamp"), opens)[np.searchsorted(opens, request)]
-    return gaps(made, log["request"] if context == "shown" else log["known"], history)
-
-
-def _distinct_texts(
-    items: list[tuple[str, ...]], item: np.ndarray, gap: np.ndarray | np.int8, config: TokensConfig
-) -> tuple[np.ndarray, list[str]]:
-    """Text index of each row, (m,), and the texts. An item has one for each title it had and each gap it came after."""
-    kind = item * np.int32(len(GAPS)) + gap
-    there = np.zeros(len(items) * len(GAPS), bool)
-    there[kind] = True
-    rendered = []
-    with filling_in("tokens.template", config.template):
-        for item_of, gap_of in (divmod(k, len(GAPS)) for k in np.flatnonzero(there).tolist()):
-            item_id, item_text, *more = items[item_of]
-            values = {"gap": GAPS[gap_of], **dict(zip(config.columns, more, strict=True))}
-            rendered.append(render(config.template, item_id, item_text, values))
-    if "" in rendered:
-        raise InputError(f"params key `tokens.template` is {config.template!r}: it leaves items without any text")
-    texts = sorted(set(rendered))
-    index = {text: i for i, text in enumerate(texts)}
-    of_kind = np.zeros(len(there), np.int32)
-    of_kind[there] = [index[text] for text in rendered]
-    return of_kind[kind], texts
 
 
 def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:

@@ -1,12 +1,12 @@
-"""Columns of text as indices of their distinct values, a block of the log at a time."""
+"""Columns of text as indices of their distinct values, some rows of the log at a time."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-#: Rows of the log read at a time.
-BLOCK = 1 << 18
+#: Distinct values of some columns, one of each, as they first occur.
+Values = list[tuple[str, ...]]
 
 
 def distinct(columns: list[pa.DictionaryArray], index: dict[tuple[str, ...], int]) -> np.ndarray:

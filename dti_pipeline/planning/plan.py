@@ -8,7 +8,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import row_length
-from dti_pipeline.packing.pack import plan_rows, targets_per_prompt
+from dti_pipeline.packing.plans import plan_rows, targets_per_prompt
 from dti_pipeline.packing.store import TokenStore, uniform_store
 from dti_pipeline.paradigms import BASELINE, DTI, named, names
 from dti_pipeline.paths import Paths

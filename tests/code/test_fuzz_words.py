@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, from_plain, load, to_plain
-from dti_pipeline.packing import pack
+from dti_pipeline.packing.pack import PLANS
+from dti_pipeline.packing.plans import plan_rows
 from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.packing.store import SPLITS, TokenStore
 from dti_pipeline.paradigms import named, names
@@ -192,7 +193,7 @@ def test_the_packer_loses_no_target_and_fills_no_row_beyond_its_end(examples: in
         users, settings, paradigm, plan, context, least = drawn
         config = from_plain(Config, {"packing": settings, "split": {"min_history": least, "context": context}})
         store = store_of(users, context)
-        found = refused(lambda: pack.plan_rows(config, store, named(paradigm), plan))
+        found = refused(lambda: plan_rows(config, store, named(paradigm), plan))
         if found is None:
             return
         report, cut, row = found
@@ -214,7 +215,7 @@ def test_the_packer_loses_no_target_and_fills_no_row_beyond_its_end(examples: in
         assert (filled > 0).all()
 
     plans = st.tuples(
-        st.lists(USER, min_size=1, max_size=5), PACKING, st.sampled_from(names()), st.sampled_from(pack.PLANS),
+        st.lists(USER, min_size=1, max_size=5), PACKING, st.sampled_from(names()), st.sampled_from(PLANS),
         st.sampled_from(["shown", "known"]), st.integers(0, 4),
     )  # fmt: skip
     each(plans, examples, check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dti_pipeline import config
-from dti_pipeline.packing import pack, tokenize
+from dti_pipeline.events import spans
+from dti_pipeline.packing import log_columns, pack, plans, tokenize
 from dti_pipeline.packing.store import SPLITS, TokenStore, read_columns
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import publish_events
@@ -53,7 +55,8 @@ def events(home: Paths) -> Paths:
 def test_tokens_are_the_same_whatever_the_block(events: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenize.tokenize(SETTINGS, events)
     whole = {path.name: path.read_bytes() for path in events.tokens.glob("*.*")}
-    monkeypatch.setattr(tokenize, "BLOCK", 17)
+    monkeypatch.setattr(spans, "BATCH", 17)
+    monkeypatch.setattr(log_columns, "ROWS", 100)
     tokenize.tokenize(SETTINGS, events)
     assert {path.name: path.read_bytes() for path in events.tokens.glob("*.*")} == whole
     log = pq.read_table(events.events / "interactions.parquet")
@@ -65,6 +68,22 @@ def test_tokens_are_the_same_whatever_the_block(events: Paths, monkeypatch: pyte
         tokenizer.decode(store.tokens[a:b]).strip() for a, b in zip(store.offsets, store.offsets[1:], strict=False)
     ]
     assert [texts[i] for i in store.text] == log["item_text"].to_pylist()
+
+
+def test_processes_make_what_one_process_makes(events: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "BLOCK", 200)
+
+    def made(settings: config.Config) -> dict[str, bytes]:
+        tokenize.tokenize(settings, events)
+        pack.pack(settings, events, "dti")
+        folders = (events.tokens, events.shards("dti"))
+        return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+    one = made(SETTINGS)
+    monkeypatch.setattr(log_columns, "ROWS", 100)
+    assert made(replace(SETTINGS, execution=config.ExecutionConfig(workers=2))) == one
+    left = [path.name for folder in (events.tokens.parent, events.shards("dti").parent) for path in folder.glob(".*")]
+    assert not left
 
 
 def test_the_catalogue_names_every_item_once(events: Paths) -> None:
@@ -82,7 +101,7 @@ def test_every_target_is_in_one_prompt_whatever_the_block(
     events: Paths, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     tokenize.tokenize(SETTINGS, events)
-    monkeypatch.setattr(pack, "BLOCK", block)
+    monkeypatch.setattr(plans, "BLOCK", block)
     store = TokenStore.open(events.tokens)
     history = np.arange(len(store.position)) - store.position
     report = pack.pack(SETTINGS, events, "dti")

@@ -9,7 +9,7 @@ import pytest
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing import row_length
-from dti_pipeline.packing.pack import plan_rows
+from dti_pipeline.packing.plans import plan_rows
 from dti_pipeline.packing.store import uniform_store
 from dti_pipeline.paradigms import DTI
 

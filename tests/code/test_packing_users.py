@@ -12,7 +12,7 @@ import pytest
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import InputError
-from dti_pipeline.packing import user_texts
+from dti_pipeline.packing import log_columns
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.tokenize import load_tokenizer, tokenize
@@ -54,7 +54,7 @@ def texts(home: Paths) -> list[str]:
 
 @pytest.mark.parametrize("block", [1, 2, 1 << 18])
 def test_each_user_has_the_text_of_the_columns(home: Paths, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(user_texts, "BLOCK", block)
+    monkeypatch.setattr(log_columns, "ROWS", block)
     write(home, age=["25", "", "25", ""], job=["writer", "clerk", "writer", ""])
     report = tokenize(config("Of {age}, a {job}"), home)
     assert texts(home) == ["Of 25, a writer"] * 2 + ["Of , a clerk"] * 2 + ["Of 25, a writer"] * 2 + [""] * 2
@@ -111,7 +111,7 @@ def test_without_a_template_everything_is_as_it_was(home: Paths) -> None:
 def test_a_column_that_is_not_of_the_user_is_one_sentence(
     home: Paths, monkeypatch: pytest.MonkeyPatch, job: list[str], sentence: str, block: int
 ) -> None:
-    monkeypatch.setattr(user_texts, "BLOCK", block)
+    monkeypatch.setattr(log_columns, "ROWS", block)
     write_rows(home, job=job, age=["1"] * 6 if any(job) else [""] * 6)
     with pytest.raises(InputError, match=r"^params key `tokens\.user_template` (names|is) " + sentence) as refusal:
         tokenize(config("{age} {job}"), home)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dti_pipeline.packing import pack
+from dti_pipeline.packing import limits
 from dti_pipeline.paradigms import names
 from experiments import analyse, flat, pictures, write
 from experiments import grid as grids
@@ -114,7 +114,7 @@ def test_a_share_of_the_targets_is_whole_users_the_nearest_and_part_of_a_larger_
     position = np.concatenate([np.arange(length) for length in draw.integers(1, 40, 200)]).astype(np.int32)
     targets = position >= 5
     user = np.cumsum(position == 0) - 1
-    one, ten = (pack.share(targets, position, share, 7) for share in (0.01, 0.1))
+    one, ten = (limits.share(targets, position, share, 7) for share in (0.01, 0.1))
     assert set(user[one]) < set(user[ten])
     for kept, share in ((one, 0.01), (ten, 0.1)):
         assert (kept == targets & np.isin(user, user[kept])).all()

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dti_pipeline.config import Config
-from dti_pipeline.packing.pack import PLANS, pack, targets_per_prompt
+from dti_pipeline.packing.pack import PLANS, pack
+from dti_pipeline.packing.plans import targets_per_prompt
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import named, names
