@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+#: Rows of a span, about, where a stage makes the same whatever it is.
+ROWS = 1 << 20
 #: Rows of a Parquet file in memory at a time.
 BATCH = 1 << 18
 

@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
-from dti_pipeline.events.spans import Span, batches, spans
+from dti_pipeline.events.spans import ROWS, Span, batches, spans
 from dti_pipeline.execution import tasks
 from dti_pipeline.packing.store import SPLITS, read_columns, write_columns, write_parts
 from dti_pipeline.packing.user_texts import require_constant
 from dti_pipeline.packing.values import Values, distinct
 from dti_pipeline.packing.words import GAPS, gaps
 
-#: Rows of a span, about; what is made does not depend on it.
-ROWS = 1 << 20
 NUMBERS = {"label": np.int8, "position": np.int32, "request": np.int32, "known": np.int32}
 
 

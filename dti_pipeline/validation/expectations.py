@@ -35,12 +35,15 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
     success_keys: ClassVar[tuple[str, ...]] = ("unexpected_rows_query", "max_share")
     domain_keys: ClassVar[tuple[str, ...]] = ("batch_id", "table", "column")
 
+    @property
+    def query(self) -> str:
+        return str(self.unexpected_rows_query).replace("{batch}", self.table)
+
     def _validate(
         self, metrics: dict[str, Any], runtime_configuration: Any = None, execution_engine: Any = None
     ) -> dict[str, Any]:
         tables = TABLES.get()
-        query = str(self.unexpected_rows_query).replace("{batch}", self.table)
-        found = tables.count(query)
+        found = tables.count(self.query)
         total = tables.count(f"FROM {self.table}")
         success = found <= self.max_share * total
         return {
@@ -50,7 +53,7 @@ class ExpectUnexpectedRowsToBeAtMost(gxe.UnexpectedRowsExpectation):
                 "element_count": total,
                 "unexpected_count": found,
                 "unexpected_percent": 100 * found / max(total, 1),
-                "unexpected_rows": [] if success else tables.rows(query),
+                "unexpected_rows": [] if success else tables.rows(self.query),
             },
         }
 
@@ -81,13 +84,21 @@ class Rule:
     name: str
     expectation: gxe.Expectation
     rows: str | None = None  # query for the rows to show when an expectation about a figure fails
+    whole_log: bool = False  # its rows cannot be counted in parts of the log
 
 
 def unexpected_rows(
-    table: str, name: str, column: str | None, description: str, query: str, max_share: float = 0.0
+    table: str,
+    name: str,
+    column: str | None,
+    description: str,
+    query: str,
+    max_share: float = 0.0,
+    *,
+    whole_log: bool = False,
 ) -> Rule:
     """At most ``max_share`` of the rows of a table answer ``query``, in which ``{batch}`` stands for the table."""
     expectation = ExpectUnexpectedRowsToBeAtMost(
         table=table, column=column, description=description, unexpected_rows_query=query, max_share=max_share
     )
-    return Rule(name, expectation)
+    return Rule(name, expectation, whole_log=whole_log)

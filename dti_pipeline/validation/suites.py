@@ -100,7 +100,7 @@ def _values(config: Config, scale: Scale) -> list[Rule]:
             if column != "timestamp"
         ),
         rule("timestamp_not_null", "timestamp", "No row lacks its time, unless the log has no clock at all",
-            _rows("timestamp IS NULL AND (SELECT count(timestamp) FROM {batch}) > 0")),
+            _rows("timestamp IS NULL AND (SELECT count(timestamp) FROM {batch}) > 0"), whole_log=True),
         rule("rating_range", "rating", f"A rating is {_words(scale)}", _rows(_outside(scale), "rating")),
         rule("label_set", "label", "A label is 0 or 1", _rows("label NOT IN (0, 1)", "label")),
         rule("label_of_rating", "label", f"The label is 1 where the rating is above {threshold:g}, else 0",
@@ -111,7 +111,7 @@ def _values(config: Config, scale: Scale) -> list[Rule]:
             _rows("trim(item_text) = ''", "item_text")),
         rule("item_one_text", "item_text", "An item has one text wherever it occurs",
             "SELECT item_id, min(item_text) AS one_text, max(item_text) AS other_text FROM {batch}"
-            " GROUP BY item_id HAVING min(item_text) <> max(item_text)"),
+            " GROUP BY item_id HAVING min(item_text) <> max(item_text)", whole_log=True),
         rule("untitled_share", "item_text",
             f"At most {share:.2%} of the rows are of items without a title of their own",
             _rows("item_text = 'item ' || item_id", "item_text"),  # of an item without a title
@@ -148,7 +148,7 @@ def _histories(config: Config, clock: bool) -> list[Rule]:
             " min(timestamp) FILTER (split = 'validation') AS validation_start,"
             f" min(timestamp) FILTER (split = 'test') AS test_start FROM ({_REQUESTS}))"
             " WHERE (split = 'train' AND timestamp >= least(validation_start, test_start))"
-            " OR (split = 'validation' AND timestamp >= test_start)"),
+            " OR (split = 'validation' AND timestamp >= test_start)", whole_log=True),
     ]  # fmt: skip
     return rules if config.split.rule == "global_time" else rules[:-1]
 

@@ -6,9 +6,10 @@ Great Expectations gets only counts, figures and a few rows: any log is checked 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -31,6 +32,7 @@ class Tables:
     connection: duckdb.DuckDBPyConnection
     shown: int  # rows that stand for all that a query finds
     refused: list[duckdb.Error] = field(default_factory=list)  # what the machine refused: no fault of the log
+    counted: dict[str, int] = field(default_factory=dict)  # rows of queries that were counted elsewhere
 
     def types(self, name: str) -> dict[str, str]:
         """Column names of a view, in order, with their SQL types."""
@@ -46,6 +48,8 @@ class Tables:
 
     def count(self, query: str) -> int:
         """Rows that a query returns."""
+        if query in self.counted:
+            return self.counted[query]
         with self._noted():
             answer = self.connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
         assert answer is not None
@@ -68,6 +72,12 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def source_names(parts: Iterable[Path], source_files: Mapping[str, str]) -> dict[str, str]:
+    """Name of the raw file that each staged part was parsed from, by name of the part; one for files that are equal."""
+    by_digest = {md5[:_DIGEST]: name for name, md5 in source_files.items()}
+    return {part.name: by_digest.get(part.name[:_DIGEST], part.name) for part in parts}
+
+
 @contextmanager
 def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -> Iterator[Tables]:
     """``staged`` over a folder of parts, ``parsed`` (the same and ``source_file``) and ``interactions``.
@@ -87,8 +97,10 @@ def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -
             connection.execute(f"CREATE VIEW staged AS SELECT * EXCLUDE (filename) FROM {parts}")
         except duckdb.Error as error:
             raise InputError(f"{interactions} or {paths.staged} is not whole: run `dti ingest` again") from error
-        names = {literal(md5[:_DIGEST]): literal(name) for name, md5 in source_files.items()}  # one for equal files
-        files = f"map([{', '.join(names)}]::VARCHAR[], [{', '.join(names.values())}]::VARCHAR[])"
-        name = f"coalesce({files}[left(parse_filename(filename), {_DIGEST})], parse_filename(filename))"
-        connection.execute(f"CREATE VIEW parsed AS SELECT {name} AS source_file, * EXCLUDE (filename) FROM {parts}")
+        names = source_names(found, source_files)
+        keys, values = (f"[{', '.join(map(literal, column))}]::VARCHAR[]" for column in (names, names.values()))
+        connection.execute(
+            f"CREATE VIEW parsed AS SELECT map({keys}, {values})[parse_filename(filename)] AS source_file,"
+            f" * EXCLUDE (filename) FROM {parts}"
+        )
         yield Tables(connection, config.validation.max_shown_rows)

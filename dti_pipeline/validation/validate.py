@@ -15,6 +15,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.plain import from_plain, to_plain
 from dti_pipeline.validation import suites
 from dti_pipeline.validation.copies import copies
+from dti_pipeline.validation.counts import counted
 from dti_pipeline.validation.report import BatchKind, Profile, ValidateReport, report
 from dti_pipeline.validation.run import run
 from dti_pipeline.validation.tables import Tables, open_tables
@@ -56,6 +57,7 @@ def validate(config: Config, paths: Paths) -> ValidateReport:
             # Figures of other columns would mean nothing.
             if tables.types("interactions") == suites.canonical_types(config):
                 profile = _profile(config, tables, batch)
+                tables.counted.update(counted(config, paths, chosen, source_files, profile.users))
                 previous = _previous(paths, profile)
                 timed, copied = timing(config, tables), copies(tables)
                 chosen += [suites.splits(config, tables), suites.batch(config, tables, profile, events.report)]
