@@ -13,7 +13,7 @@ class Recorded:
 
     run_id: str
     record: dict[str, Any]  # record.json
-    metrics: dict[str, float]  # the last value of each
+    metrics: dict[str, float]  # of its evaluation, by split and name; {}: it was not judged
     model: Path  # folder of its model in the registry
     evaluated_by: int | None = None  # threads of a CPU that computed the scores; None: not known
 

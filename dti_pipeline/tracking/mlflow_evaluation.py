@@ -15,7 +15,7 @@ from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.report import Comparison, Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import registry
-from dti_pipeline.tracking.mlflow_store import active_run, author, connect, dataset, end_killed, tagged
+from dti_pipeline.tracking.mlflow_store import active_run, author, connect, dataset, end_killed, readable, tagged
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ def record_comparison(config: Config, paths: Paths, comparison: Comparison) -> N
         delta = comparison.auc_delta.get(name)
         against = {"speedup": comparison.speedup.get(name), "auc_delta": delta.mean if delta else None}
         against |= speed.figures(comparison.speed[name]) if name in comparison.speed else {}
-        # Six digits: a column of MLflow's table shows every digit.
-        log_metrics(store, run, {f"comparison/{key}": value and round(value, 6) for key, value in against.items()})
+        log_metrics(store, run, {f"comparison/{key}": value for key, value in against.items()})
     store.set_terminated(run_id, "FINISHED")
 
 
@@ -110,13 +109,11 @@ def trained(store: MlflowClient, run_id: str | None, paradigm: str) -> Run | Non
 def log_metrics(
     store: MlflowClient, run: Run, figures: Mapping[str, float | None], of: Sequence[str | None] = (None, None, None)
 ) -> None:
-    """Log figures that differ from the run's last ones, ``of`` a model (id) on a data set (name, digest)."""
+    """Log figures that differ from the run's last ones, ``of`` a model (id) on a data set (name, digest), to the digits
+    that a person reads: the files of the run have them all."""
     now, run_id, last = int(time.time() * 1000), run.info.run_id, run.data.metrics
-    points = [
-        Metric(name, float(value), now, 0, *of, run_id)
-        for name, value in figures.items()
-        if value is not None and value != last.get(name)
-    ]
+    read = {name: readable(value) for name, value in figures.items() if value is not None}
+    points = [Metric(name, value, now, 0, *of, run_id) for name, value in read.items() if value != last.get(name)]
     store.log_batch(run_id, points)
 
 

@@ -76,13 +76,14 @@ def recorded(config: Config, paths: Paths, run_id: str) -> Recorded:
         raise InputError(f"run {run_id} has no {FILE}: a version trained it that did not keep one")
     said = _json(store, run_id, FILE)
     judged = [file.path for file in store.list_artifacts(run_id, "evaluation")]
-    scored = _json(store, run_id, METRICS)["scoring"] if METRICS in judged else {}
+    # Of the file, which has every digit.
+    found = _json(store, run_id, METRICS) if METRICS in judged else {}
+    figures = {f"{found['split']}/{name}": one for name, one in found.items() if isinstance(one, (int, float))}
+    threads = found["scoring"].get("threads") if found else None
     address = registry.address_of(store, config, run_id)
     if address is None:
         raise InputError(f"run {run_id} has no model in the registry: it is {run.info.status}")
-    return Recorded(
-        run_id, said, dict(run.data.metrics), registry.folder(config, paths, address), scored.get("threads")
-    )
+    return Recorded(run_id, said, figures, registry.folder(config, paths, address), threads)
 
 
 def _json(store: MlflowClient, run_id: str, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -145,3 +146,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def readable(value: float) -> float:
+    """A figure in the digits that a person reads, since MLflow's tables show all that there are: four decimals up to
+    10, four digits up to 10,000 and of figures below 0.01, whole numbers above."""
+    size = abs(value)
+    if 0.01 <= size < 10:
+        return float(round(value, 4))
+    return float(round(value) if 10_000 <= size < math.inf else f"{value:.4g}")

@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Param
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking.mlflow_evaluation import NOTE, PARENT, log_metrics
-from dti_pipeline.tracking.mlflow_store import author, connect, tagged
+from dti_pipeline.tracking.mlflow_store import author, connect, readable, tagged
 
 Rows = list[dict[str, Any]]
 #: Tags that find a record again.
@@ -60,7 +60,9 @@ def _child(store: MlflowClient, experiment: str, parent: str, row: Mapping[str, 
     if run.info.status != "FINISHED":  # a new one
         params = [Param(key, str(row[key])) for key in PARAMS if row.get(key) not in (None, "")]
         now = int(time.time() * 1000)
-        curve = [Metric("eval/auc", auc, now, place) for place, (_, auc) in enumerate(row.get("learning") or [])]
+        curve = [
+            Metric("eval/auc", readable(auc), now, place) for place, (_, auc) in enumerate(row.get("learning") or [])
+        ]
         store.log_batch(run.info.run_id, metrics=curve, params=params)
         store.set_terminated(run.info.run_id, "FINISHED")
     difference = row.get("auc_difference") or {}

@@ -16,7 +16,7 @@ from dti_pipeline.errors import CheckFailed
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_record, registry
-from dti_pipeline.tracking.mlflow_store import author, connect, dataset, end_killed, flatten
+from dti_pipeline.tracking.mlflow_store import author, connect, dataset, end_killed, flatten, readable
 from dti_pipeline.tracking.system_metrics import SystemMetrics
 from dti_pipeline.training.progress import Checkpointing, Evaluated, Event, Finished, FirstStep, Started, Stepped
 
@@ -120,8 +120,8 @@ class TrainingRecord:
             "train/loss": event.loss,
             "train/learning_rate": event.learning_rate,
             "train/gradient_norm": event.gradient_norm,
-            "perf/targets_per_second": round(event.targets_per_second, 1),
-            "perf/tokens_per_second": round(event.tokens_per_second, 1),
+            "perf/targets_per_second": event.targets_per_second,
+            "perf/tokens_per_second": event.tokens_per_second,
             "mem/peak_gib": event.peak_memory_gib,
         }
         self._add(event.targets_seen, values | self._time(event) | self._system.read())
@@ -130,14 +130,14 @@ class TrainingRecord:
         """Seconds of training at this point; the end has its own event, with the whole time."""
         if event.targets_seen >= self._targets_total:
             return {}
-        return {"time/train_seconds": round(event.train_seconds, 3)}  # MLflow's table shows every digit
+        return {"time/train_seconds": event.train_seconds}
 
     def _add(self, targets_seen: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         for name, value in values.items():
             # A training resumed from an older checkpoint walks again over points that are stored already.
             if targets_seen > self._logged.get(name, -1):
-                self._pending.append(Metric(name, value, now, targets_seen))
+                self._pending.append(Metric(name, readable(value), now, targets_seen))
                 self._logged[name] = targets_seen
 
     def _resume(self, run_id: str) -> str | None:

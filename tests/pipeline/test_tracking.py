@@ -25,6 +25,7 @@ from dti_pipeline.evaluation.report import Evaluation
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
 from dti_pipeline.tracking import mlflow_training, system_metrics
+from dti_pipeline.tracking.mlflow_store import readable
 from dti_pipeline.training import checkpoint
 from dti_pipeline.training.progress import Listener
 from dti_pipeline.training.report import TrainReport
@@ -49,10 +50,22 @@ def test_a_training_is_one_finished_run_that_says_what_shaped_it(tracked: Paths)
     assert dataset.dataset.digest == DIGEST
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.9267412, 0.9267), (-0.0039712345, -0.003971), (1.00015657, 1.0002), (10.94321, 10.94), (4.12e-06, 4.12e-06),
+        (3553.21, 3553.0), (123456.7, 123457.0), (0.0, 0.0), (7, 7.0), (float("inf"), float("inf")),
+    ],
+)  # fmt: skip
+def test_a_figure_has_the_digits_that_a_person_reads(value: float, shown: float) -> None:
+    assert readable(value) == shown
+    assert isinstance(readable(value), float)
+
+
 def test_metrics_are_stepped_by_targets_seen(tracked: Paths) -> None:
     run_id = train(tracked)
     loss = store(tracked).get_metric_history(run_id, "train/loss")
-    assert [(point.step, point.value) for point in loss] == [(100 * s, 1 / s) for s in range(1, 11)]
+    assert [(point.step, point.value) for point in loss] == [(100 * s, round(1 / s, 4)) for s in range(1, 11)]
     last = store(tracked).get_run(run_id).data.metrics
     assert last["eval/auc"] == 0.7
     assert [p.value for p in store(tracked).get_metric_history(run_id, "time/train_seconds")][-2:] == [18.0, 20.5]
