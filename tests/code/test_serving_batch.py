@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import threading
 import tracemalloc
 from collections.abc import Sequence
+from multiprocessing.popen_fork import Popen
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     paths = Paths(tmp_path_factory.mktemp("home"))
     train(paths, ("dti", "dti_isolated"), tokens={"template": "{item_text} ({item_id})"})
     return paths
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need not import for seconds and have what a test has patched, made one after the other: one that is
+    forked while another is being made holds that one's pipes, and its death is not seen."""
+    make, one = Popen._launch, threading.Lock()
+
+    def alone(self: Popen, process: Any) -> None:
+        with one:
+            make(self, process)
+
+    monkeypatch.setattr(Popen, "_launch", alone)
+    monkeypatch.setattr(tasks, "START", "fork")
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +246,8 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_one_sentence(trained: Paths, t
         assert says in " ".join(done.stderr.split())
 
 
-def test_several_processes_answer_the_same(trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "START", "fork")  # a process of its own would import for seconds
+@pytest.mark.usefixtures("forked")
+def test_several_processes_answer_the_same(trained: Paths, tmp_path: Path) -> None:
     source = write(tmp_path / "r.jsonl", [*questions(12, fewest=0), "{"])
     for workers in (1, 2):
         with pytest.raises(CheckFailed, match="1 of 13 requests were refused"):
@@ -241,10 +257,10 @@ def test_several_processes_answer_the_same(trained: Paths, tmp_path: Path, monke
         score_batch(Task(source, trained.model("dti"), tmp_path / "3.jsonl", 2, cache_items=True))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_is_killed_costs_its_part_another_attempt(
     trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "START", "fork")
     source, real, killed = write(tmp_path / "r.jsonl", questions(12, fewest=0)), batch.answer_part, tmp_path / "killed"
 
     def fatal(scorer: Scorer, part: Any, path: Path) -> None:
