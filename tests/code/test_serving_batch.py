@@ -40,8 +40,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that need not import for seconds and have what a test has patched, made one after the other: one that is
-    forked while another is being made holds that one's pipes, and its death is not seen."""
+    """Processes that need not import for seconds and have what a test has patched, made one after the other.
+
+    One that is forked while another is being made holds that one's pipes, and its death is not seen.
+    """
     make, one = Popen._launch, threading.Lock()
 
     def alone(self: Popen, process: Any) -> None:
