@@ -84,7 +84,7 @@ COMPARISON = Comparison(
     ),
     paradigms={"dti": COMPARED}, baselines={"item_rate": 0.7, "item_and_user_rate": None}, floors={},
     best_possible_auc=None, best_possible=None, speedup={"dti": 5.0},
-    speed={"dti": Speed(5.0, 5.1, 6.0, True)}, auc_delta={"dti": Delta(0.01, 0.0, 0.02)},
+    speed={"dti": Speed(5.0, 5.1, 6.0, True)}, same_time={}, auc_delta={"dti": Delta(0.01, 0.0, 0.02)},
     floor_delta={"dti": {"item_rate": Delta(0.05, 0.01, 0.1)}}, streaming_delta={},
     gate={"dti": Decision(True, "is above every floor")}, champion="dti", notes=(), verdict={"dti": "dti is good."},
 )  # fmt: skip

@@ -13,7 +13,7 @@ from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Inputs, Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, speed, tables, verdict
+from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, same_time, speed, tables, verdict
 from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.evaluate import FORMS
 from dti_pipeline.evaluation.floors import FLOORS, best_possible, floors
@@ -35,7 +35,11 @@ def compare(config: Config, paths: Paths) -> Comparison:
     events = Inputs.published(events=(paths.events, "ingest"))
     evaluations, notes = _evaluations(paths)
     read = Inputs.of({name: e.path for name, e in evaluations.items()})
+    drawn = {
+        name: curves.read(e.path, e.report.training.train_seconds, e.report.auc) for name, e in evaluations.items()
+    }
     comparison = _comparison(config, paths, evaluations)
+    comparison = replace(comparison, same_time=same_time.of(comparison, drawn))
     comparison = replace(comparison, gate=gate.decide(comparison))
     comparison = replace(comparison, champion=gate.champion(comparison))
     comparison = replace(
@@ -43,9 +47,6 @@ def compare(config: Config, paths: Paths) -> Comparison:
         notes=(*notes, *verdict.notes(comparison), gate.sentence(comparison)),
         verdict={name: verdict.sentence(name, comparison) for name in evaluations},
     )
-    drawn = {
-        name: curves.read(e.path, e.report.training.train_seconds, e.report.auc) for name, e in evaluations.items()
-    }
     inputs = events | read
     with artifacts.publish(paths.comparison, "compare", config.sections("evaluation", "comparison"), inputs) as draft:
         curves.write_joined(draft.path, drawn)
@@ -165,6 +166,7 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
         best_possible=board.figures("best_possible") if best is not None else None,
         speedup={name: speed.claimed(one) for name, one in speeds.items()},
         speed=speeds,
+        same_time={},
         auc_delta={name: board.delta(name, base) for name in others},
         floor_delta={name: {floor: board.delta(name, floor) for floor in FLOORS} for name in training},
         streaming_delta={name: board.delta(f"{name} streaming", name) for name in training},

@@ -138,6 +138,15 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class SameTime:
+    """The baseline after as much time as a paradigm's whole training takes, by the speed-up that can be claimed."""
+
+    share: float  # of the baseline's own training
+    baseline: float | None  # its validation AUC by then; None: it was not judged so early
+    own: float  # the paradigm's validation AUC at its end
+
+
+@dataclass(frozen=True)
 class Decision:
     """Whether a paradigm passed the gate, and one clause that says why."""
 
@@ -161,6 +170,7 @@ class Comparison:
     best_possible: Figures | None  # of the true probabilities; None: not known
     speedup: dict[str, float]  # times less training time a target, as far as it can be claimed
     speed: dict[str, Speed]  # what that rests on
+    same_time: dict[str, SameTime]  # what the time saved buys, where some is
     auc_delta: dict[str, Delta]
     floor_delta: dict[str, dict[str, Delta]]  # paradigm -> floor
     streaming_delta: dict[str, Delta]  # streaming against one prompt a target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.gate import BASE
-from dti_pipeline.evaluation.report import Comparison
+from dti_pipeline.evaluation.report import Comparison, SameTime
 
 BLUNT = 0.01  # half an interval: the verdict says that a wider one is no evidence of equality
 SAME_SPEED = 0.05  # speed-ups closer to 1 than this are called the same
@@ -26,13 +26,16 @@ def floor_label(name: str, context: int, short: bool = False) -> str:
 
 
 def sentence(paradigm: str, comparison: Comparison) -> str:
-    """AUC against the baseline's with its interval, training time for each target, and where the floors lie."""
+    """AUC against the baseline's with its interval, training time for each target, what the time saved buys, the
+    floors."""
     auc = comparison.paradigms[paradigm].auc
     if auc is None:
         return "AUC is not defined: the evaluated targets are all of one class."
     parts = [f"AUC {auc:.4f}{_difference(paradigm, comparison)}"]
     if paradigm in comparison.speedup:
         parts.append(f"{_speed(comparison.speedup[paradigm])} ({speed.in_words(comparison.speed[paradigm])})")
+    if paradigm in comparison.same_time:
+        parts.append(_same_time(comparison.same_time[paradigm]))
     parts.append(_floors(paradigm, comparison))
     return "; ".join(parts) + "."
 
@@ -62,6 +65,14 @@ def _speed(speedup: float) -> str:
         return "the same training time per target"
     amount = f"{speedup:.1f}x less" if speedup > 1 else f"{1 / speedup:.1f}x more"
     return f"{amount} training time per target"
+
+
+def _same_time(found: SameTime) -> str:
+    reached = "is not judged so early" if found.baseline is None else f"has validation AUC {found.baseline:.4f}"
+    return (
+        f"in as much time {BASE} gets through {100 * found.share:.0f} % of its training and {reached}, where this one has"
+        f" {found.own:.4f}"
+    )
 
 
 def _floors(paradigm: str, comparison: Comparison) -> str:
@@ -117,6 +128,11 @@ def notes(comparison: Comparison) -> list[str]:
             "The paradigms took different numbers of optimizer steps, so AUC compares recipes too: "
             f"{', '.join(f'{n} {v:,}' for n, v in steps.items())}. A row that holds more targets than"
             " training.targets_per_step is a step of its own."
+        )
+    if any(one.baseline is not None for one in comparison.same_time.values()):
+        found.append(
+            f"In as much time: {BASE} is judged on the way through its training; a shorter one that ends there may have"
+            " more."
         )
     for name, delta in comparison.streaming_delta.items():
         if delta.ci_low is not None and delta.ci_high is not None and not delta.ci_low <= 0 <= delta.ci_high:

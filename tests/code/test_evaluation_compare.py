@@ -223,6 +223,37 @@ def test_the_verdict_says_what_the_figures_say(project: Paths) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "share", "baseline", "words"),
+    [
+        (
+            150.0,
+            0.75,
+            0.69,
+            "gets through 75% of its training and has validation AUC 0.6900, where this one has 0.7200",
+        ),
+        (20.0, 0.1, None, "gets through 10% of its training and is not judged so early, where this one has 0.7200"),
+        (400.0, None, None, None),
+    ],
+)
+def test_the_verdict_says_what_the_time_saved_buys(
+    project: Paths, seconds: float, share: float | None, baseline: float | None, words: str | None
+) -> None:
+    """The baseline is judged after half of its targets and all, and has 0.66 and 0.72."""
+    write_model(project, "dti", seconds=seconds)
+    for paradigm in ("sliding_window", "dti"):
+        evaluated(project, paradigm)
+    found = compare(CONFIG, project)
+    if share is None or words is None:
+        assert not found.same_time
+        assert "in as much time" not in found.verdict["dti"]
+        return
+    assert found.same_time["dti"].share == pytest.approx(share)
+    assert found.same_time["dti"].baseline == pytest.approx(baseline)
+    assert f"in as much time sliding_window gets through {words}" in found.verdict["dti"]
+    assert any("a shorter one that ends there" in note for note in found.notes) == (baseline is not None)
+
+
 #: The baseline took 200 seconds and processor seconds, for twelve times the tokens.
 @pytest.mark.parametrize(
     ("changed", "claimed", "undisturbed"),
