@@ -70,8 +70,8 @@ def _speed(speedup: float) -> str:
 def _same_time(found: SameTime) -> str:
     reached = "is not judged so early" if found.baseline is None else f"has validation AUC {found.baseline:.4f}"
     return (
-        f"in as much time {BASE} gets through {100 * found.share:.0f} % of its training and {reached}, where this one has"
-        f" {found.own:.4f}"
+        f"in as much time {BASE} gets through {100 * found.share:.0f} % of its training and {reached}, where this one"
+        f" has {found.own:.4f}"
     )
 
 

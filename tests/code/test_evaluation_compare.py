@@ -230,9 +230,9 @@ def test_the_verdict_says_what_the_figures_say(project: Paths) -> None:
             150.0,
             0.75,
             0.69,
-            "gets through 75% of its training and has validation AUC 0.6900, where this one has 0.7200",
+            "75 % of its training and has validation AUC 0.6900, where this one has 0.7200",
         ),
-        (20.0, 0.1, None, "gets through 10% of its training and is not judged so early, where this one has 0.7200"),
+        (20.0, 0.1, None, "10 % of its training and is not judged so early, where this one has 0.7200"),
         (400.0, None, None, None),
     ],
 )
