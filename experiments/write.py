@@ -36,6 +36,8 @@ SHARED = {
 EVALUATED = ("AUC", "AUC streaming", "log loss", "ΔAUC [95 %]", "Δ to no fix [95 %]")
 TRIAL = ("validation AUC", "best", "curve")
 SPEED = ("train s", "targets/s", "tokens/s", "fewer tokens", "speed-up")
+#: Columns of a table, at most, and those that go first where there would be more; the results file has them all.
+WIDEST, LEAST = 8, ("tokens/s", "targets/s", "log loss", "AUC streaming")
 SPLITS = {
     "user_order": "split by each user's order, not by time",
     "global_time": "split by global time",
@@ -236,6 +238,9 @@ def _table(title: str, shown: list[Line], rows: list[Row], equal_seconds: bool) 
             cells = [f"floor: {label}", *own, *([""] if len(seeds) > 1 else []), number(auc)]
             body.append([*cells, *[""] * (len(header) - len(cells))])
     kept = [0, *(i for i in range(1, len(header)) if any(cells[i] not in ("", MISSING) for cells in body))]
+    for least in LEAST:
+        if len(kept) > WIDEST:
+            kept = [i for i in kept if header[i] != least]
     header, *body = ([cells[i] for i in kept] for cells in (header, *body))
     said = [*_conditions(shown, same), *(_timed(shown, rows) if "train s" in header else [])]
     if len(seeds) == 1:

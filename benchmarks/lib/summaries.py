@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
@@ -43,12 +43,6 @@ def _train_step_profile(row: Mapping[str, Any]) -> dict[str, Any]:
         "update ms": row["clipping and optimizer ms"],
         "idle ms": row["idle ms"],
     }
-
-
-def _whole_training(row: Mapping[str, Any]) -> dict[str, Any]:
-    columns = ("paradigm", "targets", "targets_per_second", "seconds", "compilation_seconds", "first_step_seconds",
-               "steps_seconds", "validation_auc")  # fmt: skip
-    return {column: row[column] for column in columns}
 
 
 def _memory(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +109,46 @@ def _evaluation_gpu(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _prompts(row: Mapping[str, Any]) -> str:
+    return f"{row['paradigm']}, k = {row['k']}" if row["paradigm"] != "sliding_window" else row["paradigm"]
+
+
+def _train_step_cpu(row: Mapping[str, Any]) -> dict[str, Any]:
+    columns = ("tokens_per_target", "targets_per_step", "targets_per_second", "tokens_per_second", "speedup",
+               "fewer_tokens")  # fmt: skip
+    return {"paradigm": _prompts(row), **{column: row[column] for column in columns}}
+
+
+def _train_step_float8(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "paradigm, form": f"{_prompts(row)}, {row['form']} {row['fixes']}".strip(),
+        "tokens/s": row["tokens_per_second"],
+        "TFLOP/s": row["tflops"],
+        "targets/s": row["targets_per_second"],
+        "speed-up (bound)": f"{row['speedup']} ({row['bound']})",
+        "pass ms": row["pass_ms"],
+        "tokens per pass": row["tokens_per_pass"],
+        "peak GiB": row["peak_memory_gib"],
+    }
+
+
+def _epoch(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "paradigm": _prompts(row),
+        "targets per step": row["targets_per_step"],
+        "tokens per pass": row["tokens_per_pass"],
+        "targets/s": row["targets_per_second"],
+        "tokens/s": row["tokens_per_second"],
+        "epoch s": row["epoch_seconds"],
+        "speed-up": row["speedup"],
+        "fewer tokens": row["fewer_tokens"],
+    }
+
+
+def _only(*columns: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda row: {column: row[column] for column in columns}
+
+
 def _serving(row: Mapping[str, Any]) -> dict[str, Any]:
     return {column: value for column, value in row.items() if column != "state_kib"}
 
@@ -123,7 +157,49 @@ _SHOWN = {
     "serving": _serving,
     "train_step": _train_step,
     "train_step_profile": _train_step_profile,
-    "whole_training": _whole_training,
+    "whole_training": _only(
+        "paradigm",
+        "targets",
+        "targets_per_second",
+        "seconds",
+        "compilation_seconds",
+        "first_step_seconds",
+        "steps_seconds",
+        "validation_auc",
+    ),
+    "loader": _only(
+        "plan",
+        "row_length",
+        "batch_tokens",
+        "tokens",
+        "tokens_per_second",
+        "plan_mb",
+        "copied_prompts_mb",
+        "plan_over_copies",
+    ),
+    "packing": _only(
+        "plan",
+        "row_length",
+        "prompts",
+        "prompts_per_second",
+        "padding_share",
+        "sample_padding_best_fit",
+        "sample_padding_first_fit",
+    ),
+    "train_step_cpu": _train_step_cpu,
+    "train_step_float8": _train_step_float8,
+    "float8_quality": _only(
+        "seed",
+        "auc_base",
+        "auc_plain",
+        "auc_float8",
+        "difference",
+        "low",
+        "high",
+        "mean_change_of_probability",
+    ),
+    "epoch": _epoch,
+    "epoch_home": _epoch,
     "memory": _memory,
     **{f"scaling_{count}": _scaling for count in (2, 4, 8)},
     "attention": _attention,

@@ -12,10 +12,11 @@ from dti_pipeline.evaluation import speed
 from dti_pipeline.evaluation.report import Comparison, Delta, Figures, Speed
 from dti_pipeline.evaluation.verdict import floor_label
 
-COLUMNS = ("", "AUC", "AUC streaming", "log loss", "gAUC", "NE", "train s", "targets/s", "speed-up", "ΔAUC")
+COLUMNS = ("", "AUC", "AUC streaming", "gAUC", "NE", "train s", "speed-up", "ΔAUC")
 WITH_INTERVAL = ("AUC", "ΔAUC")
-#: The terminal table's columns: two spaces between them make 110 characters.
-WIDTHS = (16, 18, 6, 8, 6, 6, 8, 9, 8, 7)
+#: The terminal table's columns, two spaces between them; and the lines of words below it.
+WIDTHS = (16, 18, 6, 6, 6, 8, 8, 7)
+WORDS = 110
 MISSING = "–"
 
 
@@ -55,13 +56,13 @@ def render_text(comparison: Comparison) -> str:
     """The same for a terminal, at most 110 columns: table, verdicts, notes, where to look next."""
     width = sum(WIDTHS) + 2 * (len(WIDTHS) - 1)
     header = ("", f"AUC [{percent(comparison)}]", "stream", *COLUMNS[3:])
-    lines = [*textwrap.wrap(facts(comparison), width), "", _fixed(header)]
+    lines = [*textwrap.wrap(facts(comparison), WORDS), "", _fixed(header)]
     for _, group in itertools.groupby(rows(comparison), key=lambda row: row.kind):
         lines += ["-" * width, *(_fixed(row.short) for row in group)]
     lines.append("")
     sentences = [f"{name}: {comparison.verdict[name]}" for name, _ in comparison.each()]
     for text in sentences + [f"Note: {note}" for note in comparison.notes]:
-        lines += textwrap.wrap(text, width, subsequent_indent="  ")
+        lines += textwrap.wrap(text, WORDS, subsequent_indent="  ")
     lines += ["", "Where to look next:", *(f"  {line}" for line in where_next())]
     return "\n".join(lines).replace("`", "") + "\n"
 
@@ -102,9 +103,8 @@ def rows(comparison: Comparison) -> Iterator[Row]:
         speedup = comparison.speedup.get(name)
         change = signed(delta.mean)
         wide = f"{change} {_interval((delta.ci_low, delta.ci_high), '+.4f')}".strip()
-        times = (_amount(figures.train_seconds), _amount(figures.targets_per_second))
         faster = f"{speedup:.1f}x" if speedup else MISSING
-        tail = (number(figures.auc_streaming), *_quality(figures), *times, faster)
+        tail = (number(figures.auc_streaming), *_quality(figures), _amount(figures.train_seconds), faster)
         yield Row("paradigm", (f"`{name}`", _auc(figures), *tail, wide), (name, _short_auc(figures), *tail, change))
     for name, label in _floor_labels(comparison).items():
         short = floor_label(name, comparison.protocol.context, short=True)
@@ -114,7 +114,7 @@ def rows(comparison: Comparison) -> Iterator[Row]:
 
 
 def _untrained(kind: str, name: str, short: str, figures: Figures) -> Row:
-    tail = (MISSING, *_quality(figures), *[MISSING] * 4)
+    tail = (MISSING, *_quality(figures), *[MISSING] * 3)
     return Row(kind, (name, _auc(figures), *tail), (short, _short_auc(figures), *tail))
 
 
@@ -139,10 +139,19 @@ def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
     threshold = comparison.protocol.threshold
     named: dict[str, Figures] = {f"`{name}`": figures for name, figures in compared.items()}
     named |= {label: comparison.floors[name] for name, label in _floor_labels(comparison).items()}
-    keys = ("uauc", "f1", "accuracy", "brier", "ece", "predicted_over_observed")
+    keys = ("log_loss", "uauc", "f1", "accuracy", "brier", "ece", "predicted_over_observed")
     yield (
         "Users counted the same, decisions and calibration",
-        ["", "UAUC", f"F1 at {threshold}", f"accuracy at {threshold}", "Brier", "ECE", "predicted / observed clicks"],
+        [
+            "",
+            "log loss",
+            "UAUC",
+            f"F1 at {threshold}",
+            f"accuracy at {threshold}",
+            "Brier",
+            "ECE",
+            "predicted / observed clicks",
+        ],
         [[name, *(number(getattr(figures, key)) for key in keys)] for name, figures in named.items()],
     )
     yield (
@@ -158,11 +167,11 @@ def side_tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[l
     )  # fmt: skip
     yield (
         "What was trained",
-        ["", "targets a prompt", "targets seen", "epochs", "tokens/s", "parameters", "seed"],
+        ["", "targets a prompt", "targets seen", "epochs", "targets/s", "tokens/s", "parameters", "seed"],
         [
             [
                 f"`{name}`", str(row.prompts.targets_per_prompt), f"{row.targets:,}", f"{row.epochs:g}",
-                _amount(row.tokens_per_second), f"{row.parameters:,}", str(row.seed),
+                _amount(row.targets_per_second), _amount(row.tokens_per_second), f"{row.parameters:,}", str(row.seed),
             ]
             for name, row in compared.items()
         ],
@@ -191,8 +200,8 @@ def signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.4f}"
 
 
-def _quality(figures: Figures) -> tuple[str, str, str]:
-    return number(figures.log_loss), number(figures.gauc), number(figures.ne)
+def _quality(figures: Figures) -> tuple[str, str]:
+    return number(figures.gauc), number(figures.ne)
 
 
 def _amount(value: float) -> str:

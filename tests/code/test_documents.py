@@ -51,6 +51,12 @@ def cases(find: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_a_table_has_at_most_eight_columns(document: Path) -> None:
+    rules = re.findall(r"^\|(?:[ :]*-+[ :]*\|)+$", document.read_text(), re.MULTILINE)
+    assert max((rule.count("|") - 1 for rule in rules), default=0) <= 8
+
+
 @pytest.mark.parametrize("words", cases(typed))
 def test_what_is_to_be_typed_exists(words: list[str]) -> None:
     program, *rest = words
