@@ -13,7 +13,19 @@ from dti_pipeline import artifacts, lineage
 from dti_pipeline.artifacts import Inputs, Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.evaluation import curves, gate, interactions, metrics, page, plots, same_time, speed, tables, verdict
+from dti_pipeline.evaluation import (
+    advice,
+    curves,
+    gate,
+    interactions,
+    metrics,
+    page,
+    plots,
+    same_time,
+    speed,
+    tables,
+    verdict,
+)
 from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.evaluate import FORMS
 from dti_pipeline.evaluation.floors import FLOORS, best_possible, floors
@@ -42,9 +54,10 @@ def compare(config: Config, paths: Paths) -> Comparison:
     comparison = replace(comparison, same_time=same_time.of(comparison, drawn))
     comparison = replace(comparison, gate=gate.decide(comparison))
     comparison = replace(comparison, champion=gate.champion(comparison))
+    advised = advice.sentence(comparison, drawn)
     comparison = replace(
         comparison,
-        notes=(*notes, *verdict.notes(comparison), gate.sentence(comparison)),
+        notes=(*notes, *verdict.notes(comparison), gate.sentence(comparison), *([advised] if advised else ())),
         verdict={name: verdict.sentence(name, comparison) for name in evaluations},
     )
     inputs = events | read
