@@ -42,7 +42,7 @@ def listed(config: EventsConfig) -> dict[Address, Object]:
     """The objects of a log that lies in a store, in the order of their keys; none is read.
 
     Hidden ones are left out. Raises InputError, which names the key of params.yaml, where there is none, where one has
-    no name that a file can have, and where the store does not answer.
+    no name that a file can have, for a table that is not read, and where the store does not answer.
     """
     found: dict[Address, Object] = {}
     for name, address in config.addresses().items():
@@ -52,6 +52,8 @@ def listed(config: EventsConfig) -> dict[Address, Object]:
             raise InputError(f"params key `events.{name}`: {error}") from None
         if not objects:
             raise InputError(f"params key `events.{name}` names {address}, where there is no object")
+        for one in objects if name == "path" else ():
+            refuse_record(one.key.removeprefix(address.below.key), str(address))
         found |= objects
     return dict(sorted(found.items(), key=lambda item: item[0].key))
 
@@ -90,16 +92,13 @@ def _objects(config: EventsConfig, address: Address, is_log: bool) -> Iterator[O
 
 
 def _readable(objects: Iterator[Object], root: Address) -> Iterator[Object]:
-    """Without hidden ones and the empty ones that stand for a folder. Raises InputError for one that no file can be,
-    and for a table that is not read."""
+    """Without hidden ones and those that stand for a folder. Raises InputError for one that no file can be."""
     for one in objects:
-        name = one.address.key.removeprefix(root.key)
-        parts = name.split("/")
-        if name.endswith("/") or any(part.startswith(".") and part not in (".", "..") for part in parts):
+        parts = one.address.key.removeprefix(root.key).split("/")
+        if not parts[-1] or any(part.startswith(".") and part not in (".", "..") for part in parts):
             continue
         if not are_names(parts):
             raise InputError(f"{one.address} cannot be copied: its key is no path of a file")
-        refuse_record(name, str(root))
         yield one
 
 
@@ -112,7 +111,8 @@ def _remove_gone(root: Path, files: Mapping[Path, Object], remote: Path, pattern
     """Remove copies of objects that are gone, and a file where a folder has to be, or the other way round."""
     folders = {parent for file in files for parent in file.parents}
     if both := folders & files.keys():
-        raise InputError(f"{files[min(both)].address} is an object and a folder, which no copy can be: rename one")
+        named = f"params key `events.path`: {files[min(both)].address}"
+        raise InputError(f"{named} is an object and a folder, which no copy can be: rename one")
     for above in root.relative_to(remote).parents:
         if (remote / above).is_file():
             (remote / above).unlink()

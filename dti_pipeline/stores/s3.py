@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import importlib.util
 import mimetypes
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ ABSENT = ("404", "NoSuchKey", "NotFound")
 SAID = {
     "NoSuchBucket": "there is no such bucket",
     **dict.fromkeys(ABSENT, "it is not there"),
-    **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled"), "the keys do not permit it"),
+    **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled"), "the store refuses it with these keys"),
     "InvalidAccessKeyId": "the store does not know the access key",
     "SignatureDoesNotMatch": "the secret key does not fit the access key",
     **dict.fromkeys(("ExpiredToken", "InvalidToken", "RequestExpired"), "the session of the keys has ended"),
@@ -59,17 +60,11 @@ class Bucket:
         if importlib.util.find_spec("boto3") is None:
             raise InputError(f"s3://{self.name} needs boto3: pip install dti-pipeline[s3]")
 
-    @cached_property
+    @property
     def client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
         with asked(Address(self.name), "read"):
-            settings = Config(
-                connect_timeout=CONNECT, read_timeout=SILENT, max_pool_connections=32, retries={"mode": "standard"}
-            )
             try:
-                return boto3.session.Session().client("s3", config=settings)
+                return _client(tuple(sorted(one for one in os.environ.items() if one[0].startswith("AWS_"))))
             except ValueError as error:  # of an address of the store that is none
                 raise InputError(f"s3://{self.name} cannot be read: {error} (AWS_ENDPOINT_URL)") from None
 
@@ -129,6 +124,18 @@ class Bucket:
         for address in addresses:
             with asked(address, "deleted"):
                 self.client.delete_object(Bucket=self.name, Key=address.key)
+
+
+@cache
+def _client(environment: tuple[tuple[str, str], ...]) -> Any:
+    """A client for all threads, made once for the keys and addresses that the environment has: it takes a while."""
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(
+        connect_timeout=CONNECT, read_timeout=SILENT, max_pool_connections=32, retries={"mode": "standard"}
+    )
+    return boto3.session.Session().client("s3", config=settings)
 
 
 @contextmanager

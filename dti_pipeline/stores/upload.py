@@ -108,8 +108,12 @@ def _send(bucket: Bucket, folder: _Folder, heard: Heard) -> None:
     def send(name: str, heard: Heard) -> None:
         bucket.write(folder.path / name, address / name, folder.files[name], heard)
 
-    transfer.each(send, folder.lacking, heard)
-    if (folder.path / MANIFEST).read_bytes() != folder.manifest:
+    try:
+        transfer.each(send, folder.lacking, heard)
+        same = (folder.path / MANIFEST).read_bytes() == folder.manifest
+    except FileNotFoundError:
+        same = False
+    if not same:
         raise InputError(f"{folder.path} changed while it was uploaded: run the command again")
     bucket.delete(address / name for name in folder.old if name not in folder.files)
     bucket.write_bytes(folder.manifest, address / MANIFEST, hashlib.md5(folder.manifest).hexdigest())
