@@ -72,7 +72,7 @@ def download(
             )
         with transfer.bar("download", sum(folder.bytes for folder in coming.values())) as heard:
             for name, folder in coming.items():
-                say(f"{name}: {len(folder.files)} files come from {source / name}")
+                say(f"{name} comes from {source / name}")
                 _take(bucket, folder, heard)
     if paths.comparison.is_dir():
         for link, leads_to in paths.comparison_links().items():
@@ -139,6 +139,12 @@ def _take(bucket: Bucket, folder: _Folder, heard: Heard) -> None:
     draft, parts = folder.draft, folder.draft / PARTS
     draft.mkdir(parents=True, exist_ok=True)
     (draft / MANIFEST).write_bytes(folder.manifest)
+    kept = {draft / MANIFEST, *(draft / name for name in folder.files), *parts.glob("*")}
+    for path in sorted(draft.rglob("*"), reverse=True):  # of an upload that was replaced since
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_file() and path not in kept:
+            path.unlink()
 
     def take(name: str, heard: Heard) -> None:
         found, md5 = folder.files[name]
@@ -155,9 +161,6 @@ def _take(bucket: Bucket, folder: _Folder, heard: Heard) -> None:
 
     transfer.each(take, list(folder.files), heard)
     shutil.rmtree(parts, ignore_errors=True)
-    for path in draft.rglob("*"):
-        if path.is_file() and path.relative_to(draft).as_posix() not in {*folder.files, MANIFEST}:
-            path.unlink()  # of an upload that was replaced meanwhile
     artifacts.recover(folder.target)
     artifacts.take_place(draft, folder.target)
     shutil.rmtree(draft, ignore_errors=True)  # what was there before, if anything was

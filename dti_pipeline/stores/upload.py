@@ -63,7 +63,7 @@ def upload(
         with transfer.bar("upload", sum(folder.lacking_bytes for folder in folders.values())) as heard:
             for name, folder in folders.items():
                 if folder.lacking or not folder.current:
-                    say(f"{name}: {len(folder.lacking)} of {len(folder.files)} files go to {folder.address}")
+                    say(f"{name} goes to {folder.address}")
                     _send(bucket, folder, heard)
     return TransferReport(
         str(to),
