@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dti_pipeline import config
 from dti_pipeline.address import Address
 from dti_pipeline.cli import app
 from dti_pipeline.config import Config, from_plain
@@ -280,6 +281,18 @@ def test_the_copy_of_another_home_is_left_alone(store: Store, home: Paths, asked
     (home.remote / "dti/log").symlink_to(home.home / "read")
     remote.bring(settings("s3://dti/log").events, home)
     assert (home.home / "read/a").read_bytes() == b"old"
+    assert not asked
+
+
+def test_a_home_is_proposed_for_a_log_in_a_store(store: Store, home: Paths, asked: list[tuple[str, int]]) -> None:
+    store.put("new log/ratings.csv", LOG.encode())
+    store.put("new log/items.csv", b"item_id,title\n" + b"".join(b"i%d,Title %d\n" % (i, i) for i in range(9)))
+    done = CliRunner().invoke(app, ["init", str(home.home), "--from", "s3://dti/new log"])
+    assert done.exit_code == 0, done.output
+    made = config.load(home.params).events
+    assert (made.path, made.items_path) == ("s3://dti/new log/ratings.csv", "s3://dti/new log/items.csv")
+    asked.clear()
+    remote.bring(made, home)
     assert not asked
 
 
