@@ -116,7 +116,6 @@ def test_a_log_in_a_store_is_watched(bucket: str, tmp_path: Path) -> None:
     keys = KEYS | {"AWS_ENDPOINT_URL": bucket}
     put("a.csv")
     assert running(project.run(DVC, "repro", "ingest", **keys)) == ["ingest"]
-    assert json.loads(project.run(DVC, "status", "--json", "ingest", **keys)) == {}
     put("b.csv")
     changed = json.loads(project.run(DVC, "status", "--json", "ingest", **keys))
     assert changed["ingest"][0]["changed deps"] == {"s3://dti/my log/é%20": "modified"}
