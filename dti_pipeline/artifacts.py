@@ -169,7 +169,7 @@ def publish(
         }
         write_json(path / MANIFEST, sealed(manifest))
         read_from.require_unchanged()
-        _take_place(path, target)
+        take_place(path, target)
 
 
 def recover(target: Path) -> None:
@@ -208,7 +208,7 @@ def aside(target: Path) -> Iterator[Path]:
         os.close(held)
 
 
-def _take_place(draft: Path, target: Path) -> None:
+def take_place(draft: Path, target: Path) -> None:
     """Put a draft in its target's place; what was there before is in the draft's afterwards."""
     if not target.exists():
         draft.rename(target)

@@ -9,8 +9,8 @@ from dti_pipeline import locks, pipeline
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 
-#: What killed processes have left: outputs, and what DuckDB put aside.
-DRAFTS = ".*.draft-*"
+#: What killed processes have left: outputs, what DuckDB put aside, and downloads.
+DRAFTS = (".*.draft-*", ".*.download")
 
 
 def clean(paths: Paths) -> list[str]:
@@ -20,7 +20,8 @@ def clean(paths: Paths) -> list[str]:
     steps = [(stage, one) for stage in stages for one in (names() if stage.per_paradigm else (None,))]
     with locks.hold([stage.output(paths, one) for stage, one in steps], wait=False):
         outputs = [paths.resolve(out.format(paradigm=one)) for stage, one in steps for out in stage.outs]
-        drafts = [draft for folder in ("data/raw", "data", "models") for draft in (paths.home / folder).glob(DRAFTS)]
+        folders = [paths.home / folder for folder in ("data/raw", "data", "models")]
+        drafts = [draft for folder in folders for pattern in DRAFTS for draft in folder.glob(pattern)]
         kept = [paths.home / "models" / name for name in (".checkpoints", ".backtest", ".registry")]
         locked = [path.with_name(f".{path.name}.lock") for path in outputs]
         cached = [paths.home / ".cache", paths.home / "data" / "shards", paths.accepted, paths.reports]

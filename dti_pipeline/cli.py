@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 from typer.core import TyperGroup
 
-from dti_pipeline import cli_home, cli_serving, explain, pipeline, tracking
+from dti_pipeline import cli_home, cli_serving, cli_store, explain, pipeline, tracking
 from dti_pipeline.cli_options import (
     NAMES,
     Json,
@@ -351,6 +351,8 @@ def draw_mask(
 app.command("init")(cli_home.make_home)
 app.command("doctor")(cli_home.look)
 app.command("ui")(cli_home.show)
+app.command("upload")(cli_store.send)
+app.command("download")(cli_store.take)
 app.command("score")(cli_serving.score_requests)
 app.command("serve")(cli_serving.serve_requests)
 app.command("export")(cli_serving.export_model)

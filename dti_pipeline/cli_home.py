@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dti_pipeline import config, dvc, lineage, pipeline
+from dti_pipeline.address import is_address
 from dti_pipeline.cli_options import Json, answer, say
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
@@ -21,7 +23,8 @@ DVC_HEADER = """\
 def make_home(
     folder: Annotated[Path, typer.Argument(help="The home; made where it is not there.")] = Path(),
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="LOG", help="Your log: CSV, TSV, JSONL, Parquet, or a folder.")
+        str | None,
+        typer.Option("--from", metavar="LOG", help="Your log: CSV, TSV, JSONL, Parquet, or a folder; s3:// too."),
     ] = None,
     column: Annotated[
         list[str] | None, typer.Option(metavar="ROLE=NAME", help="What a column is, such as rating=stars.")
@@ -59,10 +62,11 @@ def make_home(
     say(f"Next: `{enter}dti doctor`, then `dti run` (`dti plan` after `dti tokenize` says what it costs)")
 
 
-def _proposed(source: Path, home: Path, column: list[str], recipe: str | None) -> str:
+def _proposed(source: str, home: Path, column: list[str], recipe: str | None) -> str:
     """The params.yaml for a log; its reasons are told, too."""
     from dti_pipeline.homes.make import params
     from dti_pipeline.homes.propose import propose
+    from dti_pipeline.homes.remote import proposed_from_store
 
     named = {}
     for one in column:
@@ -70,7 +74,8 @@ def _proposed(source: Path, home: Path, column: list[str], recipe: str | None) -
         if not separator:
             raise InputError(f"--column {one!r} must read ROLE=NAME, such as rating=stars")
         named[role] = name
-    settings = propose(source, home, named, recipe, gpu=bool(lineage.gpu_names()))
+    how = partial(propose, home=home, named=named, name=recipe, gpu=bool(lineage.gpu_names()))
+    settings = proposed_from_store(source, home, how) if is_address(source) else how(Path(source))
     for setting in settings:
         if setting.why:
             say(f"{setting.key}: {setting.value}  {setting.why}")

@@ -25,6 +25,7 @@ class Paths:
 
     params = Place("params.yaml")
     raw = Place("data/raw")  # logs as their owners publish them; never changed, one folder each
+    remote = Place("data/raw/.remote")  # copies of logs in an S3-compatible store, by bucket and key
     synthetic = Place("data/raw/synthetic")
     staged = Place("data/staged")  # one parsed Parquet file for each raw file, named by its digest
     events = Place("data/events")
@@ -48,7 +49,9 @@ class Paths:
         return cls(Path(os.environ.get("DTI_HOME") or ".").resolve())
 
     def resolve(self, path: str | Path) -> Path:
-        """A path from params.yaml: absolute as it is, relative to the home."""
+        """A path from params.yaml: absolute as it is, relative to the home; of an address, where its copy is."""
+        if str(path).startswith("s3://"):
+            return self.remote / str(path).removeprefix("s3://")
         return self.home / Path(path).expanduser()
 
     def shards(self, paradigm: str) -> Path:
@@ -77,6 +80,11 @@ class Paths:
 
     def comparison_file(self, suffix: str) -> Path:
         return self.reports / f"comparison.{suffix}"
+
+    def comparison_links(self) -> dict[Path, Path]:
+        """The comparison's tables, beside its folder: where each link lies, and what it leads to from there."""
+        links = [self.comparison_file(suffix) for suffix in ("json", "md", "html")]
+        return {link: Path(self.comparison.name, link.name) for link in links}
 
     @property
     def tracking_uri(self) -> str:

@@ -17,6 +17,7 @@ from dti_pipeline.defs import checks, dvc_record, metadata, processes, training
 from dti_pipeline.defs.automation import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
+from dti_pipeline.events import remote
 from dti_pipeline.events.report import RawLog
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
@@ -118,8 +119,9 @@ def _run(stage: Stage[Any], work: Work, paradigm: str | None) -> object:
 
 
 def _found(work: Work) -> RawLog:
-    """The report of a log that is not made here but read where it lies."""
+    """The report of a log that is not made here but read where it lies, or copied from a store."""
     events = work.config.events
+    remote.bring(events, work.paths)
     path = work.paths.resolve(events.path)
     sizes = [file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()]
     return RawLog(events.source, events.path, len(sizes), sum(sizes))

@@ -13,9 +13,11 @@ from itertools import takewhile
 import dagster as dg
 
 from dti_pipeline import config
+from dti_pipeline.address import is_address
 from dti_pipeline.config import Config
 from dti_pipeline.defs.processes import killed_runs
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import remote
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES
 
@@ -99,7 +101,10 @@ def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.Ski
         return dg.SkipReason(str(error))
     if settings.events.source == "synthetic":
         return dg.SkipReason("events.source is synthetic: no file comes from outside, the asset `log` makes it")
-    files = _files(settings, paths)
+    try:
+        files = _files(settings, paths)
+    except InputError as error:
+        return dg.SkipReason(str(error))
     if not files:
         return dg.SkipReason(f"{settings.events.path} (params key events.path) has no file yet")
     state = hashlib.md5(json.dumps(files).encode()).hexdigest()
@@ -113,9 +118,13 @@ def new_log_files(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.Ski
     return dg.RunRequest(run_key=state, tags={"log.files": str(len(files)), "log.state": state})
 
 
-def _files(settings: Config, paths: Paths) -> list[tuple[str, int, int]]:
-    """Names, bytes and times of modification of the raw log's finished files, hidden ones left out; none is read."""
-    root, found = paths.resolve(settings.events.path), []
+def _files(settings: Config, paths: Paths) -> list[tuple[str, int, int | str]]:
+    """Names, bytes and times of modification of the raw log's finished files, hidden ones left out; none is read. Of
+    objects in a store: their tags, which are others for other bytes."""
+    if is_address(settings.events.path):
+        return [(str(address), one.size, one.etag) for address, one in remote.listed(settings.events).items()]
+    root = paths.resolve(settings.events.path)
+    found: list[tuple[str, int, int | str]] = []
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         parts = path.relative_to(root).parts
         if path.is_file() and not path.name.endswith(UNFINISHED) and not any(part.startswith(".") for part in parts):

@@ -73,15 +73,15 @@ def compare(config: Config, paths: Paths) -> Comparison:
                     figures |= {"speedup": speedup[name], **speed.figures(comparison.speed[name])}
                 figures |= {"auc_delta": comparison.auc_delta[name].mean}
             artifacts.write_json(draft.path / "metrics" / f"{name}.json", figures)
-        links = [paths.comparison_file(suffix) for suffix in ("json", "md", "html")]
+        links = paths.comparison_links()
         json_file, markdown, html = (draft.path / link.name for link in links)
         artifacts.write_json(json_file, to_plain(comparison))
         artifacts.write_text(markdown, tables.render_markdown(comparison, pictures))
         svgs = {name: (draft.path / f"{name}.svg").read_bytes() for name in pictures}
         artifacts.write_text(html, page.render(comparison, svgs))
         draft.report = {"paradigms": list(evaluations), "notes": comparison.notes}
-        for link in links:
-            artifacts.link(link, Path(paths.comparison.name, link.name))
+        for link, target in links.items():
+            artifacts.link(link, target)
     return comparison
 
 

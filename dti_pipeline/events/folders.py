@@ -27,9 +27,14 @@ def below(folder: Path, deep: bool) -> tuple[list[Path], list[str]]:
     ]
 
 
+def is_like(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file's name is like one of the patterns, in capitals or not."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in patterns)
+
+
 def chosen(paths: Iterable[Path], patterns: Sequence[str]) -> list[Path]:
     """Those whose name is like one of the patterns, in capitals or not. Raises InputError for one that is no file."""
-    found = [path for path in paths if any(fnmatchcase(path.name.lower(), pattern) for pattern in patterns)]
+    found = [path for path in paths if is_like(path.name, patterns)]
     for path in found:
         if not path.exists():
             raise InputError(f"{path} is a link to {os.readlink(path)}, which does not exist")

@@ -10,6 +10,7 @@ import duckdb
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, SplitConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import remote
 from dti_pipeline.events.buckets import pieces
 from dti_pipeline.events.database import connect, first_row, parquet_files, run_script, write_parquet
 from dti_pipeline.events.histories import Rules, first_values, ordered
@@ -44,6 +45,7 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read, has no usable row, or lacks
     what ``split`` asks of it.
     """
+    remote.bring(config.events, paths)
     log = locate(config.events, paths, config.tokens)
     clock, requests = (any(getattr(f.form, name) for f in log.logs if f.form) for name in ("clock", "requests"))
     rules = Rules(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from dti_pipeline.address import Address, is_address, parse
 from dti_pipeline.plain import (
     MANNER,
     OPTIONAL,
@@ -55,7 +56,9 @@ class EventsConfig:
     """Where the log is and how it is read."""
 
     source: Literal["synthetic", "movielens", "movietweetings", "amazon", "table"] = "synthetic"  # format of the log
-    path: str = "data/raw/synthetic"  # a file or a folder; relative paths start at the project's home
+    # A file or a folder; relative paths start at the project's home. Or in an S3-compatible store: s3://bucket/key, an
+    # object or all below it, copied to data/raw/.remote when it is read.
+    path: str = "data/raw/synthetic"
     items_path: str | None = None  # table, amazon: titles in a file of their own, when not found beside the log
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # table only
     item_columns: tuple[str, str] = ("item_id", "item_text")  # table only: id and text columns of items_path
@@ -77,12 +80,23 @@ class EventsConfig:
     buckets: Annotated[int, Range(1, SLOTS)] = field(default=1, metadata=MANNER)
 
     def __post_init__(self) -> None:
+        for name in self.addresses():
+            require(self.source != "synthetic", f"events.{name}", "a path for `events.source: synthetic`", "an address")
         ordered = self.min_rating is None or self.max_rating is None or self.min_rating < self.max_rating
         require(ordered, "events.min_rating", "below events.max_rating", self.min_rating)
         only = {f"columns.{name}": getattr(self.columns, name) for name in ("request_id", "split")}
         for name, value in {**only, "users_path": self.users_path}.items():
             rule = f"null for `events.source: {self.source}`, since only a table names its columns"
             require(self.source == "table" or value is None, f"events.{name}", rule, value)
+
+    def addresses(self) -> dict[str, Address]:
+        """What lies in an S3-compatible store, by name of the key."""
+        paths = {name: getattr(self, name) for name in ("path", "items_path", "users_path")}
+        return {
+            name: parse(path, f"params key `events.{name}`")
+            for name, path in paths.items()
+            if path and is_address(path)
+        }
 
     def keeps_duplicates(self, clock: bool) -> bool:
         """Whether equal rows are an interaction each, in a log that has a clock or none."""

@@ -6,6 +6,7 @@ import difflib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dti_pipeline.config import EventsConfig, TokensConfig
@@ -87,12 +88,9 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
         whole = zipfile.is_zipfile(root)
         state = "a zip archive: unpack it and name the folder" if whole else "not a whole zip archive"
         raise InputError(f"params key `events.path` names {root}, which is {state}")
-    for kind, record in _TABLES_WITH_A_RECORD.items():
-        if root.is_dir() and any(root.glob(record)):
-            raise InputError(
-                f"params key `events.path` names {root}, which is {kind} table: export its rows as Parquet, since files"
-                " that no longer count lie beside the others"
-            )
+    for record in _TABLES_WITH_A_RECORD.values():
+        for path in root.glob(record):
+            refuse_record(path.relative_to(root).as_posix(), str(root))
     folder = root if root.is_dir() else root.parent
     listed = _listed(config.items_path, "items_path", paths)
     listed_users = _listed(config.users_path, "users_path", paths)
@@ -132,6 +130,23 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
         columns,
         OtherFiles(len(others), tuple(sorted(others)[:20])) if root.is_dir() else OtherFiles(),
     )
+
+
+def refuse_record(name: str, root: str) -> None:
+    """Raise InputError for a file, by its name below the log's folder, which says that this is a table of a kind that
+    is not read."""
+    for kind, record in _TABLES_WITH_A_RECORD.items():
+        if fnmatchcase(name, record):
+            raise InputError(
+                f"params key `events.path` names {root}, which is {kind} table: export its rows as Parquet, since files"
+                " that no longer count lie beside the others"
+            )
+
+
+def beside(config: EventsConfig) -> tuple[str, ...]:
+    """Name patterns of files that are read with a log that is one file, where they lie beside it."""
+    reader = _READERS[config.source]
+    return (*reader.items, *reader.users)
 
 
 def _listed(path: str | None, name: str, paths: Paths) -> Path | None:

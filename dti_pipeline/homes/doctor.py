@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from dti_pipeline import config, lineage
+from dti_pipeline.address import is_address
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import remote
 from dti_pipeline.homes.make import program
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import parse_yaml
@@ -190,4 +192,11 @@ def _log(settings: Config, paths: Paths) -> Finding:
     path = paths.resolve(settings.events.path)
     if settings.events.source == "synthetic":
         return Finding("log", "ok", "synthetic: `dti synth` makes it")
+    if is_address(settings.events.path):
+        try:
+            objects = remote.listed(settings.events).values()
+        except InputError as error:
+            return Finding("log", "stop", str(error))
+        size = sum(one.size for one in objects)
+        return Finding("log", "ok", f"{settings.events.path}: {len(objects)} objects, {size / 1e9:.1f} GB")
     return Finding("log", "ok" if path.exists() else "stop", str(path) + ("" if path.exists() else " does not exist"))

@@ -16,6 +16,7 @@ ENTRIES = {
     "cli_home",
     "cli_options",
     "cli_serving",
+    "cli_store",
     "explain",
     "defs",
     "dvc",

@@ -102,6 +102,25 @@ def test_a_clone_pulls_what_was_pushed_and_has_nothing_to_do(
         assert artifacts.folder_digest(clone.home / folder) == artifacts.folder_digest(project.home / folder)
 
 
+def test_a_log_in_a_store_is_watched(bucket: str, tmp_path: Path) -> None:
+    """Two objects under a name that addresses escape."""
+    store = boto3.client("s3", endpoint_url=bucket, **{name.lower(): value for name, value in KEYS.items()})
+    rows = "".join(f"u{user},i{item},{item % 5 + 1},{item}\n" for user in range(9) for item in range(20))
+
+    def put(name: str) -> None:
+        store.put_object(Bucket="dti", Key=f"my log/é%20/{name}", Body=f"user_id,item_id,rating,timestamp\n{rows}")
+
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    project.set({"events": {"source": "table", "path": "s3://dti/my log/é%20"}})
+    keys = KEYS | {"AWS_ENDPOINT_URL": bucket}
+    put("a.csv")
+    assert running(project.run(DVC, "repro", "ingest", **keys)) == ["ingest"]
+    put("b.csv")
+    changed = json.loads(project.run(DVC, "status", "--json", "ingest", **keys))
+    assert changed["ingest"][0]["changed deps"] == {"s3://dti/my log/é%20": "modified"}
+
+
 def test_an_old_commit_gives_back_its_model(project: Project) -> None:
     model = project.paths.model("dti")
     old = artifacts.folder_digest(model)
