@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What `make bench` runs; docs/benchmark.md has a table of each.
 ON_CPU = (
     "loader", "packing", "data_stages", "evaluation", "serving", "service", "train_step_cpu", "orchestration",
-    "float8_quality",
+    "float8_quality", "plan_memory", "cluster",
 )  # fmt: skip
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
