@@ -108,6 +108,8 @@ def _gib(rows: int, each: float) -> float:
 
 def span(hours: float) -> str:
     """A time as people say it: "45 seconds", "12 minutes", "3.4 hours", "12 days", "3.1 years"."""
+    if hours < 1 / 3600:
+        return "less than a second"
     for unit, size, until in (
         ("seconds", 1 / 3600, 2 / 60),
         ("minutes", 1 / 60, 2.0),
@@ -121,6 +123,8 @@ def span(hours: float) -> str:
 
 def gib(value: float) -> str:
     """Memory or disk as people say it."""
+    if 0 < value < 0.01:
+        return "less than 0.01 GiB"
     return f"{_digits(value)} GiB" if value < 10_000 else f"{_digits(value / 1024)} TiB"
 
 

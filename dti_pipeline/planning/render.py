@@ -38,11 +38,8 @@ def _data(plan: Mapping[str, Any]) -> Iterator[str]:
     """The data stages on a cluster."""
     data, gpu, paradigms = plan["cluster"], plan["gpu"], plan["paradigms"]
     times = [f"{cluster.span(paradigms[name]['hours'])} for {name}" for name in (DTI.name, BASELINE.name)]
-    machine = "machine" if data["machines"] == 1 else "machines"
-    yield (
-        f"{data['rows']:,} rows take {cluster.span(data['hours'])} from raw files to row plans on {data['machines']}"
-        f" {machine} of {data['cores']} cores,"
-    )
+    place = f"{_counted(data['machines'], 'machine')} of {_counted(data['cores'], 'core')}"
+    yield f"{data['rows']:,} rows take {cluster.span(data['hours'])} from raw files to row plans on {place},"
     yield (
         f"{cluster.gib(data['most_disk_gib'])} of disk beside the raw files, and {' or '.join(times)} to train on"
         f" {gpu['count']} x {gpu['name']}."
@@ -56,6 +53,10 @@ def _data(plan: Mapping[str, Any]) -> Iterator[str]:
     yield f"training {plan_memory} of each process for the plan, however long it is; one process of each machine"
     yield f"         reads tokens and plan before the first step, {reading}"
     yield ""
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _lines(plan: Mapping[str, Any]) -> Iterator[str]:

@@ -324,7 +324,14 @@ def test_a_cluster_is_planned_for_a_log_that_is_only_a_number(home: Paths, monke
 
 @pytest.mark.parametrize(
     ("hours", "said"),
-    [(0.01, "36 seconds"), (0.5, "30 minutes"), (3.14, "3.1 hours"), (100, "4.2 days"), (30_000, "3.4 years")],
+    [
+        (1e-7, "less than a second"),
+        (0.01, "36 seconds"),
+        (0.5, "30 minutes"),
+        (3.14, "3.1 hours"),
+        (100, "4.2 days"),
+        (30_000, "3.4 years"),
+    ],
 )
 def test_times_are_said_as_people_say_them(hours: float, said: str) -> None:
     assert cluster.span(hours) == said
