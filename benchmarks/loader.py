@@ -20,7 +20,7 @@ from dti_pipeline import config
 from dti_pipeline.modeling.network.batch import Batch
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.plans import plan_rows
-from dti_pipeline.packing.reader import Rows, bounds, split
+from dti_pipeline.packing.reader import Rows, split
 from dti_pipeline.packing.store import TokenStore, read_columns, write_columns
 from dti_pipeline.paradigms import named
 
@@ -48,8 +48,7 @@ def measure(name: str, row_length: int, batch_tokens: int, store: TokenStore, sc
     path = scratch / "plan.arrow"
     write_columns(path, {"row": row, "start": cut.start, "first_target": cut.first_target, "stop": cut.stop})
     columns = read_columns(path)
-    spans = (columns[name] for name in ("start", "first_target", "stop"))
-    plan = Rows(store, row_length, *spans, bounds(columns["row"]))
+    plan = Rows(store, row_length, *(columns[name] for name in ("start", "first_target", "stop", "row")))
 
     sample = np.random.default_rng(0).permutation(len(plan))[: SAMPLE // row_length]
     batches = split(sample, plan.height(batch_tokens))

@@ -128,7 +128,7 @@ def among_all(processes: Processes, alone: Trainer) -> Trainer:
     step, of the same shapes, and computes them with the same code or graph."""
     accelerator, world, rows = processes.accelerator, processes.world, alone.loader.rows
     config = replace(alone.config, targets_per_step=world * alone.config.targets_per_step, processes=world)
-    steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
+    steps = Steps(rows, config.targets_per_step, config.epochs, config.seed)
     loader = replace(alone.loader, steps=steps, rank=accelerator.process_index, world=world)
     return replace(alone, loader=loader, accelerator=accelerator, config=config, progress=Progress())
 

@@ -244,17 +244,23 @@ def plan_cost(
     interactions: Annotated[int | None, typer.Option(help="Of each of its users.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens of each, label included; default 20.")] = None,
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that training reaches.")] = 0.55,
+    rows: Annotated[
+        int | None, typer.Option(help="Of a log too long to be here: data stages on a cluster, too.")
+    ] = None,
+    machines: Annotated[int, typer.Option(help="Of the cluster.")] = 1,
+    cores: Annotated[int, typer.Option(help="Of each machine.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Cost of a training before anything is spent: tokens, FLOP, memory, hours, speed-up; runs beside it.
 
-    Example: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`
+    Examples: `dti plan --model llama-3.1-8b --gpu H200 --set packing.row_length=8192`,
+    `dti plan --rows 10000000000 --machines 16 --cores 32 --set training.processes=128`
     """
     from dti_pipeline.planning.plan import plan
     from dti_pipeline.planning.render import render
 
     settings, paths = configure(overrides, params)
-    report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation)
+    report = plan(settings, paths, gpu, model, users, interactions, tokens, utilisation, rows, machines, cores)
     answer(report, as_json, render)
 
 

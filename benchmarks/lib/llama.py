@@ -93,8 +93,7 @@ def log(users: int, interactions: int, tokens: int, vocabulary: int, seed: int =
 def rows(store: TokenStore, context: int, k: int, prompts: int, row_length: int) -> Rows:
     """One prompt of ``k`` targets a history, ``prompts`` of them a row."""
     start = np.arange(0, len(store.text), context + k)
-    bounds = np.arange(0, len(start) + 1, prompts)
-    return Rows(store, row_length, start, start + context, start + context + k, bounds)
+    return Rows(store, row_length, start, start + context, start + context + k, np.arange(len(start)) // prompts)
 
 
 def plan(

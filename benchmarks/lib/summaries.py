@@ -153,7 +153,13 @@ def _serving(row: Mapping[str, Any]) -> dict[str, Any]:
     return {column: value for column, value in row.items() if column != "state_kib"}
 
 
+def _without(*columns: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda row: {column: value for column, value in row.items() if column not in columns}
+
+
 _SHOWN = {
+    "cluster": _without("seconds"),
+    "plan_memory": _without("plan_mib"),
     "serving": _serving,
     "train_step": _train_step,
     "train_step_profile": _train_step_profile,

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from dti_pipeline.config import Config, TrainingConfig
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.packing.plans import plan_rows
-from dti_pipeline.packing.reader import Rows, bounds
+from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PlanReport
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import Paradigm
@@ -28,7 +28,7 @@ from dti_pipeline.training.steps import Steps
 def rows_of(settings: Config, store: TokenStore, paradigm: Paradigm, plan: str = "train") -> tuple[Rows, PlanReport]:
     """A plan's rows, made in memory, and its counts."""
     counts, cut, row = plan_rows(settings, store, paradigm, plan)
-    return Rows(store, settings.packing.tokens_a_row, cut.start, cut.first_target, cut.stop, bounds(row)), counts
+    return Rows(store, settings.packing.tokens_a_row, cut.start, cut.first_target, cut.stop, row), counts
 
 
 def model_of(settings: Config, store: TokenStore, paradigm: Paradigm, **more: Any) -> CTRModel:
@@ -56,7 +56,7 @@ def trainer_of(
 ) -> Trainer:
     """A training that tells nobody, evaluates nothing and saves nothing. Raises RuntimeError where the model's
     plan cannot be had: a benchmark measures what it names."""
-    steps = Steps(rows.targets(), config.targets_per_step, config.epochs, config.seed)
+    steps = Steps(rows, config.targets_per_step, config.epochs, config.seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = Loader(rows, steps, config.tokens_per_batch, accelerator.device, rank, world)
     model.train()

@@ -154,9 +154,7 @@ class Excerpts:
     def begun_alike(self, rows: Rows) -> Rows:
         """Each target alone in a prompt that begins where its prompt of ``rows`` does."""
         start = rows.start[self.prompt_of(rows)]
-        return replace(
-            rows, start=start, first_target=self.target, stop=self.target + 1, bounds=np.arange(len(self) + 1)
-        )
+        return replace(rows, start=start, first_target=self.target, stop=self.target + 1, row=np.arange(len(self)))
 
     @property
     def described(self) -> Mask:

@@ -151,7 +151,7 @@ class OnPrompts:
 
     def _apart(self, rows: Rows) -> Rows:
         """The same prompts, a row each."""
-        apart = replace(rows, bounds=np.arange(len(rows.start) + 1))
+        apart = replace(rows, row=np.arange(len(rows.start)))
         tokens = (apart.assemble(np.arange(len(apart))).kind != Kind.PAD).sum(1)
         return replace(apart, row_length=-(-int(tokens.max()) // BLOCK) * BLOCK)
 
@@ -159,8 +159,7 @@ class OnPrompts:
         """The same prompts, two a row, in an order drawn anew."""
         order = np.random.default_rng(self.bench.seed).permutation(len(rows.start))
         start, first, stop = (x[order] for x in (rows.start, rows.first_target, rows.stop))
-        bounds = np.append(np.arange(0, len(order), 2), len(order))
-        return Rows(rows.store, 2 * self._apart(rows).row_length, start, first, stop, bounds)
+        return Rows(rows.store, 2 * self._apart(rows).row_length, start, first, stop, np.arange(len(order)) // 2)
 
     def _shifted(self, batch: Batch) -> Batch:
         """Positions of each row moved by a number of its own; none beyond what the model was made for."""

@@ -36,8 +36,12 @@ KINDS = {
 #: One run at a time in each pool (dagster.yaml). `gpu`, `duckdb`: memory for one. `dvc`: the others are short and end
 #: with a commit that locks the repository.
 POOLS = defaultdict(lambda: "dvc", ingest="duckdb", validate="duckdb", train="gpu", evaluate="gpu")
-#: Read where each step is a pod (docs/howto/kubernetes.md): what uses a GPU asks the cluster for one.
-GPU_POD = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}}
+#: Read where each step is a pod or a job of Ray's (docs/howto/kubernetes.md and cluster.md): what uses a GPU asks the
+#: cluster for one.
+ASKS_FOR_GPU = {
+    "dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
+    "dagster-ray/config": {"num_gpus": 1},
+}
 
 
 def listed() -> tuple[str, ...]:
@@ -71,7 +75,7 @@ def build(stage: Stage[Any], partitions: dg.StaticPartitionsDefinition | None) -
         metadata=code_reference(stage),
         code_version=code_version(stage),
         pool=POOLS[stage.name],
-        op_tags=GPU_POD if POOLS[stage.name] == "gpu" else None,
+        op_tags=ASKS_FOR_GPU if POOLS[stage.name] == "gpu" else None,
         automation_condition=CONDITIONS.get(stage.name),
         check_specs=checks.specs(stage),
     )

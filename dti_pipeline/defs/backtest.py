@@ -11,7 +11,7 @@ import dagster as dg
 from dti_pipeline import pipeline
 from dti_pipeline.backtest.report import Day
 from dti_pipeline.defs import checks, dvc_record, metadata, processes
-from dti_pipeline.defs.assets import GPU_POD, code_reference, code_version
+from dti_pipeline.defs.assets import ASKS_FOR_GPU, code_reference, code_version
 from dti_pipeline.defs.days import DAYS, GROUP, key
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError, Interrupted
@@ -35,7 +35,7 @@ def build(paradigm: str) -> dg.AssetsDefinition:
         metadata=code_reference(BACKTEST),
         code_version=code_version(BACKTEST),
         pool="gpu",
-        op_tags=GPU_POD,
+        op_tags=ASKS_FOR_GPU,
         check_specs=checks.specs(BACKTEST, key(paradigm)),
     )
     def compute(context: dg.AssetExecutionContext, project: Project) -> Iterator[dg.AssetCheckResult]:

@@ -5,7 +5,9 @@ Whole-array operations of numpy are 2 to 3 times slower and keep the interpreter
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,23 @@ from dti_pipeline.packing.prompts import Prompts
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore, read_columns
 
+#: Rows whose targets are counted at a time.
+CHUNK = 1 << 18
+
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one plan, assembled when asked for. ``r`` rows, ``p`` prompts."""
+    """The rows of one plan, assembled when asked for. ``r`` rows, ``p`` prompts.
+
+    Memory: none but that of the plan's columns, which are memory-mapped where a plan was opened.
+    """
 
     store: TokenStore
     row_length: int
     start: NDArray[Any]  # (p,) spans of the log, ordered by row
     first_target: NDArray[Any]
     stop: NDArray[Any]
-    bounds: NDArray[np.int64]  # (r + 1,) prompts of row i are [bounds[i], bounds[i + 1])
+    row: NDArray[Any]  # (p,) the row that each prompt is in, ascending; every row from 0 has one
 
     @classmethod
     def open(cls, store: TokenStore, folder: Path, plan: str) -> Rows:
@@ -38,7 +46,7 @@ class Rows:
         report = artifacts.read(folder, "pack", PackReport).report
         columns = read_columns(folder / f"{plan}.arrow")
         spans = columns["start"], columns["first_target"], columns["stop"]
-        return cls(store, report.row_length, *spans, bounds(columns["row"]))
+        return cls(store, report.row_length, *spans, columns["row"])
 
     @classmethod
     def pack(cls, store: TokenStore, prompts: Prompts, row_length: int, seed: int = 0) -> Rows:
@@ -46,15 +54,42 @@ class Rows:
         row = best_fit.pack(prompts.length, row_length, seed).row
         order = np.argsort(row, kind="stable")
         prompts = prompts.take(order)
-        return cls(store, row_length, prompts.start, prompts.first_target, prompts.stop, bounds(row[order]))
+        return cls(store, row_length, prompts.start, prompts.first_target, prompts.stop, row[order])
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return int(self.row[-1]) + 1 if len(self.row) else 0
 
-    def targets(self) -> NDArray[np.int64]:
-        """(r,) targets in each row."""
-        before = np.concatenate([[0], np.cumsum(self.stop - self.first_target)])
-        return np.diff(before[self.bounds])
+    def prompts(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First prompt of each of these rows, and the one behind its last. Cost: a binary search for each."""
+        wanted = rows.astype(self.row.dtype)  # numbers of another type would have numpy copy the whole column
+        return np.searchsorted(self.row, wanted), np.searchsorted(self.row, wanted, side="right")
+
+    def targets(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Targets in each of these rows, or (r,) in each of the plan's."""
+        rows = np.arange(len(self)) if rows is None else rows
+        found = np.empty(len(rows), np.int64)
+        _count(*self.prompts(rows), self.first_target, self.stop, found)
+        return found
+
+    def targets_in_chunks(self) -> Iterator[NDArray[np.int64]]:
+        """Targets in each row of the plan, some rows at a time. Cost: one read of the plan."""
+        for first in range(0, len(self), CHUNK):
+            yield self.targets(np.arange(first, min(first + CHUNK, len(self))))
+
+    @cached_property
+    def most_targets(self) -> int:
+        """Targets of the row that has the most. Cost: one read of the plan."""
+        return max((int(counts.max()) for counts in self.targets_in_chunks()), default=0)
+
+    def first(self, targets: int) -> int:
+        """So many of the plan's first rows hold ``targets`` targets at most. Cost: a read of those rows."""
+        rows = 0
+        for counts in self.targets_in_chunks():
+            fit = int((counts.cumsum() <= targets).sum())
+            rows, targets = rows + fit, targets - int(counts.sum())
+            if fit < len(counts):
+                break
+        return rows
 
     def height(self, tokens: int) -> int:
         """Rows of a batch of at most ``tokens`` tokens (one row at least)."""
@@ -72,7 +107,7 @@ class Rows:
         shape = (max(len(rows), height), self.row_length)
         layout = Layout(**{name: np.empty(shape, dtype) for name, dtype in DTYPES.items()})
         _write(
-            rows, self.bounds, self.start, self.first_target, self.stop,
+            *self.prompts(rows), self.start, self.first_target, self.stop,
             store.position, store.seen, store.known,
             store.text, store.label, store.offsets, store.tokens, store.prefix, store.user_text,
             (special["no"], special["yes"], special["sum"], special["pad"]), KINDS,
@@ -88,7 +123,7 @@ KINDS = (int(Kind.TEXT), int(Kind.SUM), int(Kind.LABEL), int(Kind.PREFIX), int(K
 
 @compiled
 def _write(
-    rows: Any, bounds: Any, start: Any, first_target: Any, stop: Any,
+    first_prompts: Any, end_prompts: Any, start: Any, first_target: Any, stop: Any,
     position_in_log: Any, seen_of: Any, known_of: Any,
     text: Any, label: Any, offsets: Any, tokens: Any, prefix: Any, user_text: Any,
     special: tuple[int, int, int, int], kinds: tuple[int, int, int, int, int, int],
@@ -107,8 +142,8 @@ def _write(
     for row in range(len(token)):
         slot = 0
         first_prompt, end_prompt = 0, 0
-        if row < len(rows):
-            first_prompt, end_prompt = bounds[rows[row]], bounds[rows[row] + 1]
+        if row < len(first_prompts):
+            first_prompt, end_prompt = first_prompts[row], end_prompts[row]
         for prompt in range(first_prompt, end_prompt):
             begin, first, end = start[prompt], first_target[prompt], stop[prompt]
             first_slot = slot
@@ -166,9 +201,14 @@ def _write(
         position[row, slot:] = 0
 
 
-def bounds(row: NDArray[Any]) -> NDArray[np.int64]:
-    """(r + 1,) first prompt of each row, and the end, from the row that each prompt (p,) is in, ascending."""
-    return np.searchsorted(row, np.arange(row[-1] + 2 if len(row) else 1))
+@compiled
+def _count(first_prompts: Any, end_prompts: Any, first_target: Any, stop: Any, out: Any) -> None:
+    """Targets in prompts [first, end) of each row."""
+    for row in range(len(out)):
+        targets = 0
+        for prompt in range(first_prompts[row], end_prompts[row]):
+            targets += stop[prompt] - first_target[prompt]
+        out[row] = targets
 
 
 def split(rows: NDArray[np.int64], height: int) -> list[NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from dti_pipeline.packing.plans import plan_rows, targets_per_prompt
 from dti_pipeline.packing.store import TokenStore, uniform_store
 from dti_pipeline.paradigms import BASELINE, DTI, named, names
 from dti_pipeline.paths import Paths
-from dti_pipeline.planning import cost, hardware
+from dti_pipeline.planning import cluster, cost, hardware
 from dti_pipeline.planning.shape import Shape, shape_of
 from dti_pipeline.training.report import TrainReport
 
@@ -22,6 +22,8 @@ UTILISATION = 0.55
 NARROW = 1024
 #: Tokens of an interaction (a title and a label) where there is no token store yet.
 TOKENS = 20
+#: Of a log that is only a number of rows: interactions of a user, and rows that are packed to stand for all.
+INTERACTIONS, SAMPLE = 100, 1 << 20
 
 
 def plan(
@@ -33,16 +35,31 @@ def plan(
     interactions: int | None = None,
     tokens: int | None = None,
     utilisation: float = UTILISATION,
+    rows: int | None = None,
+    machines: int = 1,
+    cores: int = 1,
 ) -> dict[str, Any]:
     """Targets, tokens, padding, FLOP, memory and hours of every paradigm, and the speed of measured runs.
 
     The log is data/tokens, packed by the packer itself. With ``users`` and ``interactions`` (of each), or for a
     synthetic log that is not tokenised yet, it is a uniform log of ``tokens`` tokens an interaction. Training is in
     bfloat16 on ``training.processes`` GPUs; memory is that of one GPU. Cost: one packing; torch is not imported.
+
+    ``rows``: the log has so many, and what is packed is a sample of it; the report then has ``cluster``, what the data
+    stages take on ``machines`` of ``cores`` each.
     """
+    if rows is not None and users is not None:
+        raise InputError("--rows and --users both say how long the log is: give one")
+    if rows is None and (machines, cores) != (1, 1):
+        raise InputError("--machines and --cores are for a log of so many --rows: give it too")
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation must be above 0 and at most 1, not {utilisation}")
+    data = None if rows is None else cluster.data_plan(rows, machines, cores)
+    if rows is not None and (interactions or tokens or not (paths.tokens / artifacts.MANIFEST).is_file()):
+        interactions = interactions or INTERACTIONS
+        users = max(1, min(rows, SAMPLE) // interactions)
     store, log = _log(config, paths, users, interactions, tokens)
+    times = 1.0 if rows is None else rows / log["interactions"]
     config = row_length.settled(config, store)
     card = hardware.named(gpu)
     shape = shape_of(config.model, store.vocabulary or config.tokens.vocab_size, model)
@@ -58,7 +75,7 @@ def plan(
         "activations_gb": cost.activation_bytes(shape, batch, training.activation_checkpointing) / 1e9,
     }
     total = sum(memory.values())
-    paradigms = {name: _paradigm(config, store, shape, adapters, name) for name in names()}
+    paradigms = {name: _paradigm(config, store, shape, adapters, name, times) for name in names()}
     base = paradigms[BASELINE.name]
     padding = paradigms[DTI.name]["padding_share"]
     better = row_length.better(config, store, padding)
@@ -70,8 +87,10 @@ def plan(
         row["speedup_formula"] = 1.0 if name == BASELINE.name else cost.token_speedup(n, c, k)
         row["speedup_tokens"] = base["tokens_per_target"] / row["tokens_per_target"]
         row["speedup_flop"] = base["flop"] / row["flop"]
+    log |= {key: round(log[key] * times) for key in ("users", "interactions")}
     return {
         "log": log,
+        **({} if data is None else {"cluster": data}),
         "context": n,
         "targets_per_prompt": targets_per_prompt(config, "train_streaming", BASELINE) or "all",
         "row_length": length,
@@ -125,15 +144,19 @@ def _log(
     }
 
 
-def _paradigm(config: Config, store: TokenStore, shape: Shape, adapters: int | None, name: str) -> dict[str, Any]:
-    """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included."""
+def _paradigm(
+    config: Config, store: TokenStore, shape: Shape, adapters: int | None, name: str, times: float
+) -> dict[str, Any]:
+    """Counts of one paradigm's training rows, and the FLOP of all epochs, padding included, of a log that is ``times``
+    as long as the store."""
     paradigm = named(name)
     counts, prompts, _ = plan_rows(config, store, paradigm, "train")
     pairs = cost.visible_pairs(paradigm, prompts, store, config.packing.context)
     tokens, again = counts.rows * config.packing.tokens_a_row, config.training.activation_checkpointing
     flop = cost.training_flop(shape, tokens, pairs, counts.targets, adapters, recomputed=again)
-    kept = ("targets", "prompts", "tokens", "tokens_per_target", "padding_share")
-    return {key: getattr(counts, key) for key in kept} | {"visible_pairs": pairs, "flop": flop * config.training.epochs}
+    scaled = {key: round(getattr(counts, key) * times) for key in ("targets", "prompts", "tokens")}
+    shares = {key: getattr(counts, key) for key in ("tokens_per_target", "padding_share")}
+    return scaled | shares | {"visible_pairs": round(pairs * times), "flop": flop * config.training.epochs * times}
 
 
 def _measured(paths: Paths) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dti_pipeline.paradigms import BASELINE, DTI
+from dti_pipeline.planning import cluster
+
 #: Columns of a table: header, key of a row and format of its value.
 Columns = Sequence[tuple[str, str, str]]
 PLANNED: Columns = (
@@ -19,12 +22,46 @@ MEASURED: Columns = (
 )  # fmt: skip
 
 
+DATA: Columns = (
+    ("time", "hours", "span"), ("one process", "one_process_hours", "span"), ("core hours", "core_hours", ",.1f"),
+    ("tasks", "tasks", ","), ("GiB a task", "task_gib", ".2f"), ("disk", "disk_gib", "gib"),
+    ("more meanwhile", "beside_gib", "gib"),
+)  # fmt: skip
+
+
 def render(plan: Mapping[str, Any]) -> str:
     """Fixed width, at most 110 columns."""
     return "\n".join(_lines(plan)) + "\n"
 
 
+def _data(plan: Mapping[str, Any]) -> Iterator[str]:
+    """The data stages on a cluster."""
+    data, gpu, paradigms = plan["cluster"], plan["gpu"], plan["paradigms"]
+    times = [f"{cluster.span(paradigms[name]['hours'])} for {name}" for name in (DTI.name, BASELINE.name)]
+    place = f"{_counted(data['machines'], 'machine')} of {_counted(data['cores'], 'core')}"
+    yield f"{data['rows']:,} rows take {cluster.span(data['hours'])} from raw files to row plans on {place},"
+    yield (
+        f"{cluster.gib(data['most_disk_gib'])} of disk beside the raw files, and {' or '.join(times)} to train on"
+        f" {gpu['count']} x {gpu['name']}."
+    )
+    yield ""
+    yield from _table("data", DATA, data["stages"])
+    yield ""
+    plan_memory, reading = cluster.gib(data["rank_gib"]), cluster.span(data["check_hours"])
+    yield f"data     with events.buckets={data['buckets']}; rates are those of a log of ratings; one process: what no"
+    yield "         number of workers shortens, but the cores of its machine may"
+    yield f"training {plan_memory} of each process for the plan, however long it is; one process of each machine"
+    yield f"         reads tokens and plan before the first step, {reading}"
+    yield ""
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    if "cluster" in plan:
+        yield from _data(plan)
     log, model, gpu, memory = plan["log"], plan["model"], plan["gpu"], plan["memory"]
     yield (
         f"log      {log['interactions']:,} interactions of {log['users']:,} users,"
@@ -72,6 +109,8 @@ def _cell(value: Any, form: str) -> str:
     """A value in a format; "short" is 1,234 below a million, above it with a unit: 1.23M, 4.56G."""
     if value is None:
         return "–"
+    if form in ("span", "gib"):
+        return cluster.span(value) if form == "span" else cluster.gib(value)
     if form != "short":
         return f"{value:{form}}"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):

@@ -31,7 +31,7 @@ def fit(
     """Train ``model`` in place on all targets of ``rows``, as ``settings`` say, but without evaluations, checkpoints
     and averages; None where it was asked to stop."""
     settings = replace(settings, evaluations=0, checkpoint_seconds=10**9)
-    steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
+    steps = Steps(rows, settings.targets_per_step, settings.epochs, settings.seed)
     loader = Loader(rows, steps, settings.tokens_per_batch, accelerator.device)
     progress = Progress()
     model.train()

@@ -55,7 +55,7 @@ class Loader:
     @cached_property
     def padded_targets(self) -> int:
         """Targets that every row is padded to; 0 without ``pad_targets``."""
-        return int(self.rows.targets().max()) if self.pad_targets else 0
+        return self.rows.most_targets if self.pad_targets else 0
 
     def examples(self, tokens: int) -> Iterator[Batch]:
         """Micro-batches of rows from all over the plan, about ``tokens`` tokens, in the CPU's memory and of the shapes

@@ -25,7 +25,7 @@ from dti_pipeline.modeling.network.recomputation import recompute_layers
 from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
-from dti_pipeline.packing.store import TokenStore, require_events
+from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.packing.tokenize import behind_a_text, load_tokenizer
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
@@ -35,6 +35,7 @@ from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.fallback import choose
 from dti_pipeline.training.flat import FlatAdamW
 from dti_pipeline.training.forms import LOST_WITH, forms_of
+from dti_pipeline.training.inputs import checked
 from dti_pipeline.training.loader import Loader
 from dti_pipeline.training.loop import Trainer
 from dti_pipeline.training.optimizer import optimizer_for
@@ -76,16 +77,15 @@ class Setup:
         settings = config.training
         accelerator = accelerator_for(settings)
         rank, world = accelerator.process_index, accelerator.num_processes
-        inputs = _inputs(config, paths, paradigm, with_base=accelerator.is_main_process)
+        inputs = checked(config, paths, paradigm, accelerator)
         store = TokenStore.open(paths.tokens)
         shards = artifacts.read(paths.shards(paradigm), "pack", PackReport)
-        require_events(paths)
         if shards.inputs["tokens"] != inputs.digests["tokens"]:
             raise InputError(
                 f"{shards.path} was packed from other tokens than {paths.tokens} holds: run `dti pack` again"
             )
         rows = Rows.open(store, shards.path, "train")
-        steps = Steps(rows.targets(), settings.targets_per_step, settings.epochs, settings.seed)
+        steps = Steps(rows, settings.targets_per_step, settings.epochs, settings.seed)
         loader = Loader(rows, steps, settings.tokens_per_batch, accelerator.device, rank, world)
         set_seed(settings.seed)
         timeline.mark("data")
@@ -193,21 +193,13 @@ class Setup:
         only a guide. The reported scores come from the evaluation stage, one prompt a target."""
         settings, device, store = self.config.training, self.accelerator.device, self.loader.rows.store
         rows = Rows.open(store, self.shards.path, "validation_streaming")
-        enough = int((rows.targets().cumsum() <= settings.evaluation_targets).sum())
-        wanted = np.arange(min(max(enough, 1), len(rows)))
+        wanted = np.arange(min(max(rows.first(settings.evaluation_targets), 1), len(rows)))
         autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
         target, probability = score(self.model, rows, wanted, self.loader.tokens_per_batch, device, autocast)
         sharding.reshard(self.model)
         label = store.label[target]
         scores = {"auc": metrics.auc(label, probability), "log_loss": metrics.log_loss(label, probability)}
         return {name: value for name, value in scores.items() if value is not None}
-
-
-def _inputs(config: Config, paths: Paths, paradigm: str, with_base: bool) -> Inputs:
-    """What a training reads, by name. The base model's files are for one process to digest: they are large."""
-    found = Inputs.published(tokens=(paths.tokens, "tokenize"), shards=(paths.shards(paradigm), "pack"))
-    base = pretrained.on_disk(config.model.name_or_path) if with_base else None
-    return found if base is None else found | Inputs.of({"base": base})
 
 
 def accelerator_for(settings: TrainingConfig) -> Accelerator:

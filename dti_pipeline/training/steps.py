@@ -4,6 +4,9 @@ Rows are drawn in a new order each epoch and dealt out to as many steps as make 
 each, so that a step means the same for every paradigm. All steps have the same number of rows, or one less: rows are
 packed full, so that equal rows are nearly equal targets, and a GPU, whose micro-batches have one shape, computes almost
 no empty rows.
+
+A plan of more than :data:`PART` rows is drawn in parts. With g parts, each has every g-th row: a sample of the whole
+plan. Parts come in a new order each epoch, and so do the rows of a part. No process holds an array of all rows.
 """
 
 from __future__ import annotations
@@ -13,6 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dti_pipeline.packing.reader import Rows
+
+#: Rows that are drawn at a time, at most: some 70 MB while they are drawn.
+PART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,26 +33,29 @@ class Step:
     targets_before: int  # in all earlier steps
 
 
-class _Epoch(NamedTuple):
-    number: int
+class _Part(NamedTuple):
+    """Rows at ``[begin, begin + len(order))`` of an epoch's order."""
+
+    epoch: int
+    begin: int
     order: NDArray[np.int64]  # rows, as drawn
-    bounds: NDArray[np.int64]  # (steps + 1,) first row of each step, in ``order``
-    before: NDArray[np.int64]  # (steps + 1,) targets before each step
+    before: NDArray[np.int64]  # (rows + 1,) targets of the epoch before each
 
 
 class Steps:
-    """The steps of a training. ``targets_of_row`` (r,) counts the targets of each row of the plan."""
+    """The steps of a training of ``rows``. Cost: one read of the plan, and of each part when it is drawn."""
 
-    def __init__(self, targets_of_row: NDArray[np.int64], targets_per_step: int, epochs: float, seed: int) -> None:
-        self._targets, self._seed = targets_of_row, seed
-        self._per_epoch = int(targets_of_row.sum())
+    def __init__(self, rows: Rows, targets_per_step: int, epochs: float, seed: int) -> None:
+        self._rows, self._length, self._seed = rows, len(rows), seed
+        self._parts = max(1, -(-self._length // PART))
+        self._targets = self._targets_of_parts()
+        self._per_epoch = int(self._targets.sum())
         wanted = max(1, round(self._per_epoch / targets_per_step))
-        self._steps = min(wanted, len(targets_of_row))  # a step has a row at least
-        self._drawn = self._draw(0)
+        self._steps = min(wanted, self._length)  # a step has a row at least
+        self._drawn: _Part | None = None
         self.count = max(1, round(epochs * self._steps)) if epochs else 0
-        whole, rest = divmod(self.count, self._steps)
         #: Targets seen in all steps together.
-        self.targets = whole * self._per_epoch + int(self._draw(whole).before[rest])
+        self.targets = self._before(self.count)
 
     @property
     def mean_targets(self) -> float:
@@ -54,24 +65,56 @@ class Steps:
     @property
     def most_rows(self) -> int:
         """Rows of the largest step."""
-        return -(-len(self._targets) // self._steps)
+        return -(-self._length // self._steps)
 
     def __getitem__(self, number: int) -> Step:
-        number_of_epoch, index = divmod(number, self._steps)
-        if self._drawn.number != number_of_epoch:
-            self._drawn = self._draw(number_of_epoch)
-        epoch = self._drawn
-        before = int(epoch.before[index])
-        return Step(
-            number,
-            epoch.order[epoch.bounds[index] : epoch.bounds[index + 1]],
-            int(epoch.before[index + 1]) - before,
-            number_of_epoch * self._per_epoch + before,
-        )
+        epoch, index = divmod(number, self._steps)
+        begin, end = self._position(index), self._position(index + 1)
+        before, rows = self._before(number), []
+        while begin < end:
+            part = self._part(epoch, begin)
+            rows.append(part.order[begin - part.begin : end - part.begin])
+            begin += len(rows[-1])
+        last = int(part.before[end - part.begin]) + epoch * self._per_epoch
+        return Step(number, rows[0] if len(rows) == 1 else np.concatenate(rows), last - before, before)
 
-    def _draw(self, epoch: int) -> _Epoch:
-        """Shuffle the rows and cut them into equal shares."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._targets))
-        running = np.concatenate([[0], np.cumsum(self._targets[order])])
-        bounds = np.arange(self._steps + 1) * len(order) // self._steps
-        return _Epoch(epoch, order, bounds, running[bounds])
+    def _position(self, index: int) -> int:
+        """Where step ``index`` of an epoch begins in its order."""
+        return index * self._length // self._steps
+
+    def _before(self, number: int) -> int:
+        """Targets of all steps before step ``number``."""
+        epoch, index = divmod(number, self._steps)
+        if not index:
+            return epoch * self._per_epoch
+        part = self._part(epoch, self._position(index))
+        return epoch * self._per_epoch + int(part.before[self._position(index) - part.begin])
+
+    def _targets_of_parts(self) -> NDArray[np.int64]:
+        """Targets of each part's rows in an epoch."""
+        found, first = np.zeros(self._parts, np.int64), 0
+        for counts in self._rows.targets_in_chunks():
+            part = np.arange(first, first + len(counts)) % self._parts
+            found += np.bincount(part, counts, self._parts).astype(np.int64)
+            first += len(counts)
+        return found
+
+    def _part(self, epoch: int, position: int) -> _Part:
+        """The part of an epoch's order that holds ``position``."""
+        drawn = self._drawn
+        if drawn is None or drawn.epoch != epoch or not 0 <= position - drawn.begin < len(drawn.order):
+            drawn = self._drawn = self._draw(epoch, position)
+        return drawn
+
+    def _draw(self, epoch: int, position: int) -> _Part:
+        """Shuffle the parts, and the rows of the one that holds ``position``."""
+        order = np.random.default_rng([self._seed, epoch, self._parts]).permutation(self._parts)
+        ends = np.cumsum((self._length - order + self._parts - 1) // self._parts)
+        place = int(np.searchsorted(ends, position, side="right"))
+        part = int(order[place])
+        rows = np.arange(part, self._length, self._parts)
+        targets, shuffled = self._rows.targets(rows), np.random.default_rng([self._seed, epoch, part])
+        drawn = shuffled.permutation(len(rows))
+        earlier = int(self._targets[order[:place]].sum())
+        before = earlier + np.concatenate([[0], np.cumsum(targets[drawn])])
+        return _Part(epoch, int(ends[place]) - len(rows), rows[drawn], before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -159,3 +160,20 @@ def test_files_aside_of_dead_processes_go(tmp_path: Path) -> None:
     artifacts.write_text(tmp_path / "report.md", "whole")
     assert not left.exists()
     assert alive.exists()
+
+
+def test_a_trusted_output_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its digests are those of its manifest, until a file is written to."""
+    folder = published(tmp_path / "shards")
+    expected = artifacts.read(folder, "pack"), artifacts.folder_digest(folder)
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(artifacts, "_known", {})
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, how: read.append(Path(file.name).name) or digest(file, how)
+    )
+    artifacts.trust(folder, "pack")
+    assert (artifacts.read(folder, "pack"), artifacts.folder_digest(folder)) == expected
+    assert read == ["manifest.json"]
+    (folder / "plan.arrow").write_text("other content")
+    with pytest.raises(InputError, match=r"plan\.arrow is damaged"):
+        artifacts.read(folder, "pack")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import packing
+from benchmarks import packing, plan_memory
 from benchmarks.lib import harness, summaries, timing
 
 pytestmark = pytest.mark.slow  # whole scripts: `make test` runs them
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What `make bench` runs; docs/benchmark.md has a table of each.
 ON_CPU = (
     "loader", "packing", "data_stages", "evaluation", "serving", "service", "train_step_cpu", "orchestration",
-    "float8_quality",
+    "float8_quality", "plan_memory", "cluster",
 )  # fmt: skip
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
@@ -147,6 +147,14 @@ def test_loader_and_packing_measure(tmp_path: Path) -> None:
     assert "sliding_window" in said
     rows, _ = bench("packing", tmp_path, "--interactions", "20000")
     assert all(row["sample_padding_best_fit"] <= row["sample_padding_first_fit"] for row in rows)
+
+
+def test_memory_of_a_plan_is_counted(tmp_path: Path) -> None:
+    """Arrays of all rows take what the formula says; parts take less than they do, on a plan of one part too."""
+    plan_memory.write(tmp_path / "plan.arrow", 200_000, 10)
+    for form in ("whole", "parts"):
+        row = plan_memory.measure(tmp_path / "plan.arrow", form, 200_000, 10, steps=2)
+        assert row["peak_mib"] == pytest.approx(row["formula_mib"], rel=0.05)
 
 
 def measured_by_mode(rows: list[dict], modes: list[str], paradigm: str) -> None:

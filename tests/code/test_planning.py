@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,10 +21,12 @@ from dti_pipeline.packing.pack import pack
 from dti_pipeline.packing.store import uniform_store, write_columns
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.paths import Paths
-from dti_pipeline.planning import cost, hardware
+from dti_pipeline.planning import cluster, cost, hardware
 from dti_pipeline.planning.plan import plan
+from dti_pipeline.planning.render import render
 from dti_pipeline.planning.shape import SHAPES, shape_of
 from tests import reports
+from tests.project import ROOT
 
 N = 20
 TARGETS = (5, 10, 20, 50, 180, None)  # None: k -> all, the limit
@@ -273,3 +276,105 @@ def test_planning_loads_no_torch() -> None:
 def test_gpus_are_found_in_any_case() -> None:
     assert hardware.named("a100-40gb").memory_gb == 40
     assert np.all([gpu.teraflops > 100 for gpu in hardware.GPUS.values()])
+
+
+def test_hours_and_gib_of_data_stages_on_a_cluster() -> None:
+    """By hand: 10^9 rows, 4 machines of 8 cores."""
+    ingest = cluster.Stage("ingest", 10, whole=7, own=2, tasks=8, rows=cluster.BUCKET, left=40, beside=60, task_gib=1)
+    pack = cluster.Stage("pack dti", 1, whole=0.4, own=0, tasks=0.5, rows=10**6, left=4, beside=0, task_gib=0.25)
+    found = cluster.data_plan(10**9, 4, 8, [ingest, pack])
+    # 954 buckets of 1,048,219 rows; 32 workers have 30 of them at most.
+    first, second = found["stages"].values()
+    assert (found["buckets"], first["tasks"], second["tasks"]) == (954, 954, 1000)
+    assert first["hours"] * 3600 == pytest.approx(10 + 2000 + 30 * 1_048_219 * 8 / 1e6)
+    assert first["one_process_hours"] * 3600 == 2010
+    assert first["core_hours"] * 3600 == 10 + 2000 + 8000
+    # A thousand blocks: the busiest worker has 32.
+    assert second["hours"] * 3600 == pytest.approx(1 + 32 * 0.5)
+    assert found["hours"] == first["hours"] + second["hours"]
+    assert found["disk_gib"] * 2**30 == pytest.approx(44e9)
+    assert found["most_disk_gib"] * 2**30 == pytest.approx(100e9)  # while it ingests
+    assert (first["task_gib"], second["task_gib"]) == (1, 0.25)
+    alone = cluster.data_plan(10**9, 1, 1, [ingest])
+    assert alone["buckets"] == 1
+    assert alone["hours"] * 3600 == 10 + 7000
+    # From 2^31 rows on a plan's spans have 64 bits.
+    wide = cluster.data_plan(10**10, 4, 8, [pack])
+    assert wide["disk_gib"] * 2**30 == pytest.approx(70e9)
+
+
+def test_a_cluster_is_planned_for_a_log_that_is_only_a_number(home: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the rows are ten times the training; the data stages are said in words."""
+    monkeypatch.setattr("dti_pipeline.planning.plan.SAMPLE", 20_000)
+    shared = {"packing": {"context": 6, "targets": 10, "row_length": 256}}
+    settings = config.from_plain(config.Config, shared)
+    small, large = (
+        plan(settings, home, "H200", "llama-3.1-8b", interactions=50, rows=rows, machines=4, cores=8)
+        for rows in (10**9, 10**10)
+    )
+    assert (small["log"]["interactions"], small["log"]["users"]) == (10**9, 2 * 10**7)
+    for name, row in large["paradigms"].items():
+        for key in ("hours", "flop", "tokens", "targets"):
+            assert row[key] == pytest.approx(10 * small["paradigms"][name][key], rel=1e-6)
+    few, many = (found["cluster"]["stages"]["tokenize"] for found in (small, large))
+    assert many["disk_gib"] == pytest.approx(10 * few["disk_gib"])
+    first = render(large).splitlines()[0]
+    assert re.fullmatch(r"10,000,000,000 rows take [\d.]+ (hours|days) from .* on 4 machines of 8 cores,", first)
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        (1e-7, "less than a second"),
+        (0.01, "36 seconds"),
+        (0.5, "30 minutes"),
+        (3.14, "3.1 hours"),
+        (100, "4.2 days"),
+        (30_000, "3.4 years"),
+    ],
+)
+def test_times_are_said_as_people_say_them(hours: float, said: str) -> None:
+    assert cluster.span(hours) == said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rows": 0}, "--rows must be at least 1, not 0"),
+        ({"rows": 5, "users": 5}, "give one"),
+        ({"machines": 2}, "--machines and --cores are for a log of so many --rows"),
+    ],
+)
+def test_a_cluster_that_is_none_is_refused(home: Paths, options: dict[str, int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        plan(config.Config(), home, **options)
+
+
+def measured(name: str) -> dict[tuple[int, str], dict[str, float]]:
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return {(row["rows"], row["stage"]): row for row in rows}
+
+
+def test_rates_are_the_published_ones() -> None:
+    whole, tasks = measured("data_stages"), measured("cluster")
+    for stage in cluster.STAGES:
+        seconds = [whole[rows, stage.name]["cpu_seconds"] for rows in (10**6, 10**8)]
+        assert stage.whole == pytest.approx((seconds[1] - seconds[0]) / 99, rel=0.02)
+        assert stage.start == pytest.approx(max(0, seconds[0] - stage.whole), abs=0.1)
+        assert stage.own + stage.tasks == pytest.approx(1.3 * stage.whole, rel=0.03)
+        small, large = (tasks[rows, stage.name] for rows in (10**6, 10**7))
+        own, shared = (large[name] - small[name] for name in ("own_cpu_seconds", "task_cpu_seconds"))
+        assert stage.own / (stage.own + stage.tasks) == pytest.approx(own / (own + shared), abs=0.02)
+        assert stage.left == pytest.approx(large["bytes_a_row"], abs=0.5)
+        assert stage.beside == pytest.approx(large["more_while_it_runs"], abs=0.5)
+        rows = 10**7 / 8 if stage.name == "ingest" else stage.rows
+        assert stage.task_gib * rows / stage.rows == pytest.approx(large["task_gib"], rel=0.03)
+
+
+def test_the_page_says_how_far_the_formula_is_off() -> None:
+    """One worker, from a raw file to the plan of dti."""
+    page, found = (ROOT / "docs" / "howto" / "cluster.md").read_text(), measured("data_stages")
+    for rows in (10**6, 10**7, 10**8):
+        formula = sum(cluster.alone(stage, rows) for stage in cluster.STAGES[:4])
+        seconds = found[rows, "raw file to row plans"]["cpu_seconds"]
+        assert f"| {rows // 10**6} M | {formula:,.0f} | {seconds:,.0f} | {formula / seconds - 1:+.1%} |" in page

@@ -205,8 +205,7 @@ def alone(rows: Rows) -> Rows:
     """Every target in a prompt of its own that begins where its streaming prompt begins, one prompt a row."""
     prompt = np.repeat(np.arange(len(rows.start)), rows.stop - rows.first_target)
     target = np.concatenate([np.arange(a, b) for a, b in zip(rows.first_target, rows.stop, strict=True)])
-    bounds = np.arange(len(target) + 1)
-    return Rows(rows.store, rows.row_length, rows.start[prompt], target, target + 1, bounds)
+    return Rows(rows.store, rows.row_length, rows.start[prompt], target, target + 1, np.arange(len(target)))
 
 
 def logits_by_target(model: CTRModel, batch: Batch) -> dict[int, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,7 +54,7 @@ def test_its_masks_are_the_oracle_s_and_its_cost_counts_them() -> None:
     assert torch.equal(dense(intervals(batch.tokens, FIFTH, n)), mask)
     for row in range(len(rows)):
         slot = 0
-        for prompt in range(rows.bounds[row], rows.bounds[row + 1]):
+        for prompt in np.flatnonzero(rows.row == row):
             first, stop = int(rows.first_target[prompt]), int(rows.stop[prompt])
             user = int((log.store.position[: first + 1] == 0).sum()) - 1
             before = first - int(log.store.position[first])

@@ -41,7 +41,7 @@ def test_what_fills_up_a_batch_changes_neither_loss_nor_gradients(paradigm: str,
 def test_filled_batches_differ_in_no_shape() -> None:
     log = Log.random(users=9, seed=11)
     rows = log.rows(3, 5, 96)
-    loader = Loader(rows, Steps(rows.targets(), 6, 1, 0), 96, CPU, pad_targets=True)
+    loader = Loader(rows, Steps(rows, 6, 1, 0), 96, CPU, pad_targets=True)
     batches = [batch for number in range(loader.steps.count) for batch in loader.micro_batches(number).batches]
     assert len({tuple(x.shape for x in batch.tensors()) for batch in batches}) == 1
     assert len({int(batch.weight.sum()) for batch in batches}) > 1

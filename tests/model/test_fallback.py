@@ -285,7 +285,7 @@ def chosen(errors: list[BaseException | None], pads: bool = False, **accelerator
     optimizer = torch.optim.AdamW([parameter])
     log = Log.random(users=30, seed=2)
     rows = log.rows(3, 2, 96)
-    loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 4 * 96, CPU)
+    loader = Loader(rows, Steps(rows, 10**9, 1, 0), 4 * 96, CPU)
     assert loader.rows_per_batch == 4
     runners = [Runner(parameter, error) for error in errors]
     forms = [Form(f"form {number}", lambda runner=runner: runner, pads) for number, runner in enumerate(runners)]

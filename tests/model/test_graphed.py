@@ -52,7 +52,7 @@ def trainer(accelerator: Accelerator, log: Log, paradigm: str, graph: bool = Tru
     model.place(model.make_plan(cuda, cuda_graph=graph))
     config = TrainingConfig(tokens_per_batch=256, learning_rate=1e-3)
     optimizer = optimizer_for(model, config)
-    loader = Loader(rows, Steps(rows.targets(), 120, 2, 0), config.tokens_per_batch, cuda)
+    loader = Loader(rows, Steps(rows, 120, 2, 0), config.tokens_per_batch, cuda)
     forms = forms_of(model, optimizer, accelerator, config)
     falls: list[FellBack] = []
     chosen = choose(forms, loader, 0, optimizer, accelerator, falls.append)

@@ -38,7 +38,7 @@ def test_a_batch_whose_sums_need_more_room_is_recorded_anew(
 def test_batches_that_were_foreseen_are_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sum_rows, "KEYS", 64)
     rows = Log.of([[([5] * length, 1) for _ in range(20)] for length in (9, 9, 1, 1, 1, 1)]).rows(3, 4, 256)
-    steps = Steps(rows.targets(), 1, 1.0, 0)
+    steps = Steps(rows, 1, 1.0, 0)
     batches = [*Loader(rows, steps, 256, torch.device("cpu"), pad_targets=True).examples(1 << 20)]
     assert len(batches) == len(rows)
 

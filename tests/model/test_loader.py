@@ -17,7 +17,7 @@ from tests.model.conftest import Log
 def a_loader() -> Loader:
     log = Log.random(users=30, seed=2)
     rows = log.rows(3, 2, 96)
-    return Loader(rows, Steps(rows.targets(), 4, 3, 0), 96, torch.device("cpu"))
+    return Loader(rows, Steps(rows, 4, 3, 0), 96, torch.device("cpu"))
 
 
 def test_a_thread_assembles_all_steps_in_order_and_few_ahead() -> None:
@@ -62,7 +62,7 @@ def test_an_error_of_the_thread_is_raised_at_its_step_and_the_thread_ends_with_i
 def test_halved_micro_batches_hold_the_same_steps() -> None:
     log = Log.random(users=30, seed=2)
     rows = log.rows(3, 2, 96)
-    loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 4 * 96, torch.device("cpu"))
+    loader = Loader(rows, Steps(rows, 10**9, 1, 0), 4 * 96, torch.device("cpu"))
     heights = []
     halved: Loader | None = loader
     while halved is not None:

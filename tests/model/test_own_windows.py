@@ -197,9 +197,9 @@ def test_cached_item_states_score_as_prompts_do(tmp_path: Path, kind: str, late:
 def prompt_of(rows: Rows, target: int) -> Layout:
     """The layout of a target's prompt."""
     which = int(np.flatnonzero((rows.first_target <= target) & (target < rows.stop))[0])
-    row = int(np.searchsorted(rows.bounds, which, side="right") - 1)
-    layout = rows.assemble(np.array([row]))
-    here = layout.document == which - rows.bounds[row]
+    row = rows.row[which : which + 1].astype(np.int64)
+    layout = rows.assemble(row)
+    here = layout.document == which - rows.prompts(row)[0][0]
     return Layout(**{name: array[here][None] for name, array in vars(layout).items()})
 
 

@@ -109,7 +109,7 @@ def test_autocast_rounds_neither_logits_nor_their_gradients(head: str) -> None:
             logits = model(log.batch_of(rows))
     assert torch.equal(logits, model.logits(states[0]))
     config = TrainingConfig(device="cpu")
-    loader = Loader(rows, Steps(rows.targets(), 10**9, 1, 0), 10**9, half.device)
+    loader = Loader(rows, Steps(rows, 10**9, 1, 0), 10**9, half.device)
     EagerRunner(model, optimizer_for(model, config), half, 1.0).gradients(loader.micro_batches(0))
     rows_of_labels = model.lm.get_output_embeddings().weight if model.head is None else model.head.weight
     gradient = rows_of_labels.grad

@@ -86,7 +86,7 @@ def test_one_target_a_prompt_is_n_interactions_and_the_target(log: Log, context:
     layout = rows.assemble(np.arange(len(rows)))
     found = {}
     for r in range(len(rows)):
-        for document in range(int(rows.bounds[r + 1] - rows.bounds[r])):
+        for document in range(int((rows.row == r).sum())):
             slots = layout.document[r] == document
             (target,) = layout.target[r, slots][layout.target[r, slots] >= 0]
             found[int(target)] = layout.token[r, slots].tolist()

@@ -166,7 +166,7 @@ def test_a_prompt_alone_in_its_row_has_the_logits_it_has_among_others() -> None:
     log = Log.random(users=6, seed=6)
     model = network("dti", 2, 2, log, "pooled", "rope", "none")
     rows = log.rows(2, 3, 256)
-    single = dataclasses.replace(rows, bounds=np.arange(len(rows.start) + 1))
+    single = dataclasses.replace(rows, row=np.arange(len(rows.start)))
     together, apart = log.batch_of(rows), log.batch_of(single)
     order, other = torch.argsort(together.target), torch.argsort(apart.target)
     torch.testing.assert_close(logits(model, together)[order], logits(model, apart)[other], atol=1e-5, rtol=0)

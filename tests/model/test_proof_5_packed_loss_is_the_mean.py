@@ -32,7 +32,7 @@ def trained_on(model: CTRModel, rows: Rows, tokens_per_batch: int, step: int = 0
                steps: Steps | None = None) -> tuple[float, Gradients]:  # fmt: skip
     """Mean loss and gradients of a step, as the loop makes them; the only step has all rows."""
     model.zero_grad(set_to_none=True)
-    loader = Loader(rows, steps or Steps(rows.targets(), 10**9, 1, 0), tokens_per_batch, CPU, rank, world)
+    loader = Loader(rows, steps or Steps(rows, 10**9, 1, 0), tokens_per_batch, CPU, rank, world)
     share = loader.micro_batches(step)
     runner = EagerRunner(model, optimizer_for(model, TrainingConfig(device="cpu")), Accelerator(cpu=True), 1.0)
     loss = float(runner.gradients(share)) / share.step.targets
@@ -42,7 +42,7 @@ def trained_on(model: CTRModel, rows: Rows, tokens_per_batch: int, step: int = 0
 def one_by_one(model: CTRModel, log: Log, rows: Rows) -> tuple[float, Gradients]:
     """The same in plain words: each prompt alone in a row, each target's loss, added up and divided by their number."""
     model.zero_grad(set_to_none=True)
-    single = dataclasses.replace(rows, bounds=np.arange(len(rows.start) + 1))
+    single = dataclasses.replace(rows, row=np.arange(len(rows.start)))
     batch = log.batch_of(single)
     losses = binary_cross_entropy_with_logits(model(batch), batch.label, reduction="none")
     mean = sum(losses) / len(losses)
@@ -100,7 +100,7 @@ def test_processes_share_a_step_and_one_without_a_row_counts_for_nothing(world: 
     log = Log.random(users=5, seed=12)
     rows = log.rows(3, 4, 96)
     model = small_model("dti", 3, initial_std=0.1)
-    steps = Steps(rows.targets(), int(rows.targets().sum()) // (len(rows) - 1), 1, 0)
+    steps = Steps(rows, int(rows.targets().sum()) // (len(rows) - 1), 1, 0)
     sizes = [len(steps[number].rows) for number in range(steps.count)]
     assert min(sizes) < world, "some step leaves a process without a row"
     for number in range(steps.count):

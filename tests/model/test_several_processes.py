@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import to_plain
+from dti_pipeline.training import steps
 from dti_pipeline.training.checkpoint import Progress
 from dti_pipeline.training.loader import MicroBatches
 from dti_pipeline.training.loop import Trainer
@@ -40,14 +42,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: A training in each of several homes, one after another in the same processes; where it says so, interrupted at a step
 #: and continued, or with something amiss before the first step. Loading torch is most of what a process costs.
 PROCESS = """
-import dataclasses, faulthandler, json, os, signal, sys
+import dataclasses, faulthandler, hashlib, json, os, signal, sys
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 import torch
 from accelerate.utils import set_seed
 from dti_pipeline.config import Config
-from dti_pipeline.errors import CheckFailed
+from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.network.execution import Choice
 from dti_pipeline.paths import Paths
@@ -75,6 +77,13 @@ def broken(*_, **__):
 def seeded_by_itself(seed):
     set_seed(seed + int(os.environ["RANK"]))
 
+def digested(file, how):
+    if os.environ["RANK"] == "1":
+        assert not file.name.endswith(".arrow"), f"{file.name} was read by the machine's second process"
+    return digest(file, how)
+
+digest, hashlib.file_digest = hashlib.file_digest, digested
+
 for home, config, stop, amiss in json.loads(sys.argv[1]):
     def listen(event):
         if isinstance(event, Stepped) and event.step == stop:
@@ -96,6 +105,15 @@ for home, config, stop, amiss in json.loads(sys.argv[1]):
             patches.enter_context(patch("torch._inductor.compile_fx.compile_fx", broken))
         if amiss == "seed":
             patches.enter_context(patch("dti_pipeline.training.setup.set_seed", seeded_by_itself))
+        if amiss == "parts":
+            patches.enter_context(patch("dti_pipeline.training.steps.PART", 3))
+        if amiss == "damaged":
+            try:
+                train(settings, paths, "dti")
+            except InputError as error:
+                assert "train.arrow is damaged" in str(error), error
+                continue
+            raise SystemExit("a damaged plan was trained")
         report = train(settings, paths, "dti")
     assert report.world_size == 2
     assert len(report.fallbacks) == (amiss in ("memory", "compiler")), report.fallbacks
@@ -219,6 +237,14 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
     for config, amiss in ((larger, "memory"), (with_training(scratch, processes=2), "seed"), (sharded, "compiler")):
         recovered.append((config.training.sharding, home_of(made, tmp_path / amiss, config)))
         trainings.append((recovered[-1][1], config, 0, amiss))
+    # A plan that is drawn in parts, and one that a machine's first process finds damaged: then no process begins.
+    two = with_training(scratch, processes=2)
+    parts, in_parts, damaged = (home_of(made, tmp_path / name, two) for name in ("one", "parts", "damaged"))
+    with patch.object(steps, "PART", 3):
+        train(scratch, parts, PARADIGM)
+    plan = damaged.shards(PARADIGM) / "train.arrow"
+    plan.write_bytes(plan.read_bytes()[:-1] + b"x")
+    trainings += [(in_parts, two, 0, "parts"), (damaged, two, 0, "damaged")]
     in_two_processes(*trainings)
     for model, home in alone.items():
         for sharding in ("none", "full"):
@@ -227,6 +253,8 @@ def test_two_processes_train_what_one_trains(token_home: tuple[Config, Paths], t
             assert left_alone[1] == interrupted[1]
             different = [name for name, one in left_alone[0].items() if not torch.equal(one, interrupted[0][name])]
             assert not different, "a training that was interrupted and continued is the one that was left alone"
+    assert_close(outcome(in_parts), outcome(parts))
+    assert outcome(parts)[1] != outcome(alone["scratch"])[1], "in one part the order is another"
     for sharding, home in recovered:
         left_alone, found = outcome(homes["scratch", sharding, False]), outcome(home)
         assert found[1] == left_alone[1]

@@ -97,7 +97,7 @@ def prompt_mask(
         start=one,
         first_target=one + context,
         stop=one + interactions,
-        bounds=np.array([0, 1]),
+        row=one,
     )
     layout = rows.assemble(one)
     columns = (layout.document, layout.interaction, layout.kind, layout.seen, layout.known)

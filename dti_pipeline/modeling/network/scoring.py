@@ -53,7 +53,7 @@ def logits(
     parts = split(wanted, most)
     # On a GPU every batch is padded to one shape, rows to one number of targets: one compilation.
     height = padded_height(len(wanted), most) if cuda else 0
-    places = int(rows.targets().max()) if cuda and len(parts) > 1 else 0
+    places = rows.most_targets if cuda and len(parts) > 1 else 0
 
     def assemble(part: NDArray[np.int64]) -> Batch:
         batch = change(Batch.of(rows.assemble(part, height), rows.store.label, places))
