@@ -141,7 +141,7 @@ def _ids(history: list[tuple[str, Any]]) -> tuple[str, ...]:
 
 
 def _request_id(value: Any, where: str) -> str | None:
-    if value is None or value != value:  # pandas has NaN for a null
+    if value is None or (isinstance(value, float) and value != value):  # pandas has NaN for a null
         return None
     if isinstance(value, bool) or not isinstance(value, (str, Integral)) or not str(value).strip():
         raise InputError(f"{where} must be text or a whole number, not {_shown(value)}")
