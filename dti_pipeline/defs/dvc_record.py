@@ -30,9 +30,9 @@ def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Log
         done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
         lacks = left_out(work.paths)
-        first = f"`dti config --complete`, which adds the defaults of {', '.join(lacks)}, and then " if lacks else ""
+        first = f" after `dti config --complete`, which adds the defaults of {', '.join(lacks)}" if lacks else ""
         reason = masked(done.stderr.strip()[-2000:])
-        log.warning(f"`dvc commit --force {name}` failed, run {first}it by hand: {reason}")
+        log.warning(f"`dvc commit --force {name}` failed, run it by hand{first}: {reason}")
 
 
 def _not_recorded(stage: Stage[Any], work: Work, paradigm: str | None, program: str | None) -> str | None:
