@@ -82,6 +82,6 @@ def test_a_dvc_commit_that_fails_is_a_warning_with_the_reason_and_the_command_to
     assert "`dvc commit --force synth` failed, run it by hand: ERROR: no room" in logs(instance, result)
     (home.home / "dvc.yaml").write_text("stages: {synth: {cmd: dti synth, params: [synth, tokens.template]}}")
     assert (
-        "failed, run it by hand after `dti config --complete`, which adds the defaults of synth, tokens.template: ERROR:"
-        " no room" in logs(instance, launch(instance, "log"))
+        "failed, run it by hand after `dti config --complete`, which adds the defaults of synth, tokens.template:"
+        " ERROR: no room" in logs(instance, launch(instance, "log"))
     )
