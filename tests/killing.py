@@ -155,6 +155,8 @@ def publish(target: Path, texts: Mapping[str, str], die_at: int = 0) -> int | No
 
 def _publish(target: Path, texts: Mapping[str, str], die_at: int) -> None:
     _mortal(die_at)
-    with artifacts.publish(target, "x", links={target.parent / name: Path(target.name, name) for name in texts}) as draft:
+    with artifacts.publish(
+        target, "x", links={target.parent / name: Path(target.name, name) for name in texts}
+    ) as draft:
         for name, text in texts.items():
             artifacts.write_text(draft.path / name, text)
