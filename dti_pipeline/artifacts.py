@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from dti_pipeline import locks
@@ -159,12 +160,14 @@ def publish(
     stage: str,
     config: Mapping[str, Any] | None = None,
     inputs: Inputs | Mapping[str, Path] | None = None,
+    links: Mapping[Path, Path] = MappingProxyType({}),
 ) -> Iterator[Draft]:
     """Write a stage's output folder: all of it or, on an exception, nothing.
 
     ``config`` is the part of the configuration that shaped the output; ``inputs`` are the files or folders that were
-    read. A stage that reads them before it comes here takes their digests first (:meth:`Inputs.of`). Raises InputError,
-    and publishes nothing, where one of them has changed since.
+    read. A stage that reads them before it comes here takes their digests first (:meth:`Inputs.of`). ``links`` beside
+    the folder, each with what it leads to in it from there, change in the same step. Raises InputError, and publishes
+    nothing, where an input has changed since.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     read_from = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs or {})
@@ -181,6 +184,8 @@ def publish(
         }
         write_json(path / MANIFEST, sealed(manifest))
         read_from.require_unchanged()
+        for one, leads_to in links.items():
+            link(one, leads_to)
         take_place(path, target)
 
 
@@ -337,22 +342,27 @@ def write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.draft-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdecimal() and not _alive(int(number)):
-            left.unlink(missing_ok=True)
-    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+    draft = _draft(path)
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
 def link(path: Path, target: Path) -> None:
     """Have ``path`` lead to ``target``, a path relative to its folder; what is there goes, in one step."""
+    draft = _draft(path)
     if not path.is_symlink() or path.readlink() != target:
-        draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
         draft.unlink(missing_ok=True)
         draft.symlink_to(target)
         draft.replace(path)
+
+
+def _draft(path: Path) -> Path:
+    """This process's draft of a file, beside it; those that killed processes have left are removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.draft-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not _alive(int(number)):
+            left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.draft-{os.getpid()}")
 
 
 def _alive(process: int) -> bool:

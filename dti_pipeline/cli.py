@@ -268,14 +268,22 @@ def plan_cost(
 def show_config(
     key: Annotated[str | None, typer.Option("--explain", metavar="KEY", help="Explain this key or section.")] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Write into params.yaml what DVC lacks in it, at its default.")
+    ] = False,
     overrides: Set = None,
     params: Params = None,
     as_json: Json = False,
 ) -> None:
     """The configuration in force, as YAML; or what one key means, its type, range and default.
 
-    Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`
+    Examples: `dti config --changed`, `dti config --explain training.adam_epsilon`, `dti config --complete`
     """
+    if complete:
+        if key is not None or changed or overrides or params:
+            raise InputError("--complete writes the home's params.yaml, and goes with no other option than --json")
+        answer(cli_home.complete_params(), as_json, str)
+        return
     settings, _ = configure(overrides, params)
     if key is not None:
         answer(explain.explained(settings, key), as_json, explain.text)

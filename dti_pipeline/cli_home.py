@@ -97,6 +97,21 @@ def look(as_json: Json = False) -> None:
         raise CheckFailed(f"the pipeline cannot work: {', '.join(stops)}")
 
 
+def complete_params() -> str:
+    """Write the keys that dvc.yaml names and params.yaml lacks into it, at their defaults; a sentence that says so."""
+    from dti_pipeline import artifacts
+    from dti_pipeline.homes.complete import completed, left_out
+
+    paths = Paths.from_env()
+    if not (paths.home / dvc.FILE).is_file():
+        raise InputError(f"{paths.home} has no {dvc.FILE}, which names what DVC wants: `dti init` writes one")
+    keys = left_out(paths)
+    if not keys:
+        return f"{paths.params} has all that {dvc.FILE} names"
+    artifacts.write_text(paths.params.resolve(), completed(paths, keys))
+    return f"{paths.params} has now {', '.join(keys)}, each at its default"
+
+
 def show() -> None:
     """Dagster and MLflow in the browser, together; Ctrl-C stops both.
 

@@ -21,7 +21,10 @@ from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 
 #: Python tells its hooks of these before it does them.
-CALLS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile", "ctypes.dlsym"}
+CALLS = {
+    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "shutil.rmtree", "shutil.copyfile",
+    "ctypes.dlsym",
+}  # fmt: skip
 #: What stages import when they run.
 FEW = ("dti_pipeline.events.ingest", "dti_pipeline.training.train", "dti_pipeline.tracking.mlflow_training")
 ALL = (*FEW, "dti_pipeline.validation.validate", "dti_pipeline.evaluation.compare", "dti_pipeline.evaluation.predict")
@@ -72,8 +75,13 @@ class Attack:
             return self._start(die_at=draw.randint(1, max(1, known.calls))) == -signal.SIGKILL
         return self._start(seconds=draw.uniform(0, known.seconds)) == -signal.SIGKILL
 
-    def again(self) -> None:
-        self._run()
+    def kill_at(self, call: int) -> bool:
+        """Start the stage and kill it at this call; False where it ended before."""
+        return self._start(die_at=call) == -signal.SIGKILL
+
+    def again(self) -> int:
+        """Run the stage to its end; how many calls it took."""
+        return self._run()
 
     def folders(self) -> list[Path]:
         return [self.paths.resolve(out.format(paradigm=self.paradigm)) for out in self.stage.outs]
@@ -117,16 +125,38 @@ def _work(config: Config, paths: Paths, name: str, paradigm: str | None, die_at:
     log = (paths.home.parent / "stages.log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    calls = 0
+    calls = _mortal(die_at)
+    pipeline.execute(pipeline.BY_NAME[name], config, paths, paradigm)
+    if counted is not None:
+        counted.value = calls[0]
+
+
+def _mortal(die_at: int) -> list[int]:
+    """Have this process killed at a call; the number of calls so far."""
+    calls = [0]
 
     def hook(event: str, _: object) -> None:
-        nonlocal calls
         if event in CALLS:
-            calls += 1
-            if calls == die_at:
+            calls[0] += 1
+            if calls[0] == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    pipeline.execute(pipeline.BY_NAME[name], config, paths, paradigm)
-    if counted is not None:
-        counted.value = calls
+    return calls
+
+
+def publish(target: Path, texts: Mapping[str, str], die_at: int = 0) -> int | None:
+    """Publish files as a stage's output, with links beside it, in a process that is killed at this call; its code."""
+    process = _server.Process(target=_publish, args=(target, texts, die_at))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def _publish(target: Path, texts: Mapping[str, str], die_at: int) -> None:
+    _mortal(die_at)
+    with artifacts.publish(
+        target, "x", links={target.parent / name: Path(target.name, name) for name in texts}
+    ) as draft:
+        for name, text in texts.items():
+            artifacts.write_text(draft.path / name, text)

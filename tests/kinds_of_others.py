@@ -6,16 +6,19 @@ import io
 import os
 import stat
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from dti_pipeline import artifacts
 from dti_pipeline.config import Config, load
 from dti_pipeline.errors import InputError
 from dti_pipeline.events import unpack as archives
 from dti_pipeline.events.ingest import ingest
+from dti_pipeline.events.report import FileCounts, IngestReport
 from dti_pipeline.packing import tokenize
 from dti_pipeline.packing.settings import TokensConfig
 from dti_pipeline.paths import Paths
@@ -157,6 +160,27 @@ def _(home: Paths) -> None:
     special = set(tokenize._special_tokens(tokenizer).values())
     tokens, _, _ = tokenize.encode(tokenizer, titles, 99)
     assert not special & set(tokens.tolist())
+
+
+# --- tables of users
+
+
+@kind("users", "a row without an id, a broken row, an id twice", "counted by reason, kept aside")
+def _(home: Paths) -> None:
+    written(home, lines(*ratings()))
+    written(home, "user_id,age\nu,30\nNULL,31\nv\nu,32\n1.2E+11,33\nw,34\n", "users.csv")
+    there = settings(home.home / "log.csv", users_path=str(home.home / "users.csv"))
+    assert ingest(there, home).user_table is None, "no column of theirs is asked for"
+    report = ingest(replace(there, tokens=TokensConfig(user_template="{age}")), home)
+    assert artifacts.read(home.events, "ingest", IngestReport).report == report
+    assert report.user_table is not None
+    assert report.user_table.files == {"users.csv": FileCounts(6, 3)}
+    aside = duckdb.sql(f"SELECT line, raw FROM '{home.events}/user_quarantine.parquet'").fetchall()
+    assert aside == [(3, "NULL,31"), (4, "v"), (6, "1.2E+11,33")]
+    assert report.left_out() == [
+        "of 6 rows of users 1 repeat a user, 3 quarantined: user id is a rounded number 1, user id missing 1,"
+        " wrong number of fields 1"
+    ]
 
 
 # --- what validation finds

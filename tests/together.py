@@ -54,8 +54,8 @@ def command(name: str, variant: int) -> Command:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Stages that make the same, or of which one makes what the other reads; and with each of them a whole run, and
-    the removal of everything."""
+    """Stages that make the same, or of which one makes what the other reads; beside each of them a whole run, and the
+    removal of everything while it is at work."""
     stages = (*STAGES, BACKTEST)
     found = [(one.name, one.name) for one in stages]
     found += [(other.name, one.name) for one in stages for other in upstream(one)]
@@ -63,7 +63,7 @@ def pairs() -> list[tuple[str, str]]:
     return [
         *found,
         *(("run", name) for name in [*alone, "run"]),
-        *(("clean", name) for name in [*alone, "run", "clean"]),
+        *((name, "clean") for name in [*alone, "run", "clean"]),
     ]
 
 

@@ -50,9 +50,11 @@ def certify(config: Config, paths: Paths, task: Task) -> Certificate:
     drawn = draw(store, config.evaluation.split, split["min_history"], task.rows, SEED)
     excerpts = Excerpts.around(store, drawn, scorer.model.context)
     bench = Bench(scorer.model, scorer.device, scorer.autocast, scorer.tokens_per_batch, SEED)
-    late = split["feedback_delay"] is not None and split["feedback_until"] is None
+    named = events.config["events"]["columns"].get("request_id") is not None
+    # Two requests of one moment know no label of each other, whatever the delay.
+    late = (split["feedback_delay"] is not None or named) and split["feedback_until"] is None
     digest = artifacts.folder_digest(task.folder)
-    server = OnServer(scorer, bench, excerpts, paths.events / "interactions.parquet", late)
+    server = OnServer(scorer, bench, excerpts, paths.events / "interactions.parquet", late, named)
     published = _published(paths, manifest.report.paradigm, digest)
     prompts = OnPrompts(bench, excerpts, row_length, scorer.model.has_prefix)
     found = [*server.evaluated(store, row_length, published), *server, *prompts]

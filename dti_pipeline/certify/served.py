@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ class Asked:
 class OnServer:
     """The proofs of a scorer on the requests of the drawn targets."""
 
-    def __init__(self, scorer: Scorer, bench: Bench, excerpts: Excerpts, events: Path, late: bool) -> None:
-        """``late``: the server itself finds out which labels are not known yet, from the times of a request."""
+    def __init__(
+        self, scorer: Scorer, bench: Bench, excerpts: Excerpts, events: Path, late: bool, named: bool = False
+    ) -> None:
+        """``late``: the server itself finds out which labels are not known yet, from the times of a request.
+        ``named``: requests of the log have ids."""
         self.scorer, self.bench, self.excerpts, self.late = scorer, bench, excerpts, late
-        self.asked = _asked(scorer, excerpts, events)
+        self.asked = _asked(scorer, excerpts, events, named)
         self.plain = self._answers(scorer, self.asked.parsed())
 
     def evaluated(self, store: TokenStore, row_length: int, published: Mapping[int, float]) -> Iterator[Proof]:
@@ -150,7 +154,7 @@ def _logit(probability: NDArray[np.float64]) -> Logits:
     return torch.logit(torch.from_numpy(inside)).numpy()
 
 
-def _asked(scorer: Scorer, excerpts: Excerpts, events: Path) -> Asked:
+def _asked(scorer: Scorer, excerpts: Excerpts, events: Path, named: bool) -> Asked:
     """Requests of the rows of ``events`` that the excerpts have, with all that this model asks for."""
     own = [name for name, of_items in scorer.columns.items() if of_items is None]
     columns = ["item_id", "timestamp", *dict.fromkeys([*own, *scorer.user_columns])]
@@ -158,27 +162,38 @@ def _asked(scorer: Scorer, excerpts: Excerpts, events: Path) -> Asked:
     store, target = excerpts.store, excerpts.target
     begins = (target - store.position[target]).tolist()
     opens = np.flatnonzero(store.request == store.position)
+    request = np.searchsorted(opens, np.arange(len(excerpts.of)), side="right") - 1
+    ids = _ids(len(opens)) if named else []
     clock = None not in table["timestamp"]
     times = np.array(table["timestamp"] if clock else np.zeros(len(excerpts.of)))
-    made = np.minimum.reduceat(times, opens)[np.searchsorted(opens, np.arange(len(times)), side="right") - 1].tolist()
+    made = np.minimum.reduceat(times, opens)
+    for begin in begins:  # of a first request that is cut an earlier row may be gone
+        first, second = request[begin], request[begin] + 1
+        if second < len(opens) and excerpts.of[opens[second]] == excerpts.of[begin] and made[first] > made[second]:
+            made[first] = times[begin] = made[second]
     candidates = np.flatnonzero(excerpts.together)
     of_target = np.split(candidates, np.flatnonzero(np.diff(excerpts.of[candidates])) + 1)
 
     def item(row: int) -> dict[str, Any]:
         return {"item_id": table["item_id"][row]} | {name: table[name][row] for name in own}
 
-    def shown(row: int) -> dict[str, Any]:
-        """When its request was made."""
-        return {"timestamp": made[row]} if clock else {}
+    def shown(row: int, when: float) -> dict[str, Any]:
+        return ({"timestamp": when} if clock else {}) | ({"request_id": ids[request[row]]} if named else {})
 
     asked = []
     for begin, row, together in zip(begins, target.tolist(), of_target, strict=True):
         told = begin + int(store.known[row])
         history = [
-            item(at) | {"label": int(store.label[at]) if at < told else None} | shown(at)
+            item(at) | {"label": int(store.label[at]) if at < told else None} | shown(at, float(times[at]))
             for at in range(begin, int(together[0]))
         ]
         user = {name: table[name][row] for name in scorer.user_columns}
-        one = {"history": history, "candidates": [item(at) for at in together.tolist()], **shown(row)}
+        one = {"history": history, "candidates": [item(at) for at in together.tolist()]}
+        one |= shown(row, float(made[request[row]]))
         asked.append(one | ({"user": user} if user else {}))
     return Asked(asked, target - begins - store.request[target])
+
+
+def _ids(count: int) -> list[str]:
+    """Ids of requests that a server has in this order, where it has only a hash of them to go by."""
+    return sorted(map(str, range(count)), key=lambda one: md5(one.encode()).hexdigest())

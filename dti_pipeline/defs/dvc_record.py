@@ -13,21 +13,26 @@ from typing import Any
 from dti_pipeline import dvc, locks
 from dti_pipeline.defs.resources import Work
 from dti_pipeline.errors import masked
+from dti_pipeline.homes.complete import left_out
 from dti_pipeline.pipeline import Stage
 
 
 def record(stage: Stage[Any], work: Work, paradigm: str | None, log: logging.Logger) -> None:
-    """``dvc commit`` the stage, or log why not. A commit that fails is a warning, with the command to type."""
+    """``dvc commit`` the stage, or log why not. A commit that fails is a warning, with DVC's reason and the command to
+    type."""
     name, home = dvc.stage_name(stage, paradigm), work.paths.home
     program = shutil.which("dvc", path=str(Path(sys.executable).parent)) or shutil.which("dvc")
     if reason := _not_recorded(stage, work, paradigm, program):
         log.info(f"DVC does not record {name}: {reason}")
         return
     with locks.alone(home / ".dvc" / "tmp" / "commit"):  # DVC itself waits only seconds for another one
-        command = [str(program), "commit", "--quiet", "--force", name]
+        command = [str(program), "commit", "--force", name]  # with --quiet it would not say why it fails
         done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
-        log.warning(f"`dvc commit --force {name}` failed, run it by hand: {done.stderr.strip()[-2000:]}")
+        lacks = left_out(work.paths)
+        first = f" after `dti config --complete`, which adds the defaults of {', '.join(lacks)}" if lacks else ""
+        reason = masked(done.stderr.strip()[-2000:])
+        log.warning(f"`dvc commit --force {name}` failed, run it by hand{first}: {reason}")
 
 
 def _not_recorded(stage: Stage[Any], work: Work, paradigm: str | None, program: str | None) -> str | None:

@@ -60,8 +60,8 @@ def compare(config: Config, paths: Paths) -> Comparison:
         notes=(*notes, *verdict.notes(comparison), gate.sentence(comparison), *([advised] if advised else ())),
         verdict={name: verdict.sentence(name, comparison) for name in evaluations},
     )
-    inputs = events | read
-    with artifacts.publish(paths.comparison, "compare", config.sections("evaluation", "comparison"), inputs) as draft:
+    recorded, links = config.sections("evaluation", "comparison"), paths.comparison_links()
+    with artifacts.publish(paths.comparison, "compare", recorded, events | read, links) as draft:
         curves.write_joined(draft.path, drawn)
         speedup = comparison.speedup
         curves.write_csv(draft.path / "speedup.csv", ("paradigm", "speedup"), list(speedup.items()))
@@ -73,15 +73,12 @@ def compare(config: Config, paths: Paths) -> Comparison:
                     figures |= {"speedup": speedup[name], **speed.figures(comparison.speed[name])}
                 figures |= {"auc_delta": comparison.auc_delta[name].mean}
             artifacts.write_json(draft.path / "metrics" / f"{name}.json", figures)
-        links = paths.comparison_links()
         json_file, markdown, html = (draft.path / link.name for link in links)
         artifacts.write_json(json_file, to_plain(comparison))
         artifacts.write_text(markdown, tables.render_markdown(comparison, pictures))
         svgs = {name: (draft.path / f"{name}.svg").read_bytes() for name in pictures}
         artifacts.write_text(html, page.render(comparison, svgs))
         draft.report = {"paradigms": list(evaluations), "notes": comparison.notes}
-        for link, target in links.items():
-            artifacts.link(link, target)
     return comparison
 
 

@@ -23,6 +23,7 @@ from dti_pipeline.paths import Paths
 INTERACTIONS = "interactions.parquet"
 QUARANTINE = "quarantine.parquet"
 ITEM_QUARANTINE = "item_quarantine.parquet"
+USER_QUARANTINE = "user_quarantine.parquet"
 SPLITS = ("train", "validation", "test")
 
 
@@ -37,11 +38,11 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     the user's first rows have a label that is known to the row, at most ``request``); then, as text, each column of the
     log that ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item
     has a value. ``quarantine.parquet``: ``source_file, line, reason, raw`` of each row that is none;
-    ``item_quarantine.parquet``: likewise of the rows of item files that name no item. Same files and parameters: same
-    bytes.
+    ``item_quarantine.parquet``: likewise of the rows of item files that name no item; ``user_quarantine.parquet``: of
+    those of files of users, where there are any, that name no user. Same files and parameters: same bytes.
 
-    The report holds the ledger: read = kept + quarantined + duplicates, checked, that of the item files, and the files
-    below ``events.path`` that were not read. Cost: one read of the raw files, and
+    The report holds the ledger: read = kept + quarantined + duplicates, checked, that of the files of items and of
+    users, and the files below ``events.path`` that were not read. Cost: one read of the raw files, and
     memory up to ``events.memory_limit``. Raises InputError for a log that cannot be read, has no usable row, or lacks
     what ``split`` asks of it.
     """
@@ -77,16 +78,24 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
             write_parquet(connection, ordered(log.columns), draft.path / INTERACTIONS)
             facts = _facts(connection, config.split.min_history)
         write_parquet(connection, "FROM quarantine", draft.path / QUARANTINE)
-        write_parquet(connection, "FROM item_quarantine", draft.path / ITEM_QUARANTINE)
+        write_parquet(connection, _refused("item_rows"), draft.path / ITEM_QUARANTINE)
+        if log.users:
+            write_parquet(connection, _refused("user_rows"), draft.path / USER_QUARANTINE)
         report = draft.report = IngestReport(
             **ledger,
             **facts,
-            catalogue=_catalogue(connection),
+            catalogue=_beside(connection, "item_rows", "item_id"),
+            user_table=_beside(connection, "user_rows", "user_id") if log.users else None,
             clock=clock,
             rating_scale=(log.lowest, log.highest),
             other_files=log.others,
         )
     return report
+
+
+def _refused(table: str) -> str:
+    """The query of the rows of files beside the log that name nothing."""
+    return f"SELECT source_file, line, reason, raw FROM {table} WHERE reason IS NOT NULL ORDER BY file, line"
 
 
 def _read(connection: duckdb.DuckDBPyConnection, parts: Parts, rules: Rules, max_users: int | None) -> None:
@@ -222,17 +231,17 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int) -> dict[str,
     }
 
 
-def _catalogue(connection: duckdb.DuckDBPyConnection) -> CatalogueCounts:
-    """The ledger of the item files."""
+def _beside(connection: duckdb.DuckDBPyConnection, table: str, key: str) -> CatalogueCounts:
+    """The ledger of the files beside the log that ``table`` holds, of items or of users, whose ids are ``key``."""
     counts = first_row(
         connection,
-        """SELECT count(*) AS read, count(DISTINCT item_id) FILTER (reason IS NULL) AS kept,
-           count(reason) AS quarantined, read - kept - quarantined AS repeated FROM item_rows""",
+        f"""SELECT count(*) AS read, count(DISTINCT {key}) FILTER (reason IS NULL) AS kept,
+            count(reason) AS quarantined, read - kept - quarantined AS repeated FROM {table}""",
     )
     files = connection.execute(
-        "SELECT source_file, count(*), count(reason) FROM item_rows GROUP BY source_file ORDER BY source_file"
+        f"SELECT source_file, count(*), count(reason) FROM {table} GROUP BY source_file ORDER BY source_file"
     ).fetchall()
     reasons = connection.execute(
-        "SELECT reason, count(*) FROM item_quarantine GROUP BY reason ORDER BY reason"
+        f"SELECT reason, count(*) FROM {table} WHERE reason IS NOT NULL GROUP BY reason ORDER BY reason"
     ).fetchall()
     return CatalogueCounts(**counts, files={name: FileCounts(*row) for name, *row in files}, reasons=dict(reasons))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dti_pipeline.plain import OPTIONAL
+
 
 @dataclass(frozen=True)
 class RawLog:
@@ -72,12 +74,12 @@ class FileCounts:
 
 @dataclass(frozen=True)
 class CatalogueCounts:
-    """The ledger of the item files: read = kept + quarantined + repeated."""
+    """The ledger of the files of items, or of users: read = kept + quarantined + repeated."""
 
     read: int = 0
-    kept: int = 0  # items that have a title by them
+    kept: int = 0  # items that have a title by them, or users
     quarantined: int = 0
-    repeated: int = 0  # rows of an item that has an earlier one; the first one counts
+    repeated: int = 0  # rows of an item or a user that has an earlier one; the first one counts
     files: dict[str, FileCounts] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)  # quarantined rows by reason
 
@@ -115,19 +117,23 @@ class IngestReport:
     other_files: OtherFiles
     clock: bool  # the log has timestamps
     rating_scale: tuple[float | None, float | None]  # ends; None: open
+    user_table: CatalogueCounts | None = field(default=None, metadata=OPTIONAL)  # None: no file of users was read
 
     def left_out(self) -> list[str]:
         """What was not taken as it is, a line each; none where all was."""
-        items, others = self.catalogue, self.other_files
+        others = self.other_files
         lines = []
         if self.quarantined:
             lines.append(f"{self.quarantined:,} rows quarantined: {_counts(self.reasons)}")
-        if items.quarantined or items.repeated:
-            reasons = f": {_counts(items.reasons)}" if items.reasons else ""
-            lines.append(
-                f"of {items.read:,} catalogue rows {items.repeated:,} repeat an item, {items.quarantined:,} quarantined"
-                f"{reasons}"
-            )
+        for rows, of, one in (
+            ("catalogue rows", self.catalogue, "an item"),
+            ("rows of users", self.user_table, "a user"),
+        ):
+            if of is not None and (of.quarantined or of.repeated):
+                reasons = f": {_counts(of.reasons)}" if of.reasons else ""
+                lines.append(
+                    f"of {of.read:,} {rows} {of.repeated:,} repeat {one}, {of.quarantined:,} quarantined{reasons}"
+                )
         if others.count:
             more = ", ..." if others.count > len(others.first) else ""
             lines.append(f"{others.count:,} files not read: {', '.join(others.first)}{more}")

@@ -19,6 +19,7 @@ from dti_pipeline.address import is_address
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events import remote
+from dti_pipeline.homes.complete import left_out
 from dti_pipeline.homes.make import program
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import parse_yaml
@@ -62,7 +63,7 @@ def examine(paths: Paths) -> list[Finding]:
         _disk(paths.home),
         *_ports(),
         _pools(paths.home),
-        *_programs(paths.home),
+        *_programs(paths, [] if settings is None else left_out(paths)),
         refused or Finding("params.yaml", "ok" if paths.params.is_file() else "note", _params(paths)),
         *([] if settings is None else [_log(settings, paths)]),
     ]
@@ -177,8 +178,8 @@ def _pools(home: Path) -> Finding:
     )
 
 
-def _programs(home: Path) -> Iterator[Finding]:
-    git, dvc = shutil.which("git"), program("dvc")
+def _programs(paths: Paths, lacks: list[str]) -> Iterator[Finding]:
+    git, dvc, home = shutil.which("git"), program("dvc"), paths.home
     yield Finding("git", "ok" if git else "note", git or "not here: results do not name a commit")
     if dvc is None:
         yield Finding("DVC", "note", "not here: no `dvc repro`; it wants an environment of its own")
@@ -186,6 +187,9 @@ def _programs(home: Path) -> Iterator[Finding]:
         yield Finding("DVC", "note", f"{dvc}; not begun in {home}: `dti init`")
     else:
         yield Finding("DVC", "ok", dvc)
+    if lacks:
+        text = f"refuses a params.yaml without {', '.join(lacks)}: `dti config --complete` adds their defaults"
+        yield Finding("DVC", "note", text)
 
 
 def _log(settings: Config, paths: Paths) -> Finding:

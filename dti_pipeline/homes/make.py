@@ -54,11 +54,11 @@ def params(settings: Sequence[Setting], experiment: str) -> str:
         lines += [f"{'  ' * depth}{parents[depth]}:" for depth in range(shared, len(parents))]
         open_parents, indent = parents, "  " * len(parents)
         lines += [f"{indent}# {line}" for line in textwrap.wrap(one.why, WIDTH - len(indent))]
-        lines.append(f"{indent}{leaf}: {_flow(one.value)}")
+        lines.append(f"{indent}{leaf}: {flow(one.value)}")
     return "\n".join(lines) + "\n"
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     text: str = yaml.safe_dump([value], default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
     return text.strip()[1:-1]
 

@@ -10,7 +10,9 @@ One request a line (JSONL) or a row (Parquet; CSV, whose history, candidates and
 ``item_id``, ``item_text`` or both. ``user_id`` is optional and returned with the answer. ``timestamp``, in Unix
 seconds, says when an entry of the history was shown, all or none, and of the request when it is asked (default: after
 all of them); a model that has learned from late labels needs them, and so does one whose words tell gaps: those of an
-entry are since the row before it, though that may be too old to stand in the prompt. An item may give the columns that
+entry are since the row before it, though that may be too old to stand in the prompt. ``request_id`` says which request
+an entry was shown in, all or none, and which one this is: entries of one know nothing of each other, at whatever times
+they were shown; without it entries of one time are one request. An item may give the columns that
 a model's template names, ``{"item_id": "3", "genres": "Drama"}``: those of the item itself are known by its id.
 ``user`` has the columns that a model's ``tokens.user_template`` names, ``{"age": "25"}``; "" is one without a value.
 ``state``, from the answer to this user's last request, says that ``history`` has only what happened since; a service
@@ -26,6 +28,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,9 +40,9 @@ import pyarrow.parquet as pq
 from dti_pipeline.errors import InputError
 
 #: Of a request.
-KEYS = ("user_id", "user", "timestamp", "state", "history", "candidates")
+KEYS = ("user_id", "user", "timestamp", "request_id", "state", "history", "candidates")
 #: Of an item, and of an entry of a history.
-ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp"))
+ITEM_KEYS = frozenset(("item_id", "item_text", "label", "timestamp", "request_id"))
 #: In the year 5138: a time beyond it is in milliseconds or finer.
 LAST_SECOND = 1e11
 _WHOLE = re.compile(r"^(-?\d{1,15})\.0+$", re.ASCII)
@@ -72,6 +75,8 @@ class Request:
     times: tuple[float, ...] = ()  # seconds, ascending, of each item of the history, or of none
     time: float | None = None  # when it is asked; None: after all of them
     user: Words = ()  # columns of the user
+    ids: tuple[str, ...] = ()  # of the request that each item of the history was shown in, or of none
+    request_id: str | None = None  # this one's
     state: str | None = None  # of the user, that the history goes on from
     where: str = "a request"  # file and line that it came from
 
@@ -94,10 +99,12 @@ def parse(raw: Any, where: str) -> Request:
     history, candidates = _entries(raw, "history", where), _entries(raw, "candidates", where)
     # Each entry is an object before it is asked for its time.
     items = tuple([_item(entry, place) for place, entry in history])
-    times = _times(history)
+    ids = _ids(history)
+    times = _times(history, ids)
     time = None if raw.get("timestamp") is None else _seconds(raw["timestamp"], f"{where} key timestamp")
-    if time is not None and times and time < times[-1]:
-        raise InputError(f"{where} key timestamp is {time:g}, before the last of its history, {times[-1]:g}")
+    last = [*first_times(ids, times).values()][-1:] if ids and times else times[-1:]
+    if time is not None and last and time < last[0]:
+        raise InputError(f"{where} key timestamp is {time:g}, before the last of its history, {last[0]:g}")
     return Request(
         user_id=user_id,
         history=items,
@@ -106,13 +113,44 @@ def parse(raw: Any, where: str) -> Request:
         times=times,
         time=time,
         user=_user(raw.get("user"), where),
+        ids=ids,
+        request_id=_request_id(raw.get("request_id"), f"{where} key request_id"),
         state=state,
         where=where,
     )
 
 
-def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
-    """When each entry was shown; empty where none says so."""
+def first_times(ids: Sequence[str], times: Sequence[float]) -> dict[str, float]:
+    """The earliest time of each request, in the order in which they first appear."""
+    found: dict[str, float] = {}
+    for one, time in zip(ids, times, strict=True):
+        found[one] = min(time, found.get(one, time))
+    return found
+
+
+def _ids(history: list[tuple[str, Any]]) -> tuple[str, ...]:
+    """Which request each entry was shown in; empty where none says so."""
+    if all(entry.get("request_id") is None for _, entry in history):
+        return ()
+    ids = [_request_id(entry.get("request_id"), f"{place}.request_id") for place, entry in history]
+    there = [one for one in ids if one is not None]
+    if there and len(there) < len(ids):
+        place = history[ids.index(None)][0]
+        raise InputError(f"{place}.request_id is missing, though other entries of the history have one")
+    return tuple(there)
+
+
+def _request_id(value: Any, where: str) -> str | None:
+    if value is None or (isinstance(value, float) and value != value):  # pandas has NaN for a null
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, Integral)) or not str(value).strip():
+        raise InputError(f"{where} must be text or a whole number, not {_shown(value)}")
+    _encodable(str(value), where)
+    return _identity(str(value).strip())
+
+
+def _times(history: list[tuple[str, Any]], ids: tuple[str, ...]) -> tuple[float, ...]:
+    """When each entry was shown; empty where none says so. They ascend, those of requests where these begin."""
     if all(entry.get("timestamp") is None for _, entry in history):
         return ()
     times: list[float] = []
@@ -121,8 +159,15 @@ def _times(history: list[tuple[str, Any]]) -> tuple[float, ...]:
         if value is None:
             raise InputError(f"{place}.timestamp is missing, though other entries of the history have one")
         times.append(_seconds(value, f"{place}.timestamp"))
-        if len(times) > 1 and times[-1] < times[-2]:
+        if not ids and len(times) > 1 and times[-1] < times[-2]:
             raise InputError(f"{place}.timestamp is {times[-1]:g}, before that of the entry before it, {times[-2]:g}")
+    begins = first_times(ids, times) if ids else {}
+    for (one, before), (other, after) in pairwise(begins.items()):
+        if after < before:
+            raise InputError(
+                f"{history[ids.index(other)][0]}.request_id is {other!r}, which begins at {after:g}, before the request"
+                f" in front of it, {one!r} at {before:g}"
+            )
     return tuple(times)
 
 
@@ -286,7 +331,7 @@ def parse_cells(row: tuple[list[str], list[str]], where: str) -> Request:
     if len(cells) != len(names):
         raise InputError(f"{where} has {len(cells)} cells, where the file has {len(names)} columns")
     values: dict[str, Any] = {key: cell for key, cell in zip(names, cells, strict=True) if key in KEYS and cell.strip()}
-    for key in values.keys() - {"user_id"}:
+    for key in values.keys() - {"user_id", "request_id"}:
         values[key] = _json(values[key], f"{where} key {key}")
     return parse(values, where)
 

@@ -28,7 +28,7 @@ from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.serving import forward
 from dti_pipeline.serving.forward import Kept, Prompt
 from dti_pipeline.serving.item_states import Asked, ItemStates
-from dti_pipeline.serving.knowledge import known_rows
+from dti_pipeline.serving.knowledge import in_order, known_rows, made
 from dti_pipeline.serving.requests import Item, Request, parse
 from dti_pipeline.serving.texts import Texts
 from dti_pipeline.serving.user_states import NotHeld, UserStates, Words
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 SHORTEST_ROW = 128
 #: Candidates a request, on average, from which they share their history's keys; fewer are faster as packed prompts.
 SHARED = 4
-#: Answers whose state is remembered until somebody asks for it.
-STATES_TOLD = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -156,11 +154,15 @@ class Scorer:
         candidate, and a pass over each new item. Raises InputError that names the request and key.
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
-        parsed = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
+        given = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
+        parsed = [in_order(self.knowledge, request) for request in given]
         if self.texts.forget():
             self.rendered.clear()
         of_users = [i for i, request in enumerate(parsed) if self.users is not None and request.user_id is not None]
-        found = dict(zip(of_users, self._from_users([parsed[i] for i in of_users]), strict=True))
+        answered = self._from_users([parsed[i] for i in of_users])
+        found = {i: probabilities for i, (probabilities, _) in zip(of_users, answered, strict=True)}
+        if self.users is not None:
+            self.users.tell({id(given[i]): name for i, (_, name) in zip(of_users, answered, strict=True)})
         others = [request for i, request in enumerate(parsed) if i not in found]
         for request in others:
             if request.state is not None:
@@ -216,12 +218,10 @@ class Scorer:
             asked.append(Prompt(self._opening(user), columns.take(rows), int(log.is_target[rows].sum())))
         return self._computed(asked, self.model.paradigm)[0]
 
-    def _from_users(self, requests: Sequence[Request]) -> list[list[float]]:
-        """From states of users, which take in what is new of their histories."""
-        users, found = self.users, dict[int, list[float]]()
+    def _from_users(self, requests: Sequence[Request]) -> list[tuple[list[float], str]]:
+        """From states of users, which take in what is new of their histories; with the name of each one's state."""
+        users, found = self.users, dict[int, tuple[list[float], str]]()
         special: dict[str, int] = self.manifest.report.network["special"]
-        if users is not None and len(users.left) > STATES_TOLD:
-            users.left.clear()
         left = list(range(len(requests)))
         while left:  # the requests of one user one after another
             assert users is not None
@@ -236,8 +236,7 @@ class Scorer:
             ends = np.cumsum([plan.prompt.candidates for plan in plans])
             for i, plan, one, end in zip(turn, plans, kept, ends, strict=True):
                 users.commit(plan, one)
-                users.left[id(requests[i])] = plan.state.name
-                found[i] = probability[end - plan.prompt.candidates : end].tolist()
+                found[i] = probability[end - plan.prompt.candidates : end].tolist(), plan.state.name
             left = [i for i in left if i not in found]
         return [found[i] for i in range(len(requests))]
 
@@ -316,7 +315,7 @@ class Scorer:
                 f"{asked.where} key history has no timestamps, which a model with split.feedback_delay = {delay:g}"
                 " needs: it has learned from labels that come late"
             )
-        return known_rows(self.knowledge, asked.labels, asked.times, asked.time)
+        return known_rows(self.knowledge, asked.labels, asked.times, asked.time, asked.ids, asked.request_id)
 
     def _gaps(self, asked: Request, seen: NDArray[np.int32]) -> list[str]:
         """`{gap}` of each row of a history and of the candidates; empty where the template does not name it."""
@@ -326,7 +325,7 @@ class Scorer:
         if rows and (not asked.times or asked.time is None):
             lacks = f"{asked.where} " + ("has no timestamp" if asked.times else "key history has no timestamps")
             raise InputError(f"{lacks}, which a model with {{gap}} in its tokens.template needs")
-        times = np.array([*asked.times, asked.time] if rows else [0.0])
+        times = np.array(made(asked) if rows else [0.0])
         return [words.GAPS[gap] for gap in words.gaps(times, seen)]
 
     def _store(self, log: _Log) -> TokenStore:

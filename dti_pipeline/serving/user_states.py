@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -25,14 +25,16 @@ from dti_pipeline.packing.store import in_context
 from dti_pipeline.paradigms import Reach
 from dti_pipeline.serving import forward
 from dti_pipeline.serving.forward import Kept, Prompt, Rows
-from dti_pipeline.serving.knowledge import known_rows
-from dti_pipeline.serving.requests import Item, Request
+from dti_pipeline.serving.knowledge import is_in_order, known_rows
+from dti_pipeline.serving.requests import Item, Request, first_times
 from dti_pipeline.serving.texts import Texts
 
 #: Bytes that a row of a history takes beside its keys and values, about.
 ROW_BYTES = 300
 #: Of a state's name.
 DIGEST_BYTES = 16
+#: Answers whose state is remembered until somebody asks for it.
+STATES_TOLD = 1 << 12
 
 
 class NotHeld(InputError):
@@ -51,6 +53,8 @@ class State:
     texts: tuple[str, ...] = ()  # of its rows, and so are these
     labels: tuple[int | None, ...] = ()
     times: tuple[float, ...] = ()  # or of none
+    ids: tuple[str, ...] = ()  # of requests, or of none
+    gone: tuple[float, ...] = ()  # times of rows before them that are of the first one's request
     lengths: tuple[int, ...] = ()  # tokens, of text and label
     behind: tuple[int, ...] = ()  # position behind it
     kept: Kept | None = None
@@ -129,8 +133,9 @@ class UserStates:
         user = str(asked.user_id)
         state, skip = self._matching(asked, None if fresh else self.states.get(user))
         labels, times = state.labels + asked.labels[skip:], state.times + asked.times[skip:]
-        _require_times(asked, labels, times)
-        request, known = known_rows(self.knowledge, labels, times, asked.time)
+        ids, gone = state.ids + asked.ids[skip:], state.gone
+        self._require_later(asked, labels, times, ids, gone)
+        request, known = known_rows(self.knowledge, labels, times, asked.time, ids, asked.request_id, gone)
         seen = in_context(self.knowledge.context, request, known)
         known = np.zeros_like(known) if state.blind else known
         n, held = self.model.context, state.kept is not None
@@ -152,7 +157,8 @@ class UserStates:
         if not held:
             blind = state.blind or None in labels[:start]
             state = State(state.before, state.hash, state.start + start, state.start + len(labels), blind)
-            labels, times = labels[start:], times[start:]
+            gone = _before(start, times, ids, gone)
+            labels, times, ids = labels[start:], times[start:], ids[start:]
             seen, known = (np.clip(x[start:] - start, 0, None).astype(np.int32) for x in (seen, known))
         done = len(state.behind)
         behind = list(state.behind)
@@ -180,12 +186,14 @@ class UserStates:
         )
         least = max(state.least, int(seen[-1]) - n) if self.model.paradigm.text is Reach.WINDOW else 0
         state = replace(state, texts=texts, labels=labels, times=times, lengths=lengths, behind=tuple(behind))
+        state = replace(state, ids=ids, gone=gone)
         return Plan(user, prompt, replace(state, kept=None, least=least))
 
     def _matching(self, asked: Request, held: State | None) -> tuple[State, int]:
         """The state that the request goes on from, with the hashes that it will have, and how many of the request's
         rows are in it; an empty one where the user's is of another history."""
-        rows = list(zip(asked.history, asked.labels, asked.times or [None] * len(asked.labels), strict=True))
+        none = [None] * len(asked.labels)
+        rows = list(zip(asked.history, asked.labels, asked.times or none, asked.ids or none, strict=True))
         if asked.state is not None:
             if held is None:
                 raise _not_held(asked)
@@ -204,6 +212,27 @@ class UserStates:
             rows = rows[held.length :]
         whole = _with(seed, rows)
         return State(whole, whole, 0, 0, False), 0
+
+    def _require_later(
+        self,
+        asked: Request,
+        labels: Sequence[object],
+        times: Sequence[float],
+        ids: Sequence[str],
+        gone: Sequence[float],
+    ) -> None:
+        """Raise InputError for events that do not follow those of the state, whose columns these begin with."""
+        for there, name in ((times, "timestamps"), (ids, "request_ids")):
+            if there and len(there) != len(labels):
+                raise InputError(
+                    f"{asked.where}: the events of a user have {name}, all or none; those of the state differ"
+                )
+        if ids and not is_in_order(self.knowledge, times, ids, gone):
+            raise InputError(f"{asked.where} has an event of a request before the last of those that its state holds")
+        if ids and times:
+            times = [max(first_times([*[ids[0]] * len(gone), *ids], [*gone, *times]).values())]
+        if any(one > two for one, two in pairwise([*times, *([] if asked.time is None else [asked.time])])):
+            raise InputError(f"{asked.where} has a timestamp before the last of the events that its state holds")
 
     def _ended(self, state: State, lengths: Sequence[int], more: int, seen: int) -> bool:
         """Whether the prompt has had all its targets, or its row is full with the next one; ``more`` are the tokens
@@ -224,6 +253,12 @@ class UserStates:
         while self.bytes > self.most_bytes:
             self.drop(next(iter(self.states)))
 
+    def tell(self, names: Mapping[int, str]) -> None:
+        """Remember which state each request has left, by its identity, until somebody asks."""
+        if len(self.left) > STATES_TOLD:
+            self.left.clear()
+        self.left.update(names)
+
     def drop(self, user: str) -> None:
         """Forget a user's state."""
         old = self.states.pop(user, None)
@@ -238,12 +273,12 @@ def _with(hashed: Any, rows: Sequence[object]) -> Any:
     return found
 
 
-def _require_times(asked: Request, labels: Sequence[object], times: Sequence[float]) -> None:
-    if times and len(times) != len(labels):
-        raise InputError(f"{asked.where}: the events of a user have timestamps, all or none; those of the state differ")
-    later = [*times, *([asked.time] if times and asked.time is not None else [])]
-    if any(one > two for one, two in pairwise(later)):
-        raise InputError(f"{asked.where} has a timestamp before the last of the events that its state holds")
+def _before(start: int, times: tuple[float, ...], ids: tuple[str, ...], gone: tuple[float, ...]) -> tuple[float, ...]:
+    """Times of the rows before ``start`` that are of its row's request, ``gone`` ones among them."""
+    if not times or not ids[start:]:
+        return ()
+    left = tuple(time for time, one in zip(times[:start], ids, strict=False) if one == ids[start])
+    return gone + left if ids[0] == ids[start] else left
 
 
 def _not_held(asked: Request) -> NotHeld:

@@ -63,10 +63,11 @@ def signature(texts: Texts) -> ModelSignature:
     return ModelSignature(
         inputs=Schema(
             [
-                ColSpec(Array(Object([*item, *row])), "history"),  # oldest first
+                ColSpec(Array(Object([*item, *row, *_texts("request_id")])), "history"),  # oldest first
                 ColSpec(Array(Object(item)), "candidates"),
                 *user,
                 ColSpec(DataType.long, "timestamp", required=False),
+                ColSpec(DataType.string, "request_id", required=False),
             ]
         ),
         outputs=Schema([ColSpec(Array(DataType.double))]),  # one probability for each candidate

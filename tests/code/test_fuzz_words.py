@@ -86,23 +86,28 @@ def test_overrides(tmp_path: Path, examples: int) -> None:
 
 
 ITEM = st.dictionaries(
-    st.sampled_from(["item_id", "item_text", "label", "timestamp", "genres"]) | TEXT, PLAIN, max_size=4
+    st.sampled_from(["item_id", "item_text", "label", "timestamp", "request_id", "genres"]) | TEXT, PLAIN, max_size=4
 )
 GOOD_ITEM = st.builds(
     lambda item, label: {"item_id": str(item), "label": label}, st.integers(0, 60), st.sampled_from([0, 1, None])
 )
+SHOWN_ITEM = st.builds(
+    lambda item, time, request: item | {"timestamp": time, "request_id": request},
+    GOOD_ITEM, st.integers(0, 3), st.integers(0, 2),
+)  # fmt: skip
 REQUEST = st.fixed_dictionaries(
     {
-        "history": st.lists(ITEM | GOOD_ITEM, max_size=4) | PLAIN,
+        "history": st.lists(SHOWN_ITEM, max_size=4) | st.lists(ITEM | GOOD_ITEM, max_size=4) | PLAIN,
         "candidates": st.lists(ITEM | GOOD_ITEM, max_size=3) | PLAIN,
     },
-    optional={"user_id": PLAIN, "timestamp": NUMBER | PLAIN, "user": PLAIN, "more": PLAIN},
+    optional={"user_id": PLAIN, "timestamp": NUMBER | PLAIN, "request_id": PLAIN, "user": PLAIN, "more": PLAIN},
 )
 GOOD_REQUEST = json.dumps(
     {
         "user_id": "7",
         "timestamp": 9,
-        "history": [{"item_id": "1", "label": 1, "timestamp": 5}],
+        "request_id": "r2",
+        "history": [{"item_id": "1", "label": 1, "timestamp": 5, "request_id": "r1"}],
         "candidates": [{"item_text": "é"}],
     }
 ).encode()

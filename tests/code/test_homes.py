@@ -19,6 +19,7 @@ from dti_pipeline.cli import app
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.homes import columns, make
+from dti_pipeline.homes.complete import COMMENT, left_out
 from dti_pipeline.homes.doctor import examine
 from dti_pipeline.homes.propose import plain, propose
 from dti_pipeline.paths import Paths
@@ -251,6 +252,80 @@ def test_doctor_stops_at_a_log_that_is_not_there_and_at_nothing_else(
     assert "did you mean `training`?" in stop.text
     monkeypatch.setattr("dti_pipeline.homes.doctor._version", lambda name: None if name == "duckdb" else "1")
     assert "not installed: duckdb" in next(finding.text for finding in examine(home) if finding.state == "stop")
+
+
+NAMES_KEYS = """\
+stages:
+  pack: {matrix: {paradigm: "${paradigms}"}, cmd: x, params: [packing, split.min_history, tokens.user_template]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "completed"),
+    [
+        (
+            "# mine\nsplit:  # a rule\n  rule: user_order  # no clock\n\n# last\ntokens: {tokenizer: null,}\n",
+            "# mine\nsplit:  # a rule\n  rule: user_order  # no clock\n  min_history: 5\n\n# last\n"
+            "tokens: {tokenizer: null, user_template: null,}\n\nCOMMENT\n"
+            "paradigms: [sliding_window, dti]\npacking: {}\n",
+        ),
+        (
+            "paradigms:\r\n- dti\r\nsplit:\r\n    rule: user_order",
+            "paradigms:\r\n- dti\r\nsplit:\r\n    rule: user_order\r\n    min_history: 5\r\n\r\nCOMMENT\r\n"
+            "tokens: {user_template: null}\r\npacking: {}\r\n",
+        ),
+        (
+            "tokens:\n  template: |-\n    {item_text}\n# last\n",
+            "tokens:\n  template: |-\n    {item_text}\n  user_template: null\n\nCOMMENT\n"
+            "paradigms: [sliding_window, dti]\nsplit: {min_history: 5}\npacking: {}\n# last\n",
+        ),
+        (
+            "{packing: {context: 3}, split: {}}",
+            "{packing: {context: 3}, split: {min_history: 5}, paradigms: [sliding_window, dti],"
+            " tokens: {user_template: null}}",
+        ),
+        (
+            None,
+            "COMMENT\nparadigms: [sliding_window, dti]\nsplit: {min_history: 5}\ntokens: {user_template: null}\n"
+            "packing: {}\n",
+        ),
+    ],
+)  # fmt: skip
+def test_what_dvc_names_is_added_at_its_default_and_nothing_else_changes(
+    home: Paths, text: str | None, completed: str
+) -> None:
+    home.params.unlink(missing_ok=True)
+    (home.home / "dvc.yaml").write_text(NAMES_KEYS)
+    if text is not None:
+        home.params.write_bytes(text.encode())
+    before = config.load(home.params)
+    done = CliRunner().invoke(app, ["config", "--complete"])
+    assert done.exit_code == 0, done.output
+    assert home.params.read_bytes().decode() == completed.replace("COMMENT", COMMENT)
+    assert config.load(home.params) == before
+    assert left_out(home) == []
+    again = CliRunner().invoke(app, ["config", "--complete"])
+    assert again.output.endswith("params.yaml has all that dvc.yaml names\n")
+    assert home.params.read_bytes().decode() == completed.replace("COMMENT", COMMENT)
+
+
+def test_a_form_that_cannot_be_added_to_is_one_sentence_and_stays(home: Paths) -> None:
+    (home.home / "dvc.yaml").write_text(NAMES_KEYS)
+    home.params.write_text(text := "split: &one {}\nvalidation: *one\n")
+    done = CliRunner().invoke(app, ["config", "--complete"])
+    assert done.exit_code == 2
+    assert "cannot be added to: write paradigms, split.min_history, tokens" in " ".join(done.output.split())
+    assert home.params.read_text() == text
+
+
+def test_doctor_names_what_dvc_would_refuse_and_the_command(home: Paths) -> None:
+    (home.home / "dvc.yaml").write_text(NAMES_KEYS)
+    home.params.write_text("packing: {}\nsplit: {rule: user_order}\n")
+    (found,) = [one for one in examine(home) if one.name == "DVC" and "refuses" in one.text]
+    assert found.state == "note"
+    assert "without paradigms, split.min_history, tokens.user_template: `dti config --complete`" in found.text
+    (home.home / "dvc.yaml").write_text("stages: [")  # DVC says so itself
+    assert left_out(home) == []
 
 
 def test_reasons_are_comments_above_their_keys() -> None:

@@ -17,7 +17,8 @@ from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import DTI_ISOLATED, SLIDING_WINDOW
 from dti_pipeline.paths import Paths
-from dti_pipeline.serving import forward
+from dti_pipeline.serving import forward, requests
+from dti_pipeline.serving.knowledge import in_order, known_rows
 from dti_pipeline.serving.scorer import Scorer
 from dti_pipeline.serving.user_states import NotHeld, UserStates
 from tests.code.test_serving_http import serving
@@ -188,6 +189,34 @@ def test_an_earlier_time_and_a_late_label_are_computed_anew(loaded: dict[str, Sc
         scorer.score([asked("a", [{"item_id": "3", "label": 1, "timestamp": 3}], state=name)])
     with pytest.raises(InputError, match="timestamps, all or none"):
         scorer.score([asked("a", [{"item_id": "3", "label": 1}], state=name)])
+
+
+def test_a_state_goes_on_in_requests_that_overlap(loaded: dict[str, Scorer]) -> None:
+    """Requests of three rows, of which two begin together: what the state's rows know is as in the whole history, also
+    after it began anew in the midst of a request."""
+    plain = replace(loaded["dti"], knowledge=replace(loaded["dti"].knowledge, feedback_delay=5.0))
+    times = [10 * (i // 6) + 4 * (i % 3) for i in range(36)]
+    whole = [
+        event | {"timestamp": time, "request_id": f"r{i // 3}"}
+        for i, (event, time) in enumerate(zip(history(36), times, strict=True))
+    ]
+    scorer = keeping(plain)
+    for end in (20, 21, 23, 24, 27, 30, 36):
+        one = asked("a", whole[:end], timestamp=10 * (end // 6) + 8, request_id=f"r{end // 3}")
+        found = scorer.score([one])
+        np.testing.assert_allclose(scorer.score([one]), found, rtol=0, atol=1e-6)
+        parsed, state = requests.parse(one, "it"), states(scorer).states["a"]
+        assert state.length == end
+        ours = known_rows(
+            plain.knowledge, state.labels, state.times, parsed.time, state.ids, parsed.request_id, state.gone
+        )
+        for mine, all_of_it in zip(ours, plain._known(in_order(plain.knowledge, parsed)), strict=True):
+            np.testing.assert_array_equal(mine, np.clip(all_of_it[state.start :] - state.start, 0, None))
+    state = states(scorer).states["a"]
+    with pytest.raises(InputError, match="an event of a request before the last"):
+        scorer.score([asked("a", [whole[35] | {"request_id": state.ids[0]}], state=state.name)])
+    with pytest.raises(InputError, match="request_ids, all or none"):
+        scorer.score([asked("a", [{"item_id": "3", "label": 1, "timestamp": 99}], state=state.name)])
 
 
 def test_a_null_label_becomes_known(loaded: dict[str, Scorer]) -> None:

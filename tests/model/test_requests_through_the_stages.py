@@ -3,6 +3,7 @@ written last. Nothing can be learnt from it, a request costs one history, and a 
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from mlflow.models.utils import _enforce_schema
 
 from dti_pipeline import artifacts, pipeline
+from dti_pipeline.certify import certify
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
@@ -31,19 +33,22 @@ DELAY = 3 * 3600
 
 
 def write_log(path: Path, with_ids: bool) -> None:
-    """Requests an hour apart, now and then in one sitting; the click is the last row of each in the file."""
+    """Requests an hour apart, now and then in one sitting; the click is the last row of each in the file. Where they
+    have ids some begin at one time, and their rows, half a minute apart, overlap with others'."""
     draw = np.random.default_rng(4)
     lines = ["user,item,title,clicked,time,device" + (",request" if with_ids else "")]
     genres = [f"{item},thing number {item},{('Drama', 'Crime', '')[item % 3]}" for item in range(ITEMS)]
     path.with_name("items.csv").write_text("\n".join(["item_id,item_text,genres", *genres]) + "\n")
     for user in range(USERS):
-        time = 1_600_000_000 + int(draw.integers(10**7))
+        time, recent = 1_600_000_000 + int(draw.integers(10**7)), list[int]()
         for request in range(REQUESTS):
-            time += int(draw.choice([60, 3600, 86400]))
-            shown = draw.permutation(ITEMS)[:SHOWN]
+            time += int(draw.choice([0, 60, 3600, 86400] if with_ids else [60, 3600, 86400]))
+            shown = [item for item in draw.permutation(ITEMS).tolist() if item not in recent[-6 * SHOWN :]][:SHOWN]
+            recent += shown  # so that an item is there once at a time
             for place, item in enumerate(shown):
                 device = ("tv", "phone")[(item + request) % 2]
-                row = f"u{user},{item},thing number {item},{int(place == SHOWN - 1)},{time},{device}"
+                at = time + 30 * place * with_ids
+                row = f"u{user},{item},thing number {item},{int(place == SHOWN - 1)},{at},{device}"
                 lines.append(f"{row},{user}-{request}" if with_ids else row)
     path.write_text("\n".join(lines) + "\n")
 
@@ -137,24 +142,46 @@ def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: st
     def device(row: int) -> dict[str, Any]:
         return {"device": log["device"][row]} if "device" in log else {}
 
+    with (judged.home / "log.csv").open() as file:
+        lines = {(one["user"], one["item"], float(one["time"])): one for one in csv.DictReader(file)}
+    place = {key: line for line, key in enumerate(lines)}
+    keys = [*zip(log["user_id"], log["item_id"], log["timestamp"], strict=True)]
+    assert lines.keys() == set(keys)
+
+    def shown(row: int, when: float) -> dict[str, Any]:
+        return {"timestamp": when} | (
+            {"request_id": lines[keys[row]]["request"]} if "request" in lines[keys[row]] else {}
+        )
+
     asked: dict[int, dict[str, Any]] = {}
     rows: dict[int, list[int]] = {}
     for row in evaluated["row"]:
         begin = row - log["position"][row]
         first = begin + log["request"][row]
         history = [
-            {"item_id": log["item_id"][r], "label": log["label"][r], "timestamp": log["timestamp"][r]} | device(r)
-            for r in range(begin, first)
-        ]
-        for entry in history[log["known"][row] :]:
-            entry["label"] = None
-        one = asked.setdefault(first, {"timestamp": log["timestamp"][row], "history": history, "candidates": []})
+            {"item_id": log["item_id"][r], "label": log["label"][r] if r < begin + log["known"][row] else None}
+            | device(r)
+            | shown(r, log["timestamp"][r])
+            for r in sorted(range(begin, first), key=lambda r: (log["timestamp"][r], place[keys[r]]))
+        ]  # as a client has it, in the order of time
+        one = asked.setdefault(first, {"history": history, "candidates": []})
+        one |= shown(row, min(log["timestamp"][row], one.get("timestamp", np.inf)))
         one["candidates"].append({"item_id": log["item_id"][row]} | device(row))
         rows.setdefault(first, []).append(row)
     scorer = Scorer.load(judged.model(paradigm), cache_items=kept)
     answers = scorer.score(list(asked.values()))
     for first, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(answer, [probability[row] for row in rows[first]], rtol=0, atol=1e-5)
+
+
+def test_requests_of_one_time_that_ids_tell_apart_are_certified(judged: Paths) -> None:
+    """Whatever the history's order says of them, and whether their rows overlap."""
+    given = artifacts.read(judged.events, "ingest").config["events"]["columns"]["request_id"] is not None
+    settings = config(judged.home / "log.csv", given, None, "{item_text}")
+    found = certify.certify(settings, judged, certify.Task(judged.model("dti"), "dti", 8))
+    assert found.passed, found.sentence
+    late = next(one for one in found.proofs if one.what == "labels that are not known yet by the request's times")
+    assert bool(late.cases) == given
 
 
 def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) -> None:

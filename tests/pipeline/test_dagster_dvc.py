@@ -40,7 +40,7 @@ def assert_unrecorded(
 
 def test_dvc_records_what_a_run_made(stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path) -> None:
     assert launch(instance, "log", "shards").success
-    assert dvc_calls.read_text() == "commit --quiet --force synth\ncommit --quiet --force pack@dti\n"
+    assert dvc_calls.read_text() == "commit --force synth\ncommit --force pack@dti\n"
 
 
 def test_dvc_does_not_record_a_run_with_overrides(
@@ -73,10 +73,15 @@ def test_dvc_does_not_record_a_refused_batch(stages: Stages, instance: dg.Dagste
     assert not dvc_calls.exists()
 
 
-def test_a_dvc_commit_that_fails_is_a_warning_with_the_command_to_type(
-    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dvc_commit_that_fails_is_a_warning_with_the_reason_and_the_command_to_type(
+    stages: Stages, instance: dg.DagsterInstance, dvc_calls: Path, home: Paths
 ) -> None:
-    monkeypatch.setattr(dvc_record.shutil, "which", lambda *_, **__: "/bin/false")
+    (home.home / "dvc").write_text("#!/bin/sh\necho 'ERROR: no room' >&2\nexit 1\n")
     result = launch(instance, "log")
     assert result.success
-    assert "`dvc commit --force synth` failed, run it by hand" in logs(instance, result)
+    assert "`dvc commit --force synth` failed, run it by hand: ERROR: no room" in logs(instance, result)
+    (home.home / "dvc.yaml").write_text("stages: {synth: {cmd: dti synth, params: [synth, tokens.template]}}")
+    assert (
+        "failed, run it by hand after `dti config --complete`, which adds the defaults of synth, tokens.template:"
+        " ERROR: no room" in logs(instance, launch(instance, "log"))
+    )

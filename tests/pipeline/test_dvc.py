@@ -78,6 +78,16 @@ def test_a_parameter_makes_stale_the_stages_that_read_it(watched: Project, param
     assert set(json.loads(watched.run(DVC, "status", "--json"))) == TOUCHES[parameter, value]
 
 
+def test_a_key_left_out_is_as_its_default_for_dvc_too_once_it_is_written(project: Project) -> None:
+    project.paths.params.write_text("# mine\nparadigms: [dti]\nevents: {}\nsplit: {rule: global_time}\n")
+    commit = (DVC, "commit", "--force", "ingest")
+    with pytest.raises(AssertionError, match=r"Could not find 'events\.path'"):
+        project.run(*commit)
+    project.run(DVC.with_name("dti"), "config", "--complete")
+    assert project.paths.params.read_text().startswith("# mine\nparadigms: [dti]\nevents: {path: data/raw/synthetic}\n")
+    project.run(*commit)
+
+
 def test_a_threshold_of_validation_leaves_the_models_valid(project: Project) -> None:
     project.set({"validation": {"min_rows": 900}})
     assert running(project.run(DVC, "repro", "train@dti")) == ["validate", "tokenize"]

@@ -32,6 +32,3 @@ FROM (
     WHERE reason IS NULL AND item_text IS NOT NULL
 )
 GROUP BY item_id;
-
-CREATE TEMP VIEW item_quarantine AS
-SELECT source_file, line, reason, raw FROM item_rows WHERE reason IS NOT NULL ORDER BY file, line;

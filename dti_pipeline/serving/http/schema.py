@@ -6,6 +6,7 @@ from typing import Any
 
 _TEXT_OR_WHOLE = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
 _SECONDS = {"type": "number", "nullable": True, "description": "Unix time in seconds."}
+_REQUEST_ID = _TEXT_OR_WHOLE | {"nullable": True}
 _ITEM: dict[str, Any] = {
     "item_id": _TEXT_OR_WHOLE,
     "item_text": {"type": "string"},
@@ -20,6 +21,7 @@ REQUEST: dict[str, Any] = {
         "user_id": _TEXT_OR_WHOLE | {"description": "Returned with the answer."},
         "user": {"type": "object", "description": "Columns that the model's tokens.user_template names."},
         "timestamp": _SECONDS | {"description": "When it is asked; default: after the history."},
+        "request_id": _REQUEST_ID | {"description": "Which request this is, where entries of the history say theirs."},
         "state": {
             "type": "string",
             "description": "From the last answer to this user_id: the history has only what happened since.",
@@ -39,6 +41,8 @@ REQUEST: dict[str, Any] = {
                         "description": "What the user did; null while that is not known.",
                     },
                     "timestamp": _SECONDS,
+                    "request_id": _REQUEST_ID
+                    | {"description": "The request that it was shown in; default: those of one time are one."},
                 },
                 "additionalProperties": _COLUMNS,
             },
