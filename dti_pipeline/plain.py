@@ -209,6 +209,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def flow(value: Any) -> str:
+    """A value as YAML writes it in one line."""
+    text: str = yaml.safe_dump([value], default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
+    return text.strip()[1:-1]
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """The content of ``text``; InputError opens with ``source`` (a file, say) and the line."""
     try:

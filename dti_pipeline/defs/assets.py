@@ -17,7 +17,6 @@ from dti_pipeline.defs import checks, dvc_record, metadata, processes, training
 from dti_pipeline.defs.automation import CONDITIONS
 from dti_pipeline.defs.resources import Project, Work
 from dti_pipeline.errors import CheckFailed, InputError
-from dti_pipeline.events import remote
 from dti_pipeline.events.report import RawLog
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
@@ -124,6 +123,8 @@ def _run(stage: Stage[Any], work: Work, paradigm: str | None) -> object:
 
 def _found(work: Work) -> RawLog:
     """The report of a log that is not made here but read where it lies, or copied from a store."""
+    from dti_pipeline.events import remote  # reading a log needs libraries that Dagster's page does without
+
     events = work.config.events
     remote.bring(events, work.paths)
     path = work.paths.resolve(events.path)

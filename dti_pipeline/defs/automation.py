@@ -17,7 +17,6 @@ from dti_pipeline.address import is_address
 from dti_pipeline.config import Config
 from dti_pipeline.defs.processes import killed_runs
 from dti_pipeline.errors import InputError
-from dti_pipeline.events import remote
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import STAGES
 
@@ -122,6 +121,8 @@ def _files(settings: Config, paths: Paths) -> list[tuple[str, int, int | str]]:
     """Names, bytes and times of modification of the raw log's finished files, hidden ones left out; none is read. Of
     objects in a store: their tags, which are others for other bytes."""
     if is_address(settings.events.path):
+        from dti_pipeline.events import remote  # reading a log needs libraries that Dagster's page does without
+
         return [(str(address), one.size, one.etag) for address, one in remote.listed(settings.events).items()]
     root = paths.resolve(settings.events.path)
     found: list[tuple[str, int, int | str]] = []

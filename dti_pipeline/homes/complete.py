@@ -16,9 +16,8 @@ import yaml
 from dti_pipeline import config
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
-from dti_pipeline.homes.make import flow
 from dti_pipeline.paths import Paths
-from dti_pipeline.plain import parse_yaml
+from dti_pipeline.plain import flow, parse_yaml
 
 FILE = "dvc.yaml"
 #: Above sections that are written: an empty one has its defaults, as one that is left out has.

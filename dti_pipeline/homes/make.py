@@ -13,10 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dti_pipeline import artifacts
 from dti_pipeline.homes.propose import Setting
+from dti_pipeline.plain import flow
 
 #: Sections behind those of the log and its recipe.
 REST: Mapping[str, tuple[Any, str]] = {
@@ -56,11 +55,6 @@ def params(settings: Sequence[Setting], experiment: str) -> str:
         lines += [f"{indent}# {line}" for line in textwrap.wrap(one.why, WIDTH - len(indent))]
         lines.append(f"{indent}{leaf}: {flow(one.value)}")
     return "\n".join(lines) + "\n"
-
-
-def flow(value: Any) -> str:
-    text: str = yaml.safe_dump([value], default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
-    return text.strip()[1:-1]
 
 
 def files(name: str, params_yaml: str, dvc_yaml: str) -> dict[str, str]:
