@@ -157,6 +157,7 @@ def test_the_largest_micro_batch_is_found_in_a_few_trials(weights: float, row: f
     assert memory.largest(peak, 2, 100, trials=0) == (2 if fits >= 2 else None), "of no trials the first is known"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_is_measured_for_each_paradigm(tmp_path: Path) -> None:
     options = ("--tiny", "--train", "all", "--trials", "1")
@@ -219,6 +220,7 @@ def test_no_variant_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) ->
     assert all(one.passes == one.updates == [] for one in measured)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainings", "sharding"), [(("lora", "all"), "none"), (("all",), "full")])
 def test_scaling_is_measured_in_two_processes(tmp_path: Path, trainings: tuple[str, ...], sharding: str) -> None:
@@ -240,6 +242,7 @@ def test_scaling_is_measured_in_two_processes(tmp_path: Path, trainings: tuple[s
         assert [alone[key] for key in equal] == [together[key] for key in equal], "equal work a process"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_whole_training_is_timed_in_a_process_of_its_own(tmp_path: Path) -> None:
     home, settings = tmp_path / "log", ["synth.users=60"]

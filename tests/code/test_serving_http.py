@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +27,7 @@ from dti_pipeline.serving.http.logs import JsonLines
 from dti_pipeline.serving.http.schema import REQUEST
 from dti_pipeline.serving.http.server import Server
 from dti_pipeline.serving.scorer import Scorer
+from tests.code.services import Running, eventually, serving
 from tests.small_models import questions, train
 
 pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
@@ -49,40 +48,6 @@ def scorers(trained: Paths) -> dict[str, Scorer]:
     return {name: Scorer.load(trained.model(name)) for name in NAMES}
 
 
-@dataclass
-class Running:
-    """A service in a thread of this process."""
-
-    server: Server
-    client: httpx.Client
-    thread: Thread
-
-    def ask(self, body: Any, **headers: str) -> httpx.Response:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.client.post("/v1/score", content=content, headers=headers)
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{re.escape(name)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-
-@contextmanager
-def serving(find: Callable[[], Path], ready: bool = True, **settings: Any) -> Iterator[Running]:
-    server = Server(ServingConfig(**{"poll_seconds": 0.0, **settings}), find, "127.0.0.1", 0)
-    thread = Thread(target=server.run)
-    thread.start()
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        try:
-            while ready and client.get("/health").status_code != 200:
-                assert thread.is_alive()
-                time.sleep(0.02)
-            yield Running(server, client, thread)
-        finally:
-            server.stop()
-            thread.join(30)
-    assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def running(trained: Paths) -> Iterator[Running]:
     with serving(lambda: trained.model("sliding_window"), body_bytes=20_000, candidates=20, body_seconds=0.5) as found:
@@ -101,13 +66,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Event:
 
     monkeypatch.setattr(Scorer, "score", held)
     return opened
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def streamed(lines: list[bytes], scorer: Scorer) -> list[bytes]:

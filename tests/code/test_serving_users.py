@@ -21,7 +21,7 @@ from dti_pipeline.serving import forward, requests
 from dti_pipeline.serving.knowledge import in_order, known_rows
 from dti_pipeline.serving.scorer import Scorer
 from dti_pipeline.serving.user_states import NotHeld, UserStates
-from tests.code.test_serving_http import serving
+from tests.code.services import serving
 from tests.model.conftest import small_model
 from tests.small_models import questions, train
 

@@ -232,6 +232,11 @@ def curves(paths: Paths) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "ready",
+    ["scratch", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("lora", "lora in bfloat16"))],
+    indirect=True,
+)
 def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_path: Path) -> None:
     """kill -9 at random steps, once while a checkpoint is written: the model, the history and the one MLflow run are
     those of a training that was left alone. Nothing is saved at the end; the steps since the last save are done again.

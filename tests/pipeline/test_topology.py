@@ -18,6 +18,7 @@ from tests.project import Project
 from tests.topology import PATIENCE, Topology, postgres_programs
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.topology,
     pytest.mark.slow,
     pytest.mark.skipif(postgres_programs() is None, reason="PostgreSQL is not installed (Debian: postgresql)"),
