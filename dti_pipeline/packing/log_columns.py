@@ -151,9 +151,7 @@ def _part(task: _Task) -> _Part:
     there[pair] = True
     kind = (np.cumsum(there, dtype=np.int32) - 1)[pair]
     columns = {"kind": kind, "split": split, **log, **({"user": user} if of_users else {})}
-    aside = task.to.with_suffix(".part")
-    write_columns(aside, columns)
-    aside.replace(task.to)
+    write_columns(task.to, columns)
     kinds = np.stack(np.divmod(np.flatnonzero(there), len(GAPS)), axis=1)
     return _Part(task.to, rows, list(items), kinds, list(users))
 

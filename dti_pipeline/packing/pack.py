@@ -93,17 +93,8 @@ def _packed(task: _Task) -> Counts:
     store = TokenStore.open(task.tokens, whole=False)
     kept = None if task.kept is None else read_columns(task.kept)["kept"].view(bool)[task.block.rows]
     prompts, row, counts = task.plan.pack(store, task.block, kept)
-    aside = task.to.with_suffix(".part")
-    write_columns(
-        aside,
-        {
-            "row": row.astype(np.int32),
-            "start": prompts.start,
-            "first_target": prompts.first_target,
-            "stop": prompts.stop,
-        },
-    )
-    aside.replace(task.to)
+    spans = {"start": prompts.start, "first_target": prompts.first_target, "stop": prompts.stop}
+    write_columns(task.to, {"row": row.astype(np.int32), **spans})
     return counts
 
 

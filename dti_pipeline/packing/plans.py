@@ -83,9 +83,8 @@ class Plan:
         """Pack the targets of a block, of which ``kept`` (of the block's rows; None: all) stay."""
         rows, all_targets = block.rows, self.targets(store, block.rows)
         kept = all_targets if kept is None else kept
-        lengths = (np.diff(store.offsets) + 1).astype(np.int32)[store.text[rows]]
         cut, ended = prompts.cut(
-            kept, store.position[rows], store.seen[rows], lengths,
+            kept, store.position[rows], store.seen[rows], store.lengths(rows),
             self.packing.context, self.k, self.packing.tokens_a_row, store.opening(rows),
         )  # fmt: skip
         assert cut.targets == kept.sum(), "a target was lost"

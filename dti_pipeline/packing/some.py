@@ -25,10 +25,8 @@ def cut_some(store: TokenStore, targets: NDArray[np.int64], context: int, most: 
     is_target = np.zeros(len(rows), bool)
     is_target[np.searchsorted(rows, targets)] = True
     left_out = np.repeat(low - history[opens], size)
-    text = store.text[rows]
-    lengths = (store.offsets[text + 1] - store.offsets[text] + 1).astype(np.int32)
     found, _ = cut(
-        is_target, local.astype(np.int32), (store.seen[rows] - left_out).astype(np.int32), lengths,
+        is_target, local.astype(np.int32), (store.seen[rows] - left_out).astype(np.int32), store.lengths(rows),
         context, most, row_length, store.opening(rows),
     )  # fmt: skip
     return Prompts(rows[found.start], rows[found.first_target], rows[found.stop - 1] + 1, found.length)

@@ -79,9 +79,10 @@ class TokenStore:
         """Tokens that open a prompt, at most."""
         return int(self.opening().max(initial=0))
 
-    def lengths(self) -> NDArray[np.int32]:
-        """(m,) tokens of each interaction as context: its text and its label."""
-        return (np.diff(self.offsets)[self.text] + 1).astype(np.int32)
+    def lengths(self, rows: slice | NDArray[Any] = slice(None)) -> NDArray[np.int32]:
+        """Tokens of each of these interactions as context: its text and its label."""
+        text = self.text[rows]
+        return (self.offsets[text + 1] - self.offsets[text] + 1).astype(np.int32)
 
 
 def in_context(context: str, request: NDArray[np.int32], known: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -99,10 +100,13 @@ def require_events(paths: Paths) -> None:
 
 
 def write_columns(path: Path, columns: dict[str, Any]) -> None:
-    """Write equal-length arrays as one Arrow IPC batch: a single chunk, so that reading it maps instead of copying."""
+    """Write equal-length arrays as one Arrow IPC batch: a single chunk, so that reading it maps instead of copying. The
+    file is there as a whole or not at all: a task may be run twice."""
     batch = pa.record_batch([pa.array(values) for values in columns.values()], names=list(columns))
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
+    aside.replace(path)
 
 
 def write_parts(path: Path, rows: int, parts: Iterable[Mapping[str, NDArray[Any]]]) -> None:
