@@ -23,28 +23,12 @@ from dti_pipeline.homes import doctor
 from dti_pipeline.paths import Paths
 from dti_pipeline.stores import s3
 from dti_pipeline.stores.s3 import PIECE, Bucket, Object
-from tests import objects
 from tests.code.raw_logs import HEADER, settings
 from tests.objects import SECRET, Line, Store
 
 ROWS = [(user, item, (user * item) % 5 + 1, item) for user in range(5) for item in range(9)]
 LOG = f"{HEADER}\n" + "".join("u{},i{},{},{}\n".format(*row) for row in ROWS)
 MOVIES = "userId,movieId,rating,timestamp\n" + "".join("{},{},{},{}\n".format(*row) for row in ROWS)
-
-
-@pytest.fixture(scope="module")
-def whole() -> Iterator[Store]:
-    with objects.store() as found:
-        yield found
-
-
-@pytest.fixture
-def store(whole: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store, empty, and its address and keys in the environment."""
-    for name, value in whole.environment.items():
-        monkeypatch.setenv(name, value)
-    whole.clear()
-    return whole
 
 
 @pytest.fixture

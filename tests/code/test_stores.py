@@ -22,26 +22,10 @@ from dti_pipeline.stores import s3
 from dti_pipeline.stores.download import download
 from dti_pipeline.stores.s3 import PIECE, Bucket, Heard, Object
 from dti_pipeline.stores.upload import upload
-from tests import objects
 from tests.objects import Store
 
 PLACE = Address("dti", "my project/é")
 MODEL = {"weights.bin": os.urandom(2 * PIECE), "sub dir/ü 100%25.json": b"{}", "empty": b""}
-
-
-@pytest.fixture(scope="module")
-def whole() -> Iterator[Store]:
-    with objects.store() as found:
-        yield found
-
-
-@pytest.fixture
-def store(whole: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store, empty, and its address and keys in the environment."""
-    for name, value in whole.environment.items():
-        monkeypatch.setenv(name, value)
-    whole.clear()
-    return whole
 
 
 @pytest.fixture
