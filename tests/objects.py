@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -46,14 +47,25 @@ class Store:
             self.delete(key)
 
 
+def server(port: int = 0) -> ThreadedMotoServer:
+    """Start a server of object storage in a thread; port 0: any. Whoever starts it stops it."""
+    # Its thread outlives the stderr that a test captures. Left alone it would log there, closed or not.
+    log = logging.getLogger("werkzeug")
+    log.addHandler(logging.NullHandler())
+    log.setLevel(logging.ERROR)
+    log.propagate = False
+    started = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    started.start()
+    return started
+
+
 @contextmanager
 def store() -> Iterator[Store]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    started = server()
     try:
-        yield Store("http://{}:{}".format(*server.get_host_and_port()))
+        yield Store("http://{}:{}".format(*started.get_host_and_port()))
     finally:
-        server.stop()
+        started.stop()
 
 
 class Line:

@@ -16,13 +16,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from moto.server import ThreadedMotoServer
 
-from tests import compose
+from tests import compose, objects
 from tests.project import ROOT, Project
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
 
 PROGRAMS = Path(sys.executable).parent
 PATIENCE = 180.0  # seconds; a busy machine starts these slowly
@@ -62,8 +64,7 @@ class Topology:
 
     def start(self) -> None:
         self._start_postgres()
-        self._objects = ThreadedMotoServer("127.0.0.1", int(self.ports["7070"]), verbose=False)
-        self._objects.start()
+        self._objects = objects.server(int(self.ports["7070"]))
         self.run("buckets")
         for name in ("mlflow", "code", "webserver", "daemon"):
             self._start(name)

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 from dti_pipeline import artifacts
+from tests import objects
+from tests.objects import KEYS, Store
 from tests.project import DVC, Project
 
 pytestmark = pytest.mark.slow
@@ -37,8 +37,6 @@ TOUCHES: dict[tuple[str, Any], set[str]] = {
     ("comparison.margin", 0.02): {"compare"},
     ("tracking.experiment", "other"): set(),
 }
-#: What every S3 client reads.
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 
 @pytest.fixture
@@ -56,16 +54,9 @@ def watched(demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The address of an S3-compatible server on loopback that has the bucket `dti`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    keys = {name.lower(): value for name, value in KEYS.items()}
-    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket="dti")
-    yield url
-    server.stop()
+def bucket() -> Iterator[Store]:
+    with objects.store() as found:
+        yield found
 
 
 @pytest.mark.parametrize(("parameter", "value"), TOUCHES)
@@ -95,13 +86,13 @@ def test_a_threshold_of_validation_leaves_the_models_valid(project: Project) -> 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_a_clone_pulls_what_was_pushed_and_has_nothing_to_do(
-    project: Project, bucket: str, tmp_path: Path, kind: str
+    project: Project, bucket: Store, tmp_path: Path, kind: str
 ) -> None:
     if kind == "folder":
         project.run(DVC, "remote", "add", "--default", "storage", tmp_path / "remote")
     else:
         project.run(DVC, "remote", "add", "--default", "storage", "s3://dti/dvc")
-        project.run(DVC, "remote", "modify", "storage", "endpointurl", bucket)
+        project.run(DVC, "remote", "modify", "storage", "endpointurl", bucket.url)
     project.run(DVC, "push", **KEYS)
     project.commit("remote")
     subprocess.run(["git", "clone", "--quiet", project.home, tmp_path / "clone"], check=True)
@@ -112,18 +103,17 @@ def test_a_clone_pulls_what_was_pushed_and_has_nothing_to_do(
         assert artifacts.folder_digest(clone.home / folder) == artifacts.folder_digest(project.home / folder)
 
 
-def test_a_log_in_a_store_is_watched(bucket: str, tmp_path: Path) -> None:
+def test_a_log_in_a_store_is_watched(bucket: Store, tmp_path: Path) -> None:
     """Two objects under a name that addresses escape."""
-    store = boto3.client("s3", endpoint_url=bucket, **{name.lower(): value for name, value in KEYS.items()})
     rows = "".join(f"u{user},i{item},{item % 5 + 1},{item}\n" for user in range(9) for item in range(20))
 
     def put(name: str) -> None:
-        store.put_object(Bucket="dti", Key=f"my log/é%20/{name}", Body=f"user_id,item_id,rating,timestamp\n{rows}")
+        bucket.put(f"my log/é%20/{name}", f"user_id,item_id,rating,timestamp\n{rows}".encode())
 
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
     project.set({"events": {"source": "table", "path": "s3://dti/my log/é%20"}})
-    keys = KEYS | {"AWS_ENDPOINT_URL": bucket}
+    keys = bucket.environment
     put("a.csv")
     assert running(project.run(DVC, "repro", "ingest", **keys)) == ["ingest"]
     put("b.csv")
