@@ -208,9 +208,10 @@ def _say_who_is_heavy(driver: duckdb.DuckDBPyConnection, buckets: int) -> None:
 
 @contextmanager
 def pieces(driver: duckdb.DuckDBPyConnection, config: Config, paths: Paths, rules: Rules) -> Iterator[Pieces]:
-    """The log of a connection in one piece, or in ``events.buckets`` of them, which leave nothing behind."""
+    """The log of a connection in one piece, or in ``events.buckets`` of them, which leave nothing behind; a load is one
+    piece, since its users are few."""
     somebody = driver.execute("FROM users LIMIT 1").fetchone()
-    if config.events.buckets == 1 or not somebody:
+    if config.events.buckets == 1 or rules.first_file or not somebody:
         yield _Whole(driver, rules)
         return
     # Where it cannot be removed, on a file system that is full or shared, that must not hide what went wrong.

@@ -91,6 +91,13 @@ def script(name: str) -> str:
     return resources.files("dti_pipeline.events").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
 
 
+def scripts() -> dict[str, str]:
+    """All scripts, by name."""
+    folder = resources.files("dti_pipeline.events").joinpath("sql")
+    names = sorted(file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql"))
+    return {name: script(name) for name in names}
+
+
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     """Write an ordered query to a zstd Parquet file; the same rows give the same bytes, however many threads run."""
     connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)")

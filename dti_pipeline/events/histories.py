@@ -24,11 +24,17 @@ class Rules:
     requests: bool  # the log has ids of requests
     together: bool  # rows of one time stamp are one request
     repeats: bool  # equal rows are an interaction each
+    first_file: int = 0  # number of the load's first file; 0: of the whole log
+
+    @property
+    def first_row(self) -> int:
+        """``row`` from which on rows are of the load; those before it are there for their sake."""
+        return self.first_file << 40
 
 
 def make_history(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
     """Table ``history`` of ``good_rows`` and ``users``: what is read once, ordered, in requests."""
-    run_script(connection, "history", together=rules.together, repeats=rules.repeats)
+    run_script(connection, "history", together=rules.together, repeats=rules.repeats, first_row=rules.first_row)
 
 
 def make_interactions(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:

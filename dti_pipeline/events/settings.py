@@ -78,6 +78,9 @@ class EventsConfig:
     # Parts that the log is worked on in, whole users each, by hash of their id, with about the same number of rows:
     # tasks for the processes that `execution` names. The outputs are the same bytes for any number.
     buckets: Annotated[int, Range(1, SLOTS)] = field(default=1, metadata=MANNER)
+    # A log that grows: the name below `path` of the first folder or file that came later, such as dt=2026-11-02. It and
+    # each one behind it by name is a load: what was made of those before it stays as it is. null: one log.
+    loads_from: str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         for name in self.addresses():
@@ -88,6 +91,9 @@ class EventsConfig:
         for name, value in {**only, "users_path": self.users_path}.items():
             rule = f"null for `events.source: {self.source}`, since only a table names its columns"
             require(self.source == "table" or value is None, f"events.{name}", rule, value)
+        if self.loads_from is not None:
+            rule = "null where `events.loads_from` names a load, since who is among them changes with the log"
+            require(self.max_users is None, "events.max_users", rule, self.max_users)
 
     def addresses(self) -> dict[str, Address]:
         """What lies in an S3-compatible store, by name of the key."""

@@ -2,11 +2,14 @@
 -- good_rows(user_id, item_id, rating, timestamp, request_id, own_split, row) and users(user_id, user) are there, those of
 -- all users or of some.
 -- together: rows of one time stamp are one request where they have no id of one, and the file's order tells nothing of
--- them; repeats: rows that are equal in everything are kept.
+-- them; repeats: rows that are equal in everything are kept; first_row: "row" of the load's first, 0 for a whole log.
 
--- Exact duplicates: the first one stays, unless they are repeats.
+-- Exact duplicates: the first one stays, unless they are repeats. copies: of the load.
 CREATE TEMP TABLE kept AS
-SELECT "user", item_id, rating, "timestamp", request_id, own_split, min("row") AS "row", count(*) AS copies
+SELECT
+    "user", item_id, rating, "timestamp", request_id, own_split,
+    min("row") AS "row",
+    count(*) FILTER ("row" >= getvariable('first_row')) AS copies
 FROM good_rows INNER JOIN users USING (user_id)
 GROUP BY
     "user", item_id, rating, "timestamp", request_id, own_split,
