@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dti_pipeline.config import Config, from_plain
-from dti_pipeline.events import loads
+from dti_pipeline.events import published
 from dti_pipeline.paths import Paths
 
 DAY, START = 86400, 1_577_836_800  # 2020-01-01
@@ -66,7 +66,7 @@ def write(paths: Paths, days: range = range(DAYS), late: bool = False) -> None:
 
 def rows(paths: Paths) -> list[list[dict[str, Any]]]:
     """The interactions of each load, in order."""
-    return [pq.read_table(path).to_pylist() for path in loads.interactions(paths.events)]
+    return [pq.read_table(path).to_pylist() for path in published.interactions(paths.events)]
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -19,7 +19,7 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.events import unpack as archives
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.report import FileCounts, IngestReport
-from dti_pipeline.packing import tokenize
+from dti_pipeline.packing import vocabulary
 from dti_pipeline.packing.settings import TokensConfig
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.requests import LONGEST, parse_line
@@ -156,9 +156,9 @@ def _(home: Paths) -> None:
 @kind("catalogue", "titles that look like special tokens, [SUM] or [PAD]", "text: none becomes one")
 def _(home: Paths) -> None:
     titles = ["[SUM]", "[PAD] [YES] [NO]", "a [SUM] b"]
-    tokenizer = tokenize._tokenizer(TokensConfig(vocab_size=300), [*titles, "Heat"])
-    special = set(tokenize._special_tokens(tokenizer).values())
-    tokens, _, _ = tokenize.encode(tokenizer, titles, 99)
+    tokenizer = vocabulary.tokenizer_of(TokensConfig(vocab_size=300), [*titles, "Heat"])
+    special = set(vocabulary.special_tokens(tokenizer).values())
+    tokens, _, _ = vocabulary.encode(tokenizer, titles, 99)
     assert not special & set(tokens.tolist())
 
 

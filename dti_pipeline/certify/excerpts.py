@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing import prompts
 from dti_pipeline.packing.reader import Rows
-from dti_pipeline.packing.store import SPLITS, TokenStore
+from dti_pipeline.packing.store import TokenStore
 
 Mask = NDArray[np.bool_]
 #: Rows at the front of an excerpt that stand in no prompt of it.

@@ -20,14 +20,11 @@ from typing import Any
 from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import scripts
+from dti_pipeline.events.published import INTERACTIONS, QUARANTINE, load_folder
 from dti_pipeline.events.report import IngestReport, LoadReport
 from dti_pipeline.events.sources import File, Log
 from dti_pipeline.events.staging import Parts
 
-INTERACTIONS = "interactions.parquet"
-QUARANTINE = "quarantine.parquet"
-#: Split of a row that is there for those behind it.
-CONTEXT = "context"
 LOADS_VERSION = 1  # of the code that makes a load; goes into its key, as the text of the SQL does
 
 
@@ -44,18 +41,6 @@ class Load:
     def folder(self, events: Path) -> Path:
         """Where its files lie below a folder of events."""
         return load_folder(events, self.number)
-
-
-def load_folder(events: Path, number: int) -> Path:
-    """Where the files of a load lie below a folder of events."""
-    return events / "loads" / str(number) if number else events
-
-
-def interactions(events: Path) -> list[Path]:
-    """The files of a log's interactions, in the order in which their rows are counted. The first one need not be there;
-    the others are, in a folder that is whole."""
-    found = sorted((events / "loads").glob(f"*/{INTERACTIONS}"), key=lambda path: int(path.parent.name))
-    return [events / INTERACTIONS, *found]
 
 
 def cut(log: Log, root: Path, first: str | None) -> list[Load]:

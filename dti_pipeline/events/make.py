@@ -14,12 +14,11 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.events.buckets import pieces
 from dti_pipeline.events.database import first_row, literal, run_script, write_parquet
 from dti_pipeline.events.histories import Rules, first_values, ordered
-from dti_pipeline.events.loads import CONTEXT, INTERACTIONS, QUARANTINE, Load
+from dti_pipeline.events.loads import Load
+from dti_pipeline.events.published import CONTEXT, INTERACTIONS, QUARANTINE, SPLITS
 from dti_pipeline.events.report import FileCounts, LoadReport, SplitCounts
 from dti_pipeline.events.staging import Parts, StagedFile, read_parts
 from dti_pipeline.paths import Paths
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

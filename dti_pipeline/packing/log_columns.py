@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.spans import ROWS, Span, batches, spans
 from dti_pipeline.execution import tasks
-from dti_pipeline.packing.store import SPLITS, read_columns, write_columns, write_parts
+from dti_pipeline.packing.store import CODES, read_columns, write_columns
 from dti_pipeline.packing.user_texts import require_constant
 from dti_pipeline.packing.values import Values, distinct
 from dti_pipeline.packing.words import GAPS, gaps
@@ -84,10 +84,12 @@ class Log:
     def rows(self) -> int:
         return sum(part.rows for part in self._parts)
 
-    def write(self, path: Path, text_of_kind: NDArray[np.int32], text_of_user: NDArray[np.int32]) -> None:
-        """The file of columns that a token store has: text, split, label, position, request, known and, where users
+    def columns(
+        self, text_of_kind: NDArray[np.int32], text_of_user: NDArray[np.int32]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """The columns that a token store has, in parts: text, split, label, position, request, known and, where users
         have texts, user_text."""
-        write_parts(path, self.rows, (self._texts(number, text_of_kind, text_of_user) for number in self._numbers))
+        return (self._texts(number, text_of_kind, text_of_user) for number in self._numbers)
 
     def sum(self, of_kind: NDArray[np.int64]) -> int:
         """The sum over all rows of a number of each kind."""
@@ -136,7 +138,7 @@ def _part(task: _Task) -> _Part:
         item[here] = distinct([batch[name] for name in of_items], items)
         if of_users:
             user[here] = distinct([batch[name] for name in of_users], users)
-        names = pc.index_in(batch["split"].dictionary, pa.array(SPLITS)).to_numpy()
+        names = pc.index_in(batch["split"].dictionary, pa.array(CODES)).to_numpy()
         split[here] = names[batch["split"].indices.to_numpy()]
         for name in NUMBERS:
             log[name][here] = batch[name].to_numpy()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline.config import Config, PackingConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing import best_fit, prompts
 from dti_pipeline.packing.limits import limited
 from dti_pipeline.packing.prompts import Prompts
-from dti_pipeline.packing.report import PlanReport
-from dti_pipeline.packing.store import SPLITS, TokenStore
+from dti_pipeline.packing.report import PlanCounts, PlanReport
+from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import Paradigm
 
 #: Rows of the log packed at a time: rows of tokens hold users of one block only, so that the outcome depends on it.
@@ -34,23 +35,12 @@ class Block(NamedTuple):
         return slice(self.first, self.stop)
 
 
-class Counts(NamedTuple):
-    """Of one block."""
-
-    targets: int
-    targets_in_log: int
-    prompts: int
-    ended: int  # prompts that a full row has ended early
-    rows: int
-    tokens: int
-
-
 class Packed(NamedTuple):
     """The prompts of one block, in the order of their rows, and the row (p,) of each, from 0."""
 
     prompts: Prompts
     row: NDArray[np.int64]
-    counts: Counts
+    counts: PlanCounts
 
 
 @dataclass(frozen=True)
@@ -91,14 +81,15 @@ class Plan:
         placed = best_fit.pack(cut.length, self.packing.tokens_a_row, self.packing.seed + block.number)
         order = np.argsort(placed.row, kind="stable")
         cut = cut.take(order)
-        kind = np.int32 if len(store.position) < 2**31 else np.int64
-        start, first, stop = ((span + block.first).astype(kind) for span in (cut.start, cut.first_target, cut.stop))
-        counts = Counts(cut.targets, int(all_targets.sum()), len(cut), ended, placed.rows, int(cut.length.sum()))
+        start, first, stop = (
+            (span + block.first).astype(number_of(store)) for span in (cut.start, cut.first_target, cut.stop)
+        )
+        counts = PlanCounts(cut.targets, int(all_targets.sum()), len(cut), ended, placed.rows, int(cut.length.sum()))
         return Packed(Prompts(start, first, stop, cut.length), placed.row[order], counts)
 
-    def report(self, blocks: Sequence[Counts]) -> PlanReport:
+    def report(self, blocks: Sequence[PlanCounts]) -> PlanReport:
         """The counts of all blocks together. Raises InputError for a training plan without targets."""
-        whole = Counts(*map(sum, zip(*blocks, strict=True)))
+        whole = added(blocks)
         if self.name == "train":
             self._require(whole.targets_in_log)
         dropped = whole.targets_in_log - whole.targets
@@ -137,14 +128,25 @@ def plan_rows(
     return report, Prompts(*map(np.concatenate, columns)), np.concatenate(rows).astype(np.int32)
 
 
-def blocks(position: NDArray[np.int32]) -> Iterator[Block]:
-    """Blocks of about BLOCK rows of the log that part no user's history."""
-    number = begin = 0
+def number_of(store: TokenStore) -> type[np.integer[Any]]:
+    """The type of a row's number in plans of this log."""
+    return np.int32 if len(store.position) < 2**31 else np.int64
+
+
+def added(parts: Sequence[PlanCounts]) -> PlanCounts:
+    """Counts of several parts as one."""
+    return PlanCounts(*map(sum, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+def blocks(position: NDArray[np.int32], first: int = 0, number: int = 0) -> Iterator[Block]:
+    """Blocks of about BLOCK rows of a log that part no user's history: the first has that number, and begins at row
+    ``first`` of a longer log."""
+    begin = 0
     while begin < len(position):
         end = min(begin + BLOCK, len(position))
         while end < len(position) and position[end] != 0:  # a history is short beside a block
             end += 1
-        yield Block(number, begin, end)
+        yield Block(number, first + begin, first + end)
         number, begin = number + 1, end
 
 

@@ -19,11 +19,26 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
+class TokenizedLoad:
+    """What one load added to a token store; the fields of the same names in its report."""
+
+    key: str  # digest of all that it was made of
+    interactions: int
+    texts: int
+    texts_cut: int
+    tokens: int
+    user_texts: int | None = field(default=None, metadata=OPTIONAL)
+    user_texts_cut: int | None = field(default=None, metadata=OPTIONAL)
+    users_without_text: int | None = field(default=None, metadata=OPTIONAL)
+    longest_user_text: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
 class TokenizeReport:
     """A token store."""
 
-    interactions: int
-    texts: int  # distinct
+    interactions: int  # those of earlier loads again that stand before a load's
+    texts: int  # distinct in the log, or in each of its loads
     texts_cut: int  # longer than tokens.max_text_tokens
     tokens: int  # of all interactions: texts and labels
     tokens_per_interaction: float
@@ -37,6 +52,7 @@ class TokenizeReport:
     users_without_text: int | None = field(default=None, metadata=OPTIONAL)  # no column of theirs has a value
     longest_user_text: int | None = field(default=None, metadata=OPTIONAL)  # tokens
     new_label_words: tuple[str, ...] = ()  # what stands for yes and no where the vocabulary has no word of one token
+    loads: tuple[TokenizedLoad, ...] | None = field(default=None, metadata=OPTIONAL)  # None: a log without loads
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,26 @@ class PlanReport:
 
 
 @dataclass(frozen=True)
+class PlanCounts:
+    """What a plan has of some users; the sums are in its report."""
+
+    targets: int
+    targets_in_log: int
+    prompts: int
+    ended: int  # prompts that a full row has ended early
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PackedLoad:
+    """What one load added to the plans of a paradigm."""
+
+    key: str  # digest of all that it was made of
+    plans: dict[str, PlanCounts]
+
+
+@dataclass(frozen=True)
 class PackReport(PlanReport):
     """The plans of one paradigm; the counts at the top are those of the training plan."""
 
@@ -65,3 +101,4 @@ class PackReport(PlanReport):
     row_length: int  # tokens
     plans: dict[str, PlanReport]
     advice: str | None = None  # where another row length would have much less padding
+    loads: tuple[PackedLoad, ...] | None = field(default=None, metadata=OPTIONAL)  # None: a log without loads

@@ -10,8 +10,9 @@ import numpy as np
 
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing import best_fit, prompts
-from dti_pipeline.packing.store import SPLITS, TokenStore
+from dti_pipeline.packing.store import TokenStore
 
 #: Share of padding above which a better row length is named.
 PADDED = 0.05

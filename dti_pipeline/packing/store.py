@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.published import CONTEXT, SPLITS
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.paths import Paths
 
-#: Codes of the split column.
-SPLITS = ("train", "validation", "test")
+#: What the numbers of the split column mean: a split, or a row that is no target, for those behind it.
+CODES = (*SPLITS, CONTEXT)
 #: The log's items by id, for whoever has only ids to score: columns item_id and item_text.
 ITEMS = "items.parquet"
 #: Of a uniform store's one text; real stores take theirs from the tokenizer.
@@ -34,7 +35,7 @@ class TokenStore:
     offsets: NDArray[np.int64]  # (t + 1,) where each text starts in ``tokens``
     text: NDArray[np.int32]  # (m,) text of each interaction
     label: NDArray[np.int8]  # (m,) 0 or 1
-    split: NDArray[np.int8]  # (m,) index into SPLITS
+    split: NDArray[np.int8]  # (m,) index into CODES
     position: NDArray[np.int32]  # (m,) index within the user's history
     request: NDArray[np.int32]  # (m,) position of the first row of its request, whose rows know nothing of each other
     known: NDArray[np.int32]  # (m,) so many of the user's first rows have a label that is known to it; <= request
@@ -61,6 +62,11 @@ class TokenStore:
             context=report.knowledge.context,
             new_label_words=report.new_label_words,
         )
+
+    def first(self, rows: int) -> TokenStore:
+        """The log's first rows, whole histories, as a store."""
+        columns = ("text", "label", "split", "position", "request", "known", "user_text")
+        return replace(self, **{name: getattr(self, name)[:rows] for name in columns})
 
     @property
     def seen(self) -> NDArray[np.int32]:

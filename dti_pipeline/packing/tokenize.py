@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dti_pipeline import artifacts, pretrained
-from dti_pipeline.artifacts import Inputs
+from dti_pipeline import artifacts
+from dti_pipeline.artifacts import Inputs, Manifest
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import published
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.execution import tasks
 from dti_pipeline.packing.log_columns import Log
-from dti_pipeline.packing.report import Knowledge, TokenizeReport
-from dti_pipeline.packing.store import ITEMS, write_columns
+from dti_pipeline.packing.report import Knowledge, TokenizedLoad, TokenizeReport
+from dti_pipeline.packing.store import ITEMS, read_columns, write_columns, write_parts
 from dti_pipeline.packing.user_texts import rendered
+from dti_pipeline.packing.vocabulary import ROLES, encode, load_tokenizer, special_tokens, tokenizer_of
 from dti_pipeline.packing.words import GAPS, filling_in, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
@@ -28,22 +36,105 @@ from dti_pipeline.validation.requirement import require_passed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Added to every vocabulary. [YES] and [NO] only where the tokenizer has no single token for the words.
-SUM = "[SUM]"
-ROLES = {"yes": (" yes", "[YES]"), "no": (" no", "[NO]")}
+LOADS_VERSION = 1  # of the code that makes the tokens of a load; goes into its key
+TOKENIZER = "tokenizer"
+OF_USERS = ("user_texts", "user_texts_cut", "users_without_text", "longest_user_text")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """A tokenizer with the tokens that prompts need."""
+
+    tokenizer: PreTrainedTokenizerBase
+    special: dict[str, int]
+    new_labels: tuple[str, ...]
+    folder: Path | None = None  # where it lies already
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> _Words:
+        before = tokenizer.get_vocab()
+        special = special_tokens(tokenizer)
+        added = tokenizer.get_vocab().keys() - before.keys()
+        return cls(tokenizer, special, tuple(token for _, token in ROLES.values() if token in added))
+
+    def digest(self) -> str:
+        """Of all that decides which tokens a text is."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        whole = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.md5(whole.encode()).hexdigest()
+
+    def save(self, to: Path) -> None:
+        if self.folder is None:
+            self.tokenizer.save_pretrained(to)
+        else:
+            shutil.copytree(self.folder, to)
+
+
+@dataclass
+class _Made:
+    """The tokens of some loads, one behind the other."""
+
+    loads: list[TokenizedLoad] = field(default_factory=list)
+    tokens: list[NDArray[np.int32]] = field(default_factory=list)  # of texts
+    lengths: list[NDArray[np.int64]] = field(default_factory=list)  # of each text
+    items: dict[str, list[str]] = field(default_factory=dict)
+    columns: list[Iterator[Mapping[str, NDArray[Any]]]] = field(default_factory=list)  # parts of the rows
+
+    @property
+    def texts(self) -> int:
+        return sum(map(len, self.lengths))
+
+    def add(self, log: Log, config: TokensConfig, words: _Words | None, key: str) -> _Words:
+        """The tokens of a load's log; a tokenizer that is to be trained is trained on its texts."""
+        texts, text_of_kind = _texts_of_items(log, config)
+        user_texts, text_of_user = _texts_of_users(log, config)
+        words = words or _Words.of(tokenizer_of(config, [*texts, *user_texts]))
+        before = np.int32(self.texts)
+        tokens, offsets, cut = encode(words.tokenizer, texts, config.max_text_tokens)
+        self._append(tokens, offsets)
+        counts: dict[str, int] = {}
+        if user_texts:
+            of_users, offsets_of_users, users_cut = encode(words.tokenizer, user_texts, config.max_text_tokens, "user")
+            self._append(of_users, offsets_of_users)
+            counts = {
+                "user_texts": len(user_texts),
+                "user_texts_cut": users_cut,
+                "users_without_text": log.users_of(text_of_user == 0) if not user_texts[0] else 0,
+                "longest_user_text": int(np.diff(offsets_of_users).max()),
+            }
+        self.columns.append(log.columns(text_of_kind + before, text_of_user + before + np.int32(len(texts))))
+        items = _of_items(log.items, config.columns)
+        self.items = _items_of_both(self.items, items) if self.items else items
+        tokens_of_rows = log.sum(np.diff(offsets)[text_of_kind]) + log.rows
+        self.loads.append(TokenizedLoad(key, log.rows, len(texts), cut, tokens_of_rows, **counts))
+        return words
+
+    def _append(self, tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        self.tokens.append(tokens)
+        self.lengths.append(np.diff(offsets))
+
+    def write(self, folder: Path) -> None:
+        """The files of a token store, but for the tokenizer."""
+        write_columns(folder / "texts.arrow", {"token": np.concatenate(self.tokens)})
+        offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *self.lengths]), dtype=np.int64)
+        write_columns(folder / "offsets.arrow", {"offset": offsets})
+        rows = sum(load.interactions for load in self.loads)
+        write_parts(folder / "interactions.arrow", rows, chain.from_iterable(self.columns))
+        pq.write_table(pa.table(self.items), folder / ITEMS)
 
 
 def tokenize(config: Config, paths: Paths) -> TokenizeReport:
     """Make the token store of the events that passed validation.
 
     Texts longer than ``tokens.max_text_tokens`` are cut at the end and counted; an empty one becomes ``item <id>``.
+    The texts and rows of a load stand behind those of the one before. A tokenizer is trained on the files before all
+    loads, and what the store holds of these events is not made again.
     Cost: one pass over the distinct texts, one over the log, in tasks of spans of users. Memory: that of a span, and
     the distinct texts.
     """
     ingested = artifacts.read(paths.events, "ingest", IngestReport)
     require_passed(config, paths)
     inputs = Inputs.of({"events": paths.events})
-    split = ingested.config["split"]
     # Not the checks: they decide whether there are tokens, not which. A threshold that changes leaves the models valid.
     recorded = config.sections("tokens") | {"split": {"context": config.split.context}}
     with (
@@ -51,48 +142,83 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
         artifacts.publish(paths.tokens, "tokenize", recorded, inputs) as draft,
         artifacts.aside(paths.tokens) as scratch,
     ):
-        log = Log.read(paths.events / "interactions.parquet", config, scratch)
-        texts, text_of_kind = _texts_of_items(log, config.tokens)
-        user_texts, text_of_user = _texts_of_users(log, config.tokens)
-        tokenizer = _tokenizer(config.tokens, [*texts, *user_texts])
-        before = tokenizer.get_vocab()
-        special = _special_tokens(tokenizer)
-        added = tokenizer.get_vocab().keys() - before.keys()
-        tokens, offsets, cut = encode(tokenizer, texts, config.tokens.max_text_tokens)
-        lengths = np.diff(offsets)
-        counts: dict[str, int] = {}
-        if user_texts:
-            *of_users, users_cut = encode(tokenizer, user_texts, config.tokens.max_text_tokens, "user")
-            tokens, offsets = joined((tokens, offsets), of_users)
-            counts = {
-                "user_texts": len(user_texts),
-                "user_texts_cut": users_cut,
-                "users_without_text": log.users_of(text_of_user == 0) if not user_texts[0] else 0,
-                "longest_user_text": int(np.diff(of_users[1]).max()),
-            }
-        prefix = tokenizer.encode(config.tokens.prefix, add_special_tokens=False) if config.tokens.prefix else []
-        write_columns(draft.path / "texts.arrow", {"token": tokens})
-        write_columns(draft.path / "offsets.arrow", {"offset": offsets})
-        log.write(draft.path / "interactions.arrow", text_of_kind, text_of_user + np.int32(len(texts)))
-        tokenizer.save_pretrained(draft.path / "tokenizer")
-        pq.write_table(pa.table(_of_items(log.items, config.tokens.columns)), draft.path / ITEMS)
-        of_texts = log.sum(lengths[text_of_kind])
-        report = draft.report = TokenizeReport(
-            interactions=log.rows,
-            texts=len(texts),
-            texts_cut=cut,
-            tokens=of_texts + log.rows,
-            tokens_per_interaction=round(of_texts / log.rows + 1, 4),
-            vocabulary=max(tokenizer.get_vocab().values()) + 1,
-            special_tokens=special,
-            new_label_words=tuple(token for _, token in ROLES.values() if token in added),
-            prefix_tokens=tuple(prefix),
-            knowledge=Knowledge(
-                split["feedback_delay"], config.split.context, split["ties"], ingested.report.whole_seconds
-            ),
-            **counts,
-        )
+        words = None if config.tokens.tokenizer is None else _Words.of(tokenizer_of(config.tokens, ()))
+        keys, made = _keys(ingested, recorded, words), _Made()
+        if ingested.report.loads is not None and (before := _store_before(paths, keys)):
+            made = _made_before(before)
+            words = words or _Words(
+                load_tokenizer(paths.tokens), before.report.special_tokens, before.report.new_label_words,
+                paths.tokens / TOKENIZER,
+            )  # fmt: skip
+        for number, path in [*enumerate(published.interactions(paths.events))][len(made.loads) :]:
+            if number and not pq.read_metadata(path).num_rows:
+                made.loads.append(TokenizedLoad(keys[number], 0, 0, 0, 0))
+                continue
+            (columns := scratch / str(number)).mkdir()
+            words = made.add(Log.read(path, config, columns), config.tokens, words, keys[number])
+        assert words is not None
+        made.write(draft.path)
+        words.save(draft.path / TOKENIZER)
+        report = draft.report = _report(made.loads, words, config, ingested)
     return report
+
+
+def _report(
+    made: Sequence[TokenizedLoad], words: _Words, config: Config, ingested: Manifest[IngestReport]
+) -> TokenizeReport:
+    tokenizer, prefix, split = words.tokenizer, config.tokens.prefix, ingested.config["split"]
+    tokens, rows = (sum(getattr(load, name) for load in made) for name in ("tokens", "interactions"))
+    of_users: dict[str, int | None] = {}
+    if made[0].user_texts is not None:
+        counts = {name: [getattr(load, name) or 0 for load in made] for name in OF_USERS}
+        of_users = {name: (max if name == "longest_user_text" else sum)(of) for name, of in counts.items()}
+    return TokenizeReport(
+        interactions=rows,
+        texts=sum(load.texts for load in made),
+        texts_cut=sum(load.texts_cut for load in made),
+        tokens=tokens,
+        tokens_per_interaction=round((tokens - rows) / rows + 1, 4),
+        vocabulary=max(tokenizer.get_vocab().values()) + 1,
+        special_tokens=words.special,
+        new_label_words=words.new_labels,
+        prefix_tokens=tuple(tokenizer.encode(prefix, add_special_tokens=False) if prefix else []),
+        knowledge=Knowledge(
+            split["feedback_delay"], config.split.context, split["ties"], ingested.report.whole_seconds
+        ),
+        loads=tuple(made) if ingested.report.loads is not None else None,
+        **of_users,
+    )
+
+
+def _keys(ingested: Manifest[IngestReport], recorded: Mapping[str, Any], words: _Words | None) -> list[str]:
+    """Of each load a digest of all that its tokens are made of."""
+    begin = [LOADS_VERSION, recorded, None if words is None else words.digest()]
+    keys, key = [], hashlib.md5(json.dumps(begin, sort_keys=True).encode()).hexdigest()
+    for path in published.interactions(ingested.path):
+        key = hashlib.md5(f"{key} {ingested.files[path.relative_to(ingested.path).as_posix()]}".encode()).hexdigest()
+        keys.append(key)
+    return keys
+
+
+def _store_before(paths: Paths, keys: Sequence[str]) -> Manifest[TokenizeReport] | None:
+    """The store that is there, where it is whole and of the first of these loads; else None."""
+    with suppress(InputError):
+        found = artifacts.read(paths.tokens, "tokenize", TokenizeReport)
+        known = [load.key for load in found.report.loads or ()]
+        return found if known and known == keys[: len(known)] else None
+    return None
+
+
+def _made_before(store: Manifest[TokenizeReport]) -> _Made:
+    folder = store.path
+    rows = read_columns(folder / "interactions.arrow")
+    return _Made(
+        loads=[*(store.report.loads or ())],
+        tokens=[read_columns(folder / "texts.arrow")["token"]],
+        lengths=[np.diff(read_columns(folder / "offsets.arrow")["offset"])],
+        items=pq.read_table(folder / ITEMS).to_pydict(),
+        columns=[iter([rows])],
+    )
 
 
 def _texts_of_items(log: Log, config: TokensConfig) -> tuple[list[str], NDArray[np.int32]]:
@@ -130,94 +256,15 @@ def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str,
     return found
 
 
-def _tokenizer(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:
-    if config.tokenizer is None:
-        return _train(config, texts)
-    from transformers import AutoTokenizer
-
-    source = pretrained.source(config.tokenizer, "tokens.tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"params key `tokens.tokenizer`: no tokenizer at {config.tokenizer!r} ({reason})") from error
-
-
-def _train(config: TokensConfig, texts: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Byte-level BPE on the item texts: nothing is out of vocabulary, frequent words are one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=["[PAD]", SUM, "[YES]", "[NO]"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*texts, config.prefix] if config.prefix else texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", extra_special_tokens=[SUM, "[YES]", "[NO]"]
-    )
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Ids of [PAD], [SUM], yes and no; what the vocabulary lacks is added to it."""
-    tokenizer.add_tokens([SUM], special_tokens=True)
-    if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere: any token can stand for it, and a new one would grow the embeddings.
-        tokenizer.pad_token = tokenizer.eos_token or SUM
-    ids = {"pad": int(tokenizer.pad_token_id), "sum": int(tokenizer.convert_tokens_to_ids(SUM))}
-    for role, (word, token) in ROLES.items():
-        one = None if token in tokenizer.get_vocab() else behind_a_text(tokenizer, word)
-        if one is None:
-            tokenizer.add_tokens([token], special_tokens=True)
-            one = int(tokenizer.convert_tokens_to_ids(token))
-        ids[role] = one
-    new = tokenizer.get_added_vocab().keys() & {SUM, *(token for _, token in ROLES.values())}
-    numbers = {tokenizer.convert_tokens_to_ids(token) for token in new}
-    for token, number in tokenizer.get_vocab().items():
-        if number in numbers and token not in new:
-            raise InputError(
-                f"params key `tokens.tokenizer`: its vocabulary has gaps, so that a new token would be {token!r} too"
-            )
-    return ids
-
-
-def behind_a_text(tokenizer: PreTrainedTokenizerBase, word: str) -> int | None:
-    """The one token that ``word``, which begins with a space, is behind a text; None where it is several, or unknown.
-    Alone it may be another: some tokenizers put a mark of their own before what they are given."""
-    text, both = (tokenizer.encode(x, add_special_tokens=False) for x in ("a", "a" + word))
-    one = both[-1] if both[:-1] == text else None
-    return None if one == tokenizer.unk_token_id else one
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_text_tokens: int, of: str = "item"
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokens end to end, (t + 1,) offsets, and how many texts were longer than ``max_text_tokens`` and were cut.
-    Raises InputError for a text of which the tokenizer makes nothing, unless it is a user's and empty."""
-    # A title may read "[SUM]": it is text all the same.
-    options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
-    encoded = tokenizer(texts, **options)["input_ids"]
-    for text, ids in zip(texts, encoded, strict=True):
-        if not ids and (text or of == "item"):
-            raise InputError(f"the tokenizer makes no token of the {of} text {text!r}")
-    kept = [ids[:max_text_tokens] for ids in encoded]
-    cut = sum(len(ids) > max_text_tokens for ids in encoded)
-    offsets = np.cumsum([0, *map(len, kept)], dtype=np.int64)
-    return np.concatenate(kept).astype(np.int32), offsets, cut
-
-
-def joined(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and offsets of texts and then of others."""
-    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], one[1][-1] + other[1][1:]])
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer a store or a model was made with."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+def _items_of_both(before: dict[str, list[str]], added: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What :func:`_of_items` has of an earlier load and of one behind it, as one."""
+    place = {item: i for i, item in enumerate(added["item_id"])}
+    again = [(i, place[item]) for i, item in enumerate(before["item_id"]) if item in place]
+    ids = sorted({*before["item_id"], *place})
+    found: dict[str, list[str]] = {"item_id": ids}
+    for name, values in list(before.items())[1:]:
+        new = added.get(name)
+        if new is not None and (name == "item_text" or all(values[i] == new[j] for i, j in again)):
+            of_item = dict(zip(before["item_id"], values, strict=True)) | dict(zip(place, new, strict=True))
+            found[name] = [of_item[one] for one in ids]
+    return found

@@ -23,7 +23,7 @@ from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import Knowledge
 from dti_pipeline.packing.store import ITEMS, TokenStore, in_context
-from dti_pipeline.packing.tokenize import load_tokenizer
+from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.serving import forward
 from dti_pipeline.serving.forward import Kept, Prompt

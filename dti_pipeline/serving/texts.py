@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dti_pipeline.packing.tokenize import encode
+from dti_pipeline.packing.vocabulary import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -26,7 +26,7 @@ from dti_pipeline.modeling.network.scoring import score
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.tokenize import behind_a_text, load_tokenizer
+from dti_pipeline.packing.vocabulary import behind_a_text, load_tokenizer
 from dti_pipeline.paradigms import named
 from dti_pipeline.paths import Paths
 from dti_pipeline.training import checkpoint, sharding

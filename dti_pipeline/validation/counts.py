@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dti_pipeline.config import Config
 from dti_pipeline.events.database import Room, literal, parquet_files
-from dti_pipeline.events.loads import INTERACTIONS
+from dti_pipeline.events.published import INTERACTIONS
 from dti_pipeline.events.spans import ROWS, Span, batches, spans
 from dti_pipeline.execution import tasks
 from dti_pipeline.paths import Paths

@@ -18,7 +18,7 @@ import pandas
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.database import connect, literal, parquet_files
-from dti_pipeline.events.loads import INTERACTIONS
+from dti_pipeline.events.published import INTERACTIONS
 from dti_pipeline.events.staging import is_whole
 from dti_pipeline.paths import Paths
 

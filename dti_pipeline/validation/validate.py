@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import CheckFailed, InputError
-from dti_pipeline.events.loads import INTERACTIONS
+from dti_pipeline.events.published import INTERACTIONS
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.plain import from_plain, to_plain

@@ -15,7 +15,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events import buckets
 from dti_pipeline.events.ingest import ingest
-from dti_pipeline.events.loads import CONTEXT
+from dti_pipeline.events.published import CONTEXT
 from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
 from tests import growing_logs as growing

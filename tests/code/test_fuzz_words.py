@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, from_plain, load, to_plain
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing.pack import PLANS
 from dti_pipeline.packing.plans import plan_rows
 from dti_pipeline.packing.prompts import Prompts
-from dti_pipeline.packing.store import SPLITS, TokenStore
+from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import named, names
 from dti_pipeline.serving import requests
 from tests.fuzz import NUMBER, PLAIN, TEXT, WORDS, as_json, counts, damaged, each, refused

@@ -12,8 +12,9 @@ import pytest
 
 from dti_pipeline import config
 from dti_pipeline.events import spans
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing import log_columns, pack, plans, tokenize
-from dti_pipeline.packing.store import SPLITS, TokenStore, read_columns
+from dti_pipeline.packing.store import TokenStore, read_columns
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import publish_events
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from dti_pipeline import artifacts
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing.layout import Kind
 from dti_pipeline.packing.pack import PLANS, pack
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import PackReport
-from dti_pipeline.packing.store import SPLITS, TokenStore
+from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import random_users, write_store

@@ -15,7 +15,8 @@ from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.tokenize import load_tokenizer, tokenize
+from dti_pipeline.packing.tokenize import tokenize
+from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import publish_events
 

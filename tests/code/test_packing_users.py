@@ -15,7 +15,8 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.packing import log_columns
 from dti_pipeline.packing.report import TokenizeReport
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.tokenize import load_tokenizer, tokenize
+from dti_pipeline.packing.tokenize import tokenize
+from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import publish_events
 

@@ -11,7 +11,8 @@ import pytest
 from dti_pipeline.config import Config, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.tokenize import load_tokenizer, tokenize
+from dti_pipeline.packing.tokenize import tokenize
+from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.packing.words import GAPS, gaps
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import publish_events

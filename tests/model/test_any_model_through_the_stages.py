@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dti_pipeline.config import Config, LoraConfig, ModelConfig, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.packing.store import TokenStore
-from dti_pipeline.packing.tokenize import load_tokenizer
+from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import BY_NAME, plan
 from tests.model.architectures import write, write_tokenizer
