@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 
 from dti_pipeline.config import Config
 from dti_pipeline.events.database import Room, literal, parquet_files
-from dti_pipeline.events.published import INTERACTIONS
 from dti_pipeline.events.spans import ROWS, Span, batches, spans
 from dti_pipeline.execution import tasks
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.expectations import ExpectUnexpectedRowsToBeAtMost
 from dti_pipeline.validation.suites import Suite
-from dti_pipeline.validation.tables import source_names
+from dti_pipeline.validation.tables import Batch, source_names
 
 USERS = "SELECT DISTINCT user_id FROM interactions"
 
@@ -35,9 +34,7 @@ class _Task:
     scratch: Path
 
 
-def counted(
-    config: Config, paths: Paths, suites: Sequence[Suite], source_files: Mapping[str, str], users: int
-) -> dict[str, int]:
+def counted(config: Config, paths: Paths, suites: Sequence[Suite], batch: Batch, users: int) -> dict[str, int]:
     """How many rows each query finds of the rules that can be counted in parts: staged files and spans of users. Empty
     where the stage is one process, and where the log's users do not stand together: then only the whole log tells.
 
@@ -46,9 +43,9 @@ def counted(
     if not tasks.several(config.execution):
         return {}
     queries = {table: _queries(suites, table) for table in ("parsed", "interactions")}
-    events, room, scratch = paths.events / INTERACTIONS, Room.of_task(config), paths.checks.parent
-    parts = sorted(paths.staged.glob("*.parquet"))
-    names, staged = source_names(parts, source_files), len(parts)
+    events, room, scratch = batch.interactions, Room.of_task(config), paths.checks.parent
+    parts = batch.parts
+    names, staged = source_names(parts, batch.source_files), len(parts)
     work = [_Task(part, None, names[part.name], queries["parsed"], room, scratch) for part in parts]
     work += [_Task(events, span, "", (*queries["interactions"], USERS), room, scratch) for span in spans(events, ROWS)]
     try:

@@ -36,6 +36,10 @@ _STYLE = """<style>
 _POLICY = """<meta http-equiv="Content-Security-Policy" content="script-src 'none'; object-src 'none'">"""
 
 
+_CHECKED = '<div class="checked">'
+_LOADS = '<p><a href="loads/index.html">The loads of this log</a></p>'
+
+
 def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) -> None:
     """Build the Data Docs of a context, whose one site is at ``folder``, then change its pages in place.
 
@@ -59,6 +63,27 @@ def build(context: Any, folder: Path, outcomes: Sequence[Outcome], notes: Sequen
         page.write_text(text, encoding="utf-8")
 
 
+def list_loads(folder: Path, loads: Sequence[tuple[str | None, Sequence[Outcome]]]) -> None:
+    """Write ``loads/index.html``, which leads from the pages of the files before all loads, at ``folder``, to those of
+    each load, and link to it from theirs."""
+    rows = ""
+    for number, (name, outcomes) in enumerate(loads):
+        failed = sum(not outcome.success for outcome in outcomes)
+        link = f'<a href="{number or ".."}/index.html">{html.escape(name or "the files before all loads")}</a>'
+        rows += f"<tr><td>{_mark(failed == 0)}</td><td>{link}</td><td>{failed} of {len(outcomes)} failed</td></tr>"
+    title = "Loads of the log"
+    (folder / "loads").mkdir(exist_ok=True)
+    (folder / "loads/index.html").write_text(
+        f'<!DOCTYPE html><html lang="en"><head>{_POLICY}<meta charset="utf-8"><title>{title}</title>{_STYLE}</head>'
+        f'<body><h4>{title}</h4><table class="table">{rows}</table></body></html>\n',
+        encoding="utf-8",
+    )
+    page = folder / "index.html"
+    text = page.read_text(encoding="utf-8")
+    if _LOADS not in text:
+        page.write_text(text.replace(_CHECKED, f"{_CHECKED}{_LOADS}", 1), encoding="utf-8")
+
+
 def _raised(_: logging.LogRecord) -> bool:
     """Raise the OSError that Great Expectations is about to log before it goes on without a page."""
     error = sys.exc_info()[1]
@@ -73,11 +98,15 @@ def _checked(folder: Path, outcomes: Sequence[Outcome], notes: Sequence[str]) ->
     for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.suite == suite]
         failed = [outcome for outcome in own if not outcome.success]
-        mark = f'<i class="fas {"fa-times text-danger" if failed else "fa-check-circle text-success"}"></i>'
+        mark = _mark(not failed)
         says = "<br>".join(html.escape(f"{outcome.expected}: {outcome.observed}") for outcome in failed)
         link = f'<a href="{pages[suite].relative_to(folder).as_posix()}">{suite}</a>'
         cells = (mark, link, f"{len(failed)} of {len(own)} failed", says or "as expected")
         rows += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     table = f'<table class="table table-sm">{rows}</table>'
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    return f'<div class="checked"><h4>What was checked</h4>{table}{said}</div>\n'
+    return f"{_CHECKED}<h4>What was checked</h4>{table}{said}</div>\n"
+
+
+def _mark(passed: bool) -> str:
+    return f'<i class="fas {"fa-check-circle text-success" if passed else "fa-times text-danger"}"></i>'

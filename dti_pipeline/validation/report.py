@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from dti_pipeline.plain import OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,14 @@ class Outcome:
     observed: str  # in plain words
     unexpected_count: int  # offending rows in all; 0 for an expectation about a figure
     failing_rows: tuple[dict[str, Any], ...]  # some of them, with what is needed to find them; () on success
+    load: str | None = field(
+        default=None, metadata=OPTIONAL
+    )  # that it is about; None: the log, or all before its loads
+
+    @property
+    def title(self) -> str:
+        """What to call it where there are others."""
+        return f"{self.suite}.{self.name}" if self.load is None else f"{self.suite}.{self.name} of {self.load}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,16 @@ class Profile:
     rows: int
     users: int
     label_rate: float
+
+
+@dataclass(frozen=True)
+class CheckedLoad:
+    """One load of a log that grows, and the load before it as drift is measured."""
+
+    name: str | None  # None: the files before all loads
+    key: str  # digest of all that was checked, and by which rules
+    profile: Profile | None
+    compared_with: Profile | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +116,25 @@ class ValidateReport:
     warning: str | None  # where labels are younger than a server's
     copied_users: int | None = None  # with the whole history of another user, item by item; None as for the profile
     copies: str | None = None  # a warning, where there are such users
+    # In order, the files before all loads first; None: a log without loads. Counts and failures are of all of them, the
+    # other fields of the files before.
+    loads: tuple[CheckedLoad, ...] | None = field(default=None, metadata=OPTIONAL)
+
+    def timing(self) -> Timing | None:
+        """What stands before targets; None where there are no interactions."""
+        if self.rows_in_requests is None or self.largest_request is None:
+            return None
+        return Timing(self.rows_in_requests, self.largest_request, self.younger_than, self.label_ages, self.warning)
+
+    def of_copies(self) -> Copies | None:
+        """Equal histories; None likewise."""
+        return None if self.copied_users is None else Copies(self.copied_users, self.copies)
 
     def listing(self) -> str:
         """Failures with their rows, for a terminal; empty where nothing failed."""
         lines = []
         for outcome in self.failures:
-            lines.append(f"{outcome.suite}.{outcome.name}: {outcome.expected}; observed: {outcome.observed}")
+            lines.append(f"{outcome.title}: {outcome.expected}; observed: {outcome.observed}")
             lines += ["  " + "  ".join(f"{key}={value}" for key, value in row.items()) for row in outcome.failing_rows]
             left = outcome.unexpected_count - len(outcome.failing_rows)
             if outcome.failing_rows and left > 0:
@@ -111,7 +144,7 @@ class ValidateReport:
 
 def report(
     outcomes: Sequence[Outcome], profile: Profile | None, compared_with: Profile | None, timing: Timing | None,
-    copies: Copies | None = None,
+    copies: Copies | None = None, loads: Sequence[CheckedLoad] | None = None,
 ) -> ValidateReport:  # fmt: skip
     """Count the outcomes of each suite, and keep the failures."""
     failures = tuple(outcome for outcome in outcomes if not outcome.success)
@@ -126,4 +159,5 @@ def report(
     timed = (
         (None, None, None, "not known: there are no interactions", None) if timing is None else vars(timing).values()
     )
-    return ValidateReport(*counts, profile, compared_with, drift, *timed, *(vars(copies).values() if copies else ()))
+    found = ValidateReport(*counts, profile, compared_with, drift, *timed, *(vars(copies).values() if copies else ()))
+    return replace(found, loads=None if loads is None else tuple(loads))

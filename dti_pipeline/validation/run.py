@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from dti_pipeline.validation.suites import Suite
 from dti_pipeline.validation.tables import Tables
 
 
-def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, notes: Sequence[str] = ()) -> list[Outcome]:
+def run(
+    suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, notes: Sequence[str] = (),
+    load: str | None = None,
+) -> list[Outcome]:  # fmt: skip
     """Validate each suite and build Data Docs into ``docs`` (its ``index.html``, with ``notes``, is the way in).
 
     Nothing is written anywhere else and nothing is sent anywhere. Raises duckdb.Error where the machine refuses a
@@ -42,7 +46,7 @@ def run(suites: Iterable[Suite], tables: Tables, docs: Path, run_name: str, note
         if tables.refused:  # which Great Expectations takes for a rule that the log breaks
             raise tables.refused[0]
         results = {result.expectation_config.meta["rule"]: result for result in answer.results}
-        outcomes += [_outcome(suite.name, rule, results[rule.name], tables) for rule in suite.rules]
+        outcomes += [replace(_outcome(suite.name, rule, results[rule.name], tables), load=load) for rule in suite.rules]
     build(context, docs, outcomes, notes)
     return outcomes
 

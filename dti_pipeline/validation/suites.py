@@ -14,13 +14,17 @@ import great_expectations.expectations as gxe
 import pandas
 
 from dti_pipeline.config import Config
-from dti_pipeline.events.report import IngestReport
+from dti_pipeline.events.database import literal
+from dti_pipeline.events.published import CONTEXT, SPLITS
+from dti_pipeline.events.report import LogCounts
 from dti_pipeline.validation.expectations import Rule, unexpected_rows
 from dti_pipeline.validation.report import Profile
 from dti_pipeline.validation.tables import Tables
 
 # The rating scale of the log: lowest and highest, None where it is open.
 Scale = tuple[float | None, float | None]
+# Name, value, description, lowest and highest allowed value.
+Figure = tuple[str, float, str, float | None, float | None]
 # Each row beside the one before it in the file: a streaming window, constant memory at any size.
 _HISTORY = """
     SELECT *, lag(user_id) OVER () AS previous_user, lag(position) OVER () AS previous_position,
@@ -83,13 +87,15 @@ def raw(config: Config, tables: Tables, scale: Scale) -> Suite:
     return _of_table("raw", "rows_as_read", tables.types("staged"), types, rules)
 
 
-def canonical(config: Config, tables: Tables, scale: Scale, clock: bool) -> Suite:
-    """The interactions that everything downstream reads; ``clock``: of a log that has timestamps."""
-    rules = _values(config, scale) + _histories(config, clock) + _requests(config)
+def canonical(config: Config, tables: Tables, scale: Scale, clock: bool, load: bool = False) -> Suite:
+    """The interactions that everything downstream reads; ``clock``: of a log that has timestamps; ``load``: of a load,
+    which has rows for context too."""
+    rules = _values(config, scale, (*SPLITS, CONTEXT) if load else SPLITS) + _histories(config, clock)
+    rules += _requests(config)
     return _of_table("canonical", "interactions", tables.types("interactions"), canonical_types(config), rules)
 
 
-def _values(config: Config, scale: Scale) -> list[Rule]:
+def _values(config: Config, scale: Scale, splits: Sequence[str]) -> list[Rule]:
     """The values of canonical interactions, each row by itself, and items the same wherever they occur."""
     rule = partial(unexpected_rows, "interactions")
     threshold, share = config.split.label_threshold, config.validation.max_untitled_share
@@ -105,8 +111,8 @@ def _values(config: Config, scale: Scale) -> list[Rule]:
         rule("label_set", "label", "A label is 0 or 1", _rows("label NOT IN (0, 1)", "label")),
         rule("label_of_rating", "label", f"The label is 1 where the rating is above {threshold:g}, else 0",
             _rows(f"label IN (0, 1) AND label <> (rating > {threshold!r})::TINYINT", "rating", "label")),
-        rule("split_set", "split", "A split is train, validation or test",
-            _rows("split NOT IN ('train', 'validation', 'test')", "split")),
+        rule("split_set", "split", f"A split is {', '.join(splits[:-1])} or {splits[-1]}",
+            _rows(f"split NOT IN {tuple(splits)}", "split")),
         rule("item_text_not_blank", "item_text", "An item's text says something",
             _rows("trim(item_text) = ''", "item_text")),
         rule("item_one_text", "item_text", "An item has one text wherever it occurs",
@@ -165,7 +171,8 @@ def _requests(config: Config) -> list[Rule]:
             beside("request <> position AND (user_id = previous_user AND request = previous_request) IS NOT TRUE",
                 "request", "previous_request")),
         rule("request_one_split", "request", "A request's rows are in one split",
-            beside("user_id = previous_user AND request = previous_request AND split <> previous_split",
+            beside("user_id = previous_user AND request = previous_request AND split <> previous_split"
+                f" AND {literal(CONTEXT)} NOT IN (split, previous_split)",
                 "request", "split", "previous_split")),
         rule("known_before", "known", "A row knows labels of rows before its request only",
             _rows("known NOT BETWEEN 0 AND request", "request", "known")),
@@ -219,53 +226,68 @@ def splits(config: Config, tables: Tables) -> Suite:
     return Suite("splits", "splits", tables.frame(f"FROM ({query}) ORDER BY list_position({order}, split)"), rules)
 
 
-def batch(config: Config, tables: Tables, profile: Profile, ledger: IngestReport) -> Suite:
-    """The batch as a whole; ``ledger`` is ingestion's report."""
+def batch(config: Config, tables: Tables, profile: Profile, ledger: LogCounts, load: bool = False) -> Suite:
+    """The batch as a whole; ``ledger`` is ingestion's report of it.
+
+    A ``load`` may be small, and shares of fewer rows than ``validation.min_rows`` say nothing.
+    """
     limits = config.validation
     low, high = limits.label_rate
     least, most = limits.click_later
     lost = ledger.read - ledger.kept - ledger.quarantined - ledger.duplicates
-    figures = [
+    figures: list[Figure] = [
         ("rows", profile.rows, f"There are at least {limits.min_rows:,} rows", limits.min_rows, None),
         ("users", profile.users, f"There are at least {limits.min_users:,} users", limits.min_users, None),
+    ]
+    shares: list[Figure] = [
         ("label_rate", profile.label_rate, f"From {low:.1%} to {high:.1%} of the labels are 1", low, high),
-        ("click_later", click_later(tables), "Of a user's rows, a click and a skip, the click is the later one in"
+        ("click_later", click_later(tables, load), "Of a user's rows, a click and a skip, the click is the later one in"
             f" {least:.0%} to {most:.0%} of all pairs: their order does not tell labels", least, most),
+    ]  # fmt: skip
+    counts: list[Figure] = [
         ("unaccounted_rows", lost, "Rows read = rows kept + quarantined + duplicates", 0, 0),
         ("rows_beside_ledger", profile.rows - ledger.kept,
             "The rows that are there are the rows that the ledger says were kept", 0, 0),
     ]  # fmt: skip
-    return _of_figures("batch", "figures", figures)
+    if load:
+        figures = []
+        shares = shares if profile.rows >= limits.min_rows else []
+    return _of_figures("batch", "figures", [*figures, *shares, *counts])
 
 
-def click_later(tables: Tables) -> float:
+def click_later(tables: Tables, load: bool = False) -> float:
     """Share of all pairs of a click and a skip of one user in which the click is the later one; 0.5 where there is no
-    such pair. Cost: one pass over the interactions."""
-    query = """
+    such pair. Of a ``load`` its own rows count. Cost: one pass over the interactions, and a sort of a load's own."""
+    own = f"""(SELECT user_id, label, row_number() OVER (PARTITION BY user_id ORDER BY position) - 1 AS position
+        FROM interactions WHERE split <> '{CONTEXT}')"""
+    query = f"""
         SELECT sum(before - clicks * (clicks - 1) / 2), sum(clicks * skips) FROM (
             SELECT sum(position) FILTER (label = 1) AS before, count(*) FILTER (label = 1)::DOUBLE AS clicks,
                 count(*) FILTER (label = 0)::DOUBLE AS skips
-            FROM interactions GROUP BY user_id HAVING clicks > 0 AND skips > 0
+            FROM {own if load else "interactions"} GROUP BY user_id HAVING clicks > 0 AND skips > 0
         )
     """
     ((later, pairs),) = tables.connection.execute(query).fetchall()
     return later / pairs if pairs else 0.5
 
 
-def drift(config: Config, profile: Profile, previous: Profile) -> Suite:
-    """This batch against the one that last passed."""
+def drift(config: Config, profile: Profile, previous: Profile, load: bool = False) -> Suite:
+    """This batch against the one that last passed; a ``load`` against the one before it."""
     rate, volume = config.validation.max_label_rate_drift, config.validation.min_volume_ratio
-    figures = [
+    before = "load before it" if load else "previous accepted batch"
+    figures: list[Figure] = [
         ("label_rate_change", abs(profile.label_rate - previous.label_rate),
-            f"The share of 1 among the labels is within {rate:g} of the previous accepted batch's"
+            f"The share of 1 among the labels is within {rate:g} of the {before}'s"
             f" {previous.label_rate:.4f}", None, rate),
         ("volume_ratio", profile.rows / previous.rows,
-            f"There are at least {volume:g} times the previous accepted batch's {previous.rows:,} rows", volume, None),
+            f"There are at least {volume:g} times the {before}'s {previous.rows:,} rows", volume, None),
     ]  # fmt: skip
+    if load and profile.rows < config.validation.min_rows:
+        figures = figures[1:]
     return _of_figures("drift", "change_since_accepted", figures)
 
 
-def _of_figures(name: str, asset: str, figures: Sequence[tuple[str, float, str, float | None, float | None]]) -> Suite:
+def _of_figures(name: str, asset: str, figures: Sequence[Figure]) -> Suite:
     """Figures with their name, value, description, lowest and highest allowed value, in a frame of one row."""
     frame = pandas.DataFrame([{column: value for column, value, *_ in figures}])
     return Suite(name, asset, frame, [_figure(column, words, low, high) for column, _, words, low, high in figures])

@@ -15,10 +15,12 @@ from typing import Any
 import duckdb
 import pandas
 
+from dti_pipeline.artifacts import Manifest
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import published
 from dti_pipeline.events.database import connect, literal, parquet_files
-from dti_pipeline.events.published import INTERACTIONS
+from dti_pipeline.events.report import IngestReport, LoadReport, LogCounts
 from dti_pipeline.events.staging import is_whole
 from dti_pipeline.paths import Paths
 
@@ -78,26 +80,56 @@ def source_names(parts: Iterable[Path], source_files: Mapping[str, str]) -> dict
     return {part.name: by_digest.get(part.name[:_DIGEST], part.name) for part in parts}
 
 
-@contextmanager
-def open_tables(config: Config, paths: Paths, source_files: Mapping[str, str]) -> Iterator[Tables]:
-    """``staged`` over a folder of parts, ``parsed`` (the same and ``source_file``) and ``interactions``.
+@dataclass(frozen=True)
+class Batch:
+    """What is checked at a time: a log, or a load of it."""
 
-    ``source_files`` is name -> digest of the raw files; a part's name begins with the digest of the file it was parsed
-    from. Raises InputError naming what cannot be read.
+    number: int
+    ledger: LogCounts
+    interactions: Path
+    parts: tuple[Path, ...]  # staged
+    source_files: Mapping[str, str]  # digest of each raw file, by name
+
+    @property
+    def name(self) -> str | None:
+        """Of a load."""
+        return self.ledger.name if isinstance(self.ledger, LoadReport) else None
+
+
+def batches(events: Manifest[IngestReport], paths: Paths) -> list[Batch]:
+    """The loads of a log, or the log as one. Raises InputError for a staged part that is damaged."""
+    for part in sorted(paths.staged.rglob("*.parquet")):
+        if not is_whole(part):
+            raise InputError(f"{part} is damaged: its content is not what was written: run `dti ingest` again")
+    staged = sorted(paths.staged.glob("*.parquet"))
+    digests = {name.removeprefix("log/"): md5 for name, md5 in events.inputs.items() if name.startswith("log/")}
+    files = published.interactions(events.path)
+    if events.report.loads is None:
+        return [Batch(0, events.report, files[0], tuple(staged), digests)]
+    found = []
+    for number, (load, path) in enumerate(zip(events.report.loads, files, strict=True)):
+        own = {name: digests[name] for name in load.files}
+        beginnings = {md5[:_DIGEST] for md5 in own.values()}
+        parts = tuple(part for part in staged if part.name[:_DIGEST] in beginnings)
+        found.append(Batch(number, load, path, parts, own))
+    return found
+
+
+@contextmanager
+def open_tables(config: Config, paths: Paths, batch: Batch) -> Iterator[Tables]:
+    """``staged`` over the parts of a batch, ``parsed`` (the same and ``source_file``) and ``interactions``.
+
+    A part's name begins with the digest of the file it was parsed from. Raises InputError naming what cannot be read.
     """
-    interactions = paths.events / INTERACTIONS
+    interactions, found = batch.interactions, batch.parts
     with connect(config.events.memory_limit, paths.checks.parent) as connection:
-        found = sorted(paths.staged.glob("*.parquet"))
-        for part in sorted(paths.staged.rglob("*.parquet")):
-            if not is_whole(part):
-                raise InputError(f"{part} is damaged: its content is not what was written: run `dti ingest` again")
         parts = parquet_files(*found, filename=True)
         try:
             connection.execute(f"CREATE VIEW interactions AS FROM {parquet_files(interactions)}")
             connection.execute(f"CREATE VIEW staged AS SELECT * EXCLUDE (filename) FROM {parts}")
         except duckdb.Error as error:
             raise InputError(f"{interactions} or {paths.staged} is not whole: run `dti ingest` again") from error
-        names = source_names(found, source_files)
+        names = source_names(found, batch.source_files)
         keys, values = (f"[{', '.join(map(literal, column))}]::VARCHAR[]" for column in (names, names.values()))
         connection.execute(
             f"CREATE VIEW parsed AS SELECT map({keys}, {values})[parse_filename(filename)] AS source_file,"

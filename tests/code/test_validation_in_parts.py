@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from validation_batches import CONFIG, DIGEST, Batch, good_batch
+from validation_batches import CONFIG, Batch, good_batch
 
+from dti_pipeline import artifacts
 from dti_pipeline.config import Config, ExecutionConfig
+from dti_pipeline.events.report import IngestReport
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation import counts, suites
-from dti_pipeline.validation.tables import open_tables
+from dti_pipeline.validation.tables import batches, open_tables
 
 pytestmark = pytest.mark.slow
 
-FILES = {"ratings.csv": DIGEST}
 #: Values that spoil a column of the interactions.
 SPOILT: dict[str, list[Any]] = {
     "user_id": ["u3", None], "item_id": ["i1", None], "item_text": ["", "another", None], "rating": [9.0, None, 2.0],
@@ -50,9 +51,10 @@ def test_parts_of_spoilt_logs_add_up(home: Paths, in_parts: Config) -> None:
         batch = spoilt(seed)
         batch.write(home)
         users = {row["user_id"] for row in batch.interactions}
-        with open_tables(in_parts, home, FILES) as tables:
+        (checked,) = batches(artifacts.read(home.events, "ingest", IngestReport), home)
+        with open_tables(in_parts, home, checked) as tables:
             chosen = [suites.raw(in_parts, tables, (1.0, 5.0)), suites.canonical(in_parts, tables, (1.0, 5.0), True)]
-            found = counts.counted(in_parts, home, chosen, FILES, len(users - {None}))
+            found = counts.counted(in_parts, home, chosen, checked, len(users - {None}))
             assert found == {query: tables.count(query) for query in found}, seed
         rules = [rule for suite in chosen for rule in suite.rules]
         queries = {rule.expectation.query: rule for rule in rules if hasattr(rule.expectation, "query")}
@@ -68,8 +70,9 @@ def test_processes_find_what_one_process_finds(home: Paths, monkeypatch: pytest.
     monkeypatch.setattr(counts, "ROWS", 80)
     spoilt(1).write(home)
     two = replace(CONFIG, execution=ExecutionConfig(workers=2))
-    with open_tables(CONFIG, home, FILES) as tables:
+    (checked,) = batches(artifacts.read(home.events, "ingest", IngestReport), home)
+    with open_tables(CONFIG, home, checked) as tables:
         chosen = [suites.raw(CONFIG, tables, (1.0, 5.0)), suites.canonical(CONFIG, tables, (1.0, 5.0), True)]
-        found = counts.counted(two, home, chosen, FILES, 8)
+        found = counts.counted(two, home, chosen, checked, 8)
         assert found == {query: tables.count(query) for query in found} != {}
-    assert counts.counted(CONFIG, home, chosen, FILES, 8) == {}
+    assert counts.counted(CONFIG, home, chosen, checked, 8) == {}
