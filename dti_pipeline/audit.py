@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SPLITS, MANIFEST = ("train", "validation", "test"), "manifest.json"
+#: Index of the split of a row of a load that is there for those behind it, and no target.
+CONTEXT = len(SPLITS)
 #: Rules that have no rows where the files are not there.
 SHARDS = "no row of a later split stands in a prompt"
 PREDICTIONS = "predictions are of each held-out target, and of no other row"
@@ -73,35 +75,43 @@ def audit(home: Path, model: Path) -> list[Check]:
 
 @dataclass
 class _Log:
-    """data/events as arrays of a number a row, in the file's order."""
+    """data/events as arrays of a number a row, in the order of the files and of their rows."""
 
     table: pa.Table
     split_settings: dict[str, Any]
     has_request_ids: bool
-    user: Array  # a number for each user
+    repeats: bool  # equal rows may be a row each
+    load: Array  # 0 in interactions.parquet, n in loads/n/interactions.parquet
+    user: Array  # a number for each user of each load
     position: Array
     request: Array
     known: Array
     seen: Array  # rows of the history before this position stand in a row's context
     time: Array | None
     label: Array
-    split: Array  # index into SPLITS; -1: none of them
+    split: Array  # index into SPLITS, or CONTEXT; -1: none of them
     history: Array  # index of the first row of each row's user, by its position
 
     @classmethod
     def read(cls, folder: Path) -> _Log:
-        table, config = pq.read_table(folder / "interactions.parquet"), _manifest(folder)["config"]
+        loads = sorted((folder / "loads").glob("*/interactions.parquet"), key=lambda path: int(path.parent.name))
+        tables = [pq.read_table(path) for path in (folder / "interactions.parquet", *loads)]
+        table, config = pa.concat_tables(tables), _manifest(folder)["config"]
+        load = np.repeat(np.arange(len(tables)), [len(one) for one in tables])
         numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("position", "request", "known", "label")}
         ids = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
         names = table["split"].combine_chunks().dictionary_encode()
-        code = np.array([SPLITS.index(x) if x in SPLITS else -1 for x in names.dictionary.to_pylist()])
+        known = (*SPLITS, "context") if loads else SPLITS
+        code = np.array([known.index(x) if x in known else -1 for x in names.dictionary.to_pylist()])
         split = code[names.indices.to_numpy()]
         clock = table["timestamp"].null_count == 0
         return cls(
             table=table,
             split_settings=config["split"],
-            has_request_ids=config["events"]["columns"]["request_id"] is not None,
-            user=ids,
+            has_request_ids=(named := config["events"]["columns"]["request_id"] is not None),
+            repeats=named or config["events"].get("duplicates") == "keep" or not clock,
+            load=load,
+            user=ids.astype(np.int64) * len(tables) + load,
             time=table["timestamp"].to_numpy() if clock and len(table) else None,
             split=split,
             seen=numbers["request"],
@@ -111,6 +121,11 @@ class _Log:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def context(self) -> Array:
+        """Whether a row is there for those behind it."""
+        return self.split == CONTEXT
 
     @property
     def target(self) -> Array:
@@ -136,7 +151,8 @@ def _events(log: _Log) -> Iterator[Check]:
     first = np.clip(safe + log.request, 0, rows - 1)
     in_one = log.request[1:] == log.request[:-1]
     wrong = (log.request > log.position) | (log.request < 0) | (log.user[first] != log.user)
-    wrong |= (log.request[first] != log.request) | (log.known[first] != log.known) | (log.split[first] != log.split)
+    wrong |= (log.request[first] != log.request) | (log.known[first] != log.known)
+    wrong |= (log.split[first] != log.split) & ~log.context & ~log.context[first]
     if log.time is not None and log.split_settings["ties"] == "together" and not log.has_request_ids:
         wrong[later[same_user & ~in_one & (log.time[1:] == log.time[:-1])]] = True
     yield _check("rows of a request, or of a moment, know the same, and are in one split", where, wrong)
@@ -153,16 +169,32 @@ def _events(log: _Log) -> Iterator[Check]:
         backwards = np.append(False, same_user & ~in_one & (begins[1:] < begins[:-1]))
         yield _check("time does not run backwards from one request of a user to the next", where, backwards)
         if log.split_settings["rule"] == "global_time":
-            start = [begins[log.split >= held_out].min(initial=np.inf) for held_out in (1, 2)]
+            own = np.where(log.context, -1, log.split)
+            start = [begins[own >= held_out].min(initial=np.inf) for held_out in (1, 2)]
             ahead = ((log.split == 0) & (begins >= start[0])) | ((log.split == 1) & (begins >= start[1]))
             yield _check("train ends before validation begins, and validation before test", where, ahead)
     if log.split_settings["feedback_until"] == "test_start":
         wrong |= (log.known > 0) & (log.split[last] == 2)
     yield _check("no label is known before its time", where, wrong)
-    wrong = np.append(log.split[:1] < 0, (log.split[1:] < 0) | (same_user & (log.split[1:] < log.split[:-1])))
+    judged = _running_most(np.where(log.context, -1, log.split), log.user)  # the latest split of a user so far
+    wrong = (log.split < 0) | (~log.context & (judged > log.split))
     yield _check("no training row of a user comes behind a held-out one", where, wrong)
     clicked = log.table["rating"].to_numpy() > log.split_settings["label_threshold"]
     yield _check("a label is 1 where the rating is above the threshold, else 0", where, log.label != clicked)
+    if log.load.any():
+        rule = "rows for context are rows of an earlier load, and no row is a load's own twice"
+        yield _check(rule, where, _twice(log))
+
+
+def _twice(log: _Log) -> Array:
+    """Rows for context that no earlier load has as its own, and rows of a load that an earlier one has, where equal
+    rows are one."""
+    names = ("user_id", "item_id", "timestamp", "rating")
+    words = [log.table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in names]
+    row = np.unique(np.stack(words), axis=1, return_inverse=True)[1].reshape(-1)
+    first = np.full(int(row.max(initial=-1)) + 1, len(log))
+    np.minimum.at(first, row[~log.context], log.load[~log.context])
+    return np.where(log.context, first[row] >= log.load, (first[row] < log.load) & (not log.repeats))
 
 
 def _least_of_request(log: _Log) -> Array:
@@ -198,11 +230,21 @@ def _tokens(folder: Path, log: _Log) -> Iterator[Check]:
     named = {name for _, name, _, _ in Formatter().parse(settings["template"]) if name}
     if "gap" not in named:
         words = [log.table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in sorted(named)]
-        order = np.lexsort((columns["text"], *words))
+        text = _same_text(folder)[columns["text"]] if log.load.any() else columns["text"]
+        order = np.lexsort((text, *words))
         same = np.logical_and.reduce([word[order][1:] == word[order][:-1] for word in words])
         wrong = np.zeros(len(log), bool)
-        wrong[order[1:][same & (columns["text"][order][1:] != columns["text"][order][:-1])]] = True
+        wrong[order[1:][same & (text[order][1:] != text[order][:-1])]] = True
         yield _check("rows with the same words have the same text, whatever their label", where, wrong)
+
+
+def _same_text(folder: Path) -> Array:
+    """Of each text of a token store the first that has the same tokens: each load has its own."""
+    tokens, offsets = _arrow(folder / "texts.arrow")["token"], _arrow(folder / "offsets.arrow")["offset"]
+    first: dict[bytes, int] = {}
+    return np.array(
+        [first.setdefault(tokens[begin:end].tobytes(), i) for i, (begin, end) in enumerate(pairwise(offsets))]
+    )
 
 
 def _shards(folder: Path, where: str, log: _Log) -> Iterator[Check]:
@@ -215,7 +257,7 @@ def _shards(folder: Path, where: str, log: _Log) -> Iterator[Check]:
         if not ordered.all():
             yield _check("a prompt is context rows and then targets", where, ~ordered)
             continue
-        later = np.append(0, np.cumsum(log.split > split))
+        later = np.append(0, np.cumsum((log.split > split) & ~log.context))
         yield _check(SHARDS, where, later[stop] > later[start])
         right = np.append(0, np.cumsum((log.split == split) & log.target))
         yield _check("targets are of the plan's split, with enough history", where,

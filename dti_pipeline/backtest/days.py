@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dti_pipeline import artifacts
 from dti_pipeline.config import BacktestConfig, Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.evaluation import interactions
+from dti_pipeline.events.published import CONTEXT
 from dti_pipeline.events.report import IngestReport
-from dti_pipeline.packing.store import TokenStore
+from dti_pipeline.packing.store import CODES, TokenStore
 from dti_pipeline.paths import Paths
 
 DAY = 86400
@@ -88,7 +89,7 @@ def read(config: Config, paths: Paths, store: TokenStore, begun: int | None = No
             "a backtest learns every label once it is known, which `split.feedback_until: test_start` forbids: set it"
             " to null and run `dti ingest` and on again"
         )
-    time = pq.read_table(paths.events / "interactions.parquet", columns=["timestamp"])["timestamp"].to_numpy()
+    time = interactions.table(paths, ["timestamp"])["timestamp"].to_numpy()
     delay = report.config["split"]["feedback_delay"] or 0.0
     return cut(config.backtest, store, time.astype(np.float64), delay, config.split.min_history, begun)
 
@@ -105,7 +106,7 @@ def cut(
     requests = np.flatnonzero(store.position == store.request)
     size = np.diff(np.append(requests, len(time)))
     asked, known = (np.repeat(of.reduceat(time, requests), size) for of in (np.minimum, np.maximum))
-    targets = np.flatnonzero(store.request >= min_history)
+    targets = np.flatnonzero((store.request >= min_history) & (store.split != CODES.index(CONTEXT)))
     if not len(targets):
         raise InputError(f"no target: none has split.min_history = {min_history} rows before its request")
     asked, known = (((t[targets] - MONDAY) // seconds).astype(np.int64) for t in (asked, known + delay))

@@ -17,6 +17,7 @@ from dti_pipeline.certify.report import PARTS, Certificate, Proof
 from dti_pipeline.certify.served import OnServer
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
+from dti_pipeline.events.published import interactions
 from dti_pipeline.packing.store import TokenStore, require_events
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.scorer import Scorer
@@ -54,7 +55,7 @@ def certify(config: Config, paths: Paths, task: Task) -> Certificate:
     # Two requests of one moment know no label of each other, whatever the delay.
     late = (split["feedback_delay"] is not None or named) and split["feedback_until"] is None
     digest = artifacts.folder_digest(task.folder)
-    server = OnServer(scorer, bench, excerpts, paths.events / "interactions.parquet", late, named)
+    server = OnServer(scorer, bench, excerpts, interactions(paths.events), late, named)
     published = _published(paths, manifest.report.paradigm, digest)
     prompts = OnPrompts(bench, excerpts, row_length, scorer.model.has_prefix)
     found = [*server.evaluated(store, row_length, published), *server, *prompts]

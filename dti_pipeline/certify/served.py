@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import md5
 from pathlib import Path
@@ -45,7 +45,13 @@ class OnServer:
     """The proofs of a scorer on the requests of the drawn targets."""
 
     def __init__(
-        self, scorer: Scorer, bench: Bench, excerpts: Excerpts, events: Path, late: bool, named: bool = False
+        self,
+        scorer: Scorer,
+        bench: Bench,
+        excerpts: Excerpts,
+        events: Sequence[Path],
+        late: bool,
+        named: bool = False,
     ) -> None:
         """``late``: the server itself finds out which labels are not known yet, from the times of a request.
         ``named``: requests of the log have ids."""
@@ -154,11 +160,12 @@ def _logit(probability: NDArray[np.float64]) -> Logits:
     return torch.logit(torch.from_numpy(inside)).numpy()
 
 
-def _asked(scorer: Scorer, excerpts: Excerpts, events: Path, named: bool) -> Asked:
-    """Requests of the rows of ``events`` that the excerpts have, with all that this model asks for."""
+def _asked(scorer: Scorer, excerpts: Excerpts, events: Sequence[Path], named: bool) -> Asked:
+    """Requests of the rows of the files ``events`` that the excerpts have, with all that this model asks for."""
     own = [name for name, of_items in scorer.columns.items() if of_items is None]
     columns = ["item_id", "timestamp", *dict.fromkeys([*own, *scorer.user_columns])]
-    table = ds.dataset(events, format="parquet").take(pa.array(excerpts.log_row), columns=columns).to_pydict()
+    log = ds.dataset([str(path) for path in events], format="parquet")
+    table = log.take(pa.array(excerpts.log_row), columns=columns).to_pydict()
     store, target = excerpts.store, excerpts.target
     begins = (target - store.position[target]).tolist()
     opens = np.flatnonzero(store.request == store.position)

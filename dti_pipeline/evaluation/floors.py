@@ -91,6 +91,8 @@ def _mood_inferred(log: Interactions, truth: pa.Table) -> NDArray[np.float64]:
     over that in a bad one. Exact, since the moods of sittings are drawn one by one. Cost: one sort of the log.
     """
     sitting, bad, good = (truth[name].to_numpy() for name in ("sitting", "in_bad_mood", "in_good_mood"))
+    # A load has a history again, and with it the sittings of before.
+    sitting = np.unique(np.stack([sitting, log.history()]), axis=1, return_inverse=True)[1].reshape(-1)
     evidence = np.where(log.label == 1, np.log(good / bad), np.log1p(-good) - np.log1p(-bad))
     width = int(log.position.max(initial=0)) + 1
     place = sitting * width + log.position  # sittings one behind the other, each in its user's order

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import published
 from dti_pipeline.paths import Paths
 
 Array = NDArray[Any]
@@ -21,7 +22,10 @@ COLUMNS = ["user_id", "item_id", "timestamp", "label", "split", "position", "req
 
 @dataclass(frozen=True)
 class Interactions:
-    """All R rows of the log, ordered by user and request; every array is (R,) and indexed by row."""
+    """All R rows of the log, ordered by user and request; every array is (R,) and indexed by row.
+
+    Of a log with loads each has its own histories, one load behind the other.
+    """
 
     user: Array  # codes from 0, in order of first appearance
     item: Array  # likewise
@@ -42,12 +46,17 @@ class Interactions:
 
 
 def read(paths: Paths, min_history: int) -> Interactions:
-    """Read data/events/interactions.parquet; InputError where it is missing. A training row is a target from
+    """Read the interactions of data/events; InputError where they are missing. A training row is a target from
     ``min_history`` rows before its request on."""
-    path = paths.events / "interactions.parquet"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: run `dti ingest` first")
-    return from_table(pq.read_table(path, columns=COLUMNS), min_history)
+    return from_table(table(paths, COLUMNS), min_history)
+
+
+def table(paths: Paths, columns: list[str]) -> pa.Table:
+    """Columns of all interactions of data/events, in the order of their rows. InputError where they are missing."""
+    files = published.interactions(paths.events)
+    if not files[0].is_file():
+        raise InputError(f"{files[0]} does not exist: run `dti ingest` first")
+    return pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
 
 
 def from_table(table: pa.Table, min_history: int) -> Interactions:
