@@ -6,6 +6,7 @@ import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from dti_pipeline.config import ServingConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.http import model
+from dti_pipeline.serving.http.metrics import Metrics
 from dti_pipeline.serving.http.server import Server
 from dti_pipeline.serving.scorer import Scorer
 from tests.code.services import NAMES, Running, eventually, serving
@@ -101,6 +103,28 @@ def test_another_model_is_taken_under_load_without_a_lost_or_wrong_answer(
     for which, answer in answers:
         wanted = expected[names[answer.headers["x-model"]]][which]
         np.testing.assert_allclose(answer.json()["probabilities"], wanted, rtol=0, atol=1e-6)
+
+
+def test_a_link_that_moves_while_a_model_is_read_makes_no_mixture_of_two(
+    served: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, turns, real = tmp_path / "current", cycle(NAMES), Scorer.load
+
+    def move() -> None:
+        link.unlink(missing_ok=True)
+        link.symlink_to(served.model(next(turns)))
+
+    def moving(folder: Path) -> Scorer:
+        move()
+        return real(folder)
+
+    move()
+    monkeypatch.setattr(Scorer, "load", moving)
+    models = model.Models(lambda: link, Metrics(), ServingConfig())
+    for name in (*NAMES, *NAMES):
+        models.look()
+        assert models.current is not None
+        assert models.current.paradigm == name
 
 
 def test_a_broken_new_model_leaves_the_old_one_and_one_line(
