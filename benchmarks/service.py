@@ -3,17 +3,19 @@
 The demo's model of one paradigm, trained for a few steps (weights do not change the time), in a process of its own with
 one thread; clients in this process, over loopback. Requests hold whole histories of the demo's test users. Loads: a
 client, or several, each of which asks again as soon as it has its answer; then requests that come at random at a share
-of the most that were answered a second, timed from when they were due; then bad requests. `requests_a_batch` is how
-many were scored together, `memory_mib` what the server held when the load had ended. Every answer is compared with
-`dti score`'s.
+of the most that were answered a second, timed from when they were due; of `dti serve` also for some minutes, then bad
+requests, and eight clients while the model changes. `requests_a_batch` is how many were scored together,
+`memory_before_mib` and `memory_mib` what the server held before the load and when it had ended. Every answer is
+compared with `dti score`'s, and a request that is lost or refused ends the benchmark.
 
-    python -m benchmarks.service                    # CPU, five minutes
-    python -m benchmarks.service --services dti user_states --bad 0 --changes 0
+    python -m benchmarks.service                    # CPU, fifteen minutes
+    python -m benchmarks.service --services dti user_states --minutes 0 --bad 0 --changes 0
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,8 @@ from dti_pipeline.serving.scorer import Scorer
 
 #: Of the most that were answered a second.
 SHARE = 0.7
+#: The same, of minutes on end: other work on the machine must not make them too many.
+STEADY = 0.4
 #: Connections of requests that come when they are due.
 CONNECTIONS = 32
 #: Seconds within which a change of the folder has to become a change of the model.
@@ -93,6 +98,7 @@ def main() -> None:
     options.add_argument("--candidates", type=int, nargs="+", default=(1, 10, 100))
     options.add_argument("--clients", type=int, nargs="+", default=(1, 8))
     options.add_argument("--requests", type=int, default=400, help="of each load (default: %(default)s)")
+    options.add_argument("--minutes", type=float, default=3.0, help="of a steady load (default: %(default)s)")
     options.add_argument("--bad", type=int, default=10_000, help="bad requests (default: %(default)s)")
     options.add_argument("--services", nargs="+", default=("dti", "mlflow"), choices=(*SERVICES, "mlflow"))
     options.add_argument("--changes", type=int, default=10, help="seconds of load while the model changes")
@@ -120,6 +126,11 @@ def main() -> None:
                         rows += loads(running, size, of_users(asked), None, given.clients)
                     else:
                         rows += loads(running, size, asked, scorer.score(asked), given.clients)
+                if name == "dti" and given.minutes:
+                    size = given.candidates[0]
+                    ours = [one for one in rows if (one["service"], one["candidates"]) == (running.name, size)]
+                    pace = STEADY * max(one["requests_per_second"] for one in ours)
+                    rows.append(steady(running, made[size], scorer, pace, given.minutes))
                 if name == "dti" and given.bad:
                     rows.append(bad_requests(running, given.bad))
         if "dti" in given.services and given.changes:
@@ -189,10 +200,25 @@ def loads(
     for count in clients:
         load = f"{count} client{'s' if count > 1 else ''}"
         rows.append(row(service, load, size, lambda count=count: timed(service, bodies, count), expected))
-    most = max(one["requests_per_second"] for one in rows)
-    gaps = np.random.default_rng(1).exponential(1 / (SHARE * most), len(bodies))
+    due = at_random(SHARE * max(one["requests_per_second"] for one in rows), len(bodies))
     load = f"{SHARE:.0%} of the most"
-    return [*rows, row(service, load, size, lambda: timed(service, bodies, CONNECTIONS, np.cumsum(gaps)), expected)]
+    return [*rows, row(service, load, size, lambda: timed(service, bodies, CONNECTIONS, due), expected)]
+
+
+def steady(service: Service, asked: list[Any], scorer: Scorer, pace: float, minutes: float) -> Row:
+    """A row of so many requests a second, the same ones again and again."""
+    count = math.ceil(60 * minutes * pace)
+    bodies, expected = [service.body(one) for one in asked], scorer.score(asked)
+    again = [number % len(asked) for number in range(count)]
+    load, size = f"{STEADY:.0%} of the most, {minutes:g} minutes", len(asked[0]["candidates"])
+    due = at_random(pace, count)
+    ask = partial(timed, service, [bodies[number] for number in again], CONNECTIONS, due)
+    return row(service, load, size, ask, [expected[number] for number in again])
+
+
+def at_random(pace: float, count: int) -> np.ndarray:
+    """Seconds from now at which requests are due."""
+    return np.cumsum(np.random.default_rng(1).exponential(1 / pace, count))
 
 
 def row(
@@ -203,7 +229,7 @@ def row(
     expected: list[list[float]] | None,
 ) -> Row:
     """A row of one load, whose answers are compared."""
-    before, begun = service.batches(), time.perf_counter()
+    memory, before, begun = service.memory_mib(), service.batches(), time.perf_counter()
     taken = ask()
     whole, batches = time.perf_counter() - begun, service.batches() - before
     for _, answer in taken:
@@ -214,7 +240,7 @@ def row(
     found: Row = {"service": service.name, "load": load, "candidates": size}
     found |= {"requests_per_second": round(len(taken) / whole, 1), "p50_ms": p50, "p99_ms": p99}
     found |= {"requests_a_batch": round(len(taken) / batches, 2) if batches > 0 else None}
-    found |= {"memory_mib": service.memory_mib()}
+    found |= {"memory_before_mib": memory, "memory_mib": service.memory_mib()}
     print(*found.values(), flush=True)
     return found
 

@@ -187,10 +187,12 @@ def test_a_trained_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
 def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     """The script itself compares the answers; it measures MLflow's server too where it is not told otherwise."""
     few = ("--requests", "8", "--bad", "20", "--candidates", "3", "--clients", "1", "4")
-    rows, _ = bench("service", tmp_path, *few, "--changes", "2", "--services", "dti", "user_states")
+    rows, _ = bench(
+        "service", tmp_path, *few, "--minutes", "0.05", "--changes", "2", "--services", "dti", "user_states"
+    )
     loads = ["1 client", "4 clients", "70% of the most"]
     assert [row["load"] for row in rows] == [
-        *loads, "8 clients, bad requests", *loads, "8 clients, the model changes"
+        *loads, "40% of the most, 0.05 minutes", "8 clients, bad requests", *loads, "8 clients, the model changes"
     ]  # fmt: skip
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
     assert rows[0]["requests_a_batch"] == 1
