@@ -199,6 +199,16 @@ def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     assert all(row["memory_mib"] > 100 for row in rows)
 
 
+@pytest.mark.long
+def test_memory_is_watched_under_good_requests_and_bad_ones(tmp_path: Path) -> None:
+    """The script itself looks at the status of every answer."""
+    few = ("--rows", "5000", "--requests", "30")
+    rows, _ = bench("extremes", tmp_path, *few, "--only", "requests", "bad requests")
+    loads = [("30 requests", "score"), ("30 requests", "serve"), ("30 bad requests", "serve")]
+    assert [(row["case"], row["step"]) for row in rows] == loads
+    assert all(row["peak_memory_gib"] > 0.1 and row["flat"] in ("yes", "no") for row in rows)
+
+
 @pytest.mark.slow
 def test_every_data_stage_is_timed(tmp_path: Path) -> None:
     rows, _ = bench("data_stages", tmp_path, "--rows", "20000")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -99,6 +101,33 @@ def test_a_bad_request_gets_the_sentence_of_dti_score(
     answer = running.ask(body + b"\n")
     assert answer.status_code == 422
     assert answer.content == expected.replace(b"line 1 ", b"the request ")
+    assert running.ask(questions(1)[0]).status_code == 200
+
+
+def test_bad_requests_leave_nothing_behind(running: Running) -> None:
+    """Each is another one: what a service kept of one it would keep of all."""
+
+    def held(numbers: range) -> int:
+        for number in numbers:
+            title = {"item_text": f"{number} " + "x" * 2_000}
+            bodies = (
+                {f"key {number}": title},
+                {"user_id": f"{number}", "history": [], "candidates": [title]},  # the model refuses it
+                {"user_id": f"{number}", "history": [title], "candidates": []},
+                {"user_id": f"{number}", "history": [], "candidates": [title], "state": f"{number}"},
+            )
+            for body in bodies:
+                assert running.ask(body).status_code in (409, 422)
+            assert running.ask(json.dumps(bodies[0]).encode()[:-1]).status_code == 422
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = held(range(20))
+        assert held(range(20, 70)) - before < 50 * 2_000, "one text of each number would be more"
+    finally:
+        tracemalloc.stop()
     assert running.ask(questions(1)[0]).status_code == 200
 
 
