@@ -39,6 +39,8 @@ import psutil
 
 from benchmarks.lib.harness import dti, parser, prepared, publish, run, sets
 from benchmarks.serving import requests
+from dti_pipeline import paradigms
+from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.item_store import NAME, digest_of
 from dti_pipeline.serving.scorer import Scorer
@@ -94,7 +96,7 @@ class Service:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--paradigm", default="dti")
+    options.add_argument("--paradigm", default="dti", choices=paradigms.names())
     options.add_argument("--candidates", type=int, nargs="+", default=(1, 10, 100))
     options.add_argument("--clients", type=int, nargs="+", default=(1, 8))
     options.add_argument("--requests", type=int, default=400, help="of each load (default: %(default)s)")
@@ -103,6 +105,8 @@ def main() -> None:
     options.add_argument("--services", nargs="+", default=("dti", "mlflow"), choices=(*SERVICES, "mlflow"))
     options.add_argument("--changes", type=int, default=10, help="seconds of load while the model changes")
     given = options.parse_args()
+    if useless := [name for name in given.services if not keeps(paradigms.named(given.paradigm), name)]:
+        options.error(f"--services {' '.join(useless)}: a model of {given.paradigm} keeps no such states")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
@@ -136,6 +140,12 @@ def main() -> None:
         if "dti" in given.services and given.changes:
             rows.append(changes(paths, models, made[given.candidates[0]], given.changes))
     publish("service", rows, given)
+
+
+def keeps(paradigm: Paradigm, service: str) -> bool:
+    """Whether a model of the paradigm has the states that a service is named for."""
+    of_items = paradigm.items_stand_alone
+    return {"item_states": of_items, "user_states": paradigm.streams and not of_items}.get(service, True)
 
 
 def of_users(asked: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import packing, plan_memory
+from benchmarks import packing, plan_memory, service
 from benchmarks.lib import harness, summaries, timing
 
 pytestmark = pytest.mark.slow  # whole scripts: `make test` runs them
@@ -197,6 +197,18 @@ def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
     assert rows[0]["requests_a_batch"] == 1
     assert all(row["memory_mib"] > 100 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "states"), [("dti", "item_states"), ("dti_isolated", "user_states"), ("sliding_window", "user_states")]
+)
+def test_a_service_is_not_measured_with_states_that_its_model_cannot_keep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], paradigm: str, states: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service.py", "--paradigm", paradigm, "--services", "dti", states])
+    with pytest.raises(SystemExit):
+        service.main()
+    assert f"--services {states}: a model of {paradigm} keeps no such states" in capsys.readouterr().err
 
 
 @pytest.mark.long
