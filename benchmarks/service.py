@@ -3,17 +3,19 @@
 The demo's model of one paradigm, trained for a few steps (weights do not change the time), in a process of its own with
 one thread; clients in this process, over loopback. Requests hold whole histories of the demo's test users. Loads: a
 client, or several, each of which asks again as soon as it has its answer; then requests that come at random at a share
-of the most that were answered a second, timed from when they were due; then bad requests. `requests_a_batch` is how
-many were scored together, `memory_mib` what the server held when the load had ended. Every answer is compared with
-`dti score`'s.
+of the most that were answered a second, timed from when they were due; of `dti serve` also for some minutes, then bad
+requests, and eight clients while the model changes. `requests_a_batch` is how many were scored together,
+`memory_before_mib` and `memory_mib` what the server held before the load and when it had ended. Every answer is
+compared with `dti score`'s, and a request that is lost or refused ends the benchmark.
 
-    python -m benchmarks.service                    # CPU, five minutes
-    python -m benchmarks.service --services dti user_states --bad 0 --changes 0
+    python -m benchmarks.service                    # CPU, fifteen minutes
+    python -m benchmarks.service --services dti user_states --minutes 0 --bad 0 --changes 0
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -26,6 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +39,20 @@ import psutil
 
 from benchmarks.lib.harness import dti, parser, prepared, publish, run, sets
 from benchmarks.serving import requests
+from dti_pipeline import paradigms
+from dti_pipeline.paradigms import Paradigm
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving.item_store import NAME, digest_of
 from dti_pipeline.serving.scorer import Scorer
 
 #: Of the most that were answered a second.
 SHARE = 0.7
+#: The same, of minutes on end: other work on the machine must not make them too many.
+STEADY = 0.4
 #: Connections of requests that come when they are due.
 CONNECTIONS = 32
+#: Seconds within which a change of the folder has to become a change of the model.
+PATIENCE = 300.0
 BAD = (b"", b"{", b"[1]", b'{"history": []}', b'{"history": [], "candidates": [{}]}', b"[" * 5000, b"\xff" * 100)
 Row = dict[str, Any]
 
@@ -86,14 +96,17 @@ class Service:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--paradigm", default="dti")
+    options.add_argument("--paradigm", default="dti", choices=paradigms.names())
     options.add_argument("--candidates", type=int, nargs="+", default=(1, 10, 100))
     options.add_argument("--clients", type=int, nargs="+", default=(1, 8))
     options.add_argument("--requests", type=int, default=400, help="of each load (default: %(default)s)")
+    options.add_argument("--minutes", type=float, default=3.0, help="of a steady load (default: %(default)s)")
     options.add_argument("--bad", type=int, default=10_000, help="bad requests (default: %(default)s)")
     options.add_argument("--services", nargs="+", default=("dti", "mlflow"), choices=(*SERVICES, "mlflow"))
     options.add_argument("--changes", type=int, default=10, help="seconds of load while the model changes")
     given = options.parse_args()
+    if useless := [name for name in given.services if not keeps(paradigms.named(given.paradigm), name)]:
+        options.error(f"--services {' '.join(useless)}: a model of {given.paradigm} keeps no such states")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
@@ -117,11 +130,22 @@ def main() -> None:
                         rows += loads(running, size, of_users(asked), None, given.clients)
                     else:
                         rows += loads(running, size, asked, scorer.score(asked), given.clients)
+                if name == "dti" and given.minutes:
+                    size = given.candidates[0]
+                    ours = [one for one in rows if (one["service"], one["candidates"]) == (running.name, size)]
+                    pace = STEADY * max(one["requests_per_second"] for one in ours)
+                    rows.append(steady(running, made[size], scorer, pace, given.minutes))
                 if name == "dti" and given.bad:
                     rows.append(bad_requests(running, given.bad))
         if "dti" in given.services and given.changes:
             rows.append(changes(paths, models, made[given.candidates[0]], given.changes))
     publish("service", rows, given)
+
+
+def keeps(paradigm: Paradigm, service: str) -> bool:
+    """Whether a model of the paradigm has the states that a service is named for."""
+    of_items = paradigm.items_stand_alone
+    return {"item_states": of_items, "user_states": paradigm.streams and not of_items}.get(service, True)
 
 
 def of_users(asked: list[Any]) -> list[Any]:
@@ -140,17 +164,20 @@ def changes(paths: Paths, models: list[Path], asked: list[Any], seconds: float) 
     expected = {digest_of(model)[:NAME]: Scorer.load(model, "cpu").score(asked) for model in models}
     current, aside = paths.home / "current", paths.home / "next"
     current.symlink_to(models[0])
-    until, moved = time.perf_counter() + seconds, 0
+    taken: list[tuple[float, httpx.Response]] = []
+    moved = 0
     with served(paths, current, "dti serve", ("serving.poll_seconds=0.2",)) as service:
         bodies = [service.body(one) for one in asked]
-        taken: list[tuple[float, httpx.Response]] = []
 
         def ask() -> list[tuple[float, httpx.Response]]:
+            nonlocal moved
+            begun = time.perf_counter()
             with ThreadPoolExecutor(1) as one:
-                while time.perf_counter() < until:
+                while (passed := time.perf_counter() - begun) < seconds or (
+                    passed < PATIENCE and len(named(taken)) < 2
+                ):
                     load = one.submit(timed, service, bodies, 8)
                     while not load.done():
-                        nonlocal moved
                         moved += 1
                         aside.symlink_to(models[moved % 2])
                         aside.replace(current)
@@ -160,14 +187,17 @@ def changes(paths: Paths, models: list[Path], asked: list[Any], seconds: float) 
 
         found = row(service, "8 clients, the model changes", len(asked[0]["candidates"]), ask, None)
         for number, (_, answer) in enumerate(taken):
-            wanted = expected[answer.headers["X-Model"]][number % len(asked)]
+            wanted = expected[answer.raise_for_status().headers["X-Model"]][number % len(asked)]
             np.testing.assert_allclose(service.probabilities(answer), wanted, rtol=0, atol=1e-5)
-    named = {answer.headers["X-Model"] for _, answer in taken}
-    print(
-        f"{len(taken):,} requests, {moved} changes of the folder, answered by {len(named)} models, none lost or wrong"
-    )
-    assert named == set(expected)
+    changed = sum(one != two for one, two in pairwise(answer.headers["X-Model"] for _, answer in taken))
+    print(f"{len(taken):,} requests, {moved} changes of the folder, {changed} of the model, no answer lost or wrong")
+    assert named(taken) == set(expected)
     return found
+
+
+def named(taken: list[tuple[float, httpx.Response]]) -> set[str]:
+    """The models that have answered."""
+    return {answer.headers.get("X-Model", "none") for _, answer in taken}
 
 
 def loads(
@@ -180,10 +210,25 @@ def loads(
     for count in clients:
         load = f"{count} client{'s' if count > 1 else ''}"
         rows.append(row(service, load, size, lambda count=count: timed(service, bodies, count), expected))
-    most = max(one["requests_per_second"] for one in rows)
-    gaps = np.random.default_rng(1).exponential(1 / (SHARE * most), len(bodies))
+    due = at_random(SHARE * max(one["requests_per_second"] for one in rows), len(bodies))
     load = f"{SHARE:.0%} of the most"
-    return [*rows, row(service, load, size, lambda: timed(service, bodies, CONNECTIONS, np.cumsum(gaps)), expected)]
+    return [*rows, row(service, load, size, lambda: timed(service, bodies, CONNECTIONS, due), expected)]
+
+
+def steady(service: Service, asked: list[Any], scorer: Scorer, pace: float, minutes: float) -> Row:
+    """A row of so many requests a second, the same ones again and again."""
+    count = math.ceil(60 * minutes * pace)
+    bodies, expected = [service.body(one) for one in asked], scorer.score(asked)
+    again = [number % len(asked) for number in range(count)]
+    load, size = f"{STEADY:.0%} of the most, {minutes:g} minutes", len(asked[0]["candidates"])
+    due = at_random(pace, count)
+    ask = partial(timed, service, [bodies[number] for number in again], CONNECTIONS, due)
+    return row(service, load, size, ask, [expected[number] for number in again])
+
+
+def at_random(pace: float, count: int) -> np.ndarray:
+    """Seconds from now at which requests are due."""
+    return np.cumsum(np.random.default_rng(1).exponential(1 / pace, count))
 
 
 def row(
@@ -194,7 +239,7 @@ def row(
     expected: list[list[float]] | None,
 ) -> Row:
     """A row of one load, whose answers are compared."""
-    before, begun = service.batches(), time.perf_counter()
+    memory, before, begun = service.memory_mib(), service.batches(), time.perf_counter()
     taken = ask()
     whole, batches = time.perf_counter() - begun, service.batches() - before
     for _, answer in taken:
@@ -205,7 +250,7 @@ def row(
     found: Row = {"service": service.name, "load": load, "candidates": size}
     found |= {"requests_per_second": round(len(taken) / whole, 1), "p50_ms": p50, "p99_ms": p99}
     found |= {"requests_a_batch": round(len(taken) / batches, 2) if batches > 0 else None}
-    found |= {"memory_mib": service.memory_mib()}
+    found |= {"memory_before_mib": memory, "memory_mib": service.memory_mib()}
     print(*found.values(), flush=True)
     return found
 

@@ -153,6 +153,19 @@ def _serving(row: Mapping[str, Any]) -> dict[str, Any]:
     return {column: value for column, value in row.items() if column != "state_kib"}
 
 
+def _service(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "service": row["service"],
+        "load": row["load"],
+        "candidates": row["candidates"],
+        "requests/s": row["requests_per_second"],
+        "p50 ms": row["p50_ms"],
+        "p99 ms": row["p99_ms"],
+        "requests a batch": row["requests_a_batch"],
+        "MiB before, after": f"{row['memory_before_mib']}, {row['memory_mib']}",
+    }
+
+
 def _without(*columns: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     return lambda row: {column: value for column, value in row.items() if column not in columns}
 
@@ -161,6 +174,7 @@ _SHOWN = {
     "cluster": _without("seconds"),
     "plan_memory": _without("plan_mib"),
     "serving": _serving,
+    "service": _service,
     "train_step": _train_step,
     "train_step_profile": _train_step_profile,
     "whole_training": _only(

@@ -27,7 +27,7 @@ from dti_pipeline.execution import tasks
 from dti_pipeline.serving import requests, score
 from dti_pipeline.serving.requests import Raw, Request
 from dti_pipeline.serving.score import ANSWERS, CHUNK, ScoreReport
-from dti_pipeline.serving.scorer import Scorer
+from dti_pipeline.serving.scorer import Scored, Scorer
 
 #: Requests of a part: what is lost when a run ends early.
 PART = 2048
@@ -163,12 +163,12 @@ def _parsed(line: Raw) -> Request | InputError:
         return error
 
 
-def _answer(request: Request, found: list[float] | InputError) -> score.Answer:
+def _answer(request: Request, found: Scored | InputError) -> score.Answer:
     if isinstance(found, InputError):
         # What a model lacks in an item is said of the item: the line is added.
         said = str(found)
         return {"error": said if said.startswith(request.where) else f"{request.where}: {said}"}
-    return score.answer(request, found)
+    return score.answer(request, found.probabilities)
 
 
 class _Parts:

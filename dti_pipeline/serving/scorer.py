@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 SHORTEST_ROW = 128
 #: Candidates a request, on average, from which they share their history's keys; fewer are faster as packed prompts.
 SHARED = 4
+
+
+class Scored(NamedTuple):
+    """What a model says of one request."""
+
+    probabilities: list[float]  # of its candidates, in order
+    state: str | None = None  # name of the state that its user is left with, where states of users are kept
 
 
 @dataclass(frozen=True)
@@ -143,10 +150,6 @@ class Scorer:
         length: int = self.manifest.report.network["row_length"]
         return replace(self, users=UserStates(self.model, digest, self.knowledge, targets, length, most_bytes))
 
-    def state_of(self, asked: Request) -> str | None:
-        """Name of the state that the request, which has been answered, has left behind."""
-        return None if self.users is None or asked.user_id is None else self.users.left.get(id(asked))
-
     def score(self, requests: Sequence[Request | Mapping[str, Any]] | pandas.DataFrame) -> list[list[float]]:
         """P(label = 1) of every candidate, for each request in order: parsed, a mapping, or a row of a frame.
 
@@ -155,19 +158,20 @@ class Scorer:
         """
         records = requests.to_dict("records") if hasattr(requests, "to_dict") else requests
         given = [r if isinstance(r, Request) else parse(r, f"request {i}") for i, r in enumerate(records)]
-        parsed = [in_order(self.knowledge, request) for request in given]
+        return [one.probabilities for one in self.scored(given)]
+
+    def scored(self, requests: Sequence[Request]) -> list[Scored]:
+        """The same, each with its user's state."""
+        parsed = [in_order(self.knowledge, request) for request in requests]
         if self.texts.forget():
             self.rendered.clear()
         of_users = [i for i, request in enumerate(parsed) if self.users is not None and request.user_id is not None]
-        answered = self._from_users([parsed[i] for i in of_users])
-        found = {i: probabilities for i, (probabilities, _) in zip(of_users, answered, strict=True)}
-        if self.users is not None:
-            self.users.tell({id(given[i]): name for i, (_, name) in zip(of_users, answered, strict=True)})
+        found = dict(zip(of_users, self._from_users([parsed[i] for i in of_users]), strict=True))
         others = [request for i, request in enumerate(parsed) if i not in found]
         for request in others:
             if request.state is not None:
                 raise NotHeld(f"{request.where} key state: no states of users are kept: send the whole history")
-        alone = iter(self._without_users(others))
+        alone = map(Scored, self._without_users(others))
         return [found[i] if i in found else next(alone) for i in range(len(parsed))]
 
     def _without_users(self, parsed: Sequence[Request]) -> list[list[float]]:
@@ -184,11 +188,11 @@ class Scorer:
         ends = np.cumsum(counts)
         return [probability[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
 
-    def score_each(self, requests: Sequence[Request]) -> list[list[float] | InputError]:
+    def score_each(self, requests: Sequence[Request]) -> list[Scored | InputError]:
         """The same, but a request that the model refuses is answered by its error and fails no other. Cost: two more
         passes for each time that the requests halve until it stands alone."""
         try:
-            return [*self.score(requests)]
+            return [*self.scored(requests)]
         except InputError as error:
             if len(requests) == 1:
                 return [error]
@@ -218,9 +222,9 @@ class Scorer:
             asked.append(Prompt(self._opening(user), columns.take(rows), int(log.is_target[rows].sum())))
         return self._computed(asked, self.model.paradigm)[0]
 
-    def _from_users(self, requests: Sequence[Request]) -> list[tuple[list[float], str]]:
-        """From states of users, which take in what is new of their histories; with the name of each one's state."""
-        users, found = self.users, dict[int, tuple[list[float], str]]()
+    def _from_users(self, requests: Sequence[Request]) -> list[Scored]:
+        """From states of users, which take in what is new of their histories."""
+        users, found = self.users, dict[int, Scored]()
         special: dict[str, int] = self.manifest.report.network["special"]
         left = list(range(len(requests)))
         while left:  # the requests of one user one after another
@@ -236,7 +240,7 @@ class Scorer:
             ends = np.cumsum([plan.prompt.candidates for plan in plans])
             for i, plan, one, end in zip(turn, plans, kept, ends, strict=True):
                 users.commit(plan, one)
-                found[i] = probability[end - plan.prompt.candidates : end].tolist(), plan.state.name
+                found[i] = Scored(probability[end - plan.prompt.candidates : end].tolist(), plan.state.name)
             left = [i for i in left if i not in found]
         return [found[i] for i in range(len(requests))]
 

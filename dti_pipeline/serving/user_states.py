@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -33,8 +33,6 @@ from dti_pipeline.serving.texts import Texts
 ROW_BYTES = 300
 #: Of a state's name.
 DIGEST_BYTES = 16
-#: Answers whose state is remembered until somebody asks for it.
-STATES_TOLD = 1 << 12
 
 
 class NotHeld(InputError):
@@ -110,7 +108,6 @@ class UserStates:
     most_bytes: int
     states: OrderedDict[str, State] = field(default_factory=OrderedDict)
     bytes: int = 0
-    left: dict[int, str] = field(default_factory=dict)  # name of the state that a request has left, by its identity
 
     def __post_init__(self) -> None:
         paradigm = self.model.paradigm
@@ -252,12 +249,6 @@ class UserStates:
         self.bytes += state.bytes
         while self.bytes > self.most_bytes:
             self.drop(next(iter(self.states)))
-
-    def tell(self, names: Mapping[int, str]) -> None:
-        """Remember which state each request has left, by its identity, until somebody asks."""
-        if len(self.left) > STATES_TOLD:
-            self.left.clear()
-        self.left.update(names)
 
     def drop(self, user: str) -> None:
         """Forget a user's state."""

@@ -17,6 +17,9 @@ import httpx
 from dti_pipeline.config import ServingConfig
 from dti_pipeline.serving.http.server import Server
 
+#: Paradigms of the models that the fixture `served` trains.
+NAMES = ("sliding_window", "dti_isolated")
+
 
 @dataclass
 class Running:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import packing, plan_memory
+from benchmarks import packing, plan_memory, service
 from benchmarks.lib import harness, summaries, timing
 
 pytestmark = pytest.mark.slow  # whole scripts: `make test` runs them
@@ -187,14 +187,38 @@ def test_a_trained_scorer_is_measured_in_every_mode(tmp_path: Path) -> None:
 def test_a_service_is_measured_under_every_load(tmp_path: Path) -> None:
     """The script itself compares the answers; it measures MLflow's server too where it is not told otherwise."""
     few = ("--requests", "8", "--bad", "20", "--candidates", "3", "--clients", "1", "4")
-    rows, _ = bench("service", tmp_path, *few, "--changes", "2", "--services", "dti", "user_states")
+    rows, _ = bench(
+        "service", tmp_path, *few, "--minutes", "0.05", "--changes", "2", "--services", "dti", "user_states"
+    )
     loads = ["1 client", "4 clients", "70% of the most"]
     assert [row["load"] for row in rows] == [
-        *loads, "8 clients, bad requests", *loads, "8 clients, the model changes"
+        *loads, "40% of the most, 0.05 minutes", "8 clients, bad requests", *loads, "8 clients, the model changes"
     ]  # fmt: skip
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
     assert rows[0]["requests_a_batch"] == 1
     assert all(row["memory_mib"] > 100 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "states"), [("dti", "item_states"), ("dti_isolated", "user_states"), ("sliding_window", "user_states")]
+)
+def test_a_service_is_not_measured_with_states_that_its_model_cannot_keep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], paradigm: str, states: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service.py", "--paradigm", paradigm, "--services", "dti", states])
+    with pytest.raises(SystemExit):
+        service.main()
+    assert f"--services {states}: a model of {paradigm} keeps no such states" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_memory_is_watched_under_good_requests_and_bad_ones(tmp_path: Path) -> None:
+    """The script itself looks at the status of every answer."""
+    few = ("--rows", "5000", "--requests", "30")
+    rows, _ = bench("extremes", tmp_path, *few, "--only", "requests", "bad requests")
+    loads = [("30 requests", "score"), ("30 requests", "serve"), ("30 bad requests", "serve")]
+    assert [(row["case"], row["step"]) for row in rows] == loads
+    assert all(row["peak_memory_gib"] > 0.1 and row["flat"] in ("yes", "no") for row in rows)
 
 
 @pytest.mark.slow

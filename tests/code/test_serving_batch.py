@@ -25,7 +25,7 @@ from dti_pipeline.paths import Paths
 from dti_pipeline.serving import batch
 from dti_pipeline.serving.batch import Task, score_batch
 from dti_pipeline.serving.requests import Request
-from dti_pipeline.serving.scorer import Scorer
+from dti_pipeline.serving.scorer import Scored, Scorer
 from tests.small_models import questions, train
 
 pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
@@ -209,8 +209,8 @@ def test_memory_does_not_grow_with_the_requests(
     trained: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Half:
-        def score_each(self, asked: Sequence[Request]) -> list[list[float]]:
-            return [[0.5] * len(one.candidates) for one in asked]
+        def score_each(self, asked: Sequence[Request]) -> list[Scored]:
+            return [Scored([0.5] * len(one.candidates)) for one in asked]
 
     monkeypatch.setattr(batch, "PART", 50)
     monkeypatch.setattr(Scorer, "load", lambda *_, **__: Half())

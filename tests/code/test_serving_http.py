@@ -1,71 +1,37 @@
-"""`dti serve`: answers are those of `dti score`, and neither load, bad input nor a new model loses one."""
+"""`dti serve`: answers are those of `dti score`, bad input gets one sentence, and logs hold no part of either."""
 
 from __future__ import annotations
 
+import gc
 import io
 import json
-import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
-from dti_pipeline.config import ServingConfig
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import requests, score
-from dti_pipeline.serving.http import model
 from dti_pipeline.serving.http.logs import JsonLines
 from dti_pipeline.serving.http.schema import REQUEST
-from dti_pipeline.serving.http.server import Server
-from dti_pipeline.serving.scorer import Scorer
-from tests.code.services import Running, eventually, serving
-from tests.small_models import questions, train
+from dti_pipeline.serving.requests import Request
+from dti_pipeline.serving.scorer import Scored, Scorer
+from tests.code.services import NAMES, Running, eventually, serving
+from tests.small_models import questions
 
 pytestmark = pytest.mark.slow  # whole stages: `make test` runs them
 
-NAMES = ("sliding_window", "dti_isolated")
-
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    """A home with small models of two paradigms."""
-    paths = Paths(tmp_path_factory.mktemp("home"))
-    train(paths, NAMES, tokens={"template": "{item_text} ({item_id})"})
-    return paths
-
-
-@pytest.fixture(scope="module")
-def scorers(trained: Paths) -> dict[str, Scorer]:
-    return {name: Scorer.load(trained.model(name)) for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def running(trained: Paths) -> Iterator[Running]:
-    with serving(lambda: trained.model("sliding_window"), body_bytes=20_000, candidates=20, body_seconds=0.5) as found:
+def running(served: Paths) -> Iterator[Running]:
+    with serving(lambda: served.model("sliding_window"), body_bytes=20_000, candidates=20, body_seconds=0.5) as found:
         yield found
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Event:
-    """Scoring of requests of a user waits for it."""
-    opened, real = Event(), Scorer.score
-
-    def held(self: Scorer, asked: Any) -> list[list[float]]:
-        if not isinstance(asked[0], dict):  # the proof of a loaded model goes through
-            assert opened.wait(20)
-        return real(self, asked)
-
-    monkeypatch.setattr(Scorer, "score", held)
-    return opened
 
 
 def streamed(lines: list[bytes], scorer: Scorer) -> list[bytes]:
@@ -138,11 +104,38 @@ def test_a_bad_request_gets_the_sentence_of_dti_score(
     assert running.ask(questions(1)[0]).status_code == 200
 
 
+def test_bad_requests_leave_nothing_behind(running: Running) -> None:
+    """Each is another one: what a service kept of one it would keep of all."""
+
+    def held(numbers: range) -> int:
+        for number in numbers:
+            title = {"item_text": f"{number} " + "x" * 2_000}
+            bodies = (
+                {f"key {number}": title},
+                {"user_id": f"{number}", "history": [], "candidates": [title]},  # the model refuses it
+                {"user_id": f"{number}", "history": [title], "candidates": []},
+                {"user_id": f"{number}", "history": [], "candidates": [title], "state": f"{number}"},
+            )
+            for body in bodies:
+                assert running.ask(body).status_code in (409, 422)
+            assert running.ask(json.dumps(bodies[0]).encode()[:-1]).status_code == 422
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = held(range(20))
+        assert held(range(20, 70)) - before < 50 * 2_000, "one text of each number would be more"
+    finally:
+        tracemalloc.stop()
+    assert running.ask(questions(1)[0]).status_code == 200
+
+
 def test_a_request_that_the_model_refuses_does_not_fail_the_others_of_its_batch(
-    trained: Paths, scorers: dict[str, Scorer], gate: Event
+    served: Paths, scorers: dict[str, Scorer], gate: Event
 ) -> None:
     asked = [*questions(3), {"history": [], "candidates": [{"item_text": "a title"}]}, *questions(2, seed=2)]
-    with serving(lambda: trained.model("sliding_window")) as found, ThreadPoolExecutor(len(asked)) as pool:
+    with serving(lambda: served.model("sliding_window")) as found, ThreadPoolExecutor(len(asked)) as pool:
         answers = [pool.submit(found.ask, one) for one in asked]
         eventually(lambda: found.metric("dti_open_requests") == len(asked))
         gate.set()
@@ -156,10 +149,10 @@ def test_a_request_that_the_model_refuses_does_not_fail_the_others_of_its_batch(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kept_item_states_are_bounded_and_change_no_answer(
-    trained: Paths, scorers: dict[str, Scorer], caplog: pytest.LogCaptureFixture, name: str
+    served: Paths, scorers: dict[str, Scorer], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     asked = questions(30, seed=4)
-    with caplog.at_level("INFO"), serving(lambda: trained.model(name), item_states=25) as found:
+    with caplog.at_level("INFO"), serving(lambda: served.model(name), item_states=25) as found:
         scorer = found.server._models.current.scorer  # type: ignore[union-attr]
         most = 0
         for one, expected in zip(asked, scorers[name].score(asked), strict=True):
@@ -192,194 +185,20 @@ def test_a_request_that_is_too_large_or_too_slow_is_refused(running: Running) ->
     assert running.metric("dti_open_requests") == 0
 
 
-def test_one_request_more_than_are_let_in_is_told_to_come_again(
-    trained: Paths, scorers: dict[str, Scorer], gate: Event
-) -> None:
-    asked = questions(3)
-    with serving(lambda: trained.model("sliding_window"), open_requests=3) as found, ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(found.ask, one) for one in asked]
-        eventually(lambda: found.metric("dti_open_requests") == 3)
-        for _ in range(5):
-            refused = found.ask(asked[0])
-            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-            assert "3 requests are open" in refused.json()["error"]
-        assert found.client.get("/health").status_code == 200
-        gate.set()
-        for one, answer in zip(asked, answers, strict=True):
-            [expected] = scorers["sliding_window"].score([one])
-            np.testing.assert_allclose(answer.result().json()["probabilities"], expected, rtol=0, atol=1e-6)
-        assert found.ask(asked[0]).status_code == 200
-        assert found.metric('dti_requests_total{status="429"}') == 5
-
-
-def test_a_request_that_has_waited_too_long_is_not_scored(trained: Paths, gate: Event) -> None:
-    with (
-        serving(lambda: trained.model("sliding_window"), patience_seconds=0.2, wait_ms=0.0) as found,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        first = pool.submit(found.ask, questions(1)[0])
-        eventually(lambda: found.metric("dti_open_requests") == 1)
-        time.sleep(0.05)  # it is being scored
-        second = pool.submit(found.ask, questions(1)[0])
-        eventually(lambda: found.metric("dti_open_requests") == 2)
-        time.sleep(0.3)
-        gate.set()
-        assert first.result().status_code == 200
-        assert (second.result().status_code, second.result().headers["retry-after"]) == (429, "1")
-
-
-def test_another_model_is_taken_under_load_without_a_lost_or_wrong_answer(
-    trained: Paths, scorers: dict[str, Scorer], tmp_path: Path
-) -> None:
-    """First the alias moves, then the folder is published anew."""
-    asked = questions(20, seed=3)
-    expected = {name: scorer.score(asked) for name, scorer in scorers.items()}
-    folder = tmp_path / "model"
-    shutil.copytree(trained.model("dti_isolated"), folder)
-    named, done = [trained.model("sliding_window")], Event()
-
-    def load(found: Running, seed: int) -> list[tuple[int, httpx.Response]]:
-        draw, answers = np.random.default_rng(seed), []
-        with httpx.Client(base_url=found.server.url, timeout=30) as client:
-            while not done.is_set():
-                which = int(draw.integers(len(asked)))
-                answers.append((which, client.post("/v1/score", json=asked[which])))
-        return answers
-
-    with serving(lambda: named[0], poll_seconds=0.05) as found, ThreadPoolExecutor(4) as pool:
-        loads: list[Future[list[tuple[int, httpx.Response]]]] = [pool.submit(load, found, seed) for seed in range(4)]
-        names = {found.client.get("/health").json()["model"]: "sliding_window"}
-        try:
-            named[0] = folder
-            eventually(lambda: found.client.get("/health").json()["paradigm"] == "dti_isolated")
-            names[found.client.get("/health").json()["model"]] = "dti_isolated"
-            aside = tmp_path / "aside"
-            shutil.copytree(trained.model("sliding_window"), aside)
-            folder.rename(tmp_path / "old")
-            aside.rename(folder)
-            eventually(lambda: found.client.get("/health").json()["paradigm"] == "sliding_window")
-        finally:
-            done.set()
-        answers = [answer for one in loads for answer in one.result()]
-        assert found.metric('dti_model_loads_total{outcome="loaded"}') == 3
-    assert {answer.status_code for _, answer in answers} == {200}
-    assert {names[answer.headers["x-model"]] for _, answer in answers} == set(NAMES)
-    for which, answer in answers:
-        wanted = expected[names[answer.headers["x-model"]]][which]
-        np.testing.assert_allclose(answer.json()["probabilities"], wanted, rtol=0, atol=1e-6)
-
-
-def test_a_broken_new_model_leaves_the_old_one_and_one_line(
-    trained: Paths, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(trained.model("dti_isolated"), broken)
-    weights = next(broken.rglob("*.safetensors"))
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:100])
-    named, looks = [trained.model("sliding_window")], [0]
-
-    def find() -> Path:
-        looks[0] += 1
-        return named[0]
-
-    with serving(find, poll_seconds=0.02) as found, caplog.at_level("WARNING"):
-        before = found.client.get("/health").json()
-        named[0] = broken
-        eventually(lambda: found.metric('dti_model_loads_total{outcome="refused"}') == 1)
-        seen = looks[0]
-        eventually(lambda: looks[0] > seen + 3)
-        assert found.client.get("/health").json() == before
-        assert found.ask(questions(1)[0]).headers["x-model"] == before["model"]
-        assert found.metric('dti_model_loads_total{outcome="refused"}') == 1
-        named[0] = tmp_path / "nothing"
-        eventually(lambda: any("nothing has no manifest" in str(vars(line)) for line in caplog.records))
-        weights.write_bytes(whole)
-        named[0] = broken
-        monkeypatch.setattr(model, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + model.RETRY_SECONDS))
-        eventually(lambda: found.client.get("/health").json()["paradigm"] == "dti_isolated")
-    told = [line.fields["why"] for line in caplog.records if line.message == "the model in use stays"]  # type: ignore[attr-defined]
-    assert len(told) == 2
-    assert told[0].startswith(f"{broken} cannot be served: ")
-
-
-def test_open_requests_are_answered_when_the_service_stops(
-    trained: Paths, scorers: dict[str, Scorer], gate: Event
-) -> None:
-    asked = questions(8)
-    with serving(lambda: trained.model("sliding_window")) as found, ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(found.ask, one) for one in asked]
-        eventually(lambda: found.metric("dti_open_requests") == 8)
-        found.server.stop()
-
-        def closed() -> bool:
-            with suppress(httpx.TransportError):
-                httpx.get(f"{found.server.url}/health", timeout=0.2)
-                return False
-            return True
-
-        eventually(closed)
-        assert found.thread.is_alive()
-        gate.set()
-        for one, answer in zip(asked, answers, strict=True):
-            [expected] = scorers["sliding_window"].score([one])
-            np.testing.assert_allclose(answer.result().json()["probabilities"], expected, rtol=0, atol=1e-6)
-
-
-def test_requests_that_outlast_the_stop_do_not_hold_it_up(trained: Paths, gate: Event) -> None:
-    with (
-        serving(lambda: trained.model("sliding_window"), stop_seconds=0.5) as found,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        answer = pool.submit(found.ask, questions(1)[0])
-        eventually(lambda: found.metric("dti_open_requests") == 1)
-        found.server.stop()
-        found.thread.join(10)
-        assert not found.thread.is_alive()
-        gate.set()
-        assert answer.exception() is not None or answer.result().status_code >= 500
-
-
-def test_health_is_said_before_the_model_is_there(trained: Paths) -> None:
-    there = Event()
-
-    def find() -> Path:
-        assert there.wait(20)
-        return trained.model("sliding_window")
-
-    with serving(find, ready=False) as found:
-        health, answer = found.client.get("/health"), found.ask(questions(1)[0])
-        assert (health.status_code, health.json()) == (503, {"status": "loading"})
-        assert (answer.status_code, answer.json()) == (503, {"error": "the model is being loaded"})
-        there.set()
-        eventually(lambda: found.client.get("/health").status_code == 200)
-        assert found.client.get("/health").json()["paradigm"] == "sliding_window"
-        assert found.ask(questions(1)[0]).status_code == 200
-
-
-def test_a_service_without_a_model_or_an_address_ends_in_one_sentence(trained: Paths, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no manifest\.json"):
-        Server(ServingConfig(), lambda: tmp_path, "127.0.0.1", 0).run()
-    with serving(lambda: trained.model("sliding_window")) as found:
-        port = int(found.server.url.rpartition(":")[2])
-        with pytest.raises(InputError, match=f"nothing can be served at 127.0.0.1 port {port}"):
-            Server(ServingConfig(), lambda: tmp_path, "127.0.0.1", port)
-
-
 def test_logs_are_json_lines_without_user_data(
-    trained: Paths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    served: Paths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "zanzibar"
     good = {"user_id": secret, "history": [{"item_id": secret, "label": 1}], "candidates": [{"item_id": secret}] * 2}
-    real = Scorer.score
+    real = Scorer.score_each
 
-    def failing(self: Scorer, asked: Any) -> list[list[float]]:
-        if not isinstance(asked[0], dict) and asked[0].user_id == f"{secret} fails":
+    def failing(self: Scorer, asked: Sequence[Request]) -> list[Scored | InputError]:
+        if asked[0].user_id == f"{secret} fails":
             raise RuntimeError(f"an error that quotes {secret}")
         return real(self, asked)
 
-    monkeypatch.setattr(Scorer, "score", failing)
-    with serving(lambda: trained.model("sliding_window")) as found, caplog.at_level("INFO"):
+    monkeypatch.setattr(Scorer, "score_each", failing)
+    with serving(lambda: served.model("sliding_window")) as found, caplog.at_level("INFO"):
         caplog.clear()
         answers = [
             found.ask(good, **{"X-Request-Id": "mine-1"}),
@@ -400,9 +219,9 @@ def test_logs_are_json_lines_without_user_data(
     assert {line.get("error") for line in lines if line["level"] == "error"} == {"RuntimeError"}
 
 
-def test_metrics_count_what_was_asked(trained: Paths) -> None:
+def test_metrics_count_what_was_asked(served: Paths) -> None:
     asked = questions(5)
-    with serving(lambda: trained.model("dti_isolated")) as found:
+    with serving(lambda: served.model("dti_isolated")) as found:
         for one in [*asked, {}]:
             found.ask(one)
         assert found.metric('dti_requests_total{status="200"}') == 5

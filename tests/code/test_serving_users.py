@@ -19,7 +19,7 @@ from dti_pipeline.paradigms import DTI_ISOLATED, SLIDING_WINDOW
 from dti_pipeline.paths import Paths
 from dti_pipeline.serving import forward, requests
 from dti_pipeline.serving.knowledge import in_order, known_rows
-from dti_pipeline.serving.scorer import Scorer
+from dti_pipeline.serving.scorer import Scored, Scorer
 from dti_pipeline.serving.user_states import NotHeld, UserStates
 from tests.code.services import serving
 from tests.model.conftest import small_model
@@ -158,6 +158,28 @@ def test_a_request_that_comes_twice_is_answered_twice(loaded: dict[str, Scorer])
     one, two, three = scorer.score(both)
     assert one == pytest.approx(loaded["dti"].score([asked("b", events[:20])])[0], abs=1e-6)
     assert two != pytest.approx(three, abs=1e-6), "b's prompt is longer than c's"
+
+
+def test_an_answer_has_its_own_request_s_state_whatever_else_was_answered(loaded: dict[str, Scorer]) -> None:
+    """Requests are forgotten once they are answered, and Python gives their places in memory to the next ones."""
+    scorer, places, named = keeping(loaded["dti"]), set(), {}
+    for number in range(12):
+        user = f"user {number}" if number % 3 else None
+        request = requests.parse(asked(f"user {number}", history(8, seed=number)) | {"user_id": user}, "it")
+        places.add(id(request))
+        [found] = scorer.scored([request])
+        assert found.state == (None if user is None else states(scorer).states[user].name)
+        named[number] = found.state
+        del request
+    assert len(places) < len(named), "places were used again"
+    assert len({name for name in named.values() if name is not None}) == 8
+    # What stands together is told apart, and a refused one has no state.
+    good, bad = asked("a", history(8)), asked("b", [], state="0" * 32)
+    one, refused, two = scorer.score_each([requests.parse(each, "it") for each in (good, bad, good | {"user_id": "c"})])
+    assert isinstance(refused, NotHeld)
+    assert isinstance(one, Scored)
+    assert isinstance(two, Scored)
+    assert (one.state, two.state) == tuple(states(scorer).states[user].name for user in "ac")
 
 
 def test_memory_is_bounded_and_who_was_asked_for_longest_ago_goes(loaded: dict[str, Scorer]) -> None:

@@ -123,5 +123,5 @@ class Batcher:
             if isinstance(answer, InputError):
                 one.answer.set_exception(answer)
             else:
-                self._metrics.candidates.inc(len(answer))
-                one.answer.set_result(Scores(answer, served.name, served.scorer.state_of(one.request)))
+                self._metrics.candidates.inc(len(answer.probabilities))
+                one.answer.set_result(Scores(answer.probabilities, served.name, answer.state))

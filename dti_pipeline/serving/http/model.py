@@ -59,7 +59,7 @@ class Models:
     def look(self) -> None:
         """Load the model that is named now, unless it is in use. InputError says why it is refused; the model in use
         then stays, and the same folder is read again after ``RETRY_SECONDS``."""
-        folder = self._find()
+        folder = self._find().resolve()  # a link that moves on while it is read leads to one model all the same
         name = _name(folder)
         if self.current is not None and name == self.current.name:
             return
