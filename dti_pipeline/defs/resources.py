@@ -14,7 +14,6 @@ from dti_pipeline import config
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 
-
 #: Dagster's word that a training process has started, which tells a reader nothing.
 PIPES_OPENED = "[pipes] external process successfully opened dagster pipes."
 
