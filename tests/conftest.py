@@ -57,6 +57,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else some libraries take what is left at the end for leaks
+
+
 def _cuda() -> bool:
     if importlib.util.find_spec("torch") is None:
         return False
