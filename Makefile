@@ -17,9 +17,9 @@ setup: .venv/.installed .venv/bin/dvc  ## Build .venv and .venv-dvc from the pin
 demo: setup  ## Synthetic log to comparison through Dagster: a few minutes on two cores, no network
 	@DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}" $(BIN)/python -m dti_pipeline.defs.demo
 
-# One thread a process: two test processes share two cores. A file's tests stay in one process, since
+# One thread a process, and no processes that compile: two test processes share two cores. A file's tests stay in one process, since
 # they share fixtures; files start in the order of pyproject.toml's testpaths.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## Style, types, dvc.yaml, imports and the fast unit tests: under a minute
 	@$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -48,6 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_ray)
         if "browser" in item.keywords and not (CHROMIUM and DRIVER):
             item.add_marker(no_browser)
+
+
+def pytest_collection_finish() -> None:
+    """Whole libraries are loaded by now and stay: looking through them takes the collector half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else some libraries take what is left at the end for leaks
 
 
 def _cuda() -> bool:

@@ -1,4 +1,4 @@
-"""Stages in processes that are killed: at a moment, or at one of their calls of the file system.
+"""Stages in processes that are killed: at a moment, at one of their calls of the file system, at a training's step.
 
 Processes are forked from a server that has imported everything: a kill costs less than an import.
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 from dti_pipeline import artifacts, pipeline
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
+from dti_pipeline.training import checkpoint
+from dti_pipeline.training.progress import Event, Stepped
 
 #: Python tells its hooks of these before it does them.
 CALLS = {
@@ -121,10 +123,38 @@ class Attack:
         return process.exitcode
 
 
-def _work(config: Config, paths: Paths, name: str, paradigm: str | None, die_at: int, counted: object) -> None:
+def train(config: Config, paths: Paths, paradigm: str, die_at: int, half_written: bool = False) -> int | None:
+    """Train in a process that is killed after this step, or while that step's checkpoint is written; its code."""
+    process = _server.Process(target=_train, args=(config, paths, paradigm, die_at, half_written))
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def _train(config: Config, paths: Paths, paradigm: str, die_at: int, half_written: bool) -> None:
+    _to_log(paths)
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == die_at:
+            if not half_written:
+                die()
+            checkpoint.write_json = die  # the tensors of this step's checkpoint are there, what belongs to them is not
+
+    pipeline.execute(pipeline.TRAIN, config, paths, paradigm, [listen])
+
+
+def _to_log(paths: Paths) -> None:
+    """Have what this process prints in a file beside the home."""
     log = (paths.home.parent / "stages.log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+
+
+def _work(config: Config, paths: Paths, name: str, paradigm: str | None, die_at: int, counted: object) -> None:
+    _to_log(paths)
     calls = _mortal(die_at)
     pipeline.execute(pipeline.BY_NAME[name], config, paths, paradigm)
     if counted is not None:

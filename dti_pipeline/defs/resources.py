@@ -14,6 +14,9 @@ from dti_pipeline import config
 from dti_pipeline.config import Config
 from dti_pipeline.paths import Paths
 
+#: Dagster's word that a training process has started, which tells a reader nothing.
+PIPES_OPENED = "[pipes] external process successfully opened dagster pipes."
+
 
 @dataclass(frozen=True)
 class Work:
@@ -55,6 +58,7 @@ def console(context: dg.InitLoggerContext) -> logging.Logger:
     """Time, asset, message. A run has it with ``loggers: {console: {}}`` in its configuration."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Formatter())
+    handler.addFilter(lambda record: not record.getMessage().endswith(PIPES_OPENED))
     log = logging.Logger("dti", logging.INFO)
     log.addHandler(handler)
     return log

@@ -72,7 +72,7 @@ def report_to(pipes: PipesContext) -> Listener:
     def listen(event: Event) -> None:
         tell(event)
         if isinstance(event, Started) and event.run_id:
-            pipes.log.info(f"curves, as they grow: {mlflow_page.run_address(event.run_id)}")
+            pipes.log.info(f"curves{mlflow_page.needs()}: {mlflow_page.run_address(event.run_id)}")
         elif isinstance(event, FellBack):
             pipes.log.warning(event.line)
 

@@ -36,7 +36,8 @@ def run(function: Callable[[T], R], tasks: Sequence[T], config: ExecutionConfig,
 
     ``function`` is one of a module, and tasks and results can be pickled: they are small, and name files that every
     machine reaches by the same path. A task may be run again after a part of it was done, so it writes its files aside
-    and renames them. ``what`` says in a word or two what is made. An exception of a task ends the run. Raises
+    and renames them. ``what`` says in a word or two what is made; the log tells how many are done where tasks run
+    outside this process. An exception of a task ends the run. Raises
     InputError for a task whose process died ``execution.retries`` times and once more.
     """
     if not tasks:
@@ -48,7 +49,7 @@ def run(function: Callable[[T], R], tasks: Sequence[T], config: ExecutionConfig,
         for number, result in _each(function, tasks, config, what):
             results[number] = result
             bar.advance(shown)
-            if len(tasks) > 1:
+            if several(config) and len(tasks) > 1:
                 log.info("%s: %d of %d", what, len(results), len(tasks))
     return [results[number] for number in range(len(tasks))]
 

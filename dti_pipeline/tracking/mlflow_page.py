@@ -42,6 +42,11 @@ def run_address(run_id: str) -> str:
     return f"{os.environ.get('DTI_MLFLOW_URL') or URL}/#/runs/{run_id}"
 
 
+def needs() -> str:
+    """What the address of a run needs, for a reader of it: nothing where somebody has said where the page is."""
+    return "" if os.environ.get("DTI_MLFLOW_URL") else " (needs `make ui` or `mlflow ui`)"
+
+
 def experiment_tags() -> dict[str, str]:
     """Tags of a new experiment: a view of the trainings by AUC, and one of the comparisons, the newest first."""
     trainings = "tags.paradigm != ''"  # the comparisons that group them have none

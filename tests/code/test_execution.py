@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,15 @@ def test_one_worker_is_this_process() -> None:
     found = tasks.run(workers.process_of, [3, 1, 2], ExecutionConfig(), "tasks")
     assert found == [(number, os.getpid()) for number in (3, 1, 2)]
     assert tasks.run(workers.process_of, [], TWO, "tasks") == []
+
+
+@pytest.mark.parametrize(("config", "said"), [(ExecutionConfig(), []), (TWO, [f"tasks: {n} of 3" for n in (1, 2, 3)])])
+def test_how_many_are_done_is_said_only_of_what_runs_elsewhere(
+    config: ExecutionConfig, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, tasks.log.name):
+        tasks.run(workers.process_of, [3, 1, 2], config, "tasks")
+    assert caplog.messages == said
 
 
 def test_a_death_is_survived_and_answers_come_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -86,7 +86,11 @@ def test_a_trait_takes_a_choice_away_with_its_reason(
 def test_a_plan_is_said_line_by_line_and_kept_whole() -> None:
     plan = ExecutionPlan.make(LARGE, CUDA, torch.bfloat16).without("compiled_layers", "the compiler raised")
     assert "compiled layers: no (the compiler raised)" in plan.lines()
-    assert len(plan.lines()) == len(plan.choices)
+    said = ", ".join(line.partition(":")[0] for line in plan.lines()).split(", ")
+    assert len(said) == len(set(said)) == len(plan.choices)
+    on_cpu = ExecutionPlan.make(LARGE, torch.device("cpu"), torch.float32)
+    (line,) = (line for line in on_cpu.lines() if "no CUDA device" in line)
+    assert line.startswith("attention kernel, sum kernel, ")
     kept = plan.plain()
     assert kept["device"] == "cuda"
     assert kept["compute"] == "bfloat16"

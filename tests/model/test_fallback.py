@@ -42,7 +42,7 @@ def home_of(token_home: tuple[Config, Paths], folder: Path, **training: Any) -> 
     everything that depends on random numbers, moments or order would show."""
     AcceleratorState._reset_state()
     config, made = token_home
-    settings = {"targets_per_step": 48, "evaluations": 1, "average_decay": 0.9, **training}
+    settings = {"targets_per_step": 48, "evaluations": 0, "average_decay": 0.9, **training}
     changed = dataclasses.replace(
         config,
         training=dataclasses.replace(config.training, **settings),

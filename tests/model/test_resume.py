@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,16 +19,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dti_pipeline import pipeline
-from dti_pipeline.config import Config, LoraConfig, TrackingConfig, TrainingConfig
+from dti_pipeline.config import Config, LoraConfig, TrackingConfig
 from dti_pipeline.errors import CheckFailed
 from dti_pipeline.packing.pack import pack
 from dti_pipeline.paths import Paths
-from dti_pipeline.plain import to_plain
-from dti_pipeline.training import checkpoint, loop
-from dti_pipeline.training.checkpoint import KEEP, Progress
-from dti_pipeline.training.optimizer import optimizer_for
+from dti_pipeline.training import loop
 from dti_pipeline.training.progress import Event, Started, Stepped
 from dti_pipeline.training.train import train
+from tests import killing
 from tests.model.architectures import write
 
 PARADIGM = "dti"
@@ -177,37 +172,8 @@ def test_the_run_that_a_tracker_names_is_noted_at_the_start_and_forgotten_when_i
     assert not paths.checkpoints(PARADIGM).exists()
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from dti_pipeline import pipeline
-from dti_pipeline.config import Config
-from dti_pipeline.plain import from_plain
-from dti_pipeline.paths import Paths
-from dti_pipeline.training import checkpoint, loop
-from dti_pipeline.training.progress import Stepped
-
-at, half_written = int(sys.argv[3]), sys.argv[4] == "half_written"
-write_json = checkpoint.write_json
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def listen(event):
-    if isinstance(event, Stepped) and event.step == at:
-        if not half_written:
-            die()
-        checkpoint.write_json = die  # the tensors of this step's checkpoint are there, what belongs to them is not
-
-config, paths = from_plain(Config, json.loads(sys.argv[1])), Paths(Path(sys.argv[2]))
-pipeline.execute(pipeline.TRAIN, config, paths, "dti", [listen])
-"""
-
-
-def kill_at(config: Config, paths: Paths, step: int, *how: str) -> None:
-    arguments = [json.dumps(to_plain(config)), str(paths.home), str(step), *(how or ("at_once",))]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def kill_at(config: Config, paths: Paths, step: int, half_written: bool = False) -> None:
+    assert killing.train(config, paths, PARADIGM, step, half_written) == -signal.SIGKILL
 
 
 def records(paths: Paths) -> Any:
@@ -241,6 +207,7 @@ def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_pat
     """kill -9 at random steps, once while a checkpoint is written: the model, the history and the one MLflow run are
     those of a training that was left alone. Nothing is saved at the end; the steps since the last save are done again.
     """
+    killing.preload(killing.FEW)
     config, left_alone = ready
     tracked = dataclasses.replace(config, tracking=TrackingConfig())
     every_step = dataclasses.replace(tracked, training=dataclasses.replace(config.training, checkpoint_seconds=0))
@@ -255,7 +222,7 @@ def test_killed_several_times_and_continued(ready: tuple[Config, Paths], tmp_pat
     assert not any(paths.checkpoints(PARADIGM).glob("*/step-*")), "killed before the first checkpoint"
     kill_at(every_step, paths, first)
     assert first_step(paths) == first - 1, "the newest checkpoint is that of the step before"
-    kill_at(every_step, paths, second, "half_written")
+    kill_at(every_step, paths, second, half_written=True)
     assert first_step(paths) == second - 1, "half a checkpoint does not count"
     kill_at(every_step, paths, third)
     (killed,) = curves(paths)
@@ -298,71 +265,6 @@ def test_a_checkpoint_of_another_training_is_never_continued(token_home: tuple[C
     assert events[0].targets_seen > 0, "the others did not cost the first one its checkpoint"  # type: ignore[union-attr]
 
 
-def small() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5), torch.nn.Linear(2, 1))
-    model[0].bias.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return model, torch.optim.AdamW(trained, lr=0.1)
-
-
-def go(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model(torch.ones(4, 3)).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def test_a_checkpoint_restores_weights_moments_random_numbers_and_progress(tmp_path: Path) -> None:
-    model, optimizer = small()
-    for _ in range(3):
-        go(model, optimizer)
-    progress = Progress(step=3, targets_seen=12, tokens_seen=99, train_seconds=1.5, run_id="r", history=[{"loss": 1.0}])
-    checkpoint.save(tmp_path, progress, model, optimizer)
-    go(model, optimizer)
-    expected = [p.clone() for p in model.parameters()]
-    other, its_optimizer = small()
-    assert checkpoint.restore(tmp_path, other, its_optimizer) == progress
-    go(other, its_optimizer)
-    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), expected, strict=True))
-    assert checkpoint.restore(tmp_path / "another", other, its_optimizer) is None
-
-
-def test_every_process_gets_its_own_random_numbers_back(tmp_path: Path) -> None:
-    model, optimizer = small()
-    states = torch.stack([torch.Generator().manual_seed(seed).get_state() for seed in (1, 2)])
-    checkpoint.save(tmp_path, Progress(step=1), model, optimizer, {"cpu": states})
-    for process, seed in enumerate((1, 2)):
-        checkpoint.restore(tmp_path, model, optimizer, process)
-        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-7])
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [(name, damage) for name in (checkpoint.TENSORS, checkpoint.STATE) for damage in (truncate, Path.unlink)]
-    + [(checkpoint.TENSORS, flip)],
-)
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, name: str, damage: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    model, optimizer = small()
-    go(model, optimizer)
-    for step in (1, 2):
-        checkpoint.save(tmp_path, Progress(step=step), model, optimizer)
-    damage(tmp_path / "step-000000002" / name)
-    assert checkpoint.restore(tmp_path, model, optimizer) == Progress(step=1)
-    assert "step-000000002 is damaged" in caplog.text
-
-
 def test_signals_that_come_together_are_one_request(token_home: tuple[Config, Paths], tmp_path: Path) -> None:
     """A terminal's Ctrl-C reaches torchrun and its processes, and torchrun passes its own on."""
     config = configured(token_home[0])
@@ -379,34 +281,3 @@ def test_signals_that_come_together_are_one_request(token_home: tuple[Config, Pa
     with pytest.raises(CheckFailed, match="interrupted at step 3;"):
         train(config, paths, PARADIGM, [insist])
     assert first_step(paths) == 3
-
-
-def test_a_checkpoint_of_another_optimizer_is_not_continued(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As an earlier version's was, which had its moments weight by weight."""
-    model, optimizer = small()
-    go(model, optimizer)
-    checkpoint.save(tmp_path, Progress(step=1), model, optimizer)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    go(model, optimizer)
-    after = [parameter.detach().clone() for parameter in model.parameters()]
-    flat = optimizer_for(model, TrainingConfig())
-    assert checkpoint.restore(tmp_path, model, flat) is None
-    assert "the training begins anew" in caplog.text
-    assert all(map(torch.equal, model.parameters(), after))
-    assert not all(map(torch.equal, before, after))
-
-
-def test_only_whole_checkpoints_count_and_only_the_newest_are_kept(tmp_path: Path) -> None:
-    model, optimizer = small()
-    go(model, optimizer)
-    for step in range(1, 6):
-        checkpoint.save(tmp_path, Progress(step=step), model, optimizer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (4, 5)][-KEEP:]
-    half = tmp_path / ".step-000000006"  # killed while it was written
-    half.mkdir()
-    (half / "state.safetensors").write_bytes(b"half")
-    found = checkpoint.restore(tmp_path, model, optimizer)
-    assert found is not None
-    assert found.step == 5
-    checkpoint.save(tmp_path, Progress(step=6), model, optimizer)
-    assert checkpoint.restore(tmp_path, model, optimizer) == Progress(step=6)

@@ -1,5 +1,5 @@
 """What several of these tests start from: a home whose runs are recorded, an asset graph whose stages cost nothing, a
-project after `make demo`."""
+project after `make demo`, the log of a study."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from dti_pipeline.defs import training
 from dti_pipeline.paths import Paths
 from dti_pipeline.pipeline import TRAIN, Stage
 from dti_pipeline.tracking import mlflow_evaluation, registry
+from experiments import schedule
 from tests import small
+from tests.pipeline import studies
 from tests.pipeline.stand_ins import Stages
 from tests.project import Project
 
@@ -57,6 +59,17 @@ def small_home(tmp_path_factory: pytest.TempPathFactory) -> Paths:
         if not (home / "reports" / "comparison").exists():
             small.make(Paths(home))
     return Paths(home)
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of a study whose log is prepared and of which nothing was run. For copying."""
+    with once(tmp_path_factory, "study_logs") as folder:
+        work = folder / "study"
+        if not work.exists():
+            grid = studies.study(folder / "file")
+            schedule.prepare(grid, work, grid.runs, {}, Paths(folder))
+    return work
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,10 +123,13 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Page]:
     project = Project(tmp_path_factory.mktemp("project"))
     project.params["paradigms"] = ["dti"]
-    project.set({"training": {"targets_per_step": 32}})
+    shutil.copy(empty_store, project.paths.home / "mlflow.db")
+    # Two processes through torchrun, and steps enough to be cancelled among.
+    training = {"targets_per_step": 32, "processes": 2, "epochs": 20, "checkpoint_seconds": 1}
+    project.set({"training": training, "validation": {"required": False}})
     port = ui.free_port(3600)
     (project.home / "dti_pipeline").symlink_to(ROOT / "dti_pipeline")
     programs = Path(sys.executable).parent
@@ -180,45 +184,29 @@ def trainers(paths: Paths) -> list[psutil.Process]:
     return found
 
 
-def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(page: Page) -> None:
-    """In two processes through torchrun: cancelled from Dagster while it trains, then launched again."""
-    overrides = ["training.processes=2", "training.epochs=20", "validation.required=false"]
-    settings = config.load(page.paths.params, overrides)
+@pytest.fixture(scope="module")
+def cancelled(page: Page) -> str:
+    """The id of a run whose training, in two processes, was cancelled from Dagster."""
+    settings = config.load(page.paths.params)
     for name in ("synth", "ingest", "tokenize"):
         BY_NAME[name].run(settings, page.paths)
     BY_NAME["pack"].run(settings, page.paths, "dti")
-
-    run = page.launch("one_paradigm", ["model"], "dti", overrides)
+    run = page.launch("one_paradigm", ["model"], "dti", ["training.checkpoint_seconds=600"])
     page.wait(lambda: "targets/s" in page.log(run) or page.status(run) in ENDED)
     assert len(trainers(page.paths)) == 3, page.log(run)  # torchrun and two processes
     page.terminate(run)
     assert page.wait_until_ended(run) == "CANCELED", page.log(run)
     assert trainers(page.paths) == []
-    assert "saving a checkpoint" in page.log(run)
-    assert len(list(page.paths.checkpoints("dti").glob("*/step-*"))) == 1
+    assert len(list(page.paths.checkpoints("dti").glob("*/step-*"))) == 1, "the one of the cancelled, none before"
     assert not page.paths.model("dti").exists()
-
-    again = page.launch("one_paradigm", ["model"], "dti", overrides)
-    assert page.wait_until_ended(again) == "SUCCESS", page.log(again)
-    assert "going on after" in page.log(again)
-    assert not page.paths.checkpoints("dti").exists()
-    report = artifacts.read(page.paths.model("dti"), "train", TrainReport).report
-    assert report.world_size == 2
-    assert f"{report.targets:,} targets to see" in page.log(run)
-    store = MlflowClient(page.paths.tracking_uri)
-    (tracked,) = store.search_runs([store.get_experiment_by_name("dti").experiment_id])
-    assert tracked.info.run_id == report.mlflow_run_id
-    assert tracked.info.status == "FINISHED"
-    steps = [point.step for point in store.get_metric_history(tracked.info.run_id, "train/loss")]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == report.targets
+    return run
 
 
-# The whole comparison.
+# The whole comparison, which goes on with that training.
 
 
 @pytest.fixture(scope="module")
-def compared(page: Page) -> str:
+def compared(page: Page, cancelled: str) -> str:
     """The id of a backfill of the whole graph, requested by the command and finished by Dagster's daemon."""
     said = page.project.run(sys.executable, "-m", "dti_pipeline.defs.whole_comparison", DTI_HOME=str(page.paths.home))
     backfill = re.search(r"Backfill (\w+) of dti:", said)
@@ -227,6 +215,29 @@ def compared(page: Page) -> str:
     runs = page.runs(**{"dagster/backfill": backfill[1]})
     assert page.backfill(backfill[1]) == "COMPLETED_SUCCESS", "\n".join(map(page.log, runs))
     return backfill[1]
+
+
+def training_of(page: Page, backfill: str) -> str:
+    """The id of the backfill's run that trains."""
+    return next(run for run in page.runs(**{"dagster/backfill": backfill}) if "model" in page.assets(run))
+
+
+def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(page: Page, cancelled: str, compared: str) -> None:
+    """Of the same data, though every stage before it has run again."""
+    assert "saving a checkpoint" in page.log(cancelled)
+    assert "going on after" in page.log(training_of(page, compared))
+    assert not page.paths.checkpoints("dti").exists()
+    report = artifacts.read(page.paths.model("dti"), "train", TrainReport).report
+    assert report.world_size == 2
+    assert f"{report.targets:,} targets to see" in page.log(cancelled)
+    store = MlflowClient(page.paths.tracking_uri)
+    experiment = store.get_experiment_by_name("dti").experiment_id
+    (tracked,) = store.search_runs([experiment], "tags.paradigm != ''")
+    assert tracked.info.run_id == report.mlflow_run_id
+    assert tracked.info.status == "FINISHED"
+    steps = [point.step for point in store.get_metric_history(tracked.info.run_id, "train/loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == report.targets
 
 
 def test_the_whole_comparison_is_three_runs_one_after_the_other(page: Page, compared: str) -> None:
@@ -279,8 +290,7 @@ def test_the_whole_comparison_is_watched_and_read(
     """The backfill with its runs, the progress of a training, the comparison's figures."""
     chromium.open(f"{page.url}/runs/b/{compared}?tab=runs")
     chromium.wait_for("Succeeded")
-    training = next(run for run in page.runs(**{"dagster/backfill": compared}) if "targets/s" in page.log(run))
-    chromium.open(f"{page.url}/runs/{training}")
+    chromium.open(f"{page.url}/runs/{training_of(page, compared)}")
     chromium.wait_for("targets/s", PATIENCE)
     shot("progress")
     chromium.open(f"{page.url}/assets/comparison")

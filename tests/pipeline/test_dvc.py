@@ -47,10 +47,31 @@ def project(demonstrated: tuple[Project, str], tmp_path: Path) -> Project:
     return copy
 
 
+#: `dvc status --json` for each file of parameters that is named, in one process: most of a status is loading DVC.
+STATUS = """
+import shutil, sys
+from dvc.cli import main
+for params in sys.argv[1:]:
+    shutil.copy(params, "params.yaml")
+    assert main(["status", "--json"]) == 0
+"""
+
+
 @pytest.fixture(scope="module")
-def watched(demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same, for tests that change nothing but params.yaml."""
-    return demonstrated[0].copy(tmp_path_factory.mktemp("watched") / "project")
+def stale(demonstrated: tuple[Project, str], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Any], Any]:
+    """What DVC says of a project that Dagster ran, for each change of a parameter."""
+    folder = tmp_path_factory.mktemp("watched")
+    project, files = demonstrated[0].copy(folder / "project"), []
+    for number, (parameter, value) in enumerate(TOUCHES):
+        section, key = parameter.split(".")
+        params = yaml.safe_load(yaml.safe_dump(project.params))
+        assert params[section][key] != value
+        params[section][key] = value
+        files.append(folder / f"{number}.yaml")
+        files[-1].write_text(yaml.safe_dump(params))
+    python = DVC.parents[2] / ".venv-dvc" / "bin" / "python"
+    said = project.run(python, "-c", STATUS, *files)
+    return dict(zip(TOUCHES, map(json.loads, said.splitlines()), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +81,10 @@ def bucket() -> Iterator[Store]:
 
 
 @pytest.mark.parametrize(("parameter", "value"), TOUCHES)
-def test_a_parameter_makes_stale_the_stages_that_read_it(watched: Project, parameter: str, value: object) -> None:
-    section, key = parameter.split(".")
-    params = yaml.safe_load(yaml.safe_dump(watched.params))
-    assert params[section][key] != value
-    params[section][key] = value
-    watched.paths.params.write_text(yaml.safe_dump(params))
-    assert set(json.loads(watched.run(DVC, "status", "--json"))) == TOUCHES[parameter, value]
+def test_a_parameter_makes_stale_the_stages_that_read_it(
+    stale: dict[tuple[str, Any], Any], parameter: str, value: object
+) -> None:
+    assert set(stale[parameter, value]) == TOUCHES[parameter, value]
 
 
 def test_a_key_left_out_is_as_its_default_for_dvc_too_once_it_is_written(project: Project) -> None:
@@ -121,27 +139,12 @@ def test_a_log_in_a_store_is_watched(bucket: Store, tmp_path: Path) -> None:
     assert changed["ingest"][0]["changed deps"] == {"s3://dti/my log/é%20": "modified"}
 
 
-def test_an_old_commit_gives_back_its_model(project: Project) -> None:
+def test_an_experiment_shows_what_another_parameter_changed_and_an_old_commit_gives_back_its_model(
+    project: Project,
+) -> None:
+    """`exp run -S` with a list and a number, both forms of comparing it with the commit, and the way back."""
     model = project.paths.model("dti")
     old = artifacts.folder_digest(model)
-    project.set({"training": {"epochs": 0.1}})
-    assert running(project.run(DVC, "repro", "train@dti")) == ["train@dti"]
-    store = MlflowClient(project.paths.tracking_uri)
-    experiment = store.get_experiment_by_name("dti").experiment_id
-    (run, *_) = store.search_runs([experiment], "tags.paradigm != ''", order_by=["attributes.start_time DESC"])
-    assert run.data.params["training.epochs"] == "0.1"
-    new = artifacts.folder_digest(model)
-    assert new != old
-    project.commit("half the epochs")
-    for commit, digest in (("HEAD~1", old), ("-", new)):
-        project.run("git", "checkout", "--quiet", commit)
-        project.run(DVC, "checkout", "train@dti")
-        assert artifacts.folder_digest(model) == digest
-        assert "train@dti" not in json.loads(project.run(DVC, "status", "--json", "train@dti"))
-
-
-def test_an_experiment_shows_what_another_parameter_changed(project: Project) -> None:
-    """`exp run -S` with a list and a number, then both forms of comparing it with the commit."""
     ran = project.run(DVC, "exp", "run", "-S", "training.epochs=0.4", "-S", "paradigms=[dti]")
     assert running(ran) == ["train@dti", "evaluate@dti", "compare"]
     epochs = json.loads(project.run(DVC, "params", "diff", "--json"))["params.yaml"]["training.epochs"]
@@ -153,6 +156,19 @@ def test_an_experiment_shows_what_another_parameter_changed(project: Project) ->
     page = (project.home / "dvc_plots" / "index.html").read_text()
     for drawn in ("HEAD", "workspace", "sliding_window", "dti"):
         assert re.search(rf'"(rev|paradigm)": ?"{drawn}"', page), f"{drawn} is not in the plots"
+
+    store = MlflowClient(project.paths.tracking_uri)
+    experiment = store.get_experiment_by_name("dti").experiment_id
+    (run, *_) = store.search_runs([experiment], "tags.paradigm != ''", order_by=["attributes.start_time DESC"])
+    assert run.data.params["training.epochs"] == "0.4"
+    new = artifacts.folder_digest(model)
+    assert new != old
+    project.commit("twice the epochs")
+    for commit, digest in (("HEAD~1", old), ("-", new)):
+        project.run("git", "checkout", "--quiet", commit)
+        project.run(DVC, "checkout", "train@dti")
+        assert artifacts.folder_digest(model) == digest
+        assert "train@dti" not in json.loads(project.run(DVC, "status", "--json", "train@dti"))
 
 
 def running(printed: str) -> list[str]:

@@ -1,15 +1,11 @@
-"""`dti study` on a small log: run, stopped, resumed, failed, paired, reported."""
+"""A study that was made: its rows, its report, its record in MLflow, and what is left to do."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,64 +21,14 @@ from dti_pipeline.errors import InputError
 from dti_pipeline.paths import Paths
 from experiments import analyse, command, schedule, write
 from experiments import grid as grids
-from experiments.grid import Grid
-from experiments.logs import prepare
-from experiments.run import ROW, execute, folder
-from tests.project import TINY
+from experiments.run import ROW, folder
+from tests.pipeline.studies import rows_of, study
 
 CONTRACT = {
     "dataset", "split", "paradigm", "k", "n", "fixes", "epochs", "seed", "auc", "auc_streaming", "log_loss", "gauc",
     "train_seconds", "targets_per_second", "tokens_per_second", "tokens", "speedup", "auc_difference", "floors",
     "hardware", "commit", "command", "config",
 }  # fmt: skip
-STUDY: dict[str, Any] = {
-    "results": ".",
-    "document": "results.md",
-    "pictures": "img",
-    "data_sets": {"demo": {"note": "made here", "params": {"events": {"source": "synthetic"}, **TINY}}},
-    "groups": [{"name": "main", "data_sets": ["demo"], "paradigms": ["sliding_window", "dti"], "n": [5], "k": [10]}],
-    "figures": {"leak_k": ["main"], "speedup_k": ["main"]},
-}
-DOCUMENT = """# Results
-
-<!-- study: main -->
-<!-- end -->
-
-<!-- histories: main -->
-<!-- end -->
-
-<!-- figure: leak_k -->
-<!-- end -->
-
-<!-- figure: auc_n -->
-<!-- end -->
-
-What we learned.
-"""
-
-
-def study(home: Path, **training: Any) -> Grid:
-    """The small study, written into a folder with a document that asks for its table."""
-    content = json.loads(json.dumps(STUDY))
-    content["data_sets"]["demo"]["params"]["training"] |= training
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "study.yaml").write_text(yaml.safe_dump(content))
-    (home / "results.md").write_text(DOCUMENT)
-    return grids.load(home / "study.yaml")
-
-
-def rows_of(home: Path) -> list[analyse.Row]:
-    """The rows of the results in the study's folder."""
-    return analyse.read(grids.load(home / "study.yaml"))
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder in which the log is prepared and nothing was run."""
-    work = tmp_path_factory.mktemp("logs")
-    grid = study(work / "file")
-    schedule.prepare(grid, work / "study", grid.runs, {}, Paths(work))
-    return work / "study"
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +50,13 @@ def finished(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished study, to change."""
     return shutil.copytree(finished, tmp_path / "home", symlinks=True)
+
+
+@pytest.fixture
+def tracked(home: Path, empty_store: Path) -> Path:
+    """The same with an empty store."""
+    shutil.copy(empty_store, home / "mlflow.db")
+    return home
 
 
 @pytest.mark.slow
@@ -203,71 +156,6 @@ def test_rows_of_other_data_are_refused(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_saves_leaves_no_process_and_goes_on_to_the_same_figures(logs: Path, tmp_path: Path) -> None:
-    grid = study(tmp_path, epochs=1.0, targets_per_step=32, checkpoint_seconds=0)  # steps enough to be stopped among
-    run = next(run for run in grid.runs if run.paradigm == "dti")
-    work, alone = (shutil.copytree(logs, tmp_path / name, symlinks=True) for name in ("study", "alone"))
-    expected = execute(run, alone)
-    content = yaml.safe_load((tmp_path / "study.yaml").read_text())
-    content["groups"][0]["paradigms"] = ["dti"]
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-
-    words = [sys.executable, "-m", "dti_pipeline.cli", "study", str(tmp_path / "study.yaml"), "--no-report"]
-    words += ["--workers", "2"]
-    command = subprocess.Popen(words, env=os.environ | {"DTI_HOME": str(tmp_path)}, stderr=subprocess.DEVNULL)
-    checkpoints = folder(work, run) / "home" / "models" / ".checkpoints"
-    until = time.monotonic() + 300
-    while not list(checkpoints.glob("*/*/step-*")) and time.monotonic() < until:
-        time.sleep(0.01)
-    command.send_signal(signal.SIGTERM)
-    assert command.wait() == 130
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert f"{work} {run.digest}" not in running
-    assert list(checkpoints.glob("*/*/step-*"))
-    assert not rows_of(tmp_path)
-
-    said: list[str] = []
-    assert schedule.execute(grid, work, [run], budget=1e-9, say=said.append) == 0
-    assert said == ["1 runs are left: the same command goes on with them"]
-    assert schedule.execute(grid, work, [run], say=said.append) == 0
-    (row,) = rows_of(tmp_path)
-    figures = ("auc", "auc_streaming", "log_loss", "loss", "targets", "steps")
-    assert {key: row[key] for key in figures} == {key: expected[key] for key in figures}
-    assert (expected["workers"], row["workers"]) == (1, 2)  # a part of it did not have the machine to itself
-
-
-def test_the_row_of_a_run_that_was_killed_says_by_what(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid, work = study(tmp_path), shutil.copytree(logs, tmp_path / "study", symlinks=True)
-    begin = subprocess.Popen
-    words = ["sh", "-c", "echo step 7; kill -KILL $$"]
-    monkeypatch.setattr(schedule.subprocess, "Popen", lambda given, **options: begin(words, **options))
-    assert schedule.execute(grid, work, grid.runs[:1], say=lambda text: None) == 1
-    (row,) = rows_of(tmp_path)
-    assert row["error"] == "killed by SIGKILL: step 7"
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_has_a_row_with_its_error_and_is_tried_again(logs: Path, tmp_path: Path) -> None:
-    grid, work = study(tmp_path), shutil.copytree(logs, tmp_path / "study", symlinks=True)
-    run = next(run for run in grid.runs if run.paradigm == "dti")
-    (work / "demo" / "packed").write_text("in the way")
-    said: list[str] = []
-    assert schedule.execute(grid, work, [run], say=said.append) == 1
-    (row,) = rows_of(tmp_path)
-    assert row["error"] in said[0]
-    assert "packed" in row["error"]
-    assert row["paradigm"] == "dti"
-    assert next(schedule.listing(grid, work, [run]))["state"] == "failed"
-    (work / "demo" / "packed").unlink()
-    assert schedule.execute(grid, work, [run], say=said.append) == 0
-    (row,) = rows_of(tmp_path)
-    assert "error" not in row
-    assert row["auc"] > 0
-
-
-@pytest.mark.slow
 def test_the_report_is_made_from_the_rows_and_making_it_again_changes_nothing(home: Path) -> None:
     def files() -> dict[str, bytes]:
         found = [home / analyse.ROWS, home / "study.json", home / "results.md", *(home / "img").iterdir()]
@@ -328,45 +216,6 @@ def test_the_command_is_there_where_experiments_is(there: bool) -> None:
     assert "compare" in done.stdout.split()
 
 
-def test_a_prepared_log_needs_no_duckdb(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = study(tmp_path)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "duckdb" else find(name))
-    prepare(grid, "demo", logs, {}, Paths(tmp_path))
-    grid.data_sets["demo"].params["split"] = {"min_history": 6}
-    with pytest.raises(InputError, match="duckdb is not installed here: run `dti study --prepare` where it is"):
-        prepare(grid, "demo", logs, {}, Paths(tmp_path))
-
-
-@pytest.mark.slow
-def test_trials_on_a_rehearsal_are_prepared_trained_and_never_judged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = json.loads(json.dumps(STUDY)) | {"figures": {}, "document": None}
-    content["models"] = {"dry": {"model": {"dropout": 0.3}}}
-    content["data_sets"]["demo"]["params"]["split"] = {"rule": "user_order"}
-    recipe = {section: TINY[section] for section in ("packing", "model", "training")}
-    content["data_sets"]["past"] = {"rehearsal": {"of": "demo", "train": 0.6}, "params": recipe}
-    content["groups"] = [
-        {"name": "trials", "data_sets": ["past"], "paradigms": ["dti"], "models": ["", "dry"], "measure": "validation"}
-    ]
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    task = command.Task(tmp_path / "study.yaml", tmp_path / "study", workers=2)
-    untracked = config.load(Path("none"), ["tracking.enabled=false"])
-    report = command.make(task, untracked, Paths(tmp_path), None, lambda text: None)
-    assert (report["rows"], report["errors"], report["missing"]) == (2, 0, 0), rows_of(tmp_path)
-    for row in rows_of(tmp_path):
-        assert row["learning"][-1][1] == pytest.approx(row["validation_auc"], abs=1e-6)
-        assert row["floors"]
-        assert not [key for key in row if key.startswith(("auc", "test")) and row[key] is not None]
-    assert not list(tmp_path.glob("study/past/runs/*/predictions.parquet"))
-
-    # Brought along, a rehearsal needs neither duckdb nor the log that it was made of.
-    shutil.rmtree(tmp_path / "study" / "demo")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    prepare(grids.load(task.grid), "past", task.work, {}, Paths(tmp_path))
-
-
 def recorded(home: Path) -> tuple[MlflowClient, Run, dict[str, Run]]:
     """The store, the group's run, and the runs under it by their paradigm."""
     store = MlflowClient(Paths(home).tracking_uri)
@@ -378,14 +227,14 @@ def recorded(home: Path) -> tuple[MlflowClient, Run, dict[str, Run]]:
 
 
 @pytest.mark.slow
-def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_runs_under_it(home: Path) -> None:
-    grid, paths = grids.load(home / "study.yaml"), Paths(home)
+def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_runs_under_it(tracked: Path) -> None:
+    grid, paths = grids.load(tracked / "study.yaml"), Paths(tracked)
     settings = config.load(Path("none"))
-    write.report(grid, home / "study", settings, paths)
-    gathered = analyse.gather(grid, home / "study")
+    write.report(grid, tracked / "study", settings, paths)
+    gathered = analyse.gather(grid, tracked / "study")
     gathered[1]["speedup"] = 9.5  # found later
     tracking.record_study(settings, paths, gathered, lambda own, group: f"{len(own)} of {group}", {})
-    store, parent, children = recorded(home)
+    store, parent, children = recorded(tracked)
     assert len(children) == 2
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.data.metrics["test/auc"] for run in children.values()} == {round(row["auc"], 4) for row in gathered}
@@ -397,15 +246,15 @@ def test_mlflow_has_an_experiment_for_the_log_and_a_run_for_the_group_with_its_r
 
 
 @pytest.mark.slow
-def test_mlflow_has_seconds_of_trainings_that_had_their_machine_to_themselves_alone(home: Path) -> None:
-    grid, timed = grids.load(home / "study.yaml"), {"time/train_seconds", "perf/targets_per_second"}
+def test_mlflow_has_seconds_of_trainings_that_had_their_machine_to_themselves_alone(tracked: Path) -> None:
+    grid, timed = grids.load(tracked / "study.yaml"), {"time/train_seconds", "perf/targets_per_second"}
 
     def metrics() -> dict[str, dict[str, float]]:
-        write.report(grid, home / "study", config.load(Path("none")), Paths(home))
-        return {paradigm: run.data.metrics for paradigm, run in recorded(home)[2].items()}
+        write.report(grid, tracked / "study", config.load(Path("none")), Paths(tracked))
+        return {paradigm: run.data.metrics for paradigm, run in recorded(tracked)[2].items()}
 
     assert not any(timed & found.keys() for found in metrics().values())  # they were two at a time
-    content = rows_of(home)
+    content = rows_of(tracked)
     content[0]["workers"] = 1
     analyse.save(grid, content)
     found = metrics()

@@ -17,6 +17,9 @@ def test_demo_ends_with_the_table_and_where_to_look(demonstrated: tuple[Project,
     assert "| `sliding_window` |" in printed
     assert "| `dti` |" in printed
     assert str(project.paths.comparison_file("html")) in printed
+    assert "curves (needs `make ui` or `mlflow ui`): http://" in printed
+    for noise in ("[pipes]", "blocks of users packed", "files parsed"):
+        assert noise not in printed
     comparison = json.loads(project.paths.comparison_file("json").read_text())
     assert set(comparison["paradigms"]) == {"sliding_window", "dti"}
 

@@ -135,9 +135,11 @@ class ExecutionPlan:
         return replace(self, **changes)
 
     def lines(self) -> list[str]:
-        """One readable line a choice."""
-        names = {name: name.replace("_", " ").replace("sums", "[SUM] rows only") for name in self.choices}
-        return [f"{names[name]}: {'yes' if one else 'no'} ({one.reason})" for name, one in self.choices.items()]
+        """One readable line for all choices that one reason decides."""
+        alike: dict[Choice, list[str]] = {}
+        for name, choice in self.choices.items():
+            alike.setdefault(choice, []).append(name.replace("_", " ").replace("sums", "[SUM] rows only"))
+        return [f"{', '.join(names)}: {'yes' if one else 'no'} ({one.reason})" for one, names in alike.items()]
 
     def plain(self) -> dict[str, Any]:
         """What a manifest keeps."""
