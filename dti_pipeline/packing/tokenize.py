@@ -28,7 +28,7 @@ from dti_pipeline.packing.log_columns import Log
 from dti_pipeline.packing.report import Knowledge, TokenizedLoad, TokenizeReport
 from dti_pipeline.packing.store import ITEMS, read_columns, write_columns, write_parts
 from dti_pipeline.packing.user_texts import rendered
-from dti_pipeline.packing.vocabulary import ROLES, encode, load_tokenizer, special_tokens, tokenizer_of
+from dti_pipeline.packing.vocabulary import ROLES, encode, load_trained, special_tokens, tokenizer_of
 from dti_pipeline.packing.words import GAPS, filling_in, render
 from dti_pipeline.paths import Paths
 from dti_pipeline.validation.requirement import require_passed
@@ -147,7 +147,7 @@ def tokenize(config: Config, paths: Paths) -> TokenizeReport:
         if ingested.report.loads is not None and (before := _store_before(paths, keys)):
             made = _made_before(before)
             words = words or _Words(
-                load_tokenizer(paths.tokens), before.report.special_tokens, before.report.new_label_words,
+                load_trained(paths.tokens), before.report.special_tokens, before.report.new_label_words,
                 paths.tokens / TOKENIZER,
             )  # fmt: skip
         for number, path in [*enumerate(published.interactions(paths.events))][len(made.loads) :]:

@@ -102,6 +102,13 @@ def encode(
     return np.concatenate(kept).astype(np.int32), offsets, cut
 
 
+def load_trained(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a store that was trained on its texts. Cost: unlike :func:`load_tokenizer`, no import of torch."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer a store or a model was made with."""
     from transformers import AutoTokenizer
