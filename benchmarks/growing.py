@@ -2,8 +2,8 @@
 
 The log of `benchmarks.data_stages`, in one file, goes through `dti ingest`, `validate`, `tokenize` and `pack` (k = 50
 and the sliding window). Then a second file comes, the next day of its clock (28,800 rows), as a load
-(`events.loads_from`), and the stages run again. Its users are drawn among all, so that in a long log nearly every row is
-another user's. Each stage is a process of its own: wall time with interpreter and imports, CPU time, peak memory.
+(`events.loads_from`), and the stages run again. Its users are drawn among all, so that in a long log nearly every row
+is another user's. Each stage is a process of its own: wall time with interpreter and imports, CPU time, peak memory.
 
     python -m benchmarks.growing --rows 1000000 10000000
 """

@@ -20,8 +20,9 @@ HEADER = """\
 # when they differ. Metrics and plots are written here. `dvc repro` runs what changed, `dvc metrics show` and
 # `dvc plots show` read the comparison.
 """
-#: DVC would delete it before each run; ingestion reads the files that it parsed before.
-KEPT = frozenset({"data/staged"})
+#: DVC would delete them before each run. A stage takes from them what it need not make again: files that were parsed,
+#: loads of a log that grows.
+KEPT = frozenset({"data/staged", "data/events", "data/checks", "data/tokens", "data/shards/{paradigm}"})
 
 
 def render(text: str = "", header: str = HEADER, without: Collection[str] = ()) -> str:
