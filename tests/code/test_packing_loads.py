@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,32 @@ def test_what_was_made_before_is_kept_and_equals_what_is_made_at_once(
     made(config(**tokens), other)
     for folder in ("data/tokens", *(f"data/shards/{paradigm}" for paradigm in names())):
         assert artifacts.folder_digest(home.home / folder) == artifacts.folder_digest(other.home / folder), folder
+
+
+def test_a_named_tokenizer_is_that_of_all_loads_and_an_exchanged_one_counts(home: Paths, tmp_path: Path) -> None:
+    """Its folder keeps its name; the vocabulary in it does not."""
+    for name, size in (("one", 300), ("other", 330)):
+        source = Paths(tmp_path / name)
+        write(source)
+        made(config(None, vocab_size=size), source)
+    shutil.copytree(tmp_path / "one/data/tokens/tokenizer", tmp_path / "named")
+    named = config(tokenizer=str(tmp_path / "named"))
+    write(home, range(4))
+    made(named, home)
+    write(home, range(4, 6))
+    made(named, home)
+    assert equal_at_once(named, home, tmp_path / "first")
+    shutil.rmtree(tmp_path / "named")
+    shutil.copytree(tmp_path / "other/data/tokens/tokenizer", tmp_path / "named")
+    write(home, range(6, 7))
+    made(named, home)
+    assert equal_at_once(named, home, tmp_path / "second")
+
+
+def equal_at_once(config: Config, home: Paths, elsewhere: Path) -> bool:
+    other = growing.afresh(home, elsewhere)
+    made(config, other)
+    return artifacts.folder_digest(home.tokens) == artifacts.folder_digest(other.tokens)
 
 
 def test_a_load_without_new_rows_adds_nothing(home: Paths) -> None:

@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from dti_pipeline import audit, pipeline
-from dti_pipeline.backtest import days
+from dti_pipeline.backtest import days, run
 from dti_pipeline.certify import certify
 from dti_pipeline.config import Config
 from dti_pipeline.evaluation import interactions
 from dti_pipeline.evaluation.floors import floors
 from dti_pipeline.events import published
+from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.store import TokenStore
 from dti_pipeline.paths import Paths
+from tests import daily_logs
 from tests import growing_logs as growing
 
 pytestmark = pytest.mark.slow
@@ -122,6 +124,29 @@ def test_days_of_a_backtest_have_the_targets_of_one_log(grown: Paths, one: Paths
         })  # fmt: skip
     assert len(of_days[0]) == 4
     assert of_days[0] == of_days[1]
+
+
+def test_a_backtest_learns_the_day_that_came_and_no_other_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, learnt = Paths(tmp_path / "home"), []
+    fit = run.fit
+
+    def listen(model: Any, optimizer: Any, rows: Rows, *rest: Any) -> Any:
+        learnt.append(int(rows.targets().sum()))
+        return fit(model, optimizer, rows, *rest)
+
+    monkeypatch.setattr(run, "fit", listen)
+    for number in (range(6), range(6, 7)):
+        write(home, number)
+        through(config(), home, STAGES[:3])
+        report = run.backtest(config(), home, "dti")
+    other = growing.afresh(home, tmp_path / "at once")
+    through(config(), other, STAGES[:3])
+    assert len(report.days) == 4
+    assert len(learnt) == 4, "a day was learnt twice, or not at all"
+    assert daily_logs.numbers(report) == daily_logs.numbers(run.backtest(config(), other, "dti"))
+    assert learnt[4:] == learnt[:4]
 
 
 def test_the_model_is_certified(grown: Paths) -> None:
