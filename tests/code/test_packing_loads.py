@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config
+from dti_pipeline.config import Config, ExecutionConfig
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.published import interactions
 from dti_pipeline.packing import pack as packing
@@ -23,6 +24,7 @@ from dti_pipeline.packing.store import TokenStore, read_columns
 from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paradigms import names
 from dti_pipeline.paths import Paths
+from dti_pipeline.validation.validate import validate
 from tests import growing_logs as growing
 
 WORDS: dict[str, dict[str, Any]] = {
@@ -153,6 +155,23 @@ def test_a_named_tokenizer_is_that_of_all_loads_and_an_exchanged_one_counts(home
     write(home, range(6, 7))
     made(named, home)
     assert equal_at_once(named, home, tmp_path / "second")
+
+
+@pytest.mark.slow
+def test_buckets_and_processes_leave_the_bytes_as_they_are(home: Paths, tmp_path: Path) -> None:
+    write(home)
+    made(config(), home)
+    validate(config(), home)
+    in_parts = config()
+    in_parts = replace(in_parts, events=replace(in_parts.events, buckets=3), execution=ExecutionConfig(workers=2))
+    other = Paths(tmp_path / "parts")
+    for days in (range(5), range(5, growing.DAYS)):
+        write(other, days)
+        made(in_parts, other)
+        validate(in_parts, other)
+    for folder in ("events", "checks", "tokens", *(f"shards/{paradigm}" for paradigm in names())):
+        one, parts = (artifacts.folder_digest(paths.home / "data" / folder) for paths in (home, other))
+        assert one == parts, folder
 
 
 def equal_at_once(config: Config, home: Paths, elsewhere: Path) -> bool:
