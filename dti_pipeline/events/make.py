@@ -71,12 +71,12 @@ def make(connection: duckdb.DuckDBPyConnection, source: Source, rules: Rules, ke
 
 def _read(connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[StagedFile], rules: Rules) -> None:
     """Views of the rows that are staged, and tables of what is of the whole log, or of the load."""
-    read_parts(connection, files)
+    read_parts(connection, files, rules.first_file)
     for kind in ("item", "user"):
         names = [file.name for load in source.loads for file in getattr(load, f"{kind}s")]
         there = f"source_file IN ({', '.join(map(literal, names))})" if names else "false"
         connection.execute(f"CREATE TEMP VIEW {kind}_rows AS FROM all_{kind}_rows WHERE {there}")
-    run_script(connection, "whole_log", max_users=source.config.events.max_users, first_file=rules.first_file)
+    run_script(connection, "whole_log", max_users=source.config.events.max_users)
     if rules.columns:
         first_values(connection)
     _check_requests(connection, rules)
@@ -90,11 +90,10 @@ def _ledger(connection: duckdb.DuckDBPyConnection, path: Path, rules: Rules) -> 
            (SELECT count(*) FROM history WHERE "row" >= $1) AS kept,
            (SELECT count(*) FROM quarantine) AS quarantined,
            (SELECT coalesce(sum(copies - ("row" >= $1)::INTEGER), 0)::BIGINT FROM history) AS duplicates,
-           (SELECT count(*) FROM staged WHERE file >= $2) - (SELECT count(*) FROM read_rows) AS rows_left_out,
-           (SELECT count(DISTINCT user_id) FROM staged WHERE reason IS NULL AND file >= $2)
+           (SELECT count(*) FROM own_staged) - (SELECT count(*) FROM read_rows) AS rows_left_out,
+           (SELECT count(DISTINCT user_id) FROM own_staged WHERE reason IS NULL)
            - (SELECT count(*) FROM users) AS users_left_out""",
         rules.first_row,
-        rules.first_file,
     )
     if ledger["read"] != ledger["kept"] + ledger["quarantined"] + ledger["duplicates"]:
         raise AssertionError(f"ledger: read is not kept + quarantined + duplicates: {ledger}")
@@ -157,11 +156,13 @@ def _check_trains(connection: duckdb.DuckDBPyConnection, min_history: int) -> No
 
 def _check_requests(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
     """Raise InputError for a request of two users."""
-    of_load = "AND request_id IN (SELECT request_id FROM staged WHERE reason IS NULL AND file >= $1)"
+    if not rules.requests:
+        return
+    of_load = "AND request_id IN (SELECT request_id FROM own_staged WHERE reason IS NULL)"
     query = f"""SELECT request_id, min(user_id) AS one, max(user_id) AS other FROM staged WHERE reason IS NULL
                 AND request_id IS NOT NULL {of_load if rules.first_file else ""} GROUP BY request_id HAVING one <> other
                 ORDER BY request_id LIMIT 1"""
-    if found := connection.execute(query, [rules.first_file] if rules.first_file else []).fetchone():
+    if found := connection.execute(query).fetchone():
         raise InputError(
             "params key `events.columns.request_id` must name a column whose values belong to one user each:"
             f" {found[0]!r} has rows of users {found[1]!r} and {found[2]!r}"
@@ -192,10 +193,12 @@ def _facts(connection: duckdb.DuckDBPyConnection, min_history: int, rules: Rules
     connection.execute(f"CREATE TEMP VIEW own_rows AS FROM labelled WHERE split <> {literal(CONTEXT)}")
     users = items = "own_rows"
     if rules.first_file:
-        connection.execute(f"SET VARIABLE first_file = {rules.first_file}")
         users = f'(FROM own_rows WHERE "user" NOT IN (SELECT "user" FROM labelled WHERE split = {literal(CONTEXT)}))'
-        earlier = "SELECT item_id FROM staged WHERE reason IS NULL AND file < getvariable('first_file')"
-        items = f"(FROM own_rows WHERE item_id NOT IN ({earlier}))"
+        connection.execute(
+            f"""CREATE TEMP TABLE new_items AS FROM own_rows WHERE item_id NOT IN (
+                SELECT item_id FROM staged WHERE reason IS NULL AND file < {rules.first_file})"""
+        )
+        items = "new_items"
     facts = first_row(
         connection,
         f"""SELECT (SELECT count(DISTINCT user_id) FROM {users}) AS users,

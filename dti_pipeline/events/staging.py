@@ -89,15 +89,18 @@ def stage(found: Log, folder: Path, config: Config) -> Parts:
     return Parts(*named.values())
 
 
-def read_parts(connection: duckdb.DuckDBPyConnection, files: Sequence[StagedFile]) -> None:
-    """Table ``files`` and views ``staged`` and ``good_rows`` of these files of a log."""
+def read_parts(connection: duckdb.DuckDBPyConnection, files: Sequence[StagedFile], first: int = 0) -> None:
+    """Table ``files`` and views ``staged`` and ``good_rows`` of these files of a log, and view ``own_staged`` of those
+    from number ``first`` on, which reads no other."""
     connection.execute("CREATE TEMP TABLE files (file INTEGER, source_file VARCHAR, part VARCHAR)")
     for file in files:
         connection.execute("INSERT INTO files VALUES (?, ?, ?)", file)
-    # Files that hold the same share a part.
-    read = parquet_files(*sorted({Path(file.part) for file in files}), filename=True)
-    connection.execute(f"CREATE TEMP VIEW parts_read AS FROM {read}")
-    run_script(connection, "staged")
+    for view, of in (("parts_read", files), ("own_parts_read", files[first:])):
+        # Files that hold the same share a part. Files without a row have none.
+        parts = sorted({Path(file.part) for file in of or files[:1]})
+        nothing = "" if of else "WHERE false"
+        connection.execute(f"CREATE TEMP VIEW {view} AS FROM {parquet_files(*parts, filename=True)} {nothing}")
+    run_script(connection, "staged", first_file=first)
 
 
 def _part(task: _Task) -> Path:

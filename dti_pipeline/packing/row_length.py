@@ -62,11 +62,11 @@ def best(config: Config, store: TokenStore) -> Tried:
     target fits none."""
     tried: list[Tried] = []
     refusal: InputError | None = None
-    targets = (store.split == SPLITS.index("train")) & (store.request >= config.split.min_history)
-    end = _end_of_sample(store.position)
+    sample = store.first(_end_of_sample(store.position))
+    targets = (sample.split == SPLITS.index("train")) & (sample.request >= config.split.min_history)
     for length in _lengths():
         try:
-            tried.append(_try(config, store, targets, end, length))
+            tried.append(_try(config, sample, targets, length))
         except InputError as error:  # which a longer row may mend
             refusal = error
             continue
@@ -78,11 +78,11 @@ def best(config: Config, store: TokenStore) -> Tried:
     return next(one for one in tried if one.tokens * (1 - WORTH) <= least)
 
 
-def _try(config: Config, store: TokenStore, targets: np.ndarray, end: int, length: int) -> Tried:
+def _try(config: Config, sample: TokenStore, targets: np.ndarray, length: int) -> Tried:
     packing = config.packing
     found, cut = prompts.cut(
-        targets[:end], store.position[:end], store.seen[:end], store.lengths()[:end], packing.context,
-        None if packing.targets == "all" else packing.targets, length, store.opening(slice(end)),
+        targets, sample.position, sample.seen, sample.lengths(), packing.context,
+        None if packing.targets == "all" else packing.targets, length, sample.opening(),
     )  # fmt: skip
     tokens = best_fit.pack(found.length, length, packing.seed).rows * length
     return Tried(length, tokens, round(1 - int(found.length.sum()) / max(tokens, 1), 6), cut)

@@ -103,7 +103,7 @@ def encode(
 
 
 def load_trained(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a store that was trained on its texts; unlike :func:`load_tokenizer`, without importing torch."""
+    """The tokenizer of a store that was trained on its texts; unlike :func:`load_tokenizer`, it imports no torch."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")

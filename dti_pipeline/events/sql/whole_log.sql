@@ -1,6 +1,6 @@
--- What is of the whole log, or of a load: its users, its titles, what is quarantined. View staged and item_rows(file, line,
--- raw, item_id, item_text, reason, more) are there.
--- max_users: null for all; first_file: number of the load's first file, 0 for a whole log.
+-- What is of the whole log, or of a load: its users, its titles, what is quarantined. Views staged, own_staged and
+-- item_rows(file, line, raw, item_id, item_text, reason, more) are there.
+-- max_users: null for all.
 -- rows: good ones, duplicates among them.
 CREATE TEMP TABLE users AS
 SELECT
@@ -11,18 +11,16 @@ FROM (
     SELECT
         user_id,
         count(*) AS "rows"
-    FROM staged
-    WHERE reason IS NULL AND file >= getvariable('first_file')
+    FROM own_staged
+    WHERE reason IS NULL
     GROUP BY user_id
     QUALIFY getvariable('max_users') IS NULL OR row_number() OVER (ORDER BY md5(user_id)) <= getvariable('max_users')
 );
 
 -- Rows whose user cannot be told count as read.
 CREATE TEMP VIEW read_rows AS
-SELECT * FROM staged
-WHERE
-    file >= getvariable('first_file')
-    AND (getvariable('max_users') IS NULL OR user_id IS NULL OR user_id IN (SELECT users.user_id FROM users));
+SELECT * FROM own_staged
+WHERE getvariable('max_users') IS NULL OR user_id IS NULL OR user_id IN (SELECT users.user_id FROM users);
 
 CREATE TEMP VIEW quarantine AS
 SELECT source_file, line, reason, raw FROM read_rows WHERE reason IS NOT NULL ORDER BY "row";
