@@ -45,7 +45,7 @@ repro: setup  ## The same pipeline through DVC: only what changed is run
 
 bench: setup  ## Measure on this machine; each script prints a table of docs/benchmark.md
 	@for name in loader packing data_stages evaluation serving service train_step_cpu orchestration float8_quality \
-		plan_memory cluster; do \
+		plan_memory cluster growing; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: setup  ## The site, into reports/site: tutorial, how-to, method, results, reference; no network

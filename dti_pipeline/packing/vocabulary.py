@@ -106,7 +106,7 @@ def load_trained(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a store that was trained on its texts; unlike :func:`load_tokenizer`, it imports no torch."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

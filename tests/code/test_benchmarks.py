@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What `make bench` runs; docs/benchmark.md has a table of each.
 ON_CPU = (
     "loader", "packing", "data_stages", "evaluation", "serving", "service", "train_step_cpu", "orchestration",
-    "float8_quality", "plan_memory", "cluster",
+    "float8_quality", "plan_memory", "cluster", "growing",
 )  # fmt: skip
 #: What needs GPUs; the document has a table of each that has been measured.
 ON_GPU = {
@@ -228,3 +228,10 @@ def test_every_data_stage_is_timed(tmp_path: Path) -> None:
     assert stages == ["ingest", "validate", "tokenize", "pack dti", "pack sliding_window", "raw file to row plans"]
     assert rows[-1]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows[:4]), abs=0.03)
     assert all(row["peak_memory_gib"] > 0 for row in rows)
+
+
+def test_a_day_added_is_measured_beside_the_whole(tmp_path: Path) -> None:
+    rows, said = bench("growing", tmp_path, "--rows", "20000")
+    assert [row["stage"] for row in rows[1:]] == ["ingest", "validate", "tokenize", "pack dti", "pack sliding_window"]
+    assert rows[0]["day_share"] == pytest.approx(rows[0]["day_seconds"] / rows[0]["whole_seconds"], abs=0.05)
+    assert "1 of 1 files of events kept their bytes" in said

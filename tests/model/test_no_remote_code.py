@@ -13,7 +13,7 @@ import torch
 from dti_pipeline.config import ModelConfig, TokensConfig
 from dti_pipeline.errors import InputError
 from dti_pipeline.modeling.network import backbone
-from dti_pipeline.packing import tokenize
+from dti_pipeline.packing.vocabulary import tokenizer_of
 from tests.model.architectures import write, write_tokenizer
 
 CODE = """
@@ -61,5 +61,5 @@ def test_a_tokenizer_s_own_code_does_not_run(tmp_path: Path) -> None:
     auto = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
     marker = poisoned(Path(path), "tokenizer_config.json", {"tokenizer_class": "OwnTokenizer", "auto_map": auto})
     with suppress(InputError):  # its vocabulary may do without that code
-        tokenize._tokenizer(TokensConfig(tokenizer=path), [])
+        tokenizer_of(TokensConfig(tokenizer=path), [])
     assert not marker.exists()
