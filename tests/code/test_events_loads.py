@@ -136,6 +136,20 @@ def test_a_file_that_comes_again_changes_nothing(home: Paths) -> None:
     assert growing.rows(home)[2] == []
 
 
+@pytest.mark.parametrize("content", ["", f"{growing.HEADER}\n", f"{growing.HEADER}\nu1,3,many,1,q,Film 3\n"])
+def test_a_load_without_a_usable_row_is_counted_and_adds_nothing(home: Paths, content: str) -> None:
+    growing.write(home, range(5))
+    one = ingest(growing.config(), home)
+    (home.home / "log" / growing.name(5)).write_text(content)
+    report = ingest(growing.config(), home)
+    growing.write(home, range(6, 7))
+    ingest(growing.config(), home)
+    assert (report.read, report.quarantined) == (one.read + content.count("many"), content.count("many"))
+    assert report.kept == one.kept
+    assert growing.rows(home)[2] == [] or not content
+    assert growing.rows(home)[-1]
+
+
 @pytest.mark.parametrize("changed", ["settings", "earlier file", "code"])
 def test_what_depends_on_what_changed_is_made_again(
     home: Paths, tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
