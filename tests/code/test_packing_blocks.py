@@ -15,6 +15,7 @@ from dti_pipeline.events import spans
 from dti_pipeline.events.published import SPLITS
 from dti_pipeline.packing import log_columns, pack, plans, tokenize
 from dti_pipeline.packing.store import TokenStore, read_columns
+from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paths import Paths
 from tests.code.token_stores import publish_events
 
@@ -64,7 +65,7 @@ def test_tokens_are_the_same_whatever_the_block(events: Paths, monkeypatch: pyte
     store = TokenStore.open(events.tokens)
     assert [SPLITS[s] for s in store.split] == log["split"].to_pylist()
     assert store.label.tolist() == log["label"].to_pylist()
-    tokenizer = tokenize.load_tokenizer(events.tokens)
+    tokenizer = load_tokenizer(events.tokens)
     texts = [
         tokenizer.decode(store.tokens[a:b]).strip() for a, b in zip(store.offsets, store.offsets[1:], strict=False)
     ]
