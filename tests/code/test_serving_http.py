@@ -104,6 +104,7 @@ def test_a_bad_request_gets_the_sentence_of_dti_score(
     assert running.ask(questions(1)[0]).status_code == 200
 
 
+@pytest.mark.long  # it counts the memory of its whole process, which in `make test` other tests share
 def test_bad_requests_leave_nothing_behind(running: Running) -> None:
     """Each is another one: what a service kept of one it would keep of all."""
 
