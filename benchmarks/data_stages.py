@@ -10,7 +10,7 @@ wall time with interpreter and imports, CPU time, peak resident memory. Making t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,23 @@ STAGES = ("ingest", "validate", "tokenize", "pack --paradigm dti", "pack --parad
 
 
 def main() -> None:
-    options = parser(__doc__)
+    of_each_size("data_stages", __doc__, measure)
+
+
+def of_each_size(
+    name: str, description: str | None, measure: Callable[[int, str, Path], Iterable[dict[str, Any]]]
+) -> None:
+    """Publish what ``measure`` has of each number of rows, with a memory limit, in an empty home."""
+    options = parser(description)
     options.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     options.add_argument("--memory-limit", default="2GB", help="events.memory_limit (default: %(default)s)")
     options.add_argument("--scratch", type=Path, help="folder with room for the log (default: the system's)")
     given = options.parse_args()
-    results = []
+    results: list[dict[str, Any]] = []
     for rows in given.rows:
         with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
             results += measure(rows, given.memory_limit, Path(scratch))
-    publish("data_stages", results, given)
+    publish(name, results, given)
 
 
 def measure(rows: int, memory_limit: str, home: Path) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,6 @@ is another user's. Each stage is a process of its own: wall time with interprete
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from benchmarks.data_stages import (
     SETTINGS,
     STAGES,
     START,
+    of_each_size,
     write_log,
 )
-from benchmarks.lib.harness import dti, parser, publish, run, sets
+from benchmarks.lib.harness import dti, run, sets
 from dti_pipeline import artifacts
 from dti_pipeline.events import published
 from dti_pipeline.events.report import IngestReport
@@ -38,16 +38,7 @@ FIRST, SECOND = "a.csv", "b.csv"
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
-    options.add_argument("--memory-limit", default="2GB", help="events.memory_limit (default: %(default)s)")
-    options.add_argument("--scratch", type=Path, help="folder with room for the log (default: the system's)")
-    given = options.parse_args()
-    results = []
-    for rows in given.rows:
-        with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
-            results += measure(rows, given.memory_limit, Path(scratch))
-        publish("growing", results, given)
+    of_each_size("growing", __doc__, measure)
 
 
 def measure(rows: int, memory_limit: str, home: Path) -> list[dict[str, Any]]:

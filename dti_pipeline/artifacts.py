@@ -142,7 +142,12 @@ def _file_digests(folder: Path) -> dict[str, str]:
 def folder_digest(folder: Path) -> str:
     """DVC's hash of a directory, less its ``.dir`` ending: 32 hexadecimal characters. Cost: one read of every file."""
     rows = [{"md5": md5, "relpath": name} for name, md5 in sorted(_file_digests(folder).items())]
-    return hashlib.md5(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return content_digest(rows)
+
+
+def content_digest(content: Any) -> str:
+    """MD5 of plain values as JSON, keys sorted: 32 hexadecimal characters."""
+    return hashlib.md5(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:
@@ -253,7 +258,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def seal_of(content: Mapping[str, Any]) -> str:
     """Digest of a JSON object without its seal."""
     rest = json.loads(json.dumps({key: value for key, value in content.items() if key != SEAL}))
-    return hashlib.md5(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return content_digest(rest)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

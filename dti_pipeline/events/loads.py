@@ -7,8 +7,6 @@ files keeps its bytes, and each row of the load knows what it would know in a lo
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,11 +70,11 @@ def _name(file: File) -> str:
 def keys(loads: Sequence[Load], parts: Parts, recorded: Mapping[str, Any]) -> Iterator[str]:
     """Of each load a digest of all that it is made of: settings, code, and its files and those before it, as they were
     parsed. It parts loads that are there already from those that are to be made."""
-    key = hashlib.md5(json.dumps([LOADS_VERSION, scripts(), recorded], sort_keys=True).encode()).hexdigest()
+    key = artifacts.content_digest([LOADS_VERSION, scripts(), recorded])
     for load in loads:
         kinds = zip((load.logs, load.items, load.users), parts, strict=True)
         named = [[[file.name, of[file.name].name] for file in files if file.name in of] for files, of in kinds]
-        key = hashlib.md5(json.dumps([key, load.name, named]).encode()).hexdigest()
+        key = artifacts.content_digest([key, load.name, named])
         yield key
 
 

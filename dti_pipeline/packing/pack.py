@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,8 +95,7 @@ def pack(config: Config, paths: Paths, paradigm: str) -> PackReport:
 
 def _key(load: str, config: Config, recorded: Mapping[str, Any]) -> str:
     """Digest of all that a load's rows are made of: its tokens, and with them those of the loads before it."""
-    whole = [LOADS_VERSION, load, recorded, config.packing.tokens_a_row]
-    return hashlib.md5(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return artifacts.content_digest([LOADS_VERSION, load, recorded, config.packing.tokens_a_row])
 
 
 def _made_before(shards: Path, keys: Sequence[str], config: Config) -> tuple[PackedLoad, ...]:

@@ -193,9 +193,9 @@ def _report(
 def _keys(ingested: Manifest[IngestReport], recorded: Mapping[str, Any], words: _Words | None) -> list[str]:
     """Of each load a digest of all that its tokens are made of."""
     begin = [LOADS_VERSION, recorded, None if words is None else words.digest()]
-    keys, key = [], hashlib.md5(json.dumps(begin, sort_keys=True).encode()).hexdigest()
+    keys, key = [], artifacts.content_digest(begin)
     for path in published.interactions(ingested.path):
-        key = hashlib.md5(f"{key} {ingested.files[path.relative_to(ingested.path).as_posix()]}".encode()).hexdigest()
+        key = artifacts.content_digest([key, ingested.files[path.relative_to(ingested.path).as_posix()]])
         keys.append(key)
     return keys
 

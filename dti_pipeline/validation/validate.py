@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -149,8 +148,7 @@ def _key(batch: Batch, recorded: Mapping[str, Any]) -> str:
     """Digest of what is checked, and by which rules. Of a load it holds what is before it, and so what drift is
     measured by."""
     made_of = batch.ledger.key if isinstance(batch.ledger, LoadReport) else ""
-    whole = [LOADS_VERSION, recorded, made_of, artifacts.file_digest(batch.interactions)]
-    return hashlib.md5(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return artifacts.content_digest([LOADS_VERSION, recorded, made_of, artifacts.file_digest(batch.interactions)])
 
 
 def _checked_before(paths: Paths) -> dict[tuple[int, str], _Checked]:
