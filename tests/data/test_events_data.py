@@ -17,7 +17,8 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config, TokensConfig, from_plain
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions
-from dti_pipeline.events.ingest import SPLITS, ingest
+from dti_pipeline.events.ingest import ingest
+from dti_pipeline.events.published import SPLITS
 from dti_pipeline.events.report import IngestReport, SynthReport
 from dti_pipeline.events.synthetic import synth
 from dti_pipeline.paths import Paths
