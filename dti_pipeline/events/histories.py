@@ -21,6 +21,7 @@ class Rules:
 
     split: SplitConfig
     columns: tuple[str, ...]  # of the log, behind the canonical ones
+    rates: tuple[str, ...]  # made of labels, behind those
     requests: bool  # the log has ids of requests
     together: bool  # rows of one time stamp are one request
     repeats: bool  # equal rows are an interaction each
@@ -49,7 +50,7 @@ def make_interactions(connection: duckdb.DuckDBPyConnection, rules: Rules) -> No
     run_script(connection, f"split_{split.rule}", **shares)
     delay = split.feedback_delay
     if rules.together and (rules.requests or delay is not None):
-        delay = max(delay or 0.0, MOMENT / 2)  # rows of one moment know nothing of each other
+        delay = _of_moments(delay)
     connection.execute(
         """CREATE TEMP TABLE requests AS
            SELECT "user", request, any_value(begins) AS begins, any_value(ends) AS ends, count(*) AS size
@@ -63,6 +64,18 @@ def make_interactions(connection: duckdb.DuckDBPyConnection, rules: Rules) -> No
     until_test = split.feedback_until == "test_start"
     run_script(connection, "canonical", threshold=split.label_threshold, until_test=until_test)
     connection.execute(f"CREATE TEMP VIEW interactions AS {_with_columns(rules.columns)}")
+
+
+def _of_moments(delay: float | None) -> float:
+    """A delay after which rows of one moment know nothing of each other."""
+    return max(delay or 0.0, MOMENT / 2)
+
+
+def make_rates(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
+    """Table ``rates`` of the whole ``labelled``, where ``rules.rates`` asks for any. Cost: a sort by item and time."""
+    if rules.rates:
+        until_test = rules.split.feedback_until == "test_start"
+        run_script(connection, "rates", delay=_of_moments(rules.split.feedback_delay), until_test=until_test)
 
 
 def _with_columns(columns: Sequence[str]) -> str:
@@ -88,7 +101,9 @@ def first_values(connection: duckdb.DuckDBPyConnection) -> None:
         )
 
 
-def ordered(columns: Sequence[str]) -> str:
-    """The query of what is published: ``interactions``, by user and position."""
-    more = [f"more[{i}] AS {identifier(column)}" for i, column in enumerate(columns, 1)]
-    return f'SELECT {", ".join([*CANONICAL, *more])} FROM interactions ORDER BY "user", position'
+def ordered(rules: Rules) -> str:
+    """The query of what is published: ``interactions``, by user and position, and their ``rates``."""
+    more = [f"more[{i}] AS {identifier(column)}" for i, column in enumerate(rules.columns, 1)]
+    rates = 'INNER JOIN rates USING ("row")' if rules.rates else ""
+    names = ", ".join([*CANONICAL, *more, *rules.rates])
+    return f'SELECT {names} FROM interactions {rates} ORDER BY "user", position'

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import duckdb
 
 from dti_pipeline import artifacts
-from dti_pipeline.config import Config, SplitConfig
+from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events import loads, remote
 from dti_pipeline.events.database import connect, first_row, parquet_files, write_parquet
@@ -33,7 +33,7 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     (position of the first row of the row's request: rows of one know nothing of each other) and ``known`` (so many of
     the user's first rows have a label that is known to the row, at most ``request``); then, as text, each column of the
     log that ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item
-    has a value. ``quarantine.parquet``: ``source_file, line, reason, raw`` of each row that is none;
+    has a value, and ``item_rate`` and ``user_rate`` where it names them. ``quarantine.parquet``: ``source_file, line, reason, raw`` of each row that is none;
     ``item_quarantine.parquet``: likewise of the rows of item files that name no item; ``user_quarantine.parquet``: of
     those of files of users, where there are any, that name no user. Same files and parameters: same bytes.
 
@@ -52,18 +52,19 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     rules = Rules(
         split=config.split,
         columns=log.columns,
+        rates=config.tokens.rates,
         requests=requests,
         together=clock and config.split.ties == "together",
         repeats=config.events.keeps_duplicates(clock),
     )
-    _check_clock(config.split, clock)
+    _check_clock(config, clock)
     _check_loads(config)
     parts_of_log = loads.cut(log, root, config.events.loads_from)
     inputs = {f"log/{file.name}": file.path for file in log.logs}
     inputs |= {f"items/{file.name}": file.path for file in log.items}
     inputs |= {f"users/{file.name}": file.path for file in log.users}
     recorded, tokens = config.sections("events", "split"), config.sections("tokens")["tokens"]
-    if log.columns:
+    if log.columns or rules.rates:
         recorded |= {"tokens": {key: tokens[key] for key in ("template", "user_template") if key in tokens}}
     with (
         tasks.engine(config.execution),
@@ -118,8 +119,14 @@ def _refused(table: str) -> str:
     return f"SELECT source_file, line, reason, raw FROM {table} WHERE reason IS NOT NULL ORDER BY file, line"
 
 
-def _check_clock(split: SplitConfig, clock: bool) -> None:
+def _check_clock(config: Config, clock: bool) -> None:
     """Raise InputError for a log without timestamps where they are needed."""
+    split = config.split
+    if "item_rate" in config.tokens.rates and not clock:
+        raise InputError(
+            "the log has no timestamps, which {item_rate} in params key `tokens.template` needs: they say which labels of"
+            " other users were known"
+        )
     if split.rule == "global_time" and not clock:
         raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")
     if split.feedback_delay is not None and not clock:
@@ -134,6 +141,11 @@ def _check_loads(config: Config) -> None:
         raise InputError(
             "params key `split.rule` must be global_time or column where `events.loads_from` names a load: shares of a"
             " user's own history change with every row, and what was made before must not"
+        )
+    if config.events.loads_from is not None and config.tokens.rates:
+        raise InputError(
+            f"params key `tokens.template` must not name {{{config.tokens.rates[0]}}} where `events.loads_from` names a"
+            " load: a load reads the histories of its own users, and rates are made of all"
         )
 
 

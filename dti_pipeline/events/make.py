@@ -13,7 +13,7 @@ from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.events.buckets import pieces
 from dti_pipeline.events.database import first_row, literal, run_script, write_parquet
-from dti_pipeline.events.histories import Rules, first_values, ordered
+from dti_pipeline.events.histories import Rules, first_values, make_rates, ordered
 from dti_pipeline.events.loads import Load
 from dti_pipeline.events.published import CONTEXT, INTERACTIONS, QUARANTINE, SPLITS
 from dti_pipeline.events.report import FileCounts, LoadReport, SplitCounts
@@ -62,7 +62,8 @@ def make(connection: duckdb.DuckDBPyConnection, source: Source, rules: Rules, ke
         else:
             _check_trains(connection, config.split.min_history)
         folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(connection, ordered(rules.columns), folder / INTERACTIONS)
+        make_rates(connection, rules)
+        write_parquet(connection, ordered(rules), folder / INTERACTIONS)
         facts = _facts(connection, config.split.min_history, rules)
         cuts = connection.execute("FROM cuts").fetchone() if config.split.rule == "global_time" else None
     write_parquet(connection, "FROM quarantine", folder / QUARANTINE)

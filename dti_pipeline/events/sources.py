@@ -118,7 +118,7 @@ def locate(config: EventsConfig, paths: Paths, words: TokensConfig | None = None
         people = [listed_users] if listed_users else chosen(there, reader.users)
         users = tuple(File(path, _name(path, folder), reader.user_form(path, config)) for path in people)
         others = [name for name in others if name not in {file.name for file in users}]
-    if columns:
+    if columns or words.rates:
         _check_columns(words, [file.form for file in (*files, *items, *users) if file.form])
     lowest, highest = reader.scale
     return Log(
@@ -175,6 +175,12 @@ def _check_columns(words: TokensConfig, forms: Sequence[Form]) -> None:
             hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed_names(there)}"
             nobody = "neither the log nor its items or users" if words.user_columns else "neither the log nor its items"
             raise InputError(f"{key}, a column that {nobody} have: {hint}")
+    for name in words.rates:
+        if name in there:
+            raise InputError(
+                f"params key `tokens.template` names {{{name}}}, which is made of labels, and the log has a column of that"
+                " name: rename that of the log"
+            )
     if len({name.lower() for name in names}) < len(names):
         keys = dict.fromkeys(f"`{words.key_of(name)}`" for name in names)
         raise InputError(

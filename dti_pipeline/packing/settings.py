@@ -12,6 +12,8 @@ from dti_pipeline.plain import OPTIONAL, NonNegativeInt, PositiveInt, Range, req
 
 #: Names of a template that are no columns.
 OF_ITEMS = ("item_text", "item_id", "gap")
+#: Columns that are made of the log's labels: those known when a row was shown.
+RATES = ("item_rate", "user_rate")
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class TokensConfig:
     tokenizer: str | None = None  # a transformers tokenizer by name or path; null: train one on the item texts
     vocab_size: Annotated[int, Range(64)] = 4096  # of a trained tokenizer, special tokens included
     # Text of an interaction, its names in braces filled in: {item_text}; {item_id}; {gap}, the time since the last row
-    # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); any column of
-    # the log, or else of its items, by its name: it must have been known before the click, which nothing here can tell.
+    # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); {item_rate} and
+    # {user_rate}, tenths (0 to 9) of the clicks among the labels of the item and of the user that were known by then; any
+    # column of the log, or else of its items, by its name: it must have been known before the click, which nothing here
+    # can tell.
     template: str = "{item_text}"
     max_text_tokens: PositiveInt = 32  # longer texts, of items and of users, are cut at the end, and counted
     prefix: str = ""  # instruction that opens every prompt; empty: none
@@ -35,7 +39,7 @@ class TokensConfig:
         _check(self.template, "tokens.template")
         if self.user_template is not None:
             _check(self.user_template, "tokens.user_template")
-            fits = self.user_columns and not {*self.user_columns} & {*OF_ITEMS}
+            fits = self.user_columns and not {*self.user_columns} & {*OF_ITEMS, *RATES}
             require(bool(fits), "tokens.user_template", "text whose braces hold columns of a user", self.user_template)
 
     @property
@@ -45,8 +49,13 @@ class TokensConfig:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those of its names that are columns of the log or of its items."""
+        """Those of its names that are columns of the interactions: of the log, of its items, or rates."""
         return tuple(name for name in self.names if name not in OF_ITEMS)
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """Those of its names that are made of labels."""
+        return tuple(name for name in self.names if name in RATES)
 
     @property
     def user_columns(self) -> tuple[str, ...]:
@@ -56,7 +65,7 @@ class TokensConfig:
     @property
     def read_columns(self) -> tuple[str, ...]:
         """All that is read of the log besides the canonical columns."""
-        return tuple(dict.fromkeys([*self.columns, *self.user_columns]))
+        return tuple(name for name in dict.fromkeys([*self.columns, *self.user_columns]) if name not in RATES)
 
     def key_of(self, column: str) -> str:
         """The params key that names a column."""

@@ -48,7 +48,7 @@ CANONICAL_TYPES = {
 
 def canonical_types(config: Config) -> dict[str, str]:
     """Of the interactions, with the columns that the templates name."""
-    return CANONICAL_TYPES | dict.fromkeys(config.tokens.read_columns, "VARCHAR")
+    return CANONICAL_TYPES | dict.fromkeys([*config.tokens.read_columns, *config.tokens.rates], "VARCHAR")
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def _values(config: Config, scale: Scale, splits: Sequence[str]) -> list[Rule]:
         rule("item_one_text", "item_text", "An item has one text wherever it occurs",
             "SELECT item_id, min(item_text) AS one_text, max(item_text) AS other_text FROM {batch}"
             " GROUP BY item_id HAVING min(item_text) <> max(item_text)", whole_log=True),
+        *(
+            rule(f"{column}_set", column, "A rate is a digit, tenths of the clicks",
+                _rows(f"NOT regexp_full_match({column}, '[0-9]')", column))
+            for column in config.tokens.rates
+        ),
         rule("untitled_share", "item_text",
             f"At most {share:.2%} of the rows are of items without a title of their own",
             _rows("item_text = 'item ' || item_id", "item_text"),  # of an item without a title

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dti_pipeline.modeling.network.backbone import decoder_of
+from dti_pipeline.modeling.network import probe
+from dti_pipeline.modeling.network.backbone import decoder_of, whole
 from dti_pipeline.modeling.network.ctr_model import CTRModel
 from dti_pipeline.modeling.speed import merged
 from tests.model.architectures import write
@@ -48,3 +49,14 @@ def test_a_plan_merges_adapters_of_narrow_models_on_a_gpu(tmp_path: Path) -> Non
     sharded = model.make_plan(torch.device("cuda"), sharded=True).merged_adapters
     assert "sharded" in sharded.reason
     assert not model.make_plan(CPU).merged_adapters
+
+
+def test_merged_adapters_in_bfloat16_can_be_asked_in_fp32(tmp_path: Path) -> None:
+    """As before item states are kept on a GPU: what the model does to its keys is looked at in fp32."""
+    model = merge(adapted(write(tmp_path, "llama"), torch.bfloat16))
+    assert probe.keys_can_be_unrotated(whole(model.lm))
+    hidden = torch.randn(3, model.lm.config.hidden_size)
+    layer = next(module for module in model.modules() if type(module) is merged.MergedLinear)
+    assert layer(hidden).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(hidden).dtype == torch.bfloat16

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,11 +23,14 @@ class MergedLinear(lora.Linear):
     """A LoRA layer of one adapter that multiplies once."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(.., in) -> (.., out)."""
+        """(.., in) -> (.., out), in the precision of ``x``, or of autocast where it is on."""
         ((name, down),) = self.lora_A.items()
         base: Any = self.base_layer
         change = self.scaling[name] * (self.lora_B[name].weight @ down.weight)
-        return functional.linear(x, (base.weight + change).to(base.weight.dtype), base.bias)
+        weight, bias = (base.weight + change).to(base.weight.dtype), base.bias
+        if not torch.is_autocast_enabled(x.device.type):
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        return functional.linear(x, weight, bias)
 
 
 def merge(layers: nn.Module, merged: bool = True) -> None:
