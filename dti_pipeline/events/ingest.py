@@ -31,11 +31,12 @@ def ingest(config: Config, paths: Paths) -> IngestReport:
     (unix seconds, to the microsecond; null in a log without a clock), ``rating``, ``label`` (1 where rating >
     split.label_threshold), ``split`` (train, validation, test), ``position`` (index in the user's history), ``request``
     (position of the first row of the row's request: rows of one know nothing of each other) and ``known`` (so many of
-    the user's first rows have a label that is known to the row, at most ``request``); then, as text, each column of the
-    log that ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its item
-    has a value, and ``item_rate`` and ``user_rate`` where it names them. ``quarantine.parquet``: ``source_file, line, reason, raw`` of each row that is none;
-    ``item_quarantine.parquet``: likewise of the rows of item files that name no item; ``user_quarantine.parquet``: of
-    those of files of users, where there are any, that name no user. Same files and parameters: same bytes.
+    the user's first rows have a label that is known to the row, at most ``request``); then, as text, each column of
+    the log that ``tokens.template`` or ``tokens.user_template`` names, empty where none of the row, its user and its
+    item has a value, and ``item_rate`` and ``user_rate`` where it names them. ``quarantine.parquet``: ``source_file,
+    line, reason, raw`` of each row that is none; ``item_quarantine.parquet``: likewise of the rows of item files that
+    name no item; ``user_quarantine.parquet``: of those of files of users, where there are any, that name no user.
+    Same files and parameters: same bytes.
 
     With ``events.loads_from``, ``loads/1``, ``loads/2`` and so on hold the first two files of each load; rows that are
     there for those behind them have the split ``context``, and rows are counted from one file to the next. A load that
@@ -124,8 +125,8 @@ def _check_clock(config: Config, clock: bool) -> None:
     split = config.split
     if "item_rate" in config.tokens.rates and not clock:
         raise InputError(
-            "the log has no timestamps, which {item_rate} in params key `tokens.template` needs: they say which labels of"
-            " other users were known"
+            "the log has no timestamps, which {item_rate} in params key `tokens.template` needs: they say which labels"
+            " of other users were known"
         )
     if split.rule == "global_time" and not clock:
         raise InputError("the log has no timestamps, which `split.rule: global_time` needs: use split.rule=user_order")

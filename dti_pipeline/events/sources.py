@@ -178,8 +178,8 @@ def _check_columns(words: TokensConfig, forms: Sequence[Form]) -> None:
     for name in words.rates:
         if name in there:
             raise InputError(
-                f"params key `tokens.template` names {{{name}}}, which is made of labels, and the log has a column of that"
-                " name: rename that of the log"
+                f"params key `tokens.template` names {{{name}}}, which is made of labels, and the log has a column of"
+                " that name: rename that of the log"
             )
     if len({name.lower() for name in names}) < len(names):
         keys = dict.fromkeys(f"`{words.key_of(name)}`" for name in names)

