@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dti_pipeline.evaluation.curves import Curves
+from dti_pipeline.evaluation.floors import IN_WORDS
 from dti_pipeline.evaluation.report import Comparison
 
 #: A difference of AUC that is worth a word.
@@ -28,6 +29,11 @@ def _of_floors(best: str, comparison: Comparison) -> Iterator[str]:
     means = {floor: delta.mean for floor, delta in deltas.items() if delta.mean is not None}
     if means and min(means.values()) > 0:
         yield "more test rows, since its lead over the floors may be chance (`split.test_share`, a longer log)"
+    elif means and IN_WORDS not in deltas:
+        yield (
+            "the click rates of item and user in its words, as far as their labels were known"
+            ' (`tokens.template: "{item_text}, {item_rate}{user_rate}"`, for a log with a clock)'
+        )
     elif means:
         yield (
             "an item's id in its text, so that its click rate is learnt in one place"

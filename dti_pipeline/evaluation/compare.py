@@ -28,7 +28,7 @@ from dti_pipeline.evaluation import (
 )
 from dti_pipeline.evaluation.bootstrap import Scoreboard
 from dti_pipeline.evaluation.evaluate import FORMS
-from dti_pipeline.evaluation.floors import FLOORS, best_possible, floors
+from dti_pipeline.evaluation.floors import best_possible, floors
 from dti_pipeline.evaluation.report import Compared, Comparison, Evaluation, Protocol
 from dti_pipeline.paradigms import BASELINE, names
 from dti_pipeline.paths import Paths
@@ -127,7 +127,8 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
     for name, scores in predictions.items():
         board.add(name, scores[FORMS["sliding_window"]].to_numpy())
         board.add(f"{name} streaming", scores[FORMS["streaming"]].to_numpy())
-    for name, probability in floors(log, rows, context).items():
+    beside = floors(log, rows, context)
+    for name, probability in beside.items():
         board.add(name, probability)
     source = events.config["events"]["source"]
     best = best_possible(paths, log, rows) if source == "synthetic" else None
@@ -170,14 +171,14 @@ def _comparison(config: Config, paths: Paths, evaluations: dict[str, Manifest[Ev
             )
             for name, e in evaluations.items()
         },
-        baselines={name: board.auc(name) for name in FLOORS},
-        floors={name: board.figures(name) for name in FLOORS},
+        baselines={name: board.auc(name) for name in beside},
+        floors={name: board.figures(name) for name in beside},
         best_possible_auc=board.auc("best_possible") if best is not None else None,
         best_possible=board.figures("best_possible") if best is not None else None,
         speedup={name: speed.claimed(one) for name, one in speeds.items()},
         speed=speeds,
         same_time={},
         auc_delta={name: board.delta(name, base) for name in others},
-        floor_delta={name: {floor: board.delta(name, floor) for floor in FLOORS} for name in training},
+        floor_delta={name: {floor: board.delta(name, floor) for floor in beside} for name in training},
         streaming_delta={name: board.delta(f"{name} streaming", name) for name in training},
     )

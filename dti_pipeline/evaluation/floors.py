@@ -3,7 +3,8 @@
 The floors are logistic regressions on the logits of smoothed like-rates, fitted on training targets: the item's rate
 alone; with the user's over the last n rows whose label is known (n = the prompts' context); with the user's over all
 such rows. An item's rate counts training targets, without the row itself (leave one out); a user's counts rows of any
-split.
+split. Where words of a prompt tell rates (``{item_rate}``, ``{user_rate}``), those are a floor too: they know labels of
+the test period, as far as they were known.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from sklearn.linear_model import LogisticRegression
 
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.interactions import Array, Interactions
+from dti_pipeline.packing.settings import RATES
 from dti_pipeline.paths import Paths
 
 #: Rows at the training click rate that every rate starts from.
 SMOOTHING = 5.0
 
+#: Those of every log.
 FLOORS = ("item_rate", "item_and_user_rate", "item_and_user_rate_all_rows")
+IN_WORDS = "rates_in_words"
 
 
 def floors(log: Interactions, rows: Array, context: int) -> dict[str, NDArray[np.float64]]:
@@ -38,6 +42,8 @@ def floors(log: Interactions, rows: Array, context: int) -> dict[str, NDArray[np
         "item_and_user_rate": [item, user_rate(log, last, prior)],
         "item_and_user_rate_all_rows": [item, user_rate(log, start, prior)],
     }
+    if told := [log.table[name] for name in RATES if name in log.table.column_names]:
+        features[IN_WORDS] = [(np.array(tenths.to_pylist(), np.float64) + 0.5) / 10 for tenths in told]
     result = {}
     for name, rates in features.items():
         x = np.stack([np.log(rate) - np.log1p(-rate) for rate in rates], axis=1)

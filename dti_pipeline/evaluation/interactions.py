@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from dti_pipeline.errors import InputError
 from dti_pipeline.events import published
+from dti_pipeline.packing.settings import RATES
 from dti_pipeline.paths import Paths
 
 Array = NDArray[Any]
@@ -34,7 +36,7 @@ class Interactions:
     request: Array  # position of the first row of its request, whose rows know nothing of each other
     known: Array  # so many of the user's first rows have a label that is known to it; <= request
     train: Array  # True at training targets
-    table: pa.Table  # the same rows with their own ids and timestamps
+    table: pa.Table  # the same rows with their own ids, timestamps and, where words tell them, rates
 
     def history(self) -> Array:
         """(R,) the first row of each row's user."""
@@ -48,15 +50,18 @@ class Interactions:
 def read(paths: Paths, min_history: int) -> Interactions:
     """Read the interactions of data/events; InputError where they are missing. A training row is a target from
     ``min_history`` rows before its request on."""
-    return from_table(table(paths, COLUMNS), min_history)
+    return from_table(table(paths, COLUMNS, RATES), min_history)
 
 
-def table(paths: Paths, columns: list[str]) -> pa.Table:
-    """Columns of all interactions of data/events, in the order of their rows. InputError where they are missing."""
+def table(paths: Paths, columns: Sequence[str], others: Sequence[str] = ()) -> pa.Table:
+    """Columns of all interactions of data/events, in the order of their rows; of ``others`` those that they have.
+    InputError where there are none."""
     files = published.interactions(paths.events)
     if not files[0].is_file():
         raise InputError(f"{files[0]} does not exist: run `dti ingest` first")
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
+    there = pq.read_schema(files[0]).names
+    wanted = [*columns, *(name for name in others if name in there)]
+    return pa.concat_tables([pq.read_table(path, columns=wanted) for path in files])
 
 
 def from_table(table: pa.Table, min_history: int) -> Interactions:

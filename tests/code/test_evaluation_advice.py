@@ -8,7 +8,7 @@ import pytest
 
 from dti_pipeline.evaluation import advice
 from dti_pipeline.evaluation.curves import Curves
-from dti_pipeline.evaluation.floors import FLOORS
+from dti_pipeline.evaluation.floors import FLOORS, IN_WORDS
 from dti_pipeline.evaluation.report import Comparison, Delta
 from tests import reports
 
@@ -49,6 +49,15 @@ def test_what_is_told_is_what_the_figures_point_to(
     assert said is not None
     assert said.startswith("To try next with dti, which is not shown to be above every floor: ")
     assert [one for one in every if one in said] == told
+
+
+def test_where_the_words_tell_rates_an_id_is_told_of() -> None:
+    plain = compared(Delta(-0.01, -0.03, 0.01))
+    assert "{item_rate}{user_rate}" in (advised(plain) or "")
+    deltas = plain.floor_delta["dti"] | {IN_WORDS: Delta(-0.01, -0.03, 0.01)}
+    said = advised(replace(plain, floor_delta={"dti": deltas})) or ""
+    assert "{item_id}" in said
+    assert "{item_rate}" not in said
 
 
 def test_nothing_is_said_where_nothing_is_known() -> None:

@@ -12,7 +12,7 @@ import pytest
 from dti_pipeline import config as configuration
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation import interactions, metrics
-from dti_pipeline.evaluation.floors import FLOORS, SMOOTHING, _item_rate, floors, user_rate
+from dti_pipeline.evaluation.floors import FLOORS, IN_WORDS, SMOOTHING, _item_rate, floors, user_rate
 from dti_pipeline.evaluation.interactions import Interactions
 from dti_pipeline.paths import Paths
 
@@ -70,6 +70,19 @@ def test_no_judged_label_reaches_its_own_or_an_earlier_prediction() -> None:
     before, after = floors(log, rows, context=5), floors(changed, rows, context=5)
     for name in FLOORS:
         assert (before[name] == after[name]).all()
+
+
+def test_rates_that_the_words_tell_are_a_floor_of_their_own() -> None:
+    """Digits that say the label nearly always beat every other floor; without such columns there is none."""
+    log = random_log(4)
+    rows = np.flatnonzero(~log.train)
+    assert set(floors(log, rows, context=5)) == set(FLOORS)
+    told = np.where(np.arange(len(log.label)) % 10 < 9, 9 * log.label, 9 - 9 * log.label)
+    table = log.table.append_column("item_rate", pa.array(told.astype(str)))
+    found = floors(replace(log, table=table), rows, context=5)
+    auc = {name: metrics.auc(log.label[rows], scores) for name, scores in found.items()}
+    assert max(auc, key=lambda name: auc[name] or 0) == IN_WORDS
+    assert 0.85 < auc[IN_WORDS] < 0.95
 
 
 def test_a_user_rate_helps_where_users_differ() -> None:
