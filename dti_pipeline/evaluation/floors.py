@@ -3,8 +3,8 @@
 The floors are logistic regressions on the logits of smoothed like-rates, fitted on training targets: the item's rate
 alone; with the user's over the last n rows whose label is known (n = the prompts' context); with the user's over all
 such rows. An item's rate counts training targets, without the row itself (leave one out); a user's counts rows of any
-split. Where words of a prompt tell rates (``{item_rate}``, ``{user_rate}``), those are a floor too: they know labels of
-the test period, as far as they were known.
+split. Where words of a prompt tell rates (``{item_rate}``, ``{user_rate}``), those with the user's over the last n rows
+are a floor too: they count labels of the test period, as far as they were known.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def floors(log: Interactions, rows: Array, context: int) -> dict[str, NDArray[np
         "item_and_user_rate_all_rows": [item, user_rate(log, start, prior)],
     }
     if told := [log.table[name] for name in RATES if name in log.table.column_names]:
-        features[IN_WORDS] = [(np.array(tenths.to_pylist(), np.float64) + 0.5) / 10 for tenths in told]
+        in_words = [(np.array(tenths.to_pylist(), np.float64) + 0.5) / 10 for tenths in told]
+        features[IN_WORDS] = [*in_words, user_rate(log, last, prior)]
     result = {}
     for name, rates in features.items():
         x = np.stack([np.log(rate) - np.log1p(-rate) for rate in rates], axis=1)

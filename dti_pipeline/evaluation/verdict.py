@@ -17,7 +17,7 @@ FLOORS = {
     "item_rate": ("item rate", "item rate"),
     "item_and_user_rate": ("item and user rate (last {} rows)", "+ user, last {}"),
     "item_and_user_rate_all_rows": ("item and user rate (all earlier rows)", "+ user, all rows"),
-    "rates_in_words": ("the rates in the prompt's words", "rates in words"),
+    "rates_in_words": ("rates in words, user rate (last {} rows)", "words, last {}"),
 }
 
 

@@ -28,8 +28,11 @@ DAY = 86_400
 USUAL = {5.0: 3.0, 10.0: 7.0}
 TOKENS = {
     "template": "Text of an interaction; it may name any column that was known before the click.",
+    "prefix": "An instruction, which every target sees: say what your rows are.",
     "user_template": 'Text of a user: "{age} {occupation}", columns of the log.',
 }
+#: In place of a recipe's, which is of its own log.
+PREFIX = "Items that one person was shown, oldest first, and whether they were liked:"
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,8 @@ def _recipe(log: Facts, name: str | None, gpu: bool) -> list[Setting]:
     if name is None:
         name = "small-log" if log.rows <= SMALL else "small"
         chosen_by = f"For {log.rows:,} rows of {log.users:,} users, from scratch; it was chosen on logs of this size."
+        if gpu and log.words and name == "small-log":
+            chosen_by += " On such logs the pretrained model of --recipe smollm2-135m had a higher AUC."
     sections = recipe(name)
     context, why = _context(log, gpu)
     settings = [
@@ -312,9 +317,9 @@ def _recipe(log: Facts, name: str | None, gpu: bool) -> list[Setting]:
             "paradigms", ["sliding_window", "dti_isolated"], "The usual way, and the one that serves as it trains."
         ),
     ]
-    tokens = sections["tokens"] | {"user_template": None}
-    if not log.words:
-        tokens["template"] = "{item_id}"
+    tokens = sections["tokens"] | {"user_template": None, "template": _template(sections["tokens"]["template"], log)}
+    if "prefix" in tokens and " " in tokens["prefix"]:
+        tokens["prefix"] = PREFIX
     for key, value in tokens.items():
         settings.append(Setting(f"tokens.{key}", value, TOKENS.get(key, "")))
     packing = sections["packing"] | {"context": context, "row_length": "auto"}
@@ -336,6 +341,13 @@ def _recipe(log: Facts, name: str | None, gpu: bool) -> list[Setting]:
     training |= {} if gpu or "tokens_per_batch" not in training else {"tokens_per_batch": 32_768}
     settings += [Setting(f"training.{key}", value, why if key == "dtype" else "") for key, value in training.items()]
     return settings
+
+
+def _template(template: str, log: Facts) -> str:
+    """A recipe's, as far as the log has what it names."""
+    if not log.words:
+        template = template.replace("{item_id} ", "").replace("{item_text}", "{item_id}")
+    return template if log.first is not None else template.replace("{item_rate}", "")
 
 
 def _context(log: Facts, gpu: bool) -> tuple[int, str]:

@@ -82,7 +82,7 @@ def test_rates_that_the_words_tell_are_a_floor_of_their_own() -> None:
     found = floors(replace(log, table=table), rows, context=5)
     auc = {name: metrics.auc(log.label[rows], scores) for name, scores in found.items()}
     assert max(auc, key=lambda name: auc[name] or 0) == IN_WORDS
-    assert 0.85 < auc[IN_WORDS] < 0.95
+    assert max(auc[name] for name in FLOORS) < 0.9 < auc[IN_WORDS]
 
 
 def test_a_user_rate_helps_where_users_differ() -> None:

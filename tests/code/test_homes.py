@@ -141,6 +141,28 @@ def test_a_log_without_a_clock_or_titles_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("clock", "titles", "template"),
+    [
+        (True, True, "{item_text}, {item_rate}{user_rate}"),
+        (True, False, "{item_id}, {item_rate}{user_rate}"),
+        (False, False, "{item_id}, {user_rate}"),
+    ],
+)
+def test_a_recipe_s_words_are_those_that_the_log_can_fill(
+    tmp_path: Path, clock: bool, titles: bool, template: str
+) -> None:
+    rows = [
+        {"user": row["member"], "item": row["sku"], "label": row["clicked"]}
+        | ({"timestamp": row["shown_at"]} if clock else {})
+        | ({"title": f"Thing {row['sku']}"} if titles else {})
+        for row in shown()
+    ]
+    proposed = plain(propose(csv(tmp_path / "log.csv", rows), tmp_path, name="smollm2-135m"))
+    assert proposed["tokens"]["template"] == template
+    assert "Films" not in proposed["tokens"]["prefix"]
+
+
+@pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([{"user": 1, "item": 2, "stars_given": 3, "price": 4}] * 3, "which column holds clicks, labels or ratings?"),

@@ -53,7 +53,7 @@ def test_the_readme_s_headline_is_in_the_documents() -> None:
         document = "llm" if model.startswith("SmolLM2") else "results"
         text = (ROOT / "docs" / f"{document}.md").read_text()
         _, _, log = model.partition(", ")
-        tables = re.findall(rf"^\*\*{log}(?:-instruction)?\*\*[^\n]*\n\n((?:\|[^\n]*\n)+)", text, re.MULTILINE)
+        tables = re.findall(rf"^\*\*{log}(?:-rates)?\*\*[^\n]*\n\n((?:\|[^\n]*\n)+)", text, re.MULTILINE)
         lines = [line for table in tables for line in table.splitlines() if line.startswith("| `dti_isolated`")]
         delays = [re.findall(r"\| (1 day|1 hour|10 minutes) \|", line) for line in lines]
         wanted = ["1 day"] if labels == "a day late" else []
