@@ -72,10 +72,19 @@ def _of_moments(delay: float | None) -> float:
 
 
 def make_rates(connection: duckdb.DuckDBPyConnection, rules: Rules) -> None:
-    """Table ``rates`` of the whole ``labelled``, where ``rules.rates`` asks for any. Cost: a sort by item and time."""
-    if rules.rates:
-        until_test = rules.split.feedback_until == "test_start"
-        run_script(connection, "rates", delay=_of_moments(rules.split.feedback_delay), until_test=until_test)
+    """Table ``rates`` of ``labelled``, where ``rules.rates`` asks for any: of the whole log, or of a load, for which
+    ``good_rows`` of the whole log are there. Cost: a sort of the log by item and time."""
+    if not rules.rates:
+        return
+    labels = "FROM labelled" if rules.split.feedback_until is None else "FROM labelled WHERE split <> 'test'"
+    if rules.first_file:  # labelled has users of the load only
+        row = 'user_id, item_id, rating, "timestamp", request_id, own_split'
+        once = "" if rules.repeats else f"GROUP BY {row}"
+        labels = (
+            f"SELECT *, rating > {rules.split.label_threshold!r} AS label FROM (SELECT {row} FROM good_rows {once})"
+        )
+    connection.execute(f"CREATE TEMP VIEW labels AS {labels}")
+    run_script(connection, "rates", delay=_of_moments(rules.split.feedback_delay))
 
 
 def _with_columns(columns: Sequence[str]) -> str:

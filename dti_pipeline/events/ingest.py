@@ -143,10 +143,10 @@ def _check_loads(config: Config) -> None:
             "params key `split.rule` must be global_time or column where `events.loads_from` names a load: shares of a"
             " user's own history change with every row, and what was made before must not"
         )
-    if config.events.loads_from is not None and config.tokens.rates:
+    if config.events.loads_from is not None and config.tokens.rates and config.split.feedback_until is not None:
         raise InputError(
-            f"params key `tokens.template` must not name {{{config.tokens.rates[0]}}} where `events.loads_from` names a"
-            " load: a load reads the histories of its own users, and rates are made of all"
+            "params key `split.feedback_until` must be null where `events.loads_from` names a load and"
+            f" `tokens.template` {{{config.tokens.rates[0]}}}: a load tells the split of its own users only"
         )
 
 

@@ -17,6 +17,7 @@ from dti_pipeline.events import buckets
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.events.published import CONTEXT
 from dti_pipeline.events.report import IngestReport
+from dti_pipeline.packing.settings import RATES
 from dti_pipeline.paths import Paths
 from tests import growing_logs as growing
 from tests.code.raw_logs import adds_up
@@ -32,6 +33,11 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "ties in order": {"split": {"ties": "ordered"}},
     "requests": {"events": {"columns": {"item_text": "title", "request_id": "request"}}},
     "columns of the log": {"tokens": {"template": "{item_text} {title}"}},
+    "rates": {"tokens": {"template": "{item_rate}{user_rate}"}, "split": {"feedback_delay": 7200.0}},
+    "rates, equal rows kept": {
+        "tokens": {"template": "{item_rate}{user_rate}"},
+        "events": {"columns": {"item_text": "title"}, "duplicates": "keep"},
+    },
 }
 
 
@@ -77,6 +83,7 @@ def test_a_row_of_a_load_is_what_it_is_in_one_log(
         for row in load:
             alike = whole[tuple(row[name] for name in OWN)]
             assert {name: row[name] for name in names} == {name: alike[name] for name in names}
+            assert [row.get(name) for name in RATES] == [alike.get(name) for name in RATES]
             if row["split"] != CONTEXT:
                 assert row["split"] == split_of(report, begins[row["user_id"], row["request"]])
         users = {row["user_id"] for row in load if row["split"] != CONTEXT}
@@ -207,6 +214,11 @@ FOLDERS: list[tuple[str, dict[str, Any], str]] = [
     ("user_order", {"split": {"rule": "user_order"}}, "`split.rule` must be global_time or column where"),
     ("users", {"events": {"max_users": 3}}, "`events.max_users` must be null where `events.loads_from`"),
     ("first", {"events": {"loads_from": "2020-01-01.csv"}}, "2020-01-01.csv, and no file of .* comes before it"),
+    (
+        "rates",
+        {"split": {"feedback_until": "test_start"}, "tokens": {"template": "{item_rate}"}},
+        "`split.feedback_until` must be null where `events.loads_from` names a load",
+    ),
     ("file", {"events": {"path": "log/2020-01-01.csv"}}, "`events.loads_from` needs a folder"),
 ]
 

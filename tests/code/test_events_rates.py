@@ -119,15 +119,9 @@ def test_an_order_without_a_clock_has_rates_of_users_only(home: Paths) -> None:
         ingest(config(home, **columns), home)
 
 
-def test_a_log_with_a_column_of_that_name_and_one_that_grows_are_refused(home: Paths) -> None:
+def test_a_log_with_a_column_of_that_name_is_refused(home: Paths) -> None:
     (home.home / "log.csv").write_text(f"{HEADER},item_rate\n1,1,5,1,0.3\n")
     with pytest.raises(InputError, match="which is made of labels, and the log has a column of that name"):
         ingest(config(home), home)
-    (home.home / "logs").mkdir()
-    for name in ("a.csv", "b.csv"):
-        (home.home / "logs" / name).write_text(f"{HEADER}\n1,1,5,1\n")
-    log = config(home, split={"rule": "global_time"}, loads_from="b.csv")
-    with pytest.raises(InputError, match="must not name"):
-        ingest(replace(log, events=replace(log.events, path=str(home.home / "logs"))), home)
     with pytest.raises(InputError, match="user_template"):
         TokensConfig(user_template="{user_rate}")

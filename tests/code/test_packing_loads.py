@@ -32,6 +32,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "gap": {"template": "{gap} {item_text}"},
     "users": {"user_template": "taste {taste}"},
     "columns": {"template": "{item_text} {title}"},
+    "rates": {"template": "{item_text} {item_rate}{user_rate}"},
     "prefix": {"prefix": "clicks of a user"},
 }
 

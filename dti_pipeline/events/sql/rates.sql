@@ -1,9 +1,9 @@
 -- rates("row", item_rate, user_rate): of each interaction, how often its item and its user were liked so far, as a digit:
 -- tenths of the share of labels that are 1, among those known when the interaction's request was made. The share starts
 -- from 5 labels at that of all labels known by then.
--- Table labelled is there. A user's known labels are those of `known`; of the other rows one is known where its time and
--- the delay have passed. delay: seconds, above 0: what happens in one moment knows nothing of each other. until_test: no
--- label of a test row is ever known.
+-- Table labelled is there, and view labels(item_id, timestamp, label) of all that is ever told of the whole log. A user's
+-- known labels are those of `known`; any other is known where its time and the delay have passed. delay: seconds, above 0:
+-- what happens in one moment knows nothing of each other.
 CREATE TEMP MACRO tenths(liked, seen, share) AS
 least(9, floor(10 * (coalesce(liked, 0) + 5 * share) / (coalesce(seen, 0) + 5) + 1e-9))::INTEGER::VARCHAR;
 
@@ -11,10 +11,10 @@ CREATE TEMP TABLE told AS
 SELECT
     item_id,
     "timestamp" AS since,
-    sum(label) AS liked,
+    sum(label::INTEGER) AS liked,
     count(*) AS seen
-FROM labelled
-WHERE "timestamp" IS NOT NULL AND NOT (getvariable('until_test') AND split = 'test')
+FROM labels
+WHERE "timestamp" IS NOT NULL
 GROUP BY item_id, "timestamp";
 
 CREATE TEMP TABLE item_told AS
