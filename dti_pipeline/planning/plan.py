@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from dti_pipeline import artifacts
@@ -101,7 +102,10 @@ def plan(
             "trained": trained,
             "method": "full" if adapters is None else "lora",
         },
-        "advice": [*filter(None, [_advice(shape, adapters), None if better is None else better.advice(padding)])],
+        "advice": [
+            *_advice(config, shape, adapters, pretrained),
+            *([] if better is None else [better.advice(padding)]),
+        ],
         "gpu": {**vars(card), "count": training.processes, "utilisation": utilisation},
         "memory": {**memory, "total_gb": total, "micro_batch_tokens": batch, "fits": total <= card.memory_gb},
         "paradigms": paradigms,
@@ -109,12 +113,13 @@ def plan(
     }
 
 
-def _advice(shape: Shape, adapters: int | None) -> str | None:
-    """A sentence on what of the model to train; none where there is nothing to say."""
-    if adapters is None or shape.hidden >= NARROW:
-        return None
-    whole = 16 * shape.parameters / 1e9  # fp32: a weight, its gradient and two moments
-    return f"{shape.hidden} wide: trains as fast whole as with adapters (model.lora.rank: 0); {whole:.2g} GB of state"
+def _advice(config: Config, shape: Shape, adapters: int | None, pretrained: bool) -> Iterator[str]:
+    """A sentence on what of the model to train, and one on how its prompts open, where there is something to say."""
+    if adapters is not None and shape.hidden < NARROW:
+        state = f"{16 * shape.parameters / 1e9:.2g} GB of state"  # fp32: a weight, its gradient and two moments
+        yield f"{shape.hidden} wide: trains as fast whole as with adapters (model.lora.rank: 0); {state}"
+    if pretrained and not config.tokens.prefix and config.tokens.user_template is None:
+        yield "windows lose the first token, which pretrained models lean on: say what the rows are (tokens.prefix)"
 
 
 def _log(

@@ -98,9 +98,13 @@ def test_adapters_save_a_third_of_the_products_and_cost_their_own() -> None:
 def test_a_narrow_model_with_adapters_is_advised_on(home: Paths, model: str, rank: int, advised: bool) -> None:
     arguments = ["plan", "--model", model, "--users", "50", "--interactions", "60"]
     page = CliRunner().invoke(app, [*arguments, "--set", f"model.lora.rank={rank}"]).stdout
-    found = [line for line in page.splitlines() if line.startswith("advice")]
+    *found, last = [line for line in page.splitlines() if line.startswith("advice")]
+    assert "tokens.prefix" in last
     assert len(found) == advised
-    assert all("model.lora.rank: 0" in line and len(line) <= 110 for line in found)
+    assert all("model.lora.rank: 0" in line for line in found)
+    assert max(map(len, [*found, last])) <= 110
+    opened = CliRunner().invoke(app, [*arguments, "--set", "tokens.prefix=Films:"]).stdout
+    assert "tokens.prefix" not in opened
 
 
 def store_on_disk(paths: Paths, users: int = 30, interactions: int = 40, tokens: int = 9) -> None:
