@@ -181,9 +181,45 @@ def _events(log: _Log) -> Iterator[Check]:
     yield _check("no training row of a user comes behind a held-out one", where, wrong)
     clicked = log.table["rating"].to_numpy() > log.split_settings["label_threshold"]
     yield _check("a label is 1 where the rating is above the threshold, else 0", where, log.label != clicked)
+    for name in sorted({"item_rate", "user_rate"}.intersection(log.table.column_names)):
+        wrong = log.table[name].to_numpy() != _rate(log, name).astype(str)
+        yield _check(f"{name} counts labels that were known, and all of them", where, wrong)
     if log.load.any():
         rule = "rows for context are rows of an earlier load, and no row is a load's own twice"
         yield _check(rule, where, _twice(log))
+
+
+def _rate(log: _Log, name: str) -> Array:
+    """What a rate should be, 0 to 9."""
+    known, clicks, share = np.zeros(len(log), np.int64), np.zeros(len(log), np.int64), np.full(len(log), 0.5)
+    if name == "user_rate":
+        known, liked = log.known, np.append(0, np.cumsum(log.label))
+        clicks = liked[log.history + known] - liked[log.history]
+    if log.time is not None:
+        # What happens in one moment, to the microsecond, is not known to it.
+        latest = _least_of_request(log) - max(log.split_settings["feedback_delay"] or 0, 5e-7)
+        times = np.unique(np.append(log.time, latest))
+        told, asked = np.searchsorted(times, log.time), np.searchsorted(times, latest)
+        told_ever = ~log.context & ~((log.split == 2) & (log.split_settings["feedback_until"] == "test_start"))
+        item = log.table["item_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        for load in np.unique(log.load):  # each was made with the rows that were there
+            here, tells = log.load == load, told_ever & (log.load <= load)
+            seen, liked = _told(told[tells], log.label[tells], asked[here])
+            share[here] = np.where(seen > 0, liked / np.maximum(seen, 1), 0.5)
+            if name == "item_rate":
+                times_of = item * (len(times) + 1)  # of one item behind those of another
+                moments = (times_of + told)[tells]
+                seen, liked = _told(moments, log.label[tells], (times_of + asked)[here])
+                before, liked_before = _told(moments, log.label[tells], (times_of - 1)[here])
+                known[here], clicks[here] = seen - before, liked - liked_before
+    return np.minimum(9, np.floor(10 * (clicks + 5 * share) / (known + 5) + 1e-9)).astype(np.int64)
+
+
+def _told(when: Array, label: Array, until: Array) -> tuple[Array, Array]:
+    """How many labels come by each moment of ``until``, and how many of them are clicks."""
+    order = np.argsort(when, kind="stable")
+    seen = np.searchsorted(when[order], until, side="right")
+    return seen, np.append(0, np.cumsum(label[order]))[seen]
 
 
 def _twice(log: _Log) -> Array:

@@ -7,15 +7,20 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from dti_pipeline import audit
 from dti_pipeline.config import Config, TokensConfig
 from dti_pipeline.errors import InputError
+from dti_pipeline.events import published
 from dti_pipeline.events.ingest import ingest
 from dti_pipeline.paths import Paths
+from tests import growing_logs as growing
 from tests.code.raw_logs import HEADER, rows, settings
 
 #: (user, item, click, time): few of each, so that ties are common.
@@ -105,6 +110,35 @@ def test_any_number_of_buckets_has_the_same_bytes(home: Paths) -> None:
         ingest(config(home, split={"feedback_delay": 300}, buckets=buckets), home)
         made.append((home.events / "interactions.parquet").read_bytes())
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("loads_from", [None, growing.FIRST_LOAD], ids=["one log", "loads"])
+@pytest.mark.parametrize("ids", [True, False], ids=["request ids", "no ids"])
+@pytest.mark.parametrize("delay", [None, 7200.0])
+def test_the_audit_counts_the_same_and_finds_one_that_is_not(
+    home: Paths, loads_from: str | None, ids: bool, delay: float | None
+) -> None:
+    """Counted by other code, from the published files alone."""
+    growing.write(home, late=True)
+    columns = {"item_text": "title", **({"request_id": "request"} if ids else {})}
+    made = growing.config(
+        loads_from, events={"columns": columns}, split={"feedback_delay": delay}, tokens={"template": BOTH}
+    )
+    ingest(made, home)
+    rules = [f"{name} counts labels that were known, and all of them" for name in ("item_rate", "user_rate")]
+    assert audited(home, rules) == [0, 0]
+    path = published.interactions(home.events)[-1]
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("item_rate")
+    other = pa.array([str(9 - int(rate)) for rate in table["item_rate"].to_pylist()])
+    pq.write_table(table.set_column(at, table.schema.field(at), other), path)
+    assert audited(home, rules) == [len(table), 0]
+
+
+def audited(home: Paths, rules: list[str]) -> list[int]:
+    """Rows that break these rules."""
+    found = {check.rule: check.broken for check in audit._events(audit._Log.read(home.events))}
+    return [found[rule] for rule in rules]
 
 
 def test_an_order_without_a_clock_has_rates_of_users_only(home: Paths) -> None:
