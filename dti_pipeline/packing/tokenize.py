@@ -26,6 +26,7 @@ from dti_pipeline.events.report import IngestReport
 from dti_pipeline.execution import tasks
 from dti_pipeline.packing.log_columns import Log
 from dti_pipeline.packing.report import Knowledge, TokenizedLoad, TokenizeReport
+from dti_pipeline.packing.settings import RATES
 from dti_pipeline.packing.store import ITEMS, read_columns, write_columns, write_parts
 from dti_pipeline.packing.user_texts import rendered
 from dti_pipeline.packing.vocabulary import ROLES, encode, load_trained, special_tokens, tokenizer_of
@@ -246,12 +247,12 @@ def _texts_of_users(log: Log, config: TokensConfig) -> tuple[list[str], NDArray[
 
 def _of_items(items: list[tuple[str, ...]], columns: Sequence[str]) -> dict[str, list[str]]:
     """What a server may look up by an item's id: its text, the one that came up last, and of ``columns`` those that
-    have one value for an item wherever it occurs. Any other is of the interaction, and for the request to tell."""
+    have one value for an item wherever it occurs. Any other, as a rate, is of the interaction: the request tells it."""
     last = {item[0]: item for item in items}
     ids = sorted(last)
     found = {"item_id": ids, "item_text": [last[one][1] for one in ids]}
     for place, name in enumerate(columns, 2):
-        if all(item[place] == last[item[0]][place] for item in items):
+        if name not in RATES and all(item[place] == last[item[0]][place] for item in items):
             found[name] = [last[one][place] for one in ids]
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing.settings import RATES
 
 #: Seconds up to which a gap has a name, and the name; the last one has no end.
 _GAPS = {
@@ -31,6 +32,11 @@ def render(template: str, item_id: str, item_text: str | None, more: Mapping[str
     """Text of an interaction with an item; one without a text is called by its id. ``more``: other values by name."""
     text = (item_text or "").strip() or f"item {item_id}"
     return template.format(item_id=item_id, item_text=text, **(more or {})).strip()
+
+
+def stand_in(name: str) -> str:
+    """A value of a column, where any will do."""
+    return "5" if name in RATES else f"some {name}"
 
 
 def render_user(template: str, values: Mapping[str, str]) -> str:

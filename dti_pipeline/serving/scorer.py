@@ -22,6 +22,7 @@ from dti_pipeline.modeling.network.storage import load
 from dti_pipeline.packing import prompts, words
 from dti_pipeline.packing.reader import Rows
 from dti_pipeline.packing.report import Knowledge
+from dti_pipeline.packing.settings import RATES
 from dti_pipeline.packing.store import ITEMS, TokenStore, in_context
 from dti_pipeline.packing.vocabulary import load_tokenizer
 from dti_pipeline.paradigms import Paradigm
@@ -366,6 +367,12 @@ class Scorer:
             value = given.get(name) if name in given or of_items is None else of_items.get(item_id or "", "")
             if value is None:
                 raise self._lacks(item, name)
+            if name in RATES and not (len(value) == 1 and value in "0123456789"):
+                called = item.item_text if item_id is None else item_id
+                raise InputError(
+                    f"the item {called!r} has {name} {value!r}: it must be a digit, 0 to 9, tenths of the clicks among"
+                    " the labels that were known when it was shown"
+                )
             values[name] = value
         return words.render(template, item_id or "", known, values)
 

@@ -28,6 +28,7 @@ from dti_pipeline import artifacts
 from dti_pipeline.config import Config
 from dti_pipeline.errors import InputError
 from dti_pipeline.evaluation.report import Comparison
+from dti_pipeline.packing.words import stand_in
 from dti_pipeline.paths import Paths
 from dti_pipeline.tracking import mlflow_store
 from dti_pipeline.training.report import Texts, TrainReport
@@ -41,7 +42,7 @@ ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<versio
 def example(texts: Texts) -> dict[str, Any]:
     """A request that a model with these texts answers: it has all that they need, and times where they need them."""
     named = texts.named
-    of_item, user = ({name: f"some {name}" for name in names} for names in (named.columns, named.user_columns))
+    of_item, user = ({name: stand_in(name) for name in names} for names in (named.columns, named.user_columns))
     by_text = of_item | ({"item_id": "3"} if "item_id" in named.names else {})
     history: list[dict[str, Any]] = [
         {"item_id": "1", "label": 1} | of_item,

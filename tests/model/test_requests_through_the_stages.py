@@ -88,6 +88,7 @@ LOGS = {
     "ids, late labels": (True, DELAY, "{item_text}"),
     "one time stamp": (False, None, "{item_text}"),
     "more words": (True, DELAY, "{gap} {device} {item_text} ({genres})"),
+    "rates": (True, DELAY, "{item_text} {item_rate}{user_rate}"),
 }
 
 
@@ -139,8 +140,8 @@ def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: st
     evaluated = pq.read_table(judged.evaluation(paradigm) / "predictions.parquet").to_pydict()
     probability = dict(zip(evaluated["row"], evaluated["probability"], strict=True))
 
-    def device(row: int) -> dict[str, Any]:
-        return {"device": log["device"][row]} if "device" in log else {}
+    def own(row: int) -> dict[str, Any]:
+        return {name: log[name][row] for name in ("device", "item_rate", "user_rate") if name in log}
 
     with (judged.home / "log.csv").open() as file:
         lines = {(one["user"], one["item"], float(one["time"])): one for one in csv.DictReader(file)}
@@ -160,13 +161,13 @@ def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: st
         first = begin + log["request"][row]
         history = [
             {"item_id": log["item_id"][r], "label": log["label"][r] if r < begin + log["known"][row] else None}
-            | device(r)
+            | own(r)
             | shown(r, log["timestamp"][r])
             for r in sorted(range(begin, first), key=lambda r: (log["timestamp"][r], place[keys[r]]))
         ]  # as a client has it, in the order of time
         one = asked.setdefault(first, {"history": history, "candidates": []})
         one |= shown(row, min(log["timestamp"][row], one.get("timestamp", np.inf)))
-        one["candidates"].append({"item_id": log["item_id"][row]} | device(row))
+        one["candidates"].append({"item_id": log["item_id"][row]} | own(row))
         rows.setdefault(first, []).append(row)
     scorer = Scorer.load(judged.model(paradigm), cache_items=kept)
     answers = scorer.score(list(asked.values()))
@@ -197,6 +198,21 @@ def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) 
         scorer.score([asked | {"history": [one], "timestamp": 10}])
     near, far = scorer.score([asked | {"timestamp": 60}, asked | {"timestamp": 10**6}])
     assert near != far
+
+
+def test_a_rate_is_a_digit_of_each_entry(judged: Paths) -> None:
+    scorer = Scorer.load(judged.model("dti"))
+    if "item_rate" in scorer.names:
+        asked = {"item_id": "1", "item_rate": 5, "user_rate": "2"}
+        ([one],), ([other],) = (
+            scorer.score([{"history": [], "candidates": [asked | rate]}]) for rate in ({}, {"item_rate": "9"})
+        )
+        assert one != other
+        with pytest.raises(InputError, match=r"^the item '1' has no user_rate, which the model's tokens\.template"):
+            scorer.score([{"history": [], "candidates": [{"item_id": "1", "item_rate": 5}]}])
+        for wrong in (0.5, 17, "", "²"):
+            with pytest.raises(InputError, match=r"^the item '1' has item_rate '.*': it must be a digit, 0 to 9"):
+                scorer.score([{"history": [], "candidates": [asked | {"item_rate": wrong}]}])
 
 
 def test_the_registry_s_example_is_answered(judged: Paths) -> None:

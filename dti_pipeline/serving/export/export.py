@@ -17,6 +17,7 @@ from dti_pipeline import artifacts, locks
 from dti_pipeline.errors import CheckFailed, InputError
 from dti_pipeline.modeling.network import standalone
 from dti_pipeline.modeling.network.storage import HEAD
+from dti_pipeline.packing.words import stand_in
 from dti_pipeline.serving.export import card
 from dti_pipeline.serving.export.limits import require_plain
 from dti_pipeline.serving.requests import Item, Request
@@ -154,8 +155,8 @@ def _round(base: Path, dtype: torch.dtype) -> None:
 def _questions(scorer: Scorer) -> list[Request]:
     """Requests of the log's items, with histories of all lengths up to the context, most of them whole."""
     draw, ids = np.random.default_rng(0), sorted(scorer.titles) or ["1", "2", "3"]
-    more = tuple((name, f"some {name}") for name in sorted(name for name, of in scorer.columns.items() if of is None))
-    user = tuple((name, f"some {name}") for name in scorer.user_columns)
+    more = tuple((name, stand_in(name)) for name in sorted(name for name, of in scorer.columns.items() if of is None))
+    user = tuple((name, stand_in(name)) for name in scorer.user_columns)
     context = scorer.model.context
     asked = []
     for i in range(COMPARED):

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from dti_pipeline.errors import InputError
+from dti_pipeline.packing.words import stand_in
 from dti_pipeline.serving import item_store
 from dti_pipeline.serving.http.metrics import Metrics
 from dti_pipeline.serving.item_states import ItemStates
@@ -127,7 +128,7 @@ def _unless_refused(said: str) -> Iterator[None]:
 
 def example(scorer: Scorer) -> dict[str, Any]:
     """A request that the model can answer: it has every time and column that any model asks for."""
-    item = {"item_id": "0", "item_text": "a title"} | dict.fromkeys(scorer.columns, "")
+    item = {"item_id": "0", "item_text": "a title"} | {name: stand_in(name) for name in scorer.columns}
     history = [item | {"label": 1, "timestamp": 0}]
     user = dict.fromkeys(scorer.user_columns, "")
     return {"user": user, "timestamp": 60, "history": history, "candidates": [item]}
