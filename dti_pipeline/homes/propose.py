@@ -31,6 +31,7 @@ TOKENS = {
     "prefix": "An instruction, which every target sees: say what your rows are.",
     "user_template": 'Text of a user: "{age} {occupation}", columns of the log.',
 }
+RATES_TOLD = " Rates count labels that were known by then; a request to the model has to give them."
 #: In place of a recipe's, which is of its own log.
 PREFIX = "Items that one person was shown, oldest first, and whether they were liked:"
 
@@ -320,19 +321,20 @@ def _recipe(log: Facts, name: str | None, gpu: bool) -> list[Setting]:
     tokens = sections["tokens"] | {"user_template": None, "template": _template(sections["tokens"]["template"], log)}
     if "prefix" in tokens and " " in tokens["prefix"]:
         tokens["prefix"] = PREFIX
+    told = TOKENS | ({"template": TOKENS["template"] + RATES_TOLD} if "_rate}" in tokens["template"] else {})
     for key, value in tokens.items():
-        settings.append(Setting(f"tokens.{key}", value, TOKENS.get(key, "")))
-    packing = sections["packing"] | {"context": context, "row_length": "auto"}
-    reasons = {
-        "context": why,
-        "row_length": f"The length in which prompts take the fewest tokens; titles have {log.words:.1f} words.",
-    }
+        settings.append(Setting(f"tokens.{key}", value, told.get(key, "")))
+    scratch = not sections["model"].get("name_or_path")
+    packing = sections["packing"] | {"context": context} | ({"row_length": "auto"} if scratch else {})
+    length = f"The length in which prompts take the fewest tokens; titles have {log.words:.1f} words."
+    if not scratch:
+        length = "As the recipe has it: longer rows would make steps of more targets than it was chosen with."
+    reasons = {"context": why, "row_length": length}
     settings += [Setting(f"packing.{key}", value, reasons.get(key, "")) for key, value in packing.items()]
     first = f"Recipe {name}. {chosen_by}"
     for key, value in sections["model"].items():
         settings.append(Setting(f"model.{key}", value, first))
         first = ""
-    scratch = not sections["model"].get("name_or_path")
     training = dict(sections["training"])
     why = "As the recipe has it."
     if scratch:

@@ -160,6 +160,7 @@ def test_a_recipe_s_words_are_those_that_the_log_can_fill(
     proposed = plain(propose(csv(tmp_path / "log.csv", rows), tmp_path, name="smollm2-135m"))
     assert proposed["tokens"]["template"] == template
     assert "Films" not in proposed["tokens"]["prefix"]
+    assert proposed["packing"]["row_length"] == 4096  # longer rows would make larger steps
 
 
 @pytest.mark.parametrize(
