@@ -208,10 +208,9 @@ def _rate(log: _Log, name: str) -> Array:
             share[here] = np.where(seen > 0, liked / np.maximum(seen, 1), 0.5)
             if name == "item_rate":
                 times_of = item * (len(times) + 1)  # of one item behind those of another
-                moments = (times_of + told)[tells]
-                seen, liked = _told(moments, log.label[tells], (times_of + asked)[here])
-                before, liked_before = _told(moments, log.label[tells], (times_of - 1)[here])
-                known[here], clicks[here] = seen - before, liked - liked_before
+                span = np.stack([times_of - 1, times_of + asked])[:, here]  # all before it, and all until it was asked
+                counts = _told((times_of + told)[tells], log.label[tells], span)
+                known[here], clicks[here] = (until - before for before, until in counts)
     return np.minimum(9, np.floor(10 * (clicks + 5 * share) / (known + 5) + 1e-9)).astype(np.int64)
 
 

@@ -60,8 +60,7 @@ class Log:
     def read(cls, events: Path, config: Config, folder: Path) -> Log:
         """Read the interactions, ordered by user; the columns lie in ``folder``, which has to stay. Cost: one read of
         the log. Memory: that of a span and the distinct values."""
-        wanted = {*config.tokens.read_columns, *config.tokens.rates}
-        missing = wanted.difference(pq.read_schema(events).names)
+        missing = set(config.tokens.published_columns).difference(pq.read_schema(events).names)
         for name in sorted(missing):
             key = config.tokens.key_of(name)
             raise InputError(

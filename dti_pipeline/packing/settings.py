@@ -67,6 +67,11 @@ class TokensConfig:
         """All that is read of the log besides the canonical columns."""
         return tuple(name for name in dict.fromkeys([*self.columns, *self.user_columns]) if name not in RATES)
 
+    @property
+    def published_columns(self) -> tuple[str, ...]:
+        """All that the interactions have besides the canonical columns, in their order."""
+        return (*self.read_columns, *self.rates)
+
     def key_of(self, column: str) -> str:
         """The params key that names a column."""
         return "tokens.template" if column in self.columns else "tokens.user_template"

@@ -48,7 +48,7 @@ CANONICAL_TYPES = {
 
 def canonical_types(config: Config) -> dict[str, str]:
     """Of the interactions, with the columns that the templates name."""
-    return CANONICAL_TYPES | dict.fromkeys([*config.tokens.read_columns, *config.tokens.rates], "VARCHAR")
+    return CANONICAL_TYPES | dict.fromkeys(config.tokens.published_columns, "VARCHAR")
 
 
 @dataclass(frozen=True)
