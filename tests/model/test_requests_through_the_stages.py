@@ -104,6 +104,11 @@ def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return paths
 
 
+def only(*names: str) -> pytest.MarkDecorator:
+    """For a test of these logs."""
+    return pytest.mark.parametrize("judged", [LOGS[name] for name in names], indirect=True, ids=names, scope="module")
+
+
 def test_a_click_that_is_written_last_tells_nothing(judged: Paths) -> None:
     found = from_plain(Comparison, json.loads(judged.comparison_file("json").read_text()))
     test = found.protocol
@@ -130,12 +135,13 @@ def test_a_request_costs_one_history(judged: Paths) -> None:
     assert artifacts.read(judged.shards("sliding_window"), "pack", PackReport).report.plans["train"].prompts > 0
 
 
-@pytest.mark.parametrize("paradigm", ["dti", "dti_isolated"])
-@pytest.mark.parametrize("kept", [False, True], ids=["prompts", "item states"])
+@pytest.mark.parametrize(
+    ("paradigm", "kept"),
+    [("dti", False), ("dti_isolated", False), ("dti_isolated", True)],  # items of dti have no states of their own
+    ids=["dti, prompts", "dti_isolated, prompts", "dti_isolated, item states"],
+)
 def test_what_a_server_answers_is_what_was_evaluated(judged: Paths, paradigm: str, kept: bool) -> None:
     """From the history with its times, labels not known yet left out."""
-    if kept and paradigm != "dti_isolated":
-        pytest.skip("its items have no states of their own")
     log = pq.read_table(judged.events / "interactions.parquet").to_pydict()
     evaluated = pq.read_table(judged.evaluation(paradigm) / "predictions.parquet").to_pydict()
     probability = dict(zip(evaluated["row"], evaluated["probability"], strict=True))
@@ -185,10 +191,9 @@ def test_requests_of_one_time_that_ids_tell_apart_are_certified(judged: Paths) -
     assert bool(late.cases) == given
 
 
+@only("more words")
 def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) -> None:
     scorer = Scorer.load(judged.model("dti"))
-    if "gap" not in scorer.names:
-        pytest.skip("it reads none")
     one = {"item_id": "1", "device": "tv", "label": 1}
     asked = {"history": [one | {"timestamp": 10}], "candidates": [{"item_id": "2", "device": "tv"}]}
     assert scorer.score([asked | {"history": []}, asked | {"timestamp": 10**6}])
@@ -200,19 +205,19 @@ def test_a_model_that_reads_gaps_refuses_a_request_without_times(judged: Paths) 
     assert near != far
 
 
+@only("rates")
 def test_a_rate_is_a_digit_of_each_entry(judged: Paths) -> None:
     scorer = Scorer.load(judged.model("dti"))
-    if "item_rate" in scorer.names:
-        asked = {"item_id": "1", "item_rate": 5, "user_rate": "2"}
-        ([one],), ([other],) = (
-            scorer.score([{"history": [], "candidates": [asked | rate]}]) for rate in ({}, {"item_rate": "9"})
-        )
-        assert one != other
-        with pytest.raises(InputError, match=r"^the item '1' has no user_rate, which the model's tokens\.template"):
-            scorer.score([{"history": [], "candidates": [{"item_id": "1", "item_rate": 5}]}])
-        for wrong in (0.5, 17, "", "²"):
-            with pytest.raises(InputError, match=r"^the item '1' has item_rate '.*': it must be a digit, 0 to 9"):
-                scorer.score([{"history": [], "candidates": [asked | {"item_rate": wrong}]}])
+    asked = {"item_id": "1", "item_rate": 5, "user_rate": "2"}
+    ([one],), ([other],) = (
+        scorer.score([{"history": [], "candidates": [asked | rate]}]) for rate in ({}, {"item_rate": "9"})
+    )
+    assert one != other
+    with pytest.raises(InputError, match=r"^the item '1' has no user_rate, which the model's tokens\.template"):
+        scorer.score([{"history": [], "candidates": [{"item_id": "1", "item_rate": 5}]}])
+    for wrong in (0.5, 17, "", "²"):
+        with pytest.raises(InputError, match=r"^the item '1' has item_rate '.*': it must be a digit, 0 to 9"):
+            scorer.score([{"history": [], "candidates": [asked | {"item_rate": wrong}]}])
 
 
 def test_the_registry_s_example_is_answered(judged: Paths) -> None:
@@ -225,11 +230,14 @@ def test_the_registry_s_example_is_answered(judged: Paths) -> None:
     assert ("timestamp" in asked) == (texts.knowledge.feedback_delay is not None)
 
 
+@only("ids, late labels", "one time stamp", "rates")
+def test_without_columns_of_items_only_their_texts_are_known(judged: Paths) -> None:
+    assert pq.read_schema(judged.tokens / "items.parquet").names == ["item_id", "item_text"]
+
+
+@only("more words")
 def test_columns_of_an_item_are_known_by_its_id_and_those_of_a_row_are_asked_for(judged: Paths) -> None:
     scorer = Scorer.load(judged.model("dti"))
-    if "device" not in scorer.names:
-        assert pq.read_schema(judged.tokens / "items.parquet").names == ["item_id", "item_text"]
-        pytest.skip("it reads none")
     assert pq.read_schema(judged.model("dti") / "items.parquet").names == ["item_id", "item_text", "genres"]
 
     def ask(**item: Any) -> float:
